@@ -1,0 +1,112 @@
+"""Wheel and sdist have all that belongs in them, and the installed wheel works in a fresh virtual environment."""
+
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# what stands at the top of the repository and is installed inside the package
+MAPPED = {"examples": "safeagent_sa/examples", "migrations": "safeagent_sa/migrations"}
+
+
+def run(*command, **options):
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def tracked(*folders):
+    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *folders, cwd=ROOT).splitlines()
+    return {name for name in listed if (ROOT / name).is_file()}
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory):
+    """Wheel from sdist, as an index serves it; built from a copy, so that no stale build/ leaks in."""
+    folder = tmp_path_factory.mktemp("dist")
+    source = tmp_path_factory.mktemp("source")
+    for name in tracked("."):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    run(sys.executable, "-m", "build", "--outdir", folder, source)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fresh(dist, tmp_path_factory):
+    """A virtual environment with the wheel and nothing but its core dependencies."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", next(dist.glob("*.whl")))
+    return python
+
+
+def test_the_wheel_has_every_module_and_data_file(dist):
+    with zipfile.ZipFile(next(dist.glob("*.whl"))) as wheel:
+        inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    expected = set()
+    for name in tracked("safeagent_sa", *MAPPED):
+        top, _, rest = name.partition("/")
+        expected.add(f"{MAPPED[top]}/{rest}" if top in MAPPED else name)
+
+    assert inside == expected
+    assert "safeagent_sa/py.typed" in inside
+    assert "safeagent_sa/migrations/script.py.mako" in inside
+
+
+def test_the_wheel_carries_the_licence(dist):
+    with zipfile.ZipFile(next(dist.glob("*.whl"))) as wheel:
+        licence = next(name for name in wheel.namelist() if name.endswith("/LICENSE"))
+        assert b"Apache License" in wheel.read(licence)
+
+
+def test_the_sdist_has_all_to_work_on_the_library(dist):
+    with tarfile.open(next(dist.glob("*.tar.gz"))) as sdist:
+        inside = {name.partition("/")[2] for name in sdist.getnames()}
+
+    assert {"alembic.ini", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile"} <= inside
+    assert tracked("tests", "migrations", "examples", "benchmarks", "safeagent_sa") <= inside
+
+
+def test_the_installed_wheel_needs_no_extra(fresh, tmp_path):
+    run(
+        fresh,
+        "-c",
+        "import safeagent_sa, safeagent_sa.sqlite, safeagent_sa.compat, safeagent_sa.schema, sys;"
+        "assert not {'typer', 'rich', 'psycopg', 'greenlet'} & set(sys.modules)",
+        cwd=tmp_path,
+    )
+
+
+def test_the_command_line_without_its_extra_says_what_to_install(fresh, tmp_path):
+    for command in ([fresh.parent / "safeagent-sa"], [fresh, "-m", "safeagent_sa"]):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode != 0
+        assert "safeagent_sa[cli]" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_packaged_migrations_run_from_the_installed_wheel(fresh, tmp_path):
+    script = f"""
+import io
+from importlib.util import find_spec
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import create_engine
+from safeagent_sa import schema
+config = Config(output_buffer=io.StringIO())
+config.set_main_option("script_location", next(iter(find_spec("safeagent_sa.migrations").submodule_search_locations)))
+engine = create_engine("sqlite:///{tmp_path / "wheel.db"}")
+config.attributes["connection"] = engine
+command.upgrade(config, "head")
+schema.verify(engine)
+"""
+    run(fresh, "-c", script, cwd=tmp_path)
