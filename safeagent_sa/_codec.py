@@ -1,0 +1,81 @@
+"""Turns a result into the JSON text that is stored, and back; both directions of a receipt live here.
+
+Text, not JSONB: JSONB gives `1e16` back as an integer, reorders keys and refuses some strings, so that a replay would
+differ from the first answer. A value passes only if its stored text decodes to a value that encodes to the same text:
+the first caller gets that decoded value, hence the first answer equals every replay.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from .errors import InvalidResultError
+
+
+# A receipt that can be written but not read back is worse than none: the interpreter's own limit depends on how deep
+# the reader's stack is, this one does not.
+MAX_DEPTH = 100
+
+# An escaped NUL: an even number of backslashes before it belongs to the string's own text.
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
+
+def encode(value: Any, *, max_bytes: int) -> str:
+    """Return the JSON text of a result, or raise InvalidResultError before any SQL.
+
+    Args:
+        value: Plain JSON values: None, bool, int, finite float, str, and lists, tuples and dicts of them.
+        max_bytes: The most bytes that the text may have in UTF-8.
+    """
+    try:
+        text = _dump(value)
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise _refuse("has a string with a lone surrogate, which is not text") from None
+    except RecursionError:
+        raise _refuse(f"is nested more than {MAX_DEPTH} levels deep") from None
+    except (TypeError, ValueError) as error:
+        # the json module's own words name the type or the number, never the value's content
+        raise _refuse(f"is not plain JSON ({error}); convert it before complete()") from None
+    if size > max_bytes:
+        raise _refuse(
+            f"is {size} bytes of JSON, more than max_result_bytes={max_bytes}; store the bulk in a table of yours "
+            "and complete() with its key"
+        )
+    if _NUL.search(text):
+        raise _refuse(r"has a string with a NUL character (\u0000), which PostgreSQL cannot hold as text")
+    if _depth(text) > MAX_DEPTH:
+        raise _refuse(f"is nested more than {MAX_DEPTH} levels deep")
+    if _dump(decode(text)) != text:
+        raise _refuse("does not survive a round trip: two keys of a dict become the same string in JSON")
+    return text
+
+
+def decode(text: str) -> Any:
+    """Return the value of a stored JSON text."""
+    return json.loads(text)
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _depth(text: str) -> int:
+    if text.count("[") + text.count("{") <= MAX_DEPTH:  # the usual case, without a walk
+        return 0
+    depth = deepest = 0
+    for character in _STRING.sub("", text):
+        if character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest
+
+
+def _refuse(problem: str) -> InvalidResultError:
+    message = f"the result {problem}. Nothing was sent to the database; the claim is still open."
+    return InvalidResultError(message)

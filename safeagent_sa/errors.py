@@ -1,0 +1,249 @@
+"""Every error that the library raises itself; database errors are never wrapped and never appear here.
+
+    SafeAgentError
+    ├── OutcomeError                    the guard's answer was not "go on": handle these at run time
+    │   ├── RequestConflictError        the id was used for another action or payload
+    │   ├── ExecutionInProgressError    somebody else is at it; try again after `retry_after` seconds
+    │   ├── ExecutionInDoubtError       it may have happened; a person or a probe must settle it
+    │   ├── ExecutionFailedError        it ran before, and a failure is on record
+    │   └── ReceiptExpiredError         it ran before, and its receipt was purged
+    ├── InvalidInputError (ValueError)  refused before any SQL; the transaction stays usable
+    │   ├── InvalidRequestIdError
+    │   ├── InvalidScopeError
+    │   ├── InvalidActionError
+    │   ├── InvalidPayloadError
+    │   └── InvalidResultError
+    ├── MisuseError                     a mistake in the calling code: fix the code
+    │   ├── NotCompletedError           the block ended, or a COMMIT came, without a stored result
+    │   ├── AlreadyCompletedError       complete() a second time, on a replay, or after the block
+    │   ├── AlreadyClaimedError         the same id twice in one transaction
+    │   ├── ClaimLostError              the transaction or savepoint of the claim ended inside the block
+    │   ├── AutocommitError             no transaction is open, so nothing could be atomic
+    │   ├── TransactionAbortedError     the server would answer COMMIT with a silent ROLLBACK
+    │   ├── UnsupportedSessionError     not a synchronous Session
+    │   └── FingerprintKeyError         the key that made a stored fingerprint is not configured
+    └── SetupError                      the database or engine is not ready for the guard
+        ├── SchemaError                 the table is missing or older than this version
+        ├── EngineNotConfiguredError    SQLite without safeagent_sa.sqlite.configure(engine)
+        └── UnsupportedDialectError     a database that the guard does not know
+
+Every error carries its data as attributes, survives pickling (for worker processes and task queues) and holds
+neither a payload nor a result, so that it can be logged.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class SafeAgentError(Exception):
+    """Base of every error of this library.
+
+    The keyword arguments of the constructor become attributes.
+    """
+
+    def __init__(self, message: str, **attributes: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(attributes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, dict(self.__dict__))
+
+
+def _rebuild(cls: type[SafeAgentError], args: tuple[Any, ...], attributes: dict[str, Any]) -> SafeAgentError:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+class OutcomeError(SafeAgentError):
+    """The request was understood, but this call must not execute it.
+
+    Attributes:
+        scope: The scope of the request.
+        request_id: The id of the request.
+    """
+
+    scope: str
+    request_id: str
+
+
+class RequestConflictError(OutcomeError):
+    """The request_id is taken by another action or payload: HTTP APIs answer 422.
+
+    Attributes:
+        differs: `"action"` or `"payload"`, whichever was seen first.
+        stored_action: The action on record.
+    """
+
+    differs: str
+    stored_action: str
+
+
+class ExecutionInProgressError(OutcomeError):
+    """Somebody else's claim on the request_id is not finished: HTTP APIs answer 409.
+
+    Attributes:
+        retry_after: A sensible pause before the next attempt, in seconds.
+        waited: How long this call has waited, in seconds.
+    """
+
+    retry_after: float
+    waited: float
+
+
+class ExecutionInDoubtError(OutcomeError):
+    """An earlier execution ended without a recorded outcome; it may or may not have happened."""
+
+
+class ExecutionFailedError(OutcomeError):
+    """An earlier execution was recorded as failed.
+
+    Attributes:
+        error: The recorded error as JSON text, or None.
+        attempt: The number of attempts so far.
+    """
+
+    error: str | None
+    attempt: int
+
+
+class ReceiptExpiredError(OutcomeError):
+    """The request was executed before, but its receipt was purged; it is not executed again."""
+
+
+class InvalidInputError(SafeAgentError, ValueError):
+    """An argument was refused before any SQL was sent; the caller's transaction stays usable."""
+
+
+class InvalidRequestIdError(InvalidInputError):
+    """The request_id is empty, too long, not a string, or has characters that ids must not have."""
+
+
+class InvalidScopeError(InvalidInputError):
+    """The scope is too long, not a string, or has characters that scopes must not have."""
+
+
+class InvalidActionError(InvalidInputError):
+    """The action is empty, too long, not a string, or has characters that actions must not have."""
+
+
+class InvalidPayloadError(InvalidInputError):
+    """The payload has no canonical form.
+
+    Attributes:
+        path: Where in the payload, such as `$.items[2].price`.
+    """
+
+    path: str
+
+
+class InvalidResultError(InvalidInputError):
+    """The result cannot be stored and given back unchanged."""
+
+
+class MisuseError(SafeAgentError):
+    """The calling code breaks a rule of the guard; no retry helps, the code must change."""
+
+
+class NotCompletedError(MisuseError):
+    """A claim has no stored result when its block or its transaction ends.
+
+    Attributes:
+        scope: The scope of the request.
+        request_id: The id of the request.
+    """
+
+    scope: str
+    request_id: str
+
+
+class AlreadyCompletedError(MisuseError):
+    """`complete()` was called twice, on a replay, or after the block had ended.
+
+    Attributes:
+        scope: The scope of the request.
+        request_id: The id of the request.
+    """
+
+    scope: str
+    request_id: str
+
+
+class AlreadyClaimedError(MisuseError):
+    """The request_id is claimed already by this very transaction.
+
+    Attributes:
+        scope: The scope of the request.
+        request_id: The id of the request.
+    """
+
+    scope: str
+    request_id: str
+
+
+class ClaimLostError(MisuseError):
+    """The claim's row went away with a rollback, a commit or a savepoint inside the block.
+
+    Attributes:
+        scope: The scope of the request.
+        request_id: The id of the request.
+    """
+
+    scope: str
+    request_id: str
+
+
+class AutocommitError(MisuseError):
+    """The connection commits every statement by itself, so claim and writes cannot be atomic."""
+
+
+class TransactionAbortedError(MisuseError):
+    """The server has aborted the transaction after a swallowed error; its COMMIT would store nothing."""
+
+
+class UnsupportedSessionError(MisuseError):
+    """The object given as session is not a synchronous SQLAlchemy Session."""
+
+
+class FingerprintKeyError(MisuseError):
+    """A stored fingerprint cannot be checked, because its key is not among `fingerprint_keys`.
+
+    Attributes:
+        key_id: The id of the missing key, or None.
+    """
+
+    key_id: str | None
+
+
+class SetupError(SafeAgentError):
+    """The engine or the database is not ready for the guard."""
+
+
+class SchemaError(SetupError):
+    """The table is missing, or made by another version or another library.
+
+    Attributes:
+        table: The qualified name of the table.
+        found: The schema step that the database is at, 0 for none, or None for a foreign table.
+        needed: The schema step that this version needs.
+    """
+
+    table: str
+    found: int | None
+    needed: int
+
+
+class EngineNotConfiguredError(SetupError):
+    """A SQLite engine whose driver would not hold one transaction around the claim and the writes."""
+
+
+class UnsupportedDialectError(SetupError):
+    """The session's database is not one that the guard has a protocol for.
+
+    Attributes:
+        dialect: The name of the SQLAlchemy dialect.
+    """
+
+    dialect: str

@@ -1,0 +1,61 @@
+"""What may name a request, and what is refused before any SQL."""
+
+import pytest
+
+from safeagent_sa import InvalidActionError, InvalidInputError, InvalidRequestIdError, InvalidScopeError
+from safeagent_sa._keys import Key, validate_action, validate_key
+
+
+BAD = {
+    "not a string: int": 42,
+    "not a string: bytes": b"order-1",
+    "not a string: None": None,
+    "too long, ascii": "a" * 256,
+    "too long in bytes only": "é" * 128,
+    "NUL": "order\x00",
+    "newline": "order\n1",
+    "tab": "order\t1",
+    "escape": "order\x1b[31m",
+    "DEL": "order\x7f",
+    "C1 control": "order\x85one",
+    "lone high surrogate": "order\ud800",
+    "lone low surrogate": "\udfff",
+    "leading blank": " order",
+    "trailing blank": "order ",
+    "only a blank": " ",
+    "trailing no-break space": "order\xa0",
+    "leading ideographic space": "\u3000order",
+}
+
+
+@pytest.mark.parametrize("value", BAD.values(), ids=BAD)
+def test_bad_words_are_refused_by_name(value):
+    with pytest.raises(InvalidRequestIdError, match="request_id"):
+        validate_key("", value)
+    with pytest.raises(InvalidScopeError, match="scope"):
+        validate_key(value, "order-1")
+    with pytest.raises(InvalidActionError, match="action"):
+        validate_action(value)
+
+
+def test_only_the_scope_may_be_empty():
+    assert validate_key("", "order-1") == Key("", "order-1")
+    with pytest.raises(InvalidRequestIdError, match="empty"):
+        validate_key("", "")
+    with pytest.raises(InvalidActionError, match="empty"):
+        validate_action("")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a", "a" * 255, "é" * 127, "order:42 pay", "注文-42", "👩‍👩‍👧", "e\u0301", "a;b'c\"d", "%s{}"],
+)
+def test_good_words_pass_unchanged(value):
+    assert validate_key(value, value) == Key(value, value)
+    assert validate_action(value) == value
+
+
+def test_the_error_is_a_value_error_too():
+    with pytest.raises(ValueError, match="256 bytes long"):
+        validate_key("", "a" * 256)
+    assert issubclass(InvalidRequestIdError, InvalidInputError)
