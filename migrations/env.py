@@ -1,0 +1,118 @@
+"""Runs the packaged revisions: on a URL, a Connection or an Engine, sync or async, or offline as SQL.
+
+The URL is `-x url=...`, else SAFEAGENT_DATABASE_URL, else DATABASE_URL, else `sqlalchemy.url` in the ini file.
+`-x schema=...` puts table and version table into a PostgreSQL schema, which is made where it is missing.
+The history has a version table of its own, so that it never meets the one of the app.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+from alembic import context
+from sqlalchemy import URL, Connection, Engine, MetaData, create_engine, pool, text
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.schema import CreateSchema
+
+from safeagent_sa._urls import normalise
+from safeagent_sa.models import ExecutionRequestMixin, make_model
+
+
+# Any number that is no one else's: two upgrades at once would otherwise both create the table, and one would die of it.
+LOCK_KEY = 7233173002
+
+config = context.config
+arguments = context.get_x_argument(as_dictionary=True)
+schema: str | None = config.attributes.get("schema") or arguments.get("schema")
+
+
+class Base(DeclarativeBase):
+    """A Base of its own, because the metadata must carry the schema of this run."""
+
+    metadata = MetaData()
+
+
+model: type[ExecutionRequestMixin] = make_model(Base, schema=schema)
+
+
+def include_name(name: str | None, kind: str, _parents: Any) -> bool:
+    """Look at our table only: the database belongs to an app, too."""
+    if kind == "schema":
+        return name == schema
+    return kind != "table" or name == model.__tablename__
+
+
+OPTIONS: dict[str, Any] = {
+    "target_metadata": Base.metadata,
+    "version_table": "safeagent_alembic_version",
+    "version_table_schema": schema,
+    "include_schemas": schema is not None,
+    "include_name": include_name,
+    "compare_server_default": True,
+    "safeagent_schema": schema,
+}
+
+
+def database_url() -> URL:
+    """Return the URL of this run, or raise with the ways to give one."""
+    url = (
+        arguments.get("url")
+        or os.environ.get("SAFEAGENT_DATABASE_URL")
+        or os.environ.get("DATABASE_URL")
+        or config.get_main_option("sqlalchemy.url")
+    )
+    if not url:
+        message = "no database: give `-x url=postgresql+psycopg://...`, or set SAFEAGENT_DATABASE_URL or DATABASE_URL"
+        raise SystemExit(message)
+    return normalise(url)
+
+
+def migrate() -> None:
+    """Run the revisions, online or offline, in a schema that may be new."""
+    if schema is not None:
+        context.execute(CreateSchema(schema, if_not_exists=True))
+    context.run_migrations()
+
+
+def run(connection: Connection) -> None:
+    """Run the revisions on a connection, under a lock where the database has one."""
+    context.configure(connection=connection, render_as_batch=connection.dialect.name == "sqlite", **OPTIONS)
+    with context.begin_transaction():
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
+        migrate()
+
+
+async def run_async(url: URL) -> None:
+    """Run the revisions through an async driver."""
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - needs the extra `asyncio`
+
+    engine = create_async_engine(url, poolclass=pool.NullPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(run)
+        await connection.commit()
+    await engine.dispose()
+
+
+def main() -> None:
+    """Choose between offline, the connection or engine that was handed in, and the URL."""
+    given = config.attributes.get("connection")
+    if context.is_offline_mode():
+        context.configure(url=database_url(), literal_binds=True, dialect_opts={"paramstyle": "named"}, **OPTIONS)
+        with context.begin_transaction():
+            migrate()
+    elif isinstance(given, Engine):
+        with given.connect() as connection:
+            run(connection)
+    elif given is not None:
+        run(given)
+    elif database_url().get_dialect().is_async:
+        asyncio.run(run_async(database_url()))
+    else:
+        with create_engine(database_url(), poolclass=pool.NullPool).connect() as connection:
+            run(connection)
+
+
+main()

@@ -1,0 +1,133 @@
+"""The table as SQLAlchemy models; what it must look like in a database is `safeagent_sa.schema`'s business.
+
+Three forms of one table: the ready-made `ExecutionRequest` on a MetaData of its own, `ExecutionRequestMixin` for a class
+on your own Base, and `make_model()` for another table name or schema. All columns have plain SQLAlchemy types and all
+constraints have final names, so that `alembic revision --autogenerate` in any app renders them without further imports
+and no naming convention renames them.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from typing import Any
+
+from sqlalchemy import CheckConstraint, DateTime, Integer, MetaData, PrimaryKeyConstraint, String, Text, Uuid, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
+from sqlalchemy.schema import conv
+
+
+TABLE_NAME = "execution_requests"
+
+# PostgreSQL cuts identifiers at 63 bytes without a word (manual, section 4.1.1); the longest suffix of ours is added.
+_MAX_TABLE_NAME = 40
+
+_STATUSES = ("claimed", "completed", "leased", "failed", "in_doubt", "expired")
+
+
+def _key_type() -> String:
+    # Byte order on PostgreSQL: immune to collation changes of the operating system, and faster.
+    return String(255).with_variant(String(255, collation="C"), "postgresql")
+
+
+class ExecutionRequestMixin:
+    """The columns and constraints of the execution table, for a class on your own Base.
+
+    The rows commit with the transaction of the session that claims; the class itself is never written through the ORM
+    by the guard, so it is safe to query and unwise to change.
+
+    Example:
+        ```python
+        class ExecutionRequest(ExecutionRequestMixin, Base):
+            pass
+
+
+        guard = ExecutionGuard(model=ExecutionRequest)
+        ```
+
+    On a Base that is a `MappedAsDataclass`, use `make_model()`: SQLAlchemy 2.1 accepts no plain mixin there.
+    """
+
+    __tablename__ = TABLE_NAME
+
+    scope: Mapped[str] = mapped_column(_key_type(), nullable=False, server_default=text("''"))
+    request_id: Mapped[str] = mapped_column(_key_type(), nullable=False)
+    action: Mapped[str] = mapped_column(String(255), nullable=False)
+    fingerprint: Mapped[str] = mapped_column(String(128), nullable=False)
+    status: Mapped[str] = mapped_column(String(16), nullable=False, server_default=text("'claimed'"))
+    token: Mapped[uuid.UUID] = mapped_column(Uuid(), nullable=False)
+    attempt: Mapped[int] = mapped_column(Integer(), nullable=False, server_default=text("1"))
+    result: Mapped[str | None] = mapped_column(Text())
+    error: Mapped[str | None] = mapped_column(Text())
+    lease_expires_at: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True))
+    effect_started_at: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True))
+    created_at: Mapped[dt.datetime] = mapped_column(
+        DateTime(timezone=True), nullable=False, server_default=text("CURRENT_TIMESTAMP")
+    )
+    completed_at: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True))
+
+    @declared_attr.directive
+    def __table_args__(cls) -> Any:  # noqa: N805 - SQLAlchemy calls it with the class
+        return table_args(cls.__tablename__)
+
+
+def table_args(name: str) -> tuple[Any, ...]:
+    """Return the constraints of a table of this name, in the form of `__table_args__`.
+
+    There is no index on status, not even a partial one: it would make every completion write to an index.
+    """
+    allowed = ", ".join(f"'{status}'" for status in _STATUSES)
+    return (
+        PrimaryKeyConstraint("scope", "request_id", name=conv(f"pk_{name}")),
+        CheckConstraint("length(request_id) > 0", name=conv(f"ck_{name}_request_id")),
+        CheckConstraint(f"status IN ({allowed})", name=conv(f"ck_{name}_status")),
+        CheckConstraint("status <> 'completed' OR result IS NOT NULL", name=conv(f"ck_{name}_result")),
+    )
+
+
+class _Base(DeclarativeBase):
+    metadata = MetaData()
+
+
+metadata = _Base.metadata
+"""The MetaData of the ready-made model; add it to `target_metadata` in your env.py."""
+
+
+class ExecutionRequest(ExecutionRequestMixin, _Base):
+    """The ready-made model: table `execution_requests` on `safeagent_sa.models.metadata`."""
+
+
+def make_model(
+    base: type[Any], *, tablename: str = TABLE_NAME, schema: str | None = None
+) -> type[ExecutionRequestMixin]:
+    """Make a model with another table name or schema on your Base; it neither connects nor creates the table.
+
+    Args:
+        base: A declarative Base of yours, dataclass or not; the table is added to its MetaData.
+        tablename: The name of the table, at most 40 characters.
+        schema: The database schema, or None for the connection's own.
+
+    Returns:
+        A mapped class for `ExecutionGuard(model=...)`.
+
+    Raises:
+        ValueError: The table name is empty or too long.
+
+    Example:
+        ```python
+        TradeRequest = make_model(Base, tablename="trade_requests", schema="trading")
+        guard = ExecutionGuard(model=TradeRequest)
+        ```
+    """
+    if not 0 < len(tablename) <= _MAX_TABLE_NAME:
+        message = f"tablename must have 1 to {_MAX_TABLE_NAME} characters, because constraint names are made from it"
+        raise ValueError(message)
+    namespace = {
+        "__module__": base.__module__,
+        "__tablename__": tablename,
+        "__table_args__": (*table_args(tablename), {"schema": schema}),
+    }
+    model = type("ExecutionRequest", (ExecutionRequestMixin,), namespace)
+    # Through the registry instead of by inheritance: a Base that is a dataclass would turn the columns into fields.
+    mapped: type[ExecutionRequestMixin] = base.registry.mapped(model)
+    return mapped

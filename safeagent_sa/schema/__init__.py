@@ -1,0 +1,153 @@
+"""What the database must look like, as numbered steps that any Alembic revision can call.
+
+    step 1    the table
+
+Your own revision calls `upgrade(op, from_=0, to=1)`; so do the packaged revisions and the lines that
+`safeagent-sa revision` writes. Steps are explicit numbers and read nothing from the database, so they work offline
+(`alembic upgrade head --sql`). A released step never changes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Engine, Table, inspect
+
+from ..errors import SchemaError
+from ..models import TABLE_NAME, ExecutionRequest, ExecutionRequestMixin
+from . import _v0001
+
+
+if TYPE_CHECKING:
+    from alembic.operations import Operations
+
+
+_STEPS = (_v0001,)
+
+LATEST = len(_STEPS)
+"""The schema step that this version of the library needs."""
+
+__all__ = ["LATEST", "downgrade", "upgrade", "verify"]
+
+
+def upgrade(
+    op: Operations, from_: int = 0, to: int = LATEST, *, table_name: str = TABLE_NAME, schema: str | None = None
+) -> None:
+    """Bring the table from one schema step to a later one, in the migration's own transaction.
+
+    Args:
+        op: Alembic's `op`.
+        from_: The step that the database is at; 0 where there is no table.
+        to: The step to reach. Write the number into your revision: `LATEST` would change its meaning later.
+        table_name: The name of the table.
+        schema: The database schema, or None for the connection's own.
+
+    Raises:
+        ValueError: The steps are out of range or in the wrong order.
+
+    Example:
+        ```python
+        from safeagent_sa import schema as safeagent
+
+
+        def upgrade() -> None:
+            safeagent.upgrade(op, from_=0, to=1)
+
+
+        def downgrade() -> None:
+            safeagent.downgrade(op, from_=1, to=0)
+        ```
+    """
+    if not 0 <= from_ <= to <= LATEST:
+        message = f"upgrade(from_={from_}, to={to}): need 0 <= from_ <= to <= {LATEST} in this version of safeagent_sa"
+        raise ValueError(message)
+    for step in _STEPS[from_:to]:
+        step.upgrade(op, table_name, schema)
+
+
+def downgrade(
+    op: Operations, from_: int = LATEST, to: int = 0, *, table_name: str = TABLE_NAME, schema: str | None = None
+) -> None:
+    """Take the table back to an earlier schema step, in the migration's own transaction.
+
+    Going to step 0 drops the table with all receipts: every request in it can then be executed again.
+
+    Args:
+        op: Alembic's `op`.
+        from_: The step that the database is at.
+        to: The step to reach; 0 to drop the table.
+        table_name: The name of the table.
+        schema: The database schema, or None for the connection's own.
+
+    Raises:
+        ValueError: The steps are out of range or in the wrong order.
+
+    Example:
+        See `upgrade`.
+    """
+    if not 0 <= to <= from_ <= LATEST:
+        message = f"downgrade(from_={from_}, to={to}): need 0 <= to <= from_ <= {LATEST} in this version"
+        raise ValueError(message)
+    for step in reversed(_STEPS[to:from_]):
+        step.downgrade(op, table_name, schema)
+
+
+def verify(bind: Engine | Connection, *, model: type[ExecutionRequestMixin] = ExecutionRequest) -> None:
+    """Check that the database has the table that this version needs; it reads the catalogue and writes nothing.
+
+    Call it when the app starts. For an async engine: `await connection.run_sync(schema.verify)`.
+
+    Args:
+        bind: An engine or a connection.
+        model: The model that the guard is configured with.
+
+    Raises:
+        SchemaError: The table is missing, older than this version, or another library's; the message has the lines
+            to paste.
+
+    Example:
+        ```python
+        from safeagent_sa import schema
+
+        schema.verify(engine)
+        ```
+    """
+    table: Table = model.__table__  # type: ignore[attr-defined]
+    inspector: Any = inspect(bind)
+    found_columns = (
+        {column["name"] for column in inspector.get_columns(table.name, schema=table.schema)}
+        if inspector.has_table(table.name, schema=table.schema)
+        else set()
+    )
+    missing = sorted(set(table.c.keys()) - found_columns)
+    if not missing:
+        return
+    if not found_columns:
+        raise SchemaError(
+            f"the table {table.fullname} does not exist.\n{_remedy(table)}",
+            table=table.fullname,
+            found=0,
+            needed=LATEST,
+        )
+    message = (
+        f"the table {table.fullname} lacks the columns {', '.join(missing)}: it was made by another library or by hand. "
+        "Give the guard a table of its own: make_model(Base, tablename='safeagent_requests')."
+    )
+    raise SchemaError(message, table=table.fullname, found=None, needed=LATEST)
+
+
+def _remedy(table: Table) -> str:
+    names = "" if table.name == TABLE_NAME else f", table_name={table.name!r}"
+    names += f", schema={table.schema!r}" if table.schema else ""
+    return f"""
+Add a revision to your app's own Alembic history, with `safeagent-sa revision` or by hand:
+
+    from safeagent_sa import schema as safeagent
+
+    def upgrade() -> None:
+        safeagent.upgrade(op, from_=0, to={LATEST}{names})
+
+    def downgrade() -> None:
+        safeagent.downgrade(op, from_={LATEST}, to=0{names})
+
+and run `alembic upgrade head`."""

@@ -1,0 +1,21 @@
+CREATE TABLE execution_requests (
+    scope VARCHAR(255) COLLATE "C" DEFAULT '' NOT NULL, 
+    request_id VARCHAR(255) COLLATE "C" NOT NULL, 
+    action VARCHAR(255) NOT NULL, 
+    fingerprint VARCHAR(128) NOT NULL, 
+    status VARCHAR(16) DEFAULT 'claimed' NOT NULL, 
+    token UUID NOT NULL, 
+    attempt INTEGER DEFAULT 1 NOT NULL, 
+    result TEXT, 
+    error TEXT, 
+    lease_expires_at TIMESTAMP WITH TIME ZONE, 
+    effect_started_at TIMESTAMP WITH TIME ZONE, 
+    created_at TIMESTAMP WITH TIME ZONE DEFAULT CURRENT_TIMESTAMP NOT NULL, 
+    completed_at TIMESTAMP WITH TIME ZONE, 
+    CONSTRAINT pk_execution_requests PRIMARY KEY (scope, request_id), 
+    CONSTRAINT ck_execution_requests_request_id CHECK (length(request_id) > 0), 
+    CONSTRAINT ck_execution_requests_status CHECK (status IN ('claimed', 'completed', 'leased', 'failed', 'in_doubt', 'expired')), 
+    CONSTRAINT ck_execution_requests_result CHECK (status <> 'completed' OR result IS NOT NULL)
+);
+
+ALTER TABLE execution_requests SET (fillfactor = 80);

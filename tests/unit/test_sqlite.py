@@ -1,0 +1,131 @@
+"""configure(): what SQLAlchemy calls a transaction is one, and an engine without it is refused."""
+
+import pytest
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
+from support.app import make_engine, pay
+
+from safeagent_sa import EngineNotConfiguredError, ExecutionGuard, metadata
+from safeagent_sa.sqlite import configure
+
+
+guard = ExecutionGuard()
+
+
+def as_it_comes(url):
+    return create_engine(url)
+
+
+def autocommit(url):
+    return create_engine(url, isolation_level="AUTOCOMMIT")
+
+
+def autocommit_of_the_driver(url):
+    return create_engine(url, connect_args={"isolation_level": None})
+
+
+@pytest.mark.parametrize("make", [as_it_comes, autocommit, autocommit_of_the_driver])
+@pytest.mark.parametrize("savepoint", [False, True])
+@pytest.mark.parametrize("written_before", [False, True])
+def test_an_engine_that_is_not_configured_is_refused(sqlite, make, savepoint, written_before):
+    engine = make(sqlite.url)
+    with Session(engine) as session:
+        if written_before:  # the driver then has begun a transaction, which a savepoint could still end
+            session.execute(text("UPDATE payments SET amount = 0"))
+        with pytest.raises(EngineNotConfiguredError, match=r"safeagent_sa\.sqlite\.configure\(engine\)"):
+            with guard.claim(session, "order-1", action="pay", savepoint=savepoint):
+                pytest.fail("the block must not run")
+    engine.dispose()
+
+    assert sqlite.requests() == []
+
+
+def test_what_the_refusal_protects_from(sqlite):
+    """The control: without configure(), RELEASE of a first savepoint commits, and ROLLBACK comes too late."""
+    engine = create_engine(sqlite.url)
+    with Session(engine) as session:
+        with session.begin_nested():
+            pay(session, "order-1")
+        session.rollback()
+    engine.dispose()
+    assert sqlite.payments("order-1") == 1
+
+    with sqlite.sessions() as session:
+        with session.begin_nested():
+            pay(session, "order-2")
+        session.rollback()
+    assert sqlite.payments("order-2") == 0
+
+
+def test_a_recipe_of_the_callers_own_is_accepted(sqlite):
+    engine = create_engine(sqlite.url)
+    event.listen(engine, "connect", lambda driver, _: setattr(driver, "isolation_level", None))
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    with Session(engine) as session, session.begin():
+        guard.execute(session, "order-1", pay, "order-1", action="pay")
+    engine.dispose()
+
+    assert sqlite.requests() == [("order-1", "completed")]
+
+
+def test_a_connection_that_was_lent_out_as_autocommit_comes_back_right(sqlite):
+    with sqlite.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("SELECT 1"))
+    with sqlite.sessions() as session, session.begin():
+        guard.execute(session, "order-1", pay, "order-1", action="pay")
+
+    assert sqlite.requests() == [("order-1", "completed")]
+
+
+def test_the_settings_are_on_each_connection(sqlite):
+    with sqlite.engine.connect() as connection:
+        found = [connection.scalar(text(f"PRAGMA {name}")) for name in ("journal_mode", "synchronous", "busy_timeout")]
+
+    assert found == ["wal", 2, 30_000]
+
+
+def test_a_second_writer_waits_at_begin_and_then_fails_as_sqlalchemy_says(sqlite):
+    impatient = create_engine(sqlite.url)
+    configure(impatient, busy_timeout=0)
+    with sqlite.sessions() as holder:
+        with guard.claim(holder, "order-1", action="pay") as execution:
+            with Session(impatient) as session, pytest.raises(OperationalError, match="locked"):
+                with guard.claim(session, "order-1", action="pay"):
+                    pytest.fail("the block must not run")
+            execution.complete()
+        holder.commit()
+    impatient.dispose()
+
+    assert sqlite.requests() == [("order-1", "completed")]
+
+
+def test_an_engine_in_memory_works():
+    engine = make_engine("sqlite://")
+    metadata.create_all(engine)
+    for expected in (False, True):
+        with Session(engine) as session, session.begin():
+            with guard.claim(session, "order-1", action="pay") as execution:
+                execution.is_replay or execution.complete(1)
+            assert execution.is_replay is expected
+    engine.dispose()
+
+
+def test_an_async_engine_is_configured_through_its_sync_engine(sqlite):
+    engine = create_async_engine(sqlite.url.replace("sqlite://", "sqlite+aiosqlite://"))
+    configure(engine)
+
+    assert list(engine.sync_engine.dispatch.begin)
+    assert list(engine.sync_engine.pool.dispatch.connect)
+
+
+def test_other_engines_and_bad_timeouts_are_refused():
+    engine = create_engine("postgresql+psycopg://127.0.0.1/none")
+    with pytest.raises(ValueError, match="SQLite"):
+        configure(engine)
+    with pytest.raises(ValueError, match="SQLite"):
+        configure("sqlite://")
+    for bad in (-1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="seconds"):
+            configure(create_engine("sqlite://"), busy_timeout=bad)
