@@ -1,0 +1,84 @@
+"""safeagent_sa: run a business transaction once per request_id, inside the session that you already have.
+
+The claim, the business writes and the receipt are rows of one transaction, yours:
+
+    request_id ─► _keys ─► _fingerprint ─► _claim ─► _dialects ─► execution ─► your writes ─► _codec ─► _claim ─► COMMIT
+                                                                                                              (_safety)
+
+`ExecutionGuard` is the door; `errors` has the tree of everything that it raises; `schema` has the table's migrations.
+"""
+
+from __future__ import annotations
+
+from .errors import (
+    AlreadyClaimedError,
+    AlreadyCompletedError,
+    AutocommitError,
+    ClaimLostError,
+    EngineNotConfiguredError,
+    ExecutionFailedError,
+    ExecutionInDoubtError,
+    ExecutionInProgressError,
+    FingerprintKeyError,
+    InvalidActionError,
+    InvalidInputError,
+    InvalidPayloadError,
+    InvalidRequestIdError,
+    InvalidResultError,
+    InvalidScopeError,
+    MisuseError,
+    NotCompletedError,
+    OutcomeError,
+    ReceiptExpiredError,
+    RequestConflictError,
+    SafeAgentError,
+    SchemaError,
+    SetupError,
+    TransactionAbortedError,
+    UnsupportedDialectError,
+    UnsupportedSessionError,
+)
+from .execution import Execution, ExecutionStatus, Receipt
+from .guard import ExecutionGuard
+from .models import ExecutionRequest, ExecutionRequestMixin, make_model, metadata
+
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AlreadyClaimedError",
+    "AlreadyCompletedError",
+    "AutocommitError",
+    "ClaimLostError",
+    "EngineNotConfiguredError",
+    "Execution",
+    "ExecutionFailedError",
+    "ExecutionGuard",
+    "ExecutionInDoubtError",
+    "ExecutionInProgressError",
+    "ExecutionRequest",
+    "ExecutionRequestMixin",
+    "ExecutionStatus",
+    "FingerprintKeyError",
+    "InvalidActionError",
+    "InvalidInputError",
+    "InvalidPayloadError",
+    "InvalidRequestIdError",
+    "InvalidResultError",
+    "InvalidScopeError",
+    "MisuseError",
+    "NotCompletedError",
+    "OutcomeError",
+    "Receipt",
+    "ReceiptExpiredError",
+    "RequestConflictError",
+    "SafeAgentError",
+    "SchemaError",
+    "SetupError",
+    "TransactionAbortedError",
+    "UnsupportedDialectError",
+    "UnsupportedSessionError",
+    "__version__",
+    "make_model",
+    "metadata",
+]

@@ -1,0 +1,239 @@
+"""The hot path: claim a request in the caller's transaction, and settle it. All decisions are made here.
+
+    claim()    INSERT … ON CONFLICT DO NOTHING          inserted: the execution is ours
+               SELECT                                   found: replay, or the named error that its status asks for
+               wait (or not), INSERT and SELECT again   somebody else holds it
+    settle()   UPDATE … WHERE token and transaction are ours        exactly one row, or the claim is lost
+
+INSERT first: a SELECT first would take a predicate lock on a page where the row is not, which under SERIALIZABLE makes
+every fourth transaction fail for nothing. Statements run on the session's Connection, which flushes no pending objects.
+"""
+
+from __future__ import annotations
+
+import hmac
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+
+from . import _codec, _safety
+from ._dialects import Dialect, NewClaim, StoredRequest, TransactionState, dialect_for
+from ._fingerprint import Fingerprinter
+from ._keys import Key
+from .errors import (
+    AlreadyClaimedError,
+    AutocommitError,
+    ExecutionFailedError,
+    ExecutionInDoubtError,
+    ExecutionInProgressError,
+    OutcomeError,
+    ReceiptExpiredError,
+    RequestConflictError,
+)
+from .execution import Execution, ExecutionStatus, Receipt
+from .models import ExecutionRequestMixin
+
+
+# What callers are told to wait before the next attempt, in seconds: most business transactions have ended by then.
+_RETRY_AFTER = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one claim asks for, validated."""
+
+    key: Key
+    action: str
+    payload: Any
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a guard claims: the parts of its configuration that the hot path needs."""
+
+    model: type[ExecutionRequestMixin]
+    fingerprinter: Fingerprinter
+    max_result_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim that was granted: the handle for the caller, and the open claim unless it is a replay."""
+
+    execution: Execution
+    open_claim: _safety.OpenClaim | None
+
+
+def connect(session: Session, policy: Policy) -> tuple[Connection, Dialect]:
+    """Return the session's connection for the table, inside a transaction that can keep the promise."""
+    connection, dialect = _connect(session, policy)
+    dialect.ensure_transaction(connection)
+    return connection, dialect
+
+
+def find(session: Session, policy: Policy, key: Key) -> StoredRequest | None:
+    """Read the stored request, in whatever transaction the session has."""
+    connection, dialect = _connect(session, policy)
+    return dialect.find(connection, *key)
+
+
+def claim(session: Session, policy: Policy, request: Request, wait_timeout: float | None) -> Claim:
+    """Become the one execution of the request, or find the receipt of an earlier one.
+
+    Raises:
+        OutcomeError: In the form that fits what was found.
+        AlreadyClaimedError: This transaction has claimed the request already.
+        AutocommitError: The INSERT was committed by itself; it has been taken back.
+    """
+    connection, dialect = connect(session, policy)
+    row = NewClaim(*request.key, request.action, request.fingerprint, uuid.uuid4())
+    found = _insert_or_find(connection, dialect, row, wait_timeout)
+    if isinstance(found, StoredRequest):
+        return Claim(_replay(session, policy, request, found), None)
+
+    if dialect.transaction_state(connection) is TransactionState.NONE:
+        dialect.delete(connection, row)
+        message = (
+            "the claim was committed by itself: something put the connection into AUTOCOMMIT mode after the guard had "
+            "looked. The claim was taken back. Look for event listeners or wrappers that change the connection."
+        )
+        raise AutocommitError(message)
+    savepoint = connection.get_nested_transaction()
+    open_claim = _safety.OpenClaim(session, _safety.root_of(session), connection, savepoint, dialect, row, found)
+    _safety.watch(open_claim)
+    return Claim(Execution(*request.key, request.action, max_result_bytes=policy.max_result_bytes), open_claim)
+
+
+def settle(claim: Claim) -> None:
+    """Store the result of a new execution; do nothing for a replay.
+
+    Raises:
+        NotCompletedError: `complete()` was not called.
+        ClaimLostError: The row is not there any more, or not in the transaction that is open now.
+    """
+    execution, open_claim = claim.execution, claim.open_claim
+    result = execution._close()  # noqa: SLF001 - the handle and the hot path are one mechanism
+    if open_claim is None:
+        return
+    try:
+        if result is None:
+            raise _safety.not_completed(open_claim.row, "the block cannot end without an exception")
+        if not _store(open_claim, result):
+            open_claim.is_lost = True
+            raise _safety.lost(open_claim)
+    except BaseException:
+        _safety.abandon(open_claim)
+        raise
+    _safety.discharge(open_claim)
+
+
+def abandon(claim: Claim) -> None:
+    """Note that an exception has left the block: what it wrote must not be committed without a result."""
+    claim.execution._close()  # noqa: SLF001 - see settle
+    if claim.open_claim is not None:
+        _safety.abandon(claim.open_claim)
+
+
+def receipt_of(key: Key, stored: StoredRequest) -> Receipt | None:
+    """Return the receipt of a stored request, None while it has no outcome, or raise what its status asks for."""
+    where = {"scope": key.scope, "request_id": key.request_id}
+    match ExecutionStatus(stored.status):
+        case ExecutionStatus.COMPLETED:
+            assert stored.result is not None  # the table's own constraint
+            return Receipt(
+                *key,
+                stored.action,
+                _codec.decode(stored.result),
+                stored.attempt,
+                stored.created_at,
+                stored.completed_at or stored.created_at,
+            )
+        case ExecutionStatus.CLAIMED | ExecutionStatus.LEASED:
+            return None
+        case ExecutionStatus.FAILED:
+            message = f"{_name(key)} was executed before and is on record as failed; retry it under a new request_id"
+            raise ExecutionFailedError(message, error=stored.error, attempt=stored.attempt, **where)
+        case ExecutionStatus.IN_DOUBT:
+            message = f"{_name(key)} may or may not have happened; find out and resolve it before it is tried again"
+            raise ExecutionInDoubtError(message, **where)
+        case ExecutionStatus.EXPIRED:
+            message = f"{_name(key)} was executed before and its receipt was purged; it is not executed again"
+            raise ReceiptExpiredError(message, **where)
+
+
+def _connect(session: Session, policy: Policy) -> tuple[Connection, Dialect]:
+    # By mapper, so that sessions with several binds answer with the engine that the table is on.
+    connection = session.connection(bind_arguments={"mapper": policy.model})
+    return connection, dialect_for(connection.dialect.name, policy.model.__table__)  # type: ignore[attr-defined]
+
+
+def _insert_or_find(
+    connection: Connection, dialect: Dialect, row: NewClaim, wait_timeout: float | None
+) -> str | StoredRequest:
+    """Return the proof that our row was inserted, or the row that was there before."""
+    found = dialect.insert(connection, row) or dialect.find(connection, row.scope, row.request_id)
+    if found is None and wait_timeout != 0:
+        found = dialect.insert_waiting(connection, row, wait_timeout)
+        found = found or dialect.find(connection, row.scope, row.request_id)
+    if found is None:
+        raise _in_progress(Key(row.scope, row.request_id), wait_timeout or 0.0)
+    return found
+
+
+def _store(open_claim: _safety.OpenClaim, result: str) -> bool:
+    if not open_claim.is_same_transaction:
+        return False
+    session, connection, dialect = open_claim.session, open_claim.connection, open_claim.dialect
+    if not session.is_active:
+        session.connection()  # raises SQLAlchemy's own error about the failed flush
+    if dialect.transaction_state(connection) is TransactionState.NONE:
+        return False
+    return dialect.complete(connection, open_claim.row, open_claim.proof, result) == 1
+
+
+def _replay(session: Session, policy: Policy, request: Request, stored: StoredRequest) -> Execution:
+    key = request.key
+    where = {"scope": key.scope, "request_id": key.request_id}
+    if stored.action != request.action:
+        message = f"{_name(key)} was used for the action {stored.action!r} before, now for {request.action!r}"
+        raise _conflict(message, "action", stored, where)
+    same = hmac.compare_digest(stored.fingerprint.encode(), request.fingerprint.encode())
+    if not same and not policy.fingerprinter.matches(stored.fingerprint, request.payload):
+        message = f"{_name(key)} was used for the action {stored.action!r} with another payload before"
+        raise _conflict(message, "payload", stored, where)
+    receipt = receipt_of(key, stored)
+    if receipt is not None:
+        return Execution(*key, stored.action, max_result_bytes=policy.max_result_bytes, receipt=receipt)
+    if stored.status == ExecutionStatus.LEASED:
+        raise _in_progress(key, 0.0)
+    if _safety.is_own(session, stored.token):
+        message = f"{_name(key)} is claimed by this very transaction already; claim a request once and pass it on"
+        raise AlreadyClaimedError(message, **where)
+    message = (
+        f"{_name(key)} was claimed in a transaction that was committed without a result, by a COMMIT that the guard "
+        "could not see. Its business writes may be there: look for them, then complete or delete the row by hand."
+    )
+    raise ExecutionInDoubtError(message, **where)
+
+
+def _conflict(message: str, differs: str, stored: StoredRequest, where: dict[str, str]) -> OutcomeError:
+    advice = ". One request_id names one intent: send the original arguments, or a new request_id for a new intent."
+    return RequestConflictError(message + advice, differs=differs, stored_action=stored.action, **where)
+
+
+def _in_progress(key: Key, waited: float) -> ExecutionInProgressError:
+    message = (
+        f"{_name(key)} is being executed by somebody else (waited {waited:g} s). Your transaction is unharmed; retry "
+        f"with the same request_id after {_RETRY_AFTER:g} s."
+    )
+    return ExecutionInProgressError(
+        message, scope=key.scope, request_id=key.request_id, retry_after=_RETRY_AFTER, waited=waited
+    )
+
+
+def _name(key: Key) -> str:
+    return f"request_id {key.request_id!r}" + (f" in scope {key.scope!r}" if key.scope else "")

@@ -1,0 +1,29 @@
+"""Which databases the guard has a protocol for, and the statements of each, built once for each table."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from sqlalchemy import Table
+
+from ..errors import UnsupportedDialectError
+from ._base import Dialect, NewClaim, StoredRequest, TransactionState
+from .postgresql import PostgreSQL
+from .sqlite import SQLite
+
+
+__all__ = ["Dialect", "NewClaim", "StoredRequest", "TransactionState", "dialect_for"]
+
+_DIALECTS: dict[str, type[Dialect]] = {"postgresql": PostgreSQL, "sqlite": SQLite}
+
+
+# Bounded, so that programs which make tables in a loop (test suites) do not keep them all.
+@lru_cache(maxsize=64)
+def dialect_for(name: str, table: Table) -> Dialect:
+    """Return the protocol for a database, or raise UnsupportedDialectError."""
+    try:
+        return _DIALECTS[name](table)
+    except KeyError:
+        known = ", ".join(sorted(_DIALECTS))
+        message = f"the guard has no protocol for the database {name!r}; it works on {known}"
+        raise UnsupportedDialectError(message, dialect=name) from None

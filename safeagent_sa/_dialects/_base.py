@@ -1,0 +1,100 @@
+"""What every database must offer to the claim, and the statements that are the same everywhere.
+
+Statements are built once for each table and run with parameters only: building a Core statement costs more than
+sending it over a loopback connection.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from abc import ABC, abstractmethod
+from enum import Enum
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Table, bindparam, delete, select
+
+
+class NewClaim(NamedTuple):
+    """The values of a row to claim."""
+
+    scope: str
+    request_id: str
+    action: str
+    fingerprint: str
+    token: uuid.UUID
+
+
+class StoredRequest(NamedTuple):
+    """A row as it was found."""
+
+    action: str
+    fingerprint: str
+    status: str
+    token: uuid.UUID
+    attempt: int
+    result: str | None
+    error: str | None
+    created_at: dt.datetime
+    completed_at: dt.datetime | None
+
+
+class TransactionState(Enum):
+    """What the server makes of the transaction that SQLAlchemy believes to be open."""
+
+    NONE = "none"
+    OPEN = "open"
+    ABORTED = "aborted"
+
+
+class Dialect(ABC):
+    """The statements of one database for one table; it decides nothing and holds no state."""
+
+    def __init__(self, table: Table) -> None:
+        columns = table.c
+        self._table = table
+        self._by_key = (columns.scope == bindparam("key_scope"), columns.request_id == bindparam("key_request_id"))
+        self._owned = (*self._by_key, columns.token == bindparam("key_token"))
+        self._delete = delete(table).where(*self._owned)
+        self._select = select(*(columns[name] for name in StoredRequest._fields)).where(*self._by_key)
+
+    @abstractmethod
+    def ensure_transaction(self, connection: Connection) -> None:
+        """Raise before any SQL where statements would not be part of one transaction."""
+
+    @abstractmethod
+    def insert(self, connection: Connection, claim: NewClaim) -> str | None:
+        """Insert the claim without waiting; return proof of its transaction, or None where nothing was inserted."""
+
+    @abstractmethod
+    def insert_waiting(self, connection: Connection, claim: NewClaim, timeout: float | None) -> str | None:
+        """Wait until the holder has ended, at most `timeout` seconds, then do as `insert` does."""
+
+    @abstractmethod
+    def complete(self, connection: Connection, claim: NewClaim, proof: str, result: str) -> int:
+        """Store the result where the row is still the claim's own, and return the number of rows: 1, or 0."""
+
+    @abstractmethod
+    def transaction_state(self, connection: Connection) -> TransactionState:
+        """Tell what the server makes of the transaction, from the driver where it knows."""
+
+    def find(self, connection: Connection, scope: str, request_id: str) -> StoredRequest | None:
+        """Read the row in a statement of its own, hence with a snapshot of its own below REPEATABLE READ."""
+        row = connection.execute(self._select, {"key_scope": scope, "key_request_id": request_id}).first()
+        if row is None:
+            return None
+        stored = StoredRequest(*row)
+        return stored._replace(created_at=_aware(stored.created_at), completed_at=_aware(stored.completed_at))
+
+    def delete(self, connection: Connection, claim: NewClaim) -> None:
+        """Take back a row that was committed although it must not have been."""
+        connection.execute(self._delete, self._owner(claim))
+
+    @staticmethod
+    def _owner(claim: NewClaim) -> dict[str, Any]:
+        return {"key_scope": claim.scope, "key_request_id": claim.request_id, "key_token": claim.token}
+
+
+def _aware(moment: Any) -> Any:
+    # SQLite stores UTC without saying so.
+    return moment.replace(tzinfo=dt.timezone.utc) if moment is not None and moment.tzinfo is None else moment

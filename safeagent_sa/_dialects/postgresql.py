@@ -1,0 +1,148 @@
+"""PostgreSQL 13 and newer: claim under an advisory lock, so that nobody waits or aborts who does not want to.
+
+The lock is taken in the INSERT itself (`pg_try_advisory_xact_lock`), which therefore never blocks: a caller who does not
+get it sees no row, and a SELECT tells him whether there is a receipt (a replay never queues) or somebody is at it.
+Waiting happens in a savepoint, so that a time-out does not cost the caller his transaction (55P03 would abort it).
+
+One statement must not do both INSERT and SELECT: it has one snapshot, taken before it waits, and would show a waiter
+nothing where the holder has just committed (manual, section 13.2.1).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from sqlalchemy import Connection, String, Table, Text, bindparam, cast, func, literal_column, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import DBAPIError
+
+from ..errors import AutocommitError
+from ._base import Dialect, NewClaim, TransactionState
+
+
+# Our own part of the 64-bit space that all users of advisory locks in one database share. A collision costs a false
+# "in progress" or a short wait, never a second execution.
+_LOCK_SEED = 7233173001
+
+# SQLSTATEs (manual, appendix A)
+_LOCK_NOT_AVAILABLE = "55P03"
+_IN_FAILED_TRANSACTION = "25P02"
+
+_SAVEPOINT = "safeagent_sa_wait"
+
+# What PQtransactionStatus answers (manual, section 34.2): idle, active, in transaction, in error, unknown. The last means
+# that the connection is gone, and the transaction with it.
+_STATES = {
+    0: TransactionState.NONE,
+    1: TransactionState.OPEN,
+    2: TransactionState.OPEN,
+    3: TransactionState.ABORTED,
+    4: TransactionState.NONE,
+}
+
+
+class PostgreSQL(Dialect):
+    """The claim protocol on PostgreSQL."""
+
+    def __init__(self, table: Table) -> None:
+        super().__init__(table)
+        columns = table.c
+        self._lock_prefix = f"{table.fullname}\x1f"
+        lock_key = func.hashtextextended(bindparam("lock_name", type_=Text), literal_column(str(_LOCK_SEED)))
+        names = NewClaim._fields
+        values = [cast(bindparam(name, type_=columns[name].type), _plain(columns[name].type)) for name in names]
+        # The top-level transaction's id, the same in all its savepoints. Only in RETURNING: as a column's default it
+        # would be evaluated on replays too, and each would burn a transaction id.
+        proof = cast(func.pg_current_xact_id(), Text)
+
+        def claim(source: Any) -> Any:
+            rows = insert(table).from_select(names, source, include_defaults=False)
+            return rows.on_conflict_do_nothing(index_elements=["scope", "request_id"]).returning(proof)
+
+        self._insert = claim(select(*values).where(func.pg_try_advisory_xact_lock(lock_key)))
+        # OFFSET 0 keeps the planner from dropping a sub-select whose only work is to take the lock.
+        lock = select(func.pg_advisory_xact_lock(lock_key).label("taken")).offset(literal_column("0")).subquery()
+        self._insert_waiting = claim(select(*values).select_from(lock))
+        self._complete = (
+            update(table)
+            .where(
+                *self._owned,
+                columns.status == literal_column("'claimed'"),
+                proof == bindparam("proof", type_=Text),
+            )
+            .values(status=literal_column("'completed'"), result=bindparam("new_result"))
+            .values(completed_at=func.clock_timestamp())
+        )
+
+    def ensure_transaction(self, connection: Connection) -> None:
+        """Refuse AUTOCOMMIT, which `Connection.get_isolation_level()` does not show."""
+        if getattr(connection.connection.dbapi_connection, "autocommit", False):
+            message = (
+                "the connection is in AUTOCOMMIT mode, so the claim and the business writes would not commit together. "
+                "Nothing was sent. Use an engine or session without isolation_level='AUTOCOMMIT' and without a "
+                "driver-level autocommit=True for guarded transactions."
+            )
+            raise AutocommitError(message)
+
+    def insert(self, connection: Connection, claim: NewClaim) -> str | None:
+        """Insert if the lock is free and the key is new; never wait."""
+        return connection.execute(self._insert, self._parameters(claim)).scalar()
+
+    def insert_waiting(self, connection: Connection, claim: NewClaim, timeout: float | None) -> str | None:
+        """Wait for the lock, inside a savepoint that is gone when this returns."""
+        before = connection.execute(text("SELECT current_setting('lock_timeout')")).scalar_one()
+        connection.execute(text(f"SAVEPOINT {_SAVEPOINT}"))
+        _set_lock_timeout(connection, "0" if timeout is None else str(max(1, math.ceil(timeout * 1000))))
+        try:
+            proof = connection.execute(self._insert_waiting, self._parameters(claim)).scalar()
+        except DBAPIError as error:
+            if _sqlstate(error) != _LOCK_NOT_AVAILABLE:
+                # 40001, 40P01 and everything else is the caller's to see. The savepoint is not rolled back: above
+                # READ COMMITTED the transaction could go on from there without ever seeing the other execution.
+                raise
+            proof = None
+        if proof is None:
+            # Hands the lock to the next waiter at once instead of at the end of the caller's transaction.
+            connection.execute(text(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}"))
+        else:
+            # RELEASE would carry the setting into the caller's transaction.
+            _set_lock_timeout(connection, before)
+        connection.execute(text(f"RELEASE SAVEPOINT {_SAVEPOINT}"))
+        return proof
+
+    def complete(self, connection: Connection, claim: NewClaim, proof: str, result: str) -> int:
+        """Update the row if token and transaction are the claim's own."""
+        parameters = self._owner(claim) | {"proof": proof, "new_result": result}
+        return connection.execute(self._complete, parameters).rowcount
+
+    def transaction_state(self, connection: Connection) -> TransactionState:
+        """Ask libpq, which psycopg shows; a driver that does not know costs a round trip."""
+        info = getattr(connection.connection.dbapi_connection, "info", None)
+        status = getattr(info, "transaction_status", None)
+        if status is not None:
+            return _STATES[int(status)]
+        try:
+            connection.execute(text("SELECT 1"))
+        except DBAPIError as error:
+            if _sqlstate(error) != _IN_FAILED_TRANSACTION:
+                raise
+            return TransactionState.ABORTED
+        return TransactionState.OPEN
+
+    def _parameters(self, claim: NewClaim) -> dict[str, Any]:
+        # The unit separator cannot be part of a key, so no two keys share a lock name.
+        return claim._asdict() | {"lock_name": f"{self._lock_prefix}{claim.scope}\x1f{claim.request_id}"}
+
+
+def _plain(type_: Any) -> Any:
+    # A cast to the key's own type would carry its collation into the value, for nothing.
+    return Text() if isinstance(type_, String) else type_
+
+
+def _set_lock_timeout(connection: Connection, value: str) -> None:
+    connection.execute(text("SELECT set_config('lock_timeout', :value, true)"), {"value": value})
+
+
+def _sqlstate(error: DBAPIError) -> str | None:
+    return getattr(error.orig, "sqlstate", None)

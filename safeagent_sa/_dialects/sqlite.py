@@ -1,0 +1,66 @@
+"""SQLite: one writer at a time, so the claim needs no lock of its own; the engine must hold a real transaction.
+
+The driver of the standard library begins transactions behind the caller's back, and only before the first write; a
+claim inside a savepoint would then be committed by its RELEASE. `safeagent_sa.sqlite.configure` turns that off.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Table, bindparam, func, literal_column, update
+from sqlalchemy.dialects.sqlite import insert
+
+from ..errors import EngineNotConfiguredError
+from ._base import Dialect, NewClaim, TransactionState
+
+
+class SQLite(Dialect):
+    """The claim protocol on SQLite 3.35 and newer (for RETURNING)."""
+
+    def __init__(self, table: Table) -> None:
+        super().__init__(table)
+        columns = table.c
+        self._insert = (
+            insert(table)
+            .values({name: bindparam(name) for name in NewClaim._fields})
+            .on_conflict_do_nothing(index_elements=["scope", "request_id"])
+            .returning(columns.request_id)
+        )
+        self._complete = (
+            update(table)
+            .where(*self._owned, columns.status == literal_column("'claimed'"))
+            .values(status=literal_column("'completed'"), result=bindparam("new_result"))
+            .values(completed_at=func.current_timestamp())
+        )
+
+    def ensure_transaction(self, connection: Connection) -> None:
+        """Refuse an engine whose driver manages transactions by itself."""
+        driver = connection.connection.dbapi_connection
+        managed = (
+            getattr(driver, "isolation_level", None) is not None and getattr(driver, "autocommit", -1) is not False
+        )
+        if managed or self.transaction_state(connection) is not TransactionState.OPEN:
+            message = (
+                "this SQLite engine lets its driver begin and commit transactions by itself, so a claim could be "
+                "committed without the business writes. Call this once, where the engine is made:\n\n"
+                "    safeagent_sa.sqlite.configure(engine)\n"
+            )
+            raise EngineNotConfiguredError(message)
+
+    def insert(self, connection: Connection, claim: NewClaim) -> str | None:
+        """Insert if the key is new; the transaction is the only writer."""
+        return connection.execute(self._insert, claim._asdict()).scalar()
+
+    def insert_waiting(self, connection: Connection, claim: NewClaim, timeout: float | None) -> str | None:
+        """Insert: the only writer has nobody to wait for (the wait was at BEGIN, as long as the busy timeout)."""
+        return self.insert(connection, claim)
+
+    def complete(self, connection: Connection, claim: NewClaim, proof: str, result: str) -> int:
+        """Update the row if the token is the claim's own; the token stands for the transaction too."""
+        return connection.execute(self._complete, self._owner(claim) | {"new_result": result}).rowcount
+
+    def transaction_state(self, connection: Connection) -> TransactionState:
+        """Ask the driver; SQLite aborts no transaction after a failed statement."""
+        driver: Any = connection.connection.dbapi_connection
+        return TransactionState.OPEN if driver.in_transaction else TransactionState.NONE

@@ -1,0 +1,165 @@
+"""Watches that what the caller takes for one transaction is one, up to its COMMIT.
+
+Two listeners, both on single objects and never on classes:
+
+* `before_commit` of the claiming Session refuses its outer COMMIT while a claim has no stored result, and where the
+  server has aborted the transaction (its COMMIT would report success and store nothing). It leaves the Session usable.
+* `commit` of the Connection under it, fired right before every real COMMIT, is the last line: it also sees
+  `session.connection().commit()`, and an outer commit that takes open savepoints along.
+
+A raw `text("COMMIT")` is seen by neither; the completion's own condition finds it (`_claim.settle`).
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, NestedTransaction, event
+from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+
+from ._dialects import Dialect, NewClaim, TransactionState
+from .errors import ClaimLostError, NotCompletedError, TransactionAbortedError, UnsupportedSessionError
+
+
+_INFO_KEY = "safeagent_sa"
+
+
+@dataclass(slots=True, eq=False)
+class OpenClaim:
+    """A claim whose row is in the transaction and whose result is not."""
+
+    session: Session
+    root: SessionTransaction
+    connection: Connection
+    savepoint: NestedTransaction | None
+    dialect: Dialect
+    row: NewClaim
+    proof: str
+    is_lost: bool = False
+
+    @property
+    def is_same_transaction(self) -> bool:
+        """Whether the transaction of the claim is still the session's."""
+        return self.session.get_transaction() is self.root
+
+    @property
+    def is_savepoint_gone(self) -> bool:
+        """Whether the savepoint that the claim was made in has ended."""
+        return self.savepoint is not None and not self.savepoint.is_active
+
+
+@dataclass(slots=True, eq=False)
+class _Watch:
+    """What is known about one transaction of one Session."""
+
+    root: SessionTransaction
+    connections: dict[Connection, Dialect] = field(default_factory=dict)
+    open_claims: dict[uuid.UUID, OpenClaim] = field(default_factory=dict)
+
+    def refuse_or_allow(self, *_: Any) -> None:
+        """Raise where a COMMIT would break the promise."""
+        for connection, dialect in self.connections.items():
+            if dialect.transaction_state(connection) is TransactionState.ABORTED:
+                message = (
+                    "the server has aborted this transaction because of an earlier error that was swallowed; it would "
+                    "answer COMMIT with success and store nothing. Roll back and run the whole transaction again; put "
+                    "statements that may fail into session.begin_nested()."
+                )
+                raise TransactionAbortedError(message)
+        for claim in self.open_claims.values():
+            if claim.is_lost:
+                raise lost(claim)
+            # The row itself tells whether the claim went away with a savepoint, which is fine.
+            stored = claim.dialect.find(claim.connection, claim.row.scope, claim.row.request_id)
+            if stored is not None and stored.token == claim.row.token:
+                raise not_completed(claim.row, "this COMMIT was refused")
+
+
+def plain_session(session: object) -> Session:
+    """Return the Session itself, out of a `scoped_session`; raise UnsupportedSessionError for anything else."""
+    found = session() if isinstance(session, scoped_session) else session
+    if isinstance(found, Session):
+        return found
+    message = (
+        f"a claim needs a sqlalchemy.orm.Session, not {type(session).__name__}. From an AsyncSession, call a function "
+        "that takes the sync session: await async_session.run_sync(function)."
+    )
+    raise UnsupportedSessionError(message)
+
+
+def root_of(session: Session) -> SessionTransaction:
+    """Return the session's outermost transaction, which is open once a connection was asked for."""
+    root = session.get_transaction()
+    assert root is not None
+    return root
+
+
+def watch(claim: OpenClaim) -> None:
+    """Refuse commits of the claim's transaction until `discharge` is called or its row is gone."""
+    current = _watch_of(claim.session)
+    if claim.connection not in current.connections:
+        current.connections[claim.connection] = claim.dialect
+        event.listen(claim.connection, "commit", current.refuse_or_allow)
+    current.open_claims[claim.row.token] = claim
+
+
+def discharge(claim: OpenClaim) -> None:
+    """Note that the result is stored."""
+    _watch_of(claim.session).open_claims.pop(claim.row.token, None)
+
+
+def abandon(claim: OpenClaim) -> None:
+    """Note that the block was left without a stored result.
+
+    What was written after the claim's row had gone is covered by no claim, so the transaction must not commit. That
+    holds too for one that was begun inside the block after another had ended there.
+    """
+    if not claim.is_same_transaction or claim.is_savepoint_gone:
+        claim.is_lost = True
+        if claim.session.in_transaction():
+            _watch_of(claim.session).open_claims[claim.row.token] = claim
+
+
+def is_own(session: Session, token: uuid.UUID) -> bool:
+    """Tell whether the session's transaction has an open claim with the token."""
+    return token in _watch_of(session).open_claims
+
+
+def not_completed(row: NewClaim, consequence: str) -> NotCompletedError:
+    """Return the error for a claim without a result."""
+    message = (
+        f"the claim of request_id {row.request_id!r} (scope {row.scope!r}) has no stored result, so {consequence}. "
+        "Call execution.complete(result) in the claim's block once the business writes are made; after an exception "
+        "in the block roll back, or claim with savepoint=True to undo the block alone."
+    )
+    return NotCompletedError(message, scope=row.scope, request_id=row.request_id)
+
+
+def lost(claim: OpenClaim) -> ClaimLostError:
+    """Return the error for a claim whose row has gone."""
+    message = (
+        f"the claim of request_id {claim.row.request_id!r} (scope {claim.row.scope!r}) is gone: its transaction or "
+        "savepoint was committed, rolled back or closed inside the claim's block. Nothing that was written since is "
+        "covered by it, so this transaction cannot commit: roll back, move commit and rollback out of the block, and "
+        "retry with the same request_id."
+    )
+    return ClaimLostError(message, scope=claim.row.scope, request_id=claim.row.request_id)
+
+
+def _watch_of(session: Session) -> _Watch:
+    root = root_of(session)
+    current: _Watch | None = session.info.get(_INFO_KEY)
+    if current is None:
+        event.listen(session, "before_commit", _before_commit)
+    if current is None or current.root is not root:
+        current = session.info[_INFO_KEY] = _Watch(root)
+    return current
+
+
+def _before_commit(session: Session) -> None:
+    # Fires for the release of a savepoint too, where a claim around it may well be open.
+    current: _Watch | None = session.info.get(_INFO_KEY)
+    if current is not None and current.root is session.get_transaction() and not session.in_nested_transaction():
+        current.refuse_or_allow()

@@ -1,0 +1,239 @@
+"""ExecutionGuard: the configuration of a guard and its verbs. Enter, yield, exit; the decisions are in `_claim`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
+from types import EllipsisType
+from typing import Any, Concatenate
+
+from sqlalchemy.orm import Session, scoped_session
+
+from . import _claim, _safety
+from ._fingerprint import Fingerprinter
+from ._keys import validate_action, validate_key
+from .execution import Execution, Receipt
+from .models import ExecutionRequest, ExecutionRequestMixin
+
+
+# A waiter holds a connection of the pool while it waits, so the default is bounded; business transactions are shorter.
+DEFAULT_WAIT_TIMEOUT = 5.0
+
+# Receipts are read on every retry; what is larger belongs into a table of its own.
+DEFAULT_MAX_RESULT_BYTES = 1024 * 1024
+
+
+class ExecutionGuard:
+    """Claims request_ids inside your own session and transaction; it never commits, rolls back or closes them.
+
+    A guard holds configuration only: make one at import time and share it between threads.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: type[ExecutionRequestMixin] = ExecutionRequest,
+        scope: str = "",
+        wait_timeout: float | None = DEFAULT_WAIT_TIMEOUT,
+        max_result_bytes: int = DEFAULT_MAX_RESULT_BYTES,
+        fingerprint_keys: Sequence[bytes] | None = None,
+    ) -> None:
+        """Configure a guard; nothing is sent to any database and nothing is registered anywhere.
+
+        Args:
+            model: The mapped table: the ready-made one, your class with the mixin, or one from `make_model()`.
+            scope: The tenant or namespace of every request, unless a call names another; part of the key.
+            wait_timeout: How long a claim waits for another one of the same request, in seconds; 0 to fail at once,
+                None to wait as long as it takes.
+            max_result_bytes: The largest result, in bytes of JSON text.
+            fingerprint_keys: Secrets of at least 16 bytes, newest first; payload fingerprints are then HMACs
+                (RFC 2104), which nobody who reads the table can guess small payloads from. None for plain hashes.
+
+        Raises:
+            InvalidScopeError: The scope cannot be stored.
+            ValueError: A number is negative or not finite, or a key is too short.
+            TypeError: A key is not bytes.
+
+        Example:
+            ```python
+            guard = ExecutionGuard(scope="billing", wait_timeout=2.0)
+            ```
+        """
+        if max_result_bytes < 1:
+            message = f"max_result_bytes must be at least 1, not {max_result_bytes}"
+            raise ValueError(message)
+        self._scope = validate_key(scope, "any").scope
+        self._wait_timeout = _valid_timeout(wait_timeout)
+        self._policy = _claim.Policy(model, Fingerprinter(fingerprint_keys), max_result_bytes)
+
+    @contextmanager
+    def claim(
+        self,
+        session: Session | scoped_session[Any],
+        request_id: str,
+        *,
+        action: str,
+        payload: Any = None,
+        scope: str | None = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        savepoint: bool = False,
+    ) -> Generator[Execution]:
+        """Claim a request for the block; claim, business writes and result commit with your transaction, or none does.
+
+        The claim is a row in the session's own transaction (a transaction is begun where none is). After the block its
+        result is written; you commit. An exception in the block leaves the transaction to you to roll back: until then
+        its COMMIT is refused, so that half-done work cannot be stored.
+
+        Args:
+            session: The session of the business writes.
+            request_id: What names the intent, the same on every retry; at most 255 bytes.
+            action: What is done; a retry under another action is a conflict.
+            payload: The arguments that a retry must repeat; plain values, stored as a fingerprint only.
+            scope: The tenant or namespace, instead of the guard's own; take it from the authenticated principal.
+            wait_timeout: Seconds to wait for another claim of the same request, instead of the guard's own setting;
+                0 to fail at once, None to wait as long as it takes. On SQLite the engine's busy timeout decides.
+            savepoint: Put the block into a SAVEPOINT, so that an exception in it undoes the block's writes and the
+                claim, and your transaction can go on.
+
+        Yields:
+            The execution: new, to be completed in the block, or a replay with the stored result.
+
+        Raises:
+            RequestConflictError: The request_id was used for another action or payload.
+            ExecutionInProgressError: Another claim is not finished; the transaction is usable.
+            ExecutionInDoubtError: An earlier execution ended without a known outcome.
+            ExecutionFailedError: An earlier execution is on record as failed.
+            ReceiptExpiredError: The request was executed before and its receipt is gone.
+            InvalidInputError: An argument cannot be stored; nothing was sent.
+            NotCompletedError: The block ended without `complete()`.
+            ClaimLostError: The transaction or savepoint of the claim ended inside the block.
+            AlreadyClaimedError: This transaction has claimed the request already.
+            AutocommitError: The connection commits each statement by itself.
+            SetupError: The engine or its database is not one that can keep the promise.
+            sqlalchemy.exc.DBAPIError: As the database raised it. SQLSTATE 40001 and 40P01 ask for the whole
+                transaction to be run again (PostgreSQL manual, section 13.5).
+
+        Example:
+            ```python
+            with Session(engine) as session, session.begin():
+                with guard.claim(session, "payment_123", action="send_payment", payload={"amount": 100}) as execution:
+                    if not execution.is_replay:
+                        session.add(Payment(amount=100))
+                        execution.complete({"status": "sent"})
+            receipt = execution.result
+            ```
+        """
+        session = _safety.plain_session(session)
+        key = validate_key(self._scope if scope is None else scope, request_id)
+        fingerprint = self._policy.fingerprinter.make(payload)
+        request = _claim.Request(key, validate_action(action), payload, fingerprint)
+        timeout = self._wait_timeout if wait_timeout is ... else _valid_timeout(wait_timeout)
+        if savepoint:
+            _claim.connect(session, self._policy)  # refuses what is no transaction before there is a savepoint in it
+        with session.begin_nested() if savepoint else nullcontext():
+            claim = _claim.claim(session, self._policy, request, timeout)
+            try:
+                yield claim.execution
+            except BaseException:
+                _claim.abandon(claim)
+                raise
+            _claim.settle(claim)
+
+    def execute(
+        self,
+        session: Session | scoped_session[Any],
+        request_id: str,
+        fn: Callable[Concatenate[Session, ...], Any],
+        *args: Any,
+        action: str,
+        payload: Any = None,
+        scope: str | None = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        savepoint: bool = False,
+        **kwargs: Any,
+    ) -> Execution:
+        """Run a function under a claim; its writes and its return value commit with your transaction, or none does.
+
+        Args:
+            session: The session of the business writes, given to `fn` as its first argument.
+            request_id: What names the intent, the same on every retry; at most 255 bytes.
+            fn: The business function; what it returns is the result. It is not called on a replay.
+            *args: Further arguments of `fn`.
+            action: As in `claim`.
+            payload: As in `claim`; the arguments of `fn` are not looked at.
+            scope: As in `claim`.
+            wait_timeout: As in `claim`, in seconds.
+            savepoint: As in `claim`.
+            **kwargs: Keyword arguments of `fn`.
+
+        Returns:
+            The execution, whose `result` is the same for the first caller and for every retry.
+
+        Raises:
+            InvalidResultError: `fn` returned what is no plain JSON.
+            Exception: What `fn` raises, and everything that `claim` raises.
+
+        Example:
+            ```python
+            def send_payment(session: Session, amount: int) -> dict[str, str]:
+                session.add(Payment(amount=amount))
+                return {"status": "sent"}
+
+
+            with Session(engine) as session, session.begin():
+                execution = guard.execute(session, "payment_123", send_payment, 100, action="send_payment")
+            ```
+        """
+        session = _safety.plain_session(session)
+        with self.claim(
+            session,
+            request_id,
+            action=action,
+            payload=payload,
+            scope=scope,
+            wait_timeout=wait_timeout,
+            savepoint=savepoint,
+        ) as execution:
+            if not execution.is_replay:
+                execution.complete(fn(session, *args, **kwargs))
+        return execution
+
+    def get(
+        self, session: Session | scoped_session[Any], request_id: str, *, scope: str | None = None
+    ) -> Receipt | None:
+        """Read a receipt in the session's transaction; nothing is claimed, written or waited for.
+
+        Do not decide by it whether to execute: only a claim is atomic.
+
+        Args:
+            session: Any session that sees the table; on a replica the answer may be old.
+            request_id: The id of the request.
+            scope: The tenant or namespace, instead of the guard's own.
+
+        Returns:
+            The receipt, or None where the request is unknown or not finished.
+
+        Raises:
+            ExecutionFailedError: The request is on record as failed.
+            ExecutionInDoubtError: It may or may not have happened.
+            ReceiptExpiredError: It was executed, and its receipt is gone.
+            InvalidInputError: The id or the scope cannot be stored.
+
+        Example:
+            ```python
+            receipt = guard.get(session, "payment_123")
+            if receipt is not None:
+                print(receipt.result, receipt.completed_at)
+            ```
+        """
+        key = validate_key(self._scope if scope is None else scope, request_id)
+        stored = _claim.find(_safety.plain_session(session), self._policy, key)
+        return None if stored is None else _claim.receipt_of(key, stored)
+
+
+def _valid_timeout(value: float | None) -> float | None:
+    if value is not None and not (math.isfinite(value) and value >= 0):
+        message = f"wait_timeout is a number of seconds, 0 or more, or None to wait without end; not {value}"
+        raise ValueError(message)
+    return value

@@ -1,0 +1,58 @@
+"""Counts what is sent: two statements more for a new execution, two in all for a replay, and no third one ever."""
+
+import pytest
+from support.app import Payment, deliver
+
+from safeagent_sa import ExecutionGuard, ExecutionInProgressError
+
+
+guard = ExecutionGuard()
+
+
+def kinds(statements):
+    return [statement.split()[0].upper() for statement in statements if not statement.startswith("BEGIN")]
+
+
+def test_a_new_execution_adds_two_statements(port, statements):
+    with port.sessions() as session, session.begin():
+        with guard.claim(session, "order-1", action="pay", payload={"amount": 1}) as execution:
+            session.add(Payment(reference="order-1", amount=1))
+            session.flush()
+            execution.complete({"ok": True})
+
+    assert kinds(statements) == ["INSERT", "INSERT", "UPDATE"]
+    assert [("execution_requests" in statement) for statement in statements if "BEGIN" not in statement] == [
+        True,
+        False,
+        True,
+    ]
+
+
+def test_a_replay_is_two_statements_in_all(port, statements):
+    deliver(port, "order-1")
+    statements.clear()
+    deliver(port, "order-1")
+
+    assert kinds(statements) == ["INSERT", "SELECT"]
+
+
+def test_get_is_one_statement(port, statements):
+    deliver(port, "order-1")
+    statements.clear()
+    with port.sessions() as session:
+        guard.get(session, "order-1")
+
+    assert kinds(statements) == ["SELECT"]
+
+
+@pytest.mark.parametrize("port", ["postgresql"], indirect=True)
+def test_fail_fast_is_two_statements(port, statements):
+    with port.sessions() as holder, port.sessions() as other:
+        with guard.claim(holder, "order-1", action="pay") as execution:
+            statements.clear()
+            with pytest.raises(ExecutionInProgressError):
+                with guard.claim(other, "order-1", action="pay", wait_timeout=0):
+                    pass
+            assert kinds(statements) == ["INSERT", "SELECT"]
+            execution.complete()
+        holder.rollback()

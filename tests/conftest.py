@@ -1,0 +1,125 @@
+"""Fixtures: one PostgreSQL for the whole run, one clean database for each test, on every port."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, create_engine, event, text
+from sqlalchemy.pool import NullPool
+from support.app import Port, make_engine
+from support.servers import Server, start
+
+
+@cache
+def _server() -> Server | RuntimeError:
+    """Start the server once, where it is first asked for: by the header, or by the first test under -q."""
+    try:
+        return start()
+    except RuntimeError as error:
+        return error
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say which PostgreSQL this run tests against."""
+    if config.option.collectonly:
+        return "PostgreSQL: not started, tests are only collected"
+    found = _server()
+    if isinstance(found, RuntimeError):
+        return "PostgreSQL: none found; tests that need it will fail and say what to do"
+    engine = create_engine(found.url, poolclass=NullPool)
+    with engine.connect() as connection:
+        version = connection.scalar(text("SHOW server_version"))
+    return f"PostgreSQL: {version} ({found.origin})"
+
+
+def pytest_unconfigure() -> None:
+    if _server.cache_info().currsize and isinstance(found := _server(), Server):
+        found.stop()
+
+
+@pytest.fixture(scope="session")
+def server() -> Server:
+    found = _server()
+    if isinstance(found, RuntimeError):
+        pytest.fail(str(found), pytrace=False)
+    return found
+
+
+@pytest.fixture(scope="session")
+def new_database(server: Server) -> Iterator[Callable[[], URL]]:
+    """Make empty databases; all are dropped at the end of the run."""
+    admin = create_engine(server.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    names: list[str] = []
+
+    def make() -> URL:
+        name = f"safeagent_test_{uuid.uuid4().hex[:12]}"
+        with admin.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        names.append(name)
+        return server.url.set(database=name)
+
+    yield make
+    with admin.connect() as connection:
+        for name in names:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture(scope="session")
+def _shared_postgresql(new_database: Callable[[], URL]) -> Iterator[Port]:
+    url = new_database()
+    engine = make_engine(url, pool_size=40)
+    port = Port("postgresql", url.render_as_string(hide_password=False), engine)
+    port.create_tables()
+    yield port
+    engine.dispose()
+
+
+@pytest.fixture
+def postgresql(_shared_postgresql: Port) -> Iterator[Port]:
+    _shared_postgresql.clear()
+    yield _shared_postgresql
+    # A connection that is still out holds a transaction that a test forgot, and would block the next one.
+    assert _shared_postgresql.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[Port]:
+    url = f"sqlite:///{tmp_path / 'test.db'}"
+    port = Port("sqlite", url, make_engine(url))
+    port.create_tables()
+    yield port
+    assert port.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    port.engine.dispose()
+
+
+@pytest.fixture
+def statements(port: Port) -> Iterator[list[str]]:
+    """Every statement that is sent to the port's database, in order."""
+    sent: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        sent.append(statement)
+
+    event.listen(port.engine, "before_cursor_execute", note)
+    yield sent
+    event.remove(port.engine, "before_cursor_execute", note)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def port(request: pytest.FixtureRequest) -> Port:
+    """Every database that the guard promises the same on."""
+    found: Port = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'empty.db'}"
+    url: URL = request.getfixturevalue("new_database")()
+    return url.render_as_string(hide_password=False)

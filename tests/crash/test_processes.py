@@ -1,0 +1,53 @@
+"""Processes that race for one id, and processes that are killed at every step of a guarded transaction."""
+
+import pytest
+from support.app import deliver
+from support.processes import Worker
+from support.worker import STEPS
+
+
+def test_processes_that_race_for_one_id_execute_it_once(port):
+    callers = 32
+    workers = [Worker(port, "hot", stop_at="start") for _ in range(callers)]
+    for worker in workers:
+        worker.wait_until_stopped()
+    for worker in workers:
+        worker.go_on()
+    answers = [worker.answer() for worker in workers]
+
+    assert len({answer["pid"] for answer in answers}) == callers
+    assert sorted(answer["is_replay"] for answer in answers) == [False] + [True] * (callers - 1)
+    assert {answer["result"]["receipt"] for answer in answers} == {answers[0]["result"]["receipt"]}
+    assert port.payments("hot") == 1
+    assert port.requests() == [("hot", "completed")]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_process_killed_at_any_step_leaves_all_or_nothing(port, step):
+    worker = Worker(port, "order-1", stop_at=step)
+    worker.wait_until_stopped()
+    worker.kill()
+
+    stored = step == "committed"
+    retry, again = deliver(port, "order-1"), deliver(port, "order-1")
+
+    assert retry.is_replay is stored
+    assert again.is_replay
+    assert again.result == retry.result
+    assert port.payments("order-1") == 1
+    assert port.requests() == [("order-1", "completed")]
+
+
+@pytest.mark.parametrize("port", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("step", ["claimed", "written", "settled"])
+def test_a_waiting_process_takes_over_from_a_killed_one(port, step):
+    holder = Worker(port, "order-1", stop_at=step)
+    holder.wait_until_stopped()
+    waiter = Worker(port, "order-1", stop_at="begun")
+    waiter.wait_until_stopped()
+    waiter.go_on()
+    holder.kill()
+    answer = waiter.answer()
+
+    assert answer["is_replay"] is False
+    assert port.payments("order-1") == 1

@@ -1,0 +1,102 @@
+"""Every order of the statements of several callers of one request, with and without a fault; zero violations."""
+
+import random
+
+import pytest
+from support.explorer import Explorer, Fault
+
+
+LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
+SEED = 20261122
+
+
+@pytest.fixture
+def explorer(postgresql):
+    made = []
+
+    def make(**options):
+        made.append(Explorer(postgresql, **options))
+        return made[-1]
+
+    yield make
+    for found in made:
+        found.close()
+
+
+@pytest.mark.parametrize("wait_timeout", [None, 0])
+@pytest.mark.parametrize("level", LEVELS)
+def test_all_interleavings_of_two_callers(explorer, level, wait_timeout):
+    found = explorer(level=level, wait_timeout=wait_timeout)
+    traces = found.explore()
+    print(f"\n{level}, wait_timeout={wait_timeout}: {found.report.schedules} schedules, {found.report.violations=}")
+
+    assert found.report.violations == []
+    assert len({str(trace) for trace in traces}) == len(traces)
+    assert len(traces) >= 20
+    assert found.report.executed > 0
+
+
+def faults(steps):
+    """Every fault of the first caller: a crash before each step, and the lost answer of his COMMIT."""
+    return [Fault(0, step, "crash") for step in range(steps)] + [Fault(0, steps - 1, "lost answer")]
+
+
+# of a new execution: claim, business write, completion, COMMIT
+STEPS = 4
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_some_interleavings_of_two_callers_with_a_fault(explorer, level):
+    chance = random.Random(SEED)
+    found = explorer(level=level)
+    for fault in faults(STEPS):
+        found.explore(fault, limit=6, choose=chance.choice)
+    print(f"\n{level}: seed {SEED}, {found.report.schedules} schedules, {found.report.faults} faults")
+
+    assert found.report.violations == []
+    assert found.report.faults > 0
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("wait_timeout", [None, 0])
+@pytest.mark.parametrize("level", LEVELS)
+def test_all_interleavings_of_two_callers_with_every_fault(explorer, level, wait_timeout):
+    found = explorer(level=level, wait_timeout=wait_timeout)
+    for fault in [*faults(STEPS), *(Fault(0, step, "crash") for step in range(STEPS, 12))]:
+        found.explore(fault)
+    print(f"\n{level}, wait_timeout={wait_timeout}: {found.report.schedules} schedules, {found.report.faults} faults")
+
+    assert found.report.violations == []
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(7200)
+def test_all_interleavings_of_three_callers(explorer):
+    found = explorer(callers=3, wait_timeout=0)
+    found.explore()
+    print(f"\nthree callers: {found.report.schedules} schedules")
+
+    assert found.report.violations == []
+
+
+def test_some_interleavings_of_three_callers(explorer):
+    chance = random.Random(SEED)
+    found = explorer(callers=3)
+    found.explore(limit=60, choose=chance.choice)
+    print(f"\nthree callers: seed {SEED}, {found.report.schedules} schedules")
+
+    assert found.report.violations == []
+
+
+def test_the_explorer_finds_a_guard_that_is_not_one(explorer, monkeypatch):
+    """The control: with a claim that reads "no row" as "mine", the same exploration finds two payments."""
+    from safeagent_sa._dialects.postgresql import PostgreSQL
+
+    insert = PostgreSQL.insert
+    monkeypatch.setattr(PostgreSQL, "insert", lambda *arguments: insert(*arguments) or "0")
+    monkeypatch.setattr(PostgreSQL, "complete", lambda *_: 1)
+    found = explorer()
+    found.explore(limit=1)
+
+    assert found.report.violations != []

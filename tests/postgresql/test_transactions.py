@@ -1,0 +1,168 @@
+"""What PostgreSQL makes of transactions that are none, or not any more."""
+
+import psycopg
+import pytest
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, sessionmaker
+from support.app import pay
+
+from safeagent_sa import AutocommitError, ExecutionGuard, NotCompletedError, TransactionAbortedError
+
+
+guard = ExecutionGuard()
+
+
+def by_engine(port):
+    return Session(create_engine(port.url, isolation_level="AUTOCOMMIT"))
+
+
+def by_execution_option(port):
+    return Session(port.engine.execution_options(isolation_level="AUTOCOMMIT"))
+
+
+def by_connection_option(port):
+    session = Session(port.engine)
+    session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+    return session
+
+
+def by_driver(port):
+    return Session(create_engine(port.url, connect_args={"autocommit": True}))
+
+
+@pytest.mark.parametrize("make", [by_engine, by_execution_option, by_connection_option, by_driver])
+@pytest.mark.parametrize("savepoint", [False, True])
+def test_autocommit_is_refused_in_all_its_forms_and_leaves_no_row(postgresql, make, savepoint):
+    with make(postgresql) as session:
+        with pytest.raises(AutocommitError, match="AUTOCOMMIT"):
+            with guard.claim(session, "order-1", action="pay", savepoint=savepoint):
+                pytest.fail("the block must not run")
+        bind = session.get_bind()
+    if bind is not postgresql.engine:
+        bind.dispose()
+
+    assert postgresql.requests() == []
+
+
+def test_autocommit_that_comes_after_the_look_is_found_and_the_row_taken_back(postgresql):
+    engine = create_engine(postgresql.url)
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def route(connection, cursor, statement, *_):
+        if statement.startswith("INSERT"):
+            connection.connection.dbapi_connection.rollback()
+            connection.connection.dbapi_connection.autocommit = True
+
+    with Session(engine) as session:
+        with pytest.raises(AutocommitError, match="taken back"), guard.claim(session, "order-1", action="pay"):
+            pytest.fail("the block must not run")
+    engine.dispose()
+
+    assert postgresql.requests() == []
+
+
+@pytest.mark.parametrize("where", ["inside", "after"])
+def test_commit_of_an_aborted_transaction_is_refused(postgresql, where):
+    with postgresql.sessions() as session:
+        with pytest.raises((TransactionAbortedError, DBAPIError)) as caught:
+            with guard.claim(session, "order-1", action="pay") as execution:
+                execution.complete(pay(session, "order-1"))
+                if where == "inside":
+                    swallow_an_error(session)
+            swallow_an_error(session)
+            session.commit()
+        session.rollback()
+
+    if where == "inside":
+        assert caught.value.orig.sqlstate == "25P02"  # the completion itself fails, unwrapped
+    else:
+        assert isinstance(caught.value, TransactionAbortedError)
+    assert postgresql.requests() == []
+    assert postgresql.payments("order-1") == 0
+
+
+def swallow_an_error(session):
+    with pytest.raises(DBAPIError):
+        session.execute(text("SELECT 1/0"))
+
+
+def test_an_aborted_transaction_is_found_where_the_driver_does_not_know(postgresql, monkeypatch):
+    """Drivers such as asyncpg do not show it, so the server is asked."""
+    monkeypatch.setattr(psycopg.Connection, "info", property(lambda _: None))
+    with postgresql.sessions() as session:
+        with guard.claim(session, "order-1", action="pay") as execution:
+            execution.complete(pay(session, "order-1"))
+        swallow_an_error(session)
+        with pytest.raises(TransactionAbortedError):
+            session.commit()
+        session.rollback()
+        with guard.claim(session, "order-1", action="pay") as execution:
+            execution.complete(pay(session, "order-1"))
+        session.commit()
+
+    assert postgresql.requests() == [("order-1", "completed")]
+
+
+def test_an_error_inside_a_savepoint_of_the_caller_is_no_harm(postgresql):
+    with postgresql.sessions() as session, session.begin():
+        with guard.claim(session, "order-1", action="pay") as execution:
+            with pytest.raises(DBAPIError), session.begin_nested():
+                session.execute(text("SELECT 1/0"))
+            execution.complete(pay(session, "order-1"))
+
+    assert postgresql.requests() == [("order-1", "completed")]
+
+
+def test_two_phase_sessions_work_and_refuse_an_incomplete_claim(postgresql):
+    with postgresql.engine.connect() as connection:
+        allowed = int(connection.scalar(text("SHOW max_prepared_transactions")))
+    assert allowed > 0, (
+        "set max_prepared_transactions = 10 on the server of SAFEAGENT_TEST_DATABASE_URL, and restart it"
+    )
+    sessions = sessionmaker(postgresql.engine, twophase=True)
+
+    with sessions() as session:
+        with pytest.raises(ZeroDivisionError), guard.claim(session, "order-1", action="pay"):
+            raise ZeroDivisionError
+        with pytest.raises(NotCompletedError, match="COMMIT was refused"):
+            session.prepare()
+    answers = []
+    for _ in range(2):
+        with sessions() as session:
+            answers.append(guard.execute(session, "order-1", pay, "order-1", action="pay"))
+            session.prepare()
+            session.commit()
+
+    assert [answer.is_replay for answer in answers] == [False, True]
+    assert answers[0].result == answers[1].result
+
+
+def test_the_key_columns_sort_by_bytes_and_the_table_leaves_room(postgresql):
+    with postgresql.engine.connect() as connection:
+        collations = connection.execute(
+            text(
+                "SELECT attname, collname FROM pg_attribute JOIN pg_collation c ON c.oid = attcollation "
+                "WHERE attrelid = 'execution_requests'::regclass AND attname IN ('scope', 'request_id')"
+            )
+        )
+        assert dict(tuple(row) for row in collations) == {"scope": "C", "request_id": "C"}
+        options = connection.scalar(text("SELECT reloptions FROM pg_class WHERE relname = 'execution_requests'"))
+        assert options == ["fillfactor=80"]
+
+
+def test_completing_touches_no_index(postgresql):
+    """Every completion stays on its page (HOT): no index on what changes."""
+    for number in range(50):
+        with postgresql.sessions() as session, session.begin():
+            guard.execute(session, f"order-{number}", pay, "x", action="pay")
+    with postgresql.engine.connect() as connection:
+        connection.execute(text("SELECT pg_stat_force_next_flush()")) if server_version(connection) >= 15 else None
+        updates, hot = connection.execute(
+            text("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'execution_requests'")
+        ).one()
+    assert hot == updates
+
+
+def server_version(connection):
+    return connection.dialect.server_version_info[0]

@@ -1,0 +1,272 @@
+"""Somebody else holds the claim: wait, or do not, and in either case keep a usable transaction."""
+
+import threading
+import time
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import sessionmaker
+from support.app import deliver, pay
+
+from safeagent_sa import ExecutionGuard, ExecutionInProgressError
+
+
+guard = ExecutionGuard()
+
+
+class Caller(threading.Thread):
+    """Delivers one request in a thread of its own and keeps what came of it."""
+
+    def __init__(self, port, request_id, **options):
+        super().__init__()
+        self.port, self.request_id = port, request_id
+        self.guard = ExecutionGuard(**options)
+        self.execution = self.error = None
+        self.start()
+
+    def run(self):
+        try:
+            self.execution = deliver(self.port, self.request_id, self.guard)
+        except BaseException as error:  # noqa: BLE001 - shown by the assertion
+            self.error = error
+
+    def is_waiting(self):
+        """Wait until the server says that somebody waits for a lock."""
+        with self.port.engine.connect() as connection:
+            waiting = text(
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            deadline = time.monotonic() + 30
+            while connection.scalar(waiting) == 0:
+                assert time.monotonic() < deadline, "nobody waits"
+                assert self.is_alive(), (self.execution, self.error)
+                connection.rollback()
+        return True
+
+
+@pytest.fixture
+def holder(postgresql):
+    """A transaction that has claimed order-1 and is not finished."""
+    with postgresql.sessions() as session:
+        with guard.claim(session, "order-1", action="pay", payload={"amount": 100}) as execution:
+            execution.complete(pay(session, "order-1"))
+        yield session
+
+
+def test_fail_fast_leaves_the_transaction_usable(postgresql, holder):
+    with postgresql.sessions() as session, session.begin():
+        pay(session, "before")
+        with pytest.raises(ExecutionInProgressError) as caught:
+            with guard.claim(session, "order-1", action="pay", wait_timeout=0):
+                pytest.fail("the block must not run")
+        pay(session, "after")
+    holder.rollback()
+
+    assert (caught.value.request_id, caught.value.waited) == ("order-1", 0)
+    assert caught.value.retry_after > 0
+    assert postgresql.payments("before") == postgresql.payments("after") == 1
+    assert postgresql.payments("order-1") == 0
+
+
+def test_fail_fast_leaves_no_lock_behind(postgresql, holder):
+    with postgresql.sessions() as session:
+        with pytest.raises(ExecutionInProgressError), guard.claim(session, "order-1", action="pay", wait_timeout=0):
+            pass
+        holder.rollback()
+
+        assert not deliver(postgresql, "order-1", ExecutionGuard(wait_timeout=0)).is_replay
+
+
+def test_a_timeout_leaves_the_transaction_usable_and_its_settings_alone(postgresql, holder):
+    with postgresql.sessions() as session, session.begin():
+        session.execute(text("SET LOCAL lock_timeout = '7s'"))
+        pay(session, "before")
+        with pytest.raises(ExecutionInProgressError) as caught:
+            with guard.claim(session, "order-1", action="pay", wait_timeout=0.05):
+                pytest.fail("the block must not run")
+        assert session.scalar(text("SHOW lock_timeout")) == "7s"
+    holder.rollback()
+
+    assert caught.value.waited == 0.05
+    assert postgresql.payments("before") == 1
+
+
+def test_a_waiter_gets_the_receipt_when_the_holder_commits(postgresql, holder):
+    caller = Caller(postgresql, "order-1", wait_timeout=60)
+    assert caller.is_waiting()
+    holder.commit()
+    caller.join()
+
+    assert caller.error is None
+    assert caller.execution.is_replay
+    assert postgresql.payments("order-1") == 1
+
+
+def test_a_waiter_executes_when_the_holder_rolls_back(postgresql, holder):
+    caller = Caller(postgresql, "order-1", wait_timeout=None)
+    assert caller.is_waiting()
+    holder.rollback()
+    caller.join()
+
+    assert caller.error is None
+    assert not caller.execution.is_replay
+    assert postgresql.payments("order-1") == 1
+
+
+def test_a_waiter_executes_when_the_holder_is_killed(postgresql, holder):
+    backend = holder.scalar(text("SELECT pg_backend_pid()"))
+    caller = Caller(postgresql, "order-1", wait_timeout=60)
+    assert caller.is_waiting()
+    with postgresql.engine.connect() as connection:
+        connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": backend})
+    caller.join()
+    with pytest.raises(DBAPIError):
+        holder.execute(text("SELECT 1"))
+    holder.rollback()
+
+    assert caller.error is None
+    assert not caller.execution.is_replay
+    assert postgresql.payments("order-1") == 1
+
+
+def test_a_waiter_that_wins_keeps_its_lock_timeout(postgresql, holder):
+    seen = []
+
+    def look(session):
+        seen.append(session.scalar(text("SHOW lock_timeout")))
+        return seen[-1]
+
+    def call():
+        with postgresql.sessions() as session, session.begin():
+            session.execute(text("SET LOCAL lock_timeout = '7s'"))
+            guard.execute(session, "order-1", look, action="pay", payload={"amount": 100}, wait_timeout=60)
+            seen.append(session.scalar(text("SHOW lock_timeout")))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    Caller.is_waiting(_Watched(postgresql, thread))
+    holder.rollback()
+    thread.join()
+
+    assert seen == ["7s", "7s"]
+
+
+class _Watched:
+    def __init__(self, port, thread):
+        self.port, self.is_alive = port, thread.is_alive
+        self.execution = self.error = None
+
+
+def test_all_waiters_get_the_receipt_and_none_holds_up_the_next(postgresql, holder):
+    callers = [Caller(postgresql, "order-1", wait_timeout=60) for _ in range(8)]
+    assert callers[0].is_waiting()
+    holder.commit()
+    for caller in callers:
+        caller.join()
+
+    assert [caller.error for caller in callers] == [None] * 8
+    assert all(caller.execution.is_replay for caller in callers)
+    assert postgresql.payments("order-1") == 1
+
+
+def test_a_waiter_that_lost_gives_the_lock_back_at_once(postgresql, holder):
+    """A stalled loser must not hold up the other waiters until its own transaction ends."""
+    replayed, finish = threading.Event(), threading.Event()
+
+    def lose_and_stall():
+        with postgresql.sessions() as session, session.begin():
+            with guard.claim(session, "order-1", action="pay", payload={"amount": 100}, wait_timeout=60) as execution:
+                assert execution.is_replay
+            replayed.set()
+            finish.wait(60)
+
+    loser = threading.Thread(target=lose_and_stall)
+    loser.start()
+    Caller.is_waiting(_Watched(postgresql, loser))
+    holder.commit()
+    assert replayed.wait(60)
+    with postgresql.sessions() as session:
+        locks = session.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"))
+    finish.set()
+    loser.join()
+
+    assert locks == 0
+
+
+def test_replays_do_not_queue_behind_a_replay_that_stalls(postgresql):
+    deliver(postgresql, "order-1")
+    with postgresql.sessions() as stalled:
+        with guard.claim(stalled, "order-1", action="pay", payload={"amount": 100}) as execution:
+            assert execution.is_replay
+        assert deliver(postgresql, "order-1", ExecutionGuard(wait_timeout=0)).is_replay
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_above_read_committed_the_loser_gets_40001_unwrapped(postgresql, holder, level):
+    engine = create_engine(postgresql.url, isolation_level=level)
+    failed = []
+
+    def call():
+        with sessionmaker(engine)() as session:
+            try:
+                with guard.claim(session, "order-1", action="pay", payload={"amount": 100}, wait_timeout=60):
+                    pytest.fail("the block must not run")
+            except DBAPIError as error:
+                failed.append(error.orig.sqlstate)
+                # nobody can go on in the old snapshot, where the other execution is not there
+                with pytest.raises(DBAPIError, match="aborted"):
+                    session.execute(text("SELECT 1"))
+            session.rollback()
+            with session.begin(), guard.claim(session, "order-1", action="pay", payload={"amount": 100}) as execution:
+                failed.append(execution.is_replay)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    Caller.is_waiting(_Watched(postgresql, thread))
+    holder.commit()
+    thread.join()
+    engine.dispose()
+
+    assert failed == ["40001", True]
+    assert postgresql.payments("order-1") == 1
+
+
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+def test_once_and_replay_on_every_isolation_level(postgresql, level):
+    engine = create_engine(postgresql.url, isolation_level=level)
+    answers = []
+    for _ in range(2):
+        with sessionmaker(engine)() as session, session.begin():
+            answers.append(guard.execute(session, "order-1", pay, "order-1", action="pay"))
+    engine.dispose()
+
+    assert [answer.is_replay for answer in answers] == [False, True]
+    assert answers[0].result == answers[1].result
+    assert postgresql.payments("order-1") == 1
+
+
+def test_two_transactions_that_claim_in_opposite_order_end_quickly(postgresql):
+    with postgresql.sessions() as one, postgresql.sessions() as other:
+        with guard.claim(one, "a", action="pay") as first, guard.claim(other, "b", action="pay") as second:
+            with pytest.raises(ExecutionInProgressError), guard.claim(one, "b", action="pay", wait_timeout=0):
+                pass
+            with pytest.raises(ExecutionInProgressError), guard.claim(other, "a", action="pay", wait_timeout=0.1):
+                pass
+            first.complete()
+            second.complete()
+        one.commit()
+        other.commit()
+
+    assert postgresql.requests() == [("a", "completed"), ("b", "completed")]
+
+
+def test_a_foreign_error_while_waiting_is_not_swallowed(postgresql, holder):
+    with postgresql.sessions() as session:
+        session.execute(text("SET LOCAL statement_timeout = '50ms'"))
+        with pytest.raises(DBAPIError) as caught, guard.claim(session, "order-1", action="pay", wait_timeout=60):
+            pytest.fail("the block must not run")
+        session.rollback()
+    holder.rollback()
+
+    assert caught.value.orig.sqlstate == "57014"

@@ -1,0 +1,82 @@
+"""The business of the tests: one table of payments beside the guard's own, and ports to run it on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from sqlalchemy import Engine, String, create_engine, func, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from safeagent_sa import ExecutionGuard, ExecutionRequest, metadata, schema, sqlite
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Payment(Base):
+    __tablename__ = "payments"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    reference: Mapped[str] = mapped_column(String(255))
+    amount: Mapped[int]
+
+
+def make_engine(url: Any, **options: Any) -> Engine:
+    engine = create_engine(url, **options)
+    if engine.dialect.name == "sqlite":
+        sqlite.configure(engine, busy_timeout=30)
+    return engine
+
+
+@dataclass
+class Port:
+    """One database with the tables of guard and business, and short ways to look into it."""
+
+    name: str
+    url: str
+    engine: Engine
+
+    def __post_init__(self) -> None:
+        self.sessions = sessionmaker(self.engine)
+
+    def create_tables(self) -> None:
+        # by the schema steps, as in production, and not by create_all()
+        with self.engine.begin() as connection:
+            schema.upgrade(Operations(MigrationContext.configure(connection)))
+            Base.metadata.create_all(connection)
+
+    def clear(self) -> None:
+        with self.engine.begin() as connection:
+            for table in (*metadata.sorted_tables, *Base.metadata.sorted_tables):
+                connection.execute(table.delete())
+
+    def payments(self, reference: str) -> int:
+        with self.sessions() as session:
+            return session.scalar(select(func.count()).where(Payment.reference == reference)) or 0
+
+    def requests(self) -> list[tuple[str, str]]:
+        with self.sessions() as session:
+            query = select(ExecutionRequest.request_id, ExecutionRequest.status).order_by("request_id")
+            return [tuple(row) for row in session.execute(query)]
+
+
+def pay(session: Session, reference: str, amount: int = 100) -> dict[str, Any]:
+    """Make the business write; the result has a key that the database chose."""
+    payment = Payment(reference=reference, amount=amount)
+    session.add(payment)
+    session.flush()
+    return {"status": "sent", "receipt": f"rcpt_{payment.id}"}
+
+
+def deliver(port: Port, request_id: str, guard: ExecutionGuard | None = None, amount: int = 100) -> Any:
+    """Deliver one request as an app does, in a transaction of its own; return the execution."""
+    guard = guard or ExecutionGuard()
+    with port.sessions() as session, session.begin():
+        with guard.claim(session, request_id, action="pay", payload={"amount": amount}) as execution:
+            if not execution.is_replay:
+                execution.complete(pay(session, request_id, amount))
+    return execution

@@ -1,0 +1,205 @@
+"""Runs callers in every order that their statements can have, on a real server, and checks the promise after each.
+
+Each caller is a thread with a connection of its own that stops before every statement and COMMIT until the explorer lets
+it go on. After each step the explorer waits until the caller stands before its next one, has ended, or waits for a lock
+(the server's own lock table says so). A schedule is the list of choices; all of them are tried, depth first.
+"""
+
+import itertools
+import threading
+import time
+from dataclasses import dataclass, field
+
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.orm import sessionmaker
+
+from safeagent_sa import ExecutionGuard
+from support.app import deliver, pay
+
+
+REQUEST = "order-1"
+
+
+class Crashed(BaseException):
+    """The caller's process is gone; nothing of his runs any more."""
+
+
+@dataclass
+class Fault:
+    """What happens to one caller at one of his steps, counted from 0.
+
+    "crash": his process and his server backend die before the step. "lost answer": the step is a COMMIT, which the
+    server does, and whose answer never arrives.
+    """
+
+    caller: int
+    step: int
+    kind: str
+
+
+@dataclass
+class Report:
+    """What was explored."""
+
+    schedules: int = 0
+    executed: int = 0
+    faults: int = 0
+    violations: list = field(default_factory=list)
+
+
+class Caller:
+    """One caller; lives through all schedules, so that his connection is made once."""
+
+    def __init__(self, explorer, number):
+        self.explorer, self.number = explorer, number
+        self.engine = create_engine(explorer.port.url, isolation_level=explorer.level, pool_size=1, max_overflow=0)
+        self.sessions = sessionmaker(self.engine)
+        self.changed = threading.Condition()
+        event.listen(self.engine, "before_cursor_execute", self._before_statement)
+        event.listen(self.engine, "commit", self._before_commit)
+
+    def start(self, fault):
+        self.fault, self.step, self.trace = fault, 0, []
+        self.state, self.answer, self.error = "running", None, None
+        self.pid = None
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def go(self):
+        with self.changed:
+            self.state = "running"
+            self.changed.notify_all()
+
+    def _run(self):
+        try:
+            with self.sessions() as session, session.begin():
+                driver = session.connection().connection.driver_connection
+                self.pid = driver.info.backend_pid
+                guard = self.explorer.guard
+                with guard.claim(session, REQUEST, action="pay", payload={"amount": 100}) as execution:
+                    if not execution.is_replay:
+                        execution.complete(pay(session, REQUEST))
+            self.answer = execution.result
+        except BaseException as error:  # noqa: BLE001 - the checks look at it
+            self.error = error
+        self._become("ended")
+
+    def _become(self, state):
+        with self.changed:
+            self.state = state
+            self.changed.notify_all()
+
+    def _before_statement(self, _connection, _cursor, statement, *_):
+        self._stop_at(statement.split()[0], None)
+
+    def _before_commit(self, connection):
+        self._stop_at("COMMIT", connection.connection.dbapi_connection)
+
+    def _stop_at(self, name, driver):
+        self.trace.append(name)
+        with self.changed:
+            self.state = "ready"
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.state == "running")
+        step, self.step = self.step, self.step + 1
+        if self.fault is None or self.fault.step != step:
+            return
+        self.fault_happened = True
+        self.explorer.report.faults += 1
+        if self.fault.kind == "lost answer":
+            driver.commit()
+        self.explorer.kill_backend(self.pid)
+        raise Crashed
+
+    def is_done_for_now(self):
+        """Wait until this caller stands still: ready, ended, or waiting for a lock."""
+        deadline = time.monotonic() + 60
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.state != "running", timeout=0.002)
+                if self.state != "running":
+                    return self.state
+            if self.pid is not None and self.explorer.waits_for_lock(self.pid):
+                return "waiting"
+            assert time.monotonic() < deadline, (self.number, self.trace)
+
+
+class Explorer:
+    """All schedules of some callers of one request on one isolation level."""
+
+    def __init__(self, port, *, callers=2, level="READ COMMITTED", wait_timeout=None):
+        self.port, self.level = port, level
+        self.guard = ExecutionGuard(wait_timeout=wait_timeout)
+        self.report = Report()
+        self.monitor = create_engine(port.url, isolation_level="AUTOCOMMIT").connect()
+        self.callers = [Caller(self, number) for number in range(callers)]
+
+    def close(self):
+        self.monitor.close()
+        self.monitor.engine.dispose()
+        for caller in self.callers:
+            caller.engine.dispose()
+
+    def explore(self, fault=None, limit=None, choose=None):
+        """Run every schedule (or `limit` random ones, by `choose`); return one trace for each."""
+        prefix, traces = [], []
+        while prefix is not None:
+            taken, options, trace = self._run(prefix, fault, choose)
+            traces.append(trace)
+            self.report.schedules += 1
+            if limit is not None and len(traces) >= limit:
+                break
+            prefix = [] if choose else _next(taken, options)
+        return traces
+
+    def _run(self, prefix, fault, choose):
+        self.port.clear()
+        for caller in self.callers:
+            caller.start(fault if fault and fault.caller == caller.number else None)
+        taken, options, order = [], [], []
+        for position in itertools.count():
+            if taken:  # he may hold what others wait for, so their states are looked at after his
+                self.callers[taken[-1]].is_done_for_now()
+            states = [caller.is_done_for_now() for caller in self.callers]
+            ready = [number for number, state in enumerate(states) if state == "ready"]
+            if not ready:
+                assert all(state == "ended" for state in states), ("deadlock", states, order)
+                break
+            pick = choose or min
+            choice = prefix[position] if position < len(prefix) else pick(ready)
+            taken.append(choice)
+            options.append(ready)
+            order.append((choice, self.callers[choice].trace[-1]))
+            self.callers[choice].go()
+        for caller in self.callers:
+            caller.thread.join()
+        self._check(fault, order)
+        return taken, options, order
+
+    def _check(self, fault, order):
+        first_answers = [caller.answer for caller in self.callers if caller.answer is not None]
+        answers = [*first_answers, *(deliver(self.port, REQUEST).result for _ in range(2))]
+        payments, requests = self.port.payments(REQUEST), self.port.requests()
+        self.report.executed += len(first_answers)
+        if payments != 1 or requests != [(REQUEST, "completed")] or any(answer != answers[0] for answer in answers):
+            self.report.violations.append((fault, order, payments, requests, answers))
+
+    def waits_for_lock(self, pid):
+        query = text("SELECT EXISTS (SELECT FROM pg_locks WHERE pid = :pid AND NOT granted)")
+        return self.monitor.scalar(query, {"pid": pid})
+
+    def kill_backend(self, pid):
+        # in a connection of its own: the monitor belongs to the explorer's thread
+        with self.monitor.engine.connect() as connection:
+            connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+            while connection.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid}):
+                pass
+
+
+def _next(taken, options):
+    """Return the choices that lead into the next schedule, depth first, or None after the last."""
+    for position in reversed(range(len(taken))):
+        later = [option for option in options[position] if option > taken[position]]
+        if later:
+            return [*taken[:position], later[0]]
+    return None

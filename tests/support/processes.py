@@ -1,0 +1,36 @@
+"""Runs workers as processes that can be stopped, released and killed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+WORKER = Path(__file__).with_name("worker.py")
+
+
+class Worker:
+    def __init__(self, port, request_id, stop_at=None):
+        command = [sys.executable, str(WORKER), port.url, request_id, *([stop_at] if stop_at else [])]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.stop_at = stop_at
+
+    def wait_until_stopped(self):
+        line = self.process.stdout.readline()
+        assert line == f"at {self.stop_at}\n", (line, self.process.stderr.read())
+
+    def go_on(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def kill(self):
+        self.process.kill()  # SIGKILL: no handler, no rollback, no goodbye to the server
+        self.process.communicate()
+        assert self.process.returncode == -9
+
+    def answer(self):
+        output, errors = self.process.communicate(timeout=100)
+        assert self.process.returncode == 0, errors
+        return json.loads(output.splitlines()[-1])

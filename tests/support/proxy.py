@@ -1,0 +1,88 @@
+"""A proxy in front of PostgreSQL that loses the connection around COMMIT, as a network does."""
+
+import socket
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from sqlalchemy import make_url
+
+
+# libpq sends COMMIT as a simple query: 'Q', length, text, NUL (manual, section 55.7)
+_COMMIT = b"COMMIT\x00"
+
+
+class Proxy:
+    """Forwards loopback connections to a server; `lose` says what to lose at the next COMMIT.
+
+    "request": the client's COMMIT never arrives. "answer": the server commits, its answer is never seen.
+    """
+
+    def __init__(self, url):
+        url = make_url(url)
+        host, port = url.query.get("host", url.host), url.port or 5432
+        self._is_unix = host.startswith("/")
+        self._target = str(Path(host) / f".s.PGSQL.{port}") if self._is_unix else (host, port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._lock = threading.Lock()
+        self._ends = []
+        self._threads = []
+        self.lose = None
+        self.lost = 0
+        local = url.set(host="127.0.0.1", port=self._listener.getsockname()[1])
+        self.url = local.difference_update_query(["host"]).render_as_string(hide_password=False)
+        self._run(self._accept)
+
+    def close(self):
+        # shutdown() first: a thread in accept() or recv() does not notice close()
+        for end in (self._listener, *self._ends):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for end in (self._listener, *self._ends):
+            end.close()
+
+    def _run(self, target, *arguments):
+        thread = threading.Thread(target=target, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self):
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.socket(socket.AF_UNIX if self._is_unix else socket.AF_INET)
+            self._ends += [client, server]
+            server.connect(self._target)
+            state = {"drop_answer": False}
+            self._run(self._pump, client, server, self._from_client, state)
+            self._run(self._pump, server, client, self._from_server, state)
+
+    def _pump(self, source, target, passes, state):
+        try:
+            while data := source.recv(65536):
+                if not passes(data, state):
+                    break
+                target.sendall(data)
+        except OSError:
+            pass
+        finally:
+            for end in (source, target):
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def _from_client(self, data, state):
+        if _COMMIT in data and self.lose is not None:
+            with self._lock:
+                kind, self.lose = self.lose, None
+                self.lost += 1
+            if kind == "request":
+                return False
+            state["drop_answer"] = True
+        return True
+
+    def _from_server(self, data, state):
+        return not state["drop_answer"]

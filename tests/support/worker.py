@@ -1,0 +1,50 @@
+"""Delivers one request in a process of its own and stops at a named point, until it is told to go on, or is killed.
+
+    python worker.py URL REQUEST_ID [STOP_AT]
+
+It prints a line `at STOP_AT` there and waits for a line on its standard input; at the end it prints the answer as JSON.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from sqlalchemy.pool import NullPool
+
+from safeagent_sa import ExecutionGuard
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from support.app import Port, make_engine, pay
+
+
+STEPS = ["start", "begun", "claimed", "written", "settled", "committed"]
+
+
+def main(url, request_id, stop_at=None):
+    def reach(step):
+        if step == stop_at:
+            print(f"at {step}", flush=True)
+            sys.stdin.readline()
+
+    guard = ExecutionGuard(wait_timeout=60)
+    port = Port("worker", url, make_engine(url, poolclass=NullPool))
+    reach("start")
+    with port.sessions() as session:
+        session.connection()
+        reach("begun")
+        with guard.claim(session, request_id, action="pay", payload={"amount": 100}) as execution:
+            reach("claimed")
+            if not execution.is_replay:
+                execution.complete(pay(session, request_id))
+            reach("written")
+        reach("settled")
+        session.commit()
+        reach("committed")
+    print(json.dumps({"pid": os.getpid(), "is_replay": execution.is_replay, "result": execution.result}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
