@@ -1,0 +1,43 @@
+"""The list of commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from . import _demo, _migrate, _requests, _revision
+from ._console import forgive_unprintable
+
+
+app = typer.Typer(
+    help="Run a business transaction once per request_id: the schema, a look at stored requests, a demo.",
+    epilog="Exit codes: 0 done, 1 not done or not found (stderr says why), 2 wrong arguments.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # the help has square brackets of its own
+    pretty_exceptions_enable=False,  # they print local variables, and a URL with its password is one
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"safeagent_sa {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    forgive_unprintable()
+
+
+app.command("revision")(_revision.revision)
+app.command("migrate")(_migrate.migrate)
+app.command("list")(_requests.list_requests)
+app.command("show")(_requests.show_request)
+app.command("demo")(_demo.demo)

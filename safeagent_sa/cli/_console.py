@@ -1,0 +1,70 @@
+"""How commands speak: results on stdout, all else on stderr, and expected errors as sentences and not as tracebacks."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import typer
+from alembic.util import CommandError
+from rich.console import Console
+from rich.text import Text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from ..errors import SafeAgentError
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Comfortable to read; also what a pipe gets, which has no width of its own.
+WIDTH = 100
+
+_DRIVERS = {"psycopg": '"safeagent_sa[postgresql]"', "asyncpg": "asyncpg", "aiosqlite": "aiosqlite"}
+
+
+def _console(*, stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else WIDTH
+    return Console(stderr=stderr, width=width, highlight=False)
+
+
+out = _console(stderr=False)
+err = _console(stderr=True)
+
+
+class Stop(Exception):  # noqa: N818 - a way to end a command, more than an error
+    """Ends a command with exit code 1 and a message for a person: what happened, why, what to do."""
+
+
+def in_sentences(command: Callable[P, T]) -> Callable[P, T]:
+    """Make a command report the errors that are expected of it on stderr, with exit code 1."""
+
+    @functools.wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return command(*args, **kwargs)
+        except DBAPIError as error:
+            message = f"the database said: {str(error.orig).strip()}"
+        except (Stop, SafeAgentError, CommandError, SQLAlchemyError) as error:
+            message = str(error)
+        except ModuleNotFoundError as error:
+            if error.name not in _DRIVERS:
+                raise
+            message = f"the database driver {error.name!r} is not installed: pip install {_DRIVERS[error.name]}"
+        # Text, because messages may hold square brackets; soft_wrap, because they may hold lines to paste.
+        err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+        raise typer.Exit(1)
+
+    return wrapper
+
+
+def forgive_unprintable() -> None:
+    """Let a character that the terminal's encoding lacks become a question mark instead of a crash."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

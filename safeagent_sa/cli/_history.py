@@ -1,0 +1,127 @@
+"""Reads how far an app's Alembic history has come, from the text of its revisions; it runs none of them.
+
+Revisions pin explicit step numbers, so the history itself says which step it reaches: no database is asked, and the
+answer is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alembic.script import ScriptDirectory
+
+from .. import schema as safeagent
+from ..models import TABLE_NAME
+from ._console import Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A call of `safeagent_sa.schema.upgrade` or `downgrade` that a revision makes on its way up."""
+
+    line: int
+    table: tuple[str, str | None] | None
+    """Name and schema, None where they are not written out."""
+    to: int | None
+    """The schema step that it reaches, None where it is not written out."""
+
+
+def reached_step(script: ScriptDirectory, table_name: str, schema: str | None) -> int:
+    """Return the schema step that the app's revisions bring the table to, 0 where they do not know it.
+
+    Raises:
+        Stop: A revision cannot be read well enough to tell; the message asks for `--from`.
+    """
+    for revision in script.walk_revisions():  # newest first
+        path = Path(revision.path)
+        if path.suffix != ".py":  # Alembic's option `sourceless`
+            continue
+        source = path.read_text(encoding="utf-8")
+        for move in reversed(moves_in(source)):
+            if move.table is None or (move.table == (table_name, schema) and move.to is None):
+                raise Stop(
+                    f"line {move.line} of {path.name} calls safeagent_sa.schema with values that are not written out "
+                    "there, so nobody can read which step it reaches. Give the step as --from."
+                )
+            if move.table == (table_name, schema) and move.to is not None:
+                return move.to
+        if _creates(source, table_name, schema):
+            raise Stop(
+                f"{path.name} creates the table {table_name} itself, so autogenerate looks after it: go on with "
+                "`alembic revision --autogenerate`. To go on by steps from here, give the step as --from."
+            )
+    return 0
+
+
+def moves_in(source: str) -> list[Move]:
+    """Return what a revision does on its way up, under whatever name it has imported `safeagent_sa.schema`."""
+    tree = ast.parse(source)
+    names = dict(_imported_names(tree))
+    moves = []
+    for call in _calls_on_the_way_up(tree):
+        module, _, verb = _dotted(call.func, names).rpartition(".")
+        if module == "safeagent_sa.schema" and verb in {"upgrade", "downgrade"}:
+            given = _arguments(call, verb)
+            is_named = {"table_name", "schema"} <= given.keys()
+            to = given.get("to")
+            table = (given["table_name"], given["schema"]) if is_named else None
+            moves.append(Move(call.lineno, table, to if isinstance(to, int) else None))
+    return moves
+
+
+def _arguments(call: ast.Call, verb: str) -> dict[str, Any]:
+    """Return the arguments whose values can be read, defaults included; none at all where some are unpacked."""
+    if any(isinstance(node, ast.Starred) for node in call.args) or any(word.arg is None for word in call.keywords):
+        return {}
+    words = {word.arg: word.value for word in call.keywords if word.arg}
+    given = inspect.signature(getattr(safeagent, verb)).bind_partial(*call.args, **words).arguments
+    readable = {name: value for name, node in given.items() for value in _literal(node)}
+    # upgrade() has a default for `to` as well, which is not the same in every version and so says nothing.
+    defaults = {"table_name": TABLE_NAME, "schema": None} | ({"to": 0} if verb == "downgrade" else {})
+    return readable | {name: value for name, value in defaults.items() if name not in given}
+
+
+def _creates(source: str, table_name: str, schema: str | None) -> bool:
+    for call in _calls_on_the_way_up(ast.parse(source)):
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "create_table" and call.args:
+            schemas = [value for word in call.keywords if word.arg == "schema" for value in _literal(word.value)]
+            if list(_literal(call.args[0])) == [table_name] and (schemas or [None]) == [schema]:
+                return True
+    return False
+
+
+def _calls_on_the_way_up(tree: ast.Module) -> Iterator[ast.Call]:
+    for function in tree.body:
+        # also upgrade_engine1(), as the template `multidb` has it
+        if isinstance(function, ast.FunctionDef) and function.name.startswith("upgrade"):
+            yield from (node for node in ast.walk(function) if isinstance(node, ast.Call))
+
+
+def _imported_names(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Yield each name that an import binds, and what it stands for."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield from ((alias.asname or alias.name, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                root = alias.name.partition(".")[0]
+                yield (alias.asname, alias.name) if alias.asname else (root, root)
+
+
+def _dotted(node: ast.expr, names: dict[str, str]) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value, names)}.{node.attr}"
+    return names.get(node.id, "") if isinstance(node, ast.Name) else ""
+
+
+def _literal(node: ast.expr) -> Iterator[Any]:
+    """Yield the value of an expression that is written out, or nothing."""
+    try:
+        yield ast.literal_eval(node)
+    except ValueError:
+        return

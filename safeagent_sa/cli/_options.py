@@ -1,0 +1,36 @@
+"""The options that several commands have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from sqlalchemy.orm import DeclarativeBase
+
+from ..models import ExecutionRequestMixin, make_model
+
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        envvar=["SAFEAGENT_DATABASE_URL", "DATABASE_URL"],
+        help="The database, such as postgresql://user@host/name or sqlite:///app.db.",
+    ),
+]
+Schema = Annotated[
+    str | None, typer.Option("--schema", help="The PostgreSQL schema of the table; the connection's own by default.")
+]
+TableName = Annotated[str, typer.Option("--table-name", help="The name of the table.")]
+
+
+def model_of(table_name: str, schema: str | None) -> type[ExecutionRequestMixin]:
+    """Return a model for the table, on a Base that nobody else has; a wrong name is a wrong argument."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    try:
+        return make_model(Base, tablename=table_name, schema=schema)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--table-name") from None

@@ -1,0 +1,162 @@
+"""`safeagent-sa list` and `show`: stored requests, for the person who is asked what happened to one. Reads only."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table as RichTable
+from rich.text import Text
+from sqlalchemy import Connection, RowMapping, Table, create_engine, select
+
+from .. import _codec
+from ..execution import ExecutionStatus
+from ..models import TABLE_NAME
+from ..schema import verify
+from . import _urls
+from ._console import Stop, in_sentences, out
+from ._options import Schema, TableName, Url, model_of
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+_COLOURS = {"completed": "green", "failed": "red", "in_doubt": "yellow"}
+
+
+@in_sentences
+def list_requests(
+    *,
+    url: Url = None,
+    schema: Schema = None,
+    table_name: TableName = TABLE_NAME,
+    status: Annotated[ExecutionStatus | None, typer.Option("--status", help="Only requests in this state.")] = None,
+    action: Annotated[str | None, typer.Option("--action", help="Only requests of this action.")] = None,
+    scope: Annotated[str | None, typer.Option("--scope", help="Only requests of this scope.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many, newest first.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List recent requests, newest first.
+
+    Committed requests only: a claim whose transaction is still open is nobody else's to see. The table has no index
+    but its key, so that claims stay cheap; on a large one this command reads all of it.
+    """
+    with _opened(url, schema, table_name) as (connection, table):
+        query = select(table).order_by(table.c.created_at.desc(), table.c.scope, table.c.request_id).limit(limit)
+        for column, value in ((table.c.status, status), (table.c.action, action), (table.c.scope, scope)):
+            query = query if value is None else query.where(column == value)
+        rows = [_plain(row) for row in connection.execute(query).mappings()]
+    if as_json:
+        _print_json(rows)
+        return
+    out.print(_as_table(rows) if rows else "no requests")
+
+
+@in_sentences
+def show_request(
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="The id of the request.")],
+    *,
+    url: Url = None,
+    schema: Schema = None,
+    table_name: TableName = TABLE_NAME,
+    scope: Annotated[str, typer.Option("--scope", help="The scope of the request.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Show one request with its result. Exits with 1 where there is none."""
+    with _opened(url, schema, table_name) as (connection, table):
+        found = connection.execute(select(table).where(table.c.request_id == request_id, table.c.scope == scope))
+        row = found.mappings().one_or_none()
+        if row is None:
+            others = connection.scalars(select(table.c.scope).where(table.c.request_id == request_id).limit(5)).all()
+            raise _not_found(request_id, scope, others)
+    fields = _plain(row)
+    if as_json:
+        _print_json(fields)
+        return
+    shown = RichTable(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, value in fields.items():
+        if value not in (None, "") and name != "result":
+            colour = _COLOURS.get(value, "") if name == "status" else ""
+            shown.add_row(Text(name, "bold"), _cell(value if isinstance(value, str) else _json(value), colour))
+    out.print(shown)
+    if fields["status"] == ExecutionStatus.COMPLETED:
+        out.print(Text("result", "bold"))
+        out.print(_cell(_json(fields["result"], indent=2)), soft_wrap=True)
+
+
+def _as_table(rows: list[dict[str, Any]]) -> RichTable:
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    names = ["scope", "request_id", "action"] if any(row["scope"] for row in rows) else ["request_id", "action"]
+    for name in names:
+        table.add_column(name, overflow="fold")  # whole, to be copied
+    table.add_column("status", no_wrap=True)
+    table.add_column("created (UTC)", no_wrap=True)
+    table.add_column("result")
+    for row in rows:
+        status = _cell(row["status"], _COLOURS.get(row["status"], ""))
+        created = _cell(row["created_at"][:19].replace("T", " "))
+        result = _cell(_json(row["result"]) if row["status"] == ExecutionStatus.COMPLETED else "")
+        result.truncate(60, overflow="ellipsis")
+        result.no_wrap, result.overflow = True, "ellipsis"
+        table.add_row(*(_cell(row[name]) for name in names), status, created, result)
+    return table
+
+
+@contextmanager
+def _opened(url: str | None, schema: str | None, table_name: str) -> Generator[tuple[Connection, Table]]:
+    """Connect, and check that the table is there and ours."""
+    model = model_of(table_name, schema)
+    database = _urls.synchronous(_urls.required(url))
+    name = database.database
+    is_file = database.get_backend_name() == "sqlite" and name and not name.startswith(("file:", ":"))
+    if is_file and not Path(str(name)).is_file():  # SQLite would make an empty one
+        raise Stop(f"there is no SQLite database {name}")
+    engine = create_engine(database)
+    try:
+        with engine.connect() as connection:
+            verify(connection, model=model)
+            yield connection, model.__table__  # type: ignore[attr-defined]
+    finally:
+        engine.dispose()
+
+
+def _plain(row: RowMapping) -> dict[str, Any]:
+    """Return a row as JSON values, without the token, which is the secret of a running claim."""
+    fields = {name: _utc(value) if isinstance(value, dt.datetime) else value for name, value in row.items()}
+    for name in ("result", "error"):
+        fields[name] = None if fields[name] is None else _codec.decode(fields[name])
+    del fields["token"]
+    return fields
+
+
+def _utc(moment: dt.datetime) -> str:
+    # SQLite stores UTC without saying so.
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=dt.timezone.utc)
+    return aware.astimezone(dt.timezone.utc).isoformat()
+
+
+def _not_found(request_id: str, scope: str, others: Any) -> Stop:
+    message = f"no request {request_id!r} in scope {scope!r}"
+    message += f"; there is one in scope {', '.join(map(repr, others))}: give --scope" if others else ""
+    return Stop(message + ". A claim whose transaction is still open, or was rolled back, cannot be seen.")
+
+
+def _cell(text: str, style: str = "") -> Text:
+    # Rows can be written by anybody: no brackets become colours, no control character reaches the terminal.
+    return Text(_CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", text), style)
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))

@@ -1,0 +1,128 @@
+"""`safeagent-sa revision`: one ordinary revision in the app's own Alembic history.
+
+It needs no change to the app's env.py or alembic.ini, and leaves one head: `alembic upgrade head`, `check`, `downgrade`
+and `--sql` work as before.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import rev_id
+
+from ..models import TABLE_NAME
+from ..schema import LATEST
+from ._console import Stop, in_sentences, out
+from ._history import moves_in, reached_step
+from ._options import Schema, TableName, model_of
+
+
+IMPORT = "from safeagent_sa import schema as safeagent"
+
+
+@in_sentences
+def revision(
+    *,
+    config: Annotated[
+        Path, typer.Option("--config", "-c", envvar="ALEMBIC_CONFIG", help="The app's Alembic configuration.")
+    ] = Path("alembic.ini"),
+    from_: Annotated[
+        int | None,
+        typer.Option(
+            "--from", min=0, max=LATEST, help="The schema step to start at; read from the history by default."
+        ),
+    ] = None,
+    to: Annotated[int, typer.Option("--to", min=1, max=LATEST, help="The schema step to reach.")] = LATEST,
+    head: Annotated[str, typer.Option("--head", help="The head to add to, where there are several.")] = "head",
+    table_name: TableName = TABLE_NAME,
+    schema: Schema = None,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="The message of the revision.")] = None,
+) -> None:
+    """Add one revision to your app's Alembic history.
+
+    The revision calls safeagent_sa.schema by explicit step numbers, so that it means the same for ever. No env.py is run
+    and no database is opened. Where the history has reached the step already, nothing is written.
+    """
+    model_of(table_name, schema)  # refuses names that would fail much later
+    script = ScriptDirectory.from_config(app_config(config))
+    reached = reached_step(script, table_name, schema) if from_ is None else from_
+    if reached > LATEST:
+        raise Stop(
+            f"the history brings {table_name} to schema step {reached}, and this version of safeagent_sa knows steps up "
+            f"to {LATEST}: install the version that the history was written with, or a newer one."
+        )
+    if reached >= to:
+        out.print(f"✓ {table_name} is at schema step {reached} of {LATEST} already: nothing to write")
+        return
+    _one_head(script, head)
+    options = "" if table_name == TABLE_NAME else f", table_name={json.dumps(table_name)}"
+    options += f", schema={json.dumps(schema)}" if schema else ""
+    lines: dict[str, Any] = {
+        "imports": IMPORT,
+        "upgrades": f"safeagent.upgrade(op, from_={reached}, to={to}{options})",
+        "downgrades": f"safeagent.downgrade(op, from_={to}, to={reached}{options})",
+    }
+    path = _write(script, head, message or f"{'change' if reached else 'add'} {table_name}", app_config(config), lines)
+    _report(path, config, options)
+
+
+def app_config(path: Path) -> Config:
+    """Return the app's Alembic configuration, from an ini file and from `[tool.alembic]` in a pyproject.toml beside it.
+
+    Raises:
+        Stop: There is neither.
+    """
+    toml = path.with_name("pyproject.toml")
+    ini = path.with_name("alembic.ini") if path == toml else path
+    files: dict[str, Any] = {"file_": str(ini)} if ini.is_file() else {}
+    if toml.is_file() and "[tool.alembic]" in toml.read_text(encoding="utf-8"):
+        files["toml_file"] = str(toml)  # needs Alembic 1.16, as such a file does
+    if not files:
+        raise Stop(
+            f"there is no {path} here. Go to the folder that has it, or name it with --config; an app without Alembic "
+            "makes one with `alembic init migrations`, or uses `safeagent-sa migrate` instead."
+        )
+    return Config(**files, cmd_opts=Namespace(quiet=True, x=[]))
+
+
+def _one_head(script: ScriptDirectory, head: str) -> None:
+    heads = script.get_heads()
+    if head == "head" and len(heads) > 1:
+        raise Stop(
+            f"the history has {len(heads)} heads: {', '.join(heads)}. Say which one to add to, such as "
+            f"--head {heads[0]}, or join them first with `alembic merge heads`."
+        )
+
+
+def _write(script: ScriptDirectory, head: str, message: str, config: Config, lines: dict[str, Any]) -> Path:
+    """Write the revision, and take it back where the app's template has dropped the lines."""
+    written = script.generate_revision(rev_id(), message, head=head, refresh=True, config=config, **lines)
+    assert written is not None
+    path = Path(written.path)
+    if moves_in(path.read_text(encoding="utf-8")):
+        return path
+    path.unlink()
+    raise Stop(
+        f"{Path(script.dir) / 'script.py.mako'} does not use the variables imports, upgrades and downgrades (the "
+        "template `multidb` does not), so nothing was written. Make an empty revision, `alembic revision -m "
+        f'"{message}"`, and paste these lines where they belong:\n\n'
+        f"    {lines['imports']}\n\n    {lines['upgrades']}\n\n    {lines['downgrades']}\n"
+    )
+
+
+def _report(path: Path, config: Path, options: str) -> None:
+    place = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    option = "" if config == Path("alembic.ini") else f"-c {config} "
+    out.print(f"✓ {place}", markup=False, soft_wrap=True)
+    out.print(f"  next: alembic {option}upgrade head", markup=False, soft_wrap=True)
+    model = f"make_model(Base{options.replace('table_name', 'tablename')})"
+    hint = model if options else "target_metadata = [Base.metadata, safeagent_sa.metadata] in env.py"
+    out.print(
+        f"  so that autogenerate knows the table: {hint}, or the mixin on your Base", markup=False, soft_wrap=True
+    )

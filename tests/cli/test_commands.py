@@ -1,0 +1,164 @@
+"""`migrate`, `list`, `show` and `demo`, as a person or a script calls them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, inspect, update
+from support.app import deliver
+from typer.testing import CliRunner
+
+from safeagent_sa import ExecutionGuard, ExecutionRequest, __version__
+from safeagent_sa.cli._app import app as command_line
+
+
+def run(*arguments, **environment):
+    return CliRunner().invoke(command_line, arguments, env={"COLUMNS": "120", **environment})
+
+
+def tables(url, schema=None):
+    engine = create_engine(url)
+    try:
+        return set(inspect(engine).get_table_names(schema=schema))
+    finally:
+        engine.dispose()
+
+
+def test_both_ways_to_call_it():
+    for command in ([sys.executable, "-m", "safeagent_sa"], ["safeagent-sa"]):
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = subprocess.run(
+            [*command, "--version"], capture_output=True, text=True, check=True, env=os.environ | {"PATH": path}
+        )
+        assert done.stdout == f"safeagent_sa {__version__}\n"
+
+
+def test_migrate_there_and_back(empty_url):
+    for _ in range(2):
+        assert run("migrate", "--url", empty_url).exit_code == 0
+    assert tables(empty_url) == {"execution_requests", "safeagent_alembic_version"}
+
+    assert "already" in run("migrate", SAFEAGENT_DATABASE_URL=empty_url).output
+    assert run("migrate", "--url", empty_url, "--to", "base").exit_code == 0
+    assert "execution_requests" not in tables(empty_url)
+
+
+def test_migrate_prints_sql_and_opens_no_database():
+    done = run("migrate", "--url", "postgresql://127.0.0.1:1/none", "--sql", "--schema", "guard")
+    assert done.exit_code == 0, done.output
+    assert "CREATE TABLE guard.execution_requests" in done.output
+    assert "CREATE SCHEMA IF NOT EXISTS guard" in done.output
+    done = run("migrate", "--url", "postgresql://127.0.0.1:1/none", "--sql", "--to", "base")
+    assert "DROP TABLE execution_requests" in done.output
+
+
+def test_migrate_into_a_schema(new_database):
+    url = new_database().render_as_string(hide_password=False)
+    assert run("migrate", "--url", url, "--schema", "guard").exit_code == 0
+    assert tables(url, "guard") == {"execution_requests", "safeagent_alembic_version"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (("migrate",), 1, "DATABASE_URL"),
+        (("migrate", "--url", "mysql://localhost/x"), 1, "PostgreSQL and SQLite"),
+        (("migrate", "--url", "nonsense"), 1, "URL"),
+        (("migrate", "--url", "sqlite:///x.db", "--schema", "s"), 2, "only PostgreSQL has schemas"),
+        (("migrate", "--url", "sqlite:///x.db", "--downgrade"), 2, "how far back"),
+        (("list", "--url", "sqlite:///nothing-here.db"), 1, "no SQLite database"),
+        (("list", "--url", "postgresql://127.0.0.1:1/none"), 1, "the database said"),
+        (("show", "x", "--url", "oracle+oracledb_async://h/x"), 1, "PostgreSQL and SQLite"),
+    ],
+)
+def test_errors_are_sentences(arguments, code, word, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    done = run(*arguments)
+
+    assert done.exit_code == code, done.output
+    assert word in done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_missing_table_gets_the_lines_to_paste(empty_url, tmp_path):
+    if empty_url.startswith("sqlite"):
+        create_engine(empty_url).connect().close()
+    done = run("list", "--url", empty_url)
+
+    assert done.exit_code == 1
+    assert "safeagent.upgrade(op, from_=0, to=1)" in done.output
+
+
+def test_list_and_show(port):
+    for number in (1, 2):
+        deliver(port, f"order-{number}", ExecutionGuard(scope="tenant [bold]"))
+    deliver(port, "order-3")
+
+    done = run("list", "--url", port.url)
+    assert done.exit_code == 0, done.output
+    for word in ("order-1", "order-2", "order-3", "completed", "tenant [bold]", '"sent"'):
+        assert word in done.output
+    rows = json.loads(run("list", "--url", port.url, "--json", "--scope", "tenant [bold]", "--limit", "1").output)
+    assert [row["scope"] for row in rows] == ["tenant [bold]"]
+    assert "no requests" in run("list", "--url", port.url, "--action", "refund").output
+    assert len(json.loads(run("list", "--url", port.url, "--json", "--status", "completed").output)) == 3
+
+    done = run("show", "order-3", "--url", port.url)
+    assert done.exit_code == 0, done.output
+    assert '"status": "sent"' in done.output
+    shown = json.loads(run("show", "order-1", "--url", port.url, "--scope", "tenant [bold]", "--json").output)
+    assert (shown["request_id"], shown["status"], shown["result"]["status"]) == ("order-1", "completed", "sent")
+    assert shown["created_at"].endswith("+00:00")
+    assert "token" not in shown
+
+
+def test_show_names_the_scope_that_has_it(port):
+    deliver(port, "order-1", ExecutionGuard(scope="tenant-a"))
+    done = run("show", "order-1", "--url", port.url)
+
+    assert done.exit_code == 1
+    assert "'tenant-a'" in done.output
+
+
+def test_show_a_request_without_a_result(port):
+    deliver(port, "order-1")
+    with port.engine.begin() as connection:
+        connection.execute(update(ExecutionRequest).values(status="in_doubt", result=None, error='{"type": "Timeout"}'))
+    done = run("show", "order-1", "--url", port.url)
+
+    assert done.exit_code == 0, done.output
+    assert "in_doubt" in done.output
+    assert "Timeout" in done.output
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg_async", "aiosqlite"])
+def test_an_asynchronous_url_works_for_looking(request, driver):
+    port = request.getfixturevalue("sqlite" if driver == "aiosqlite" else "postgresql")
+    deliver(port, "order-1")
+    url = port.url.replace("sqlite://", "sqlite+aiosqlite://").replace("+psycopg", f"+{driver}")
+
+    assert "order-1" in run("list", "--url", url).output
+
+
+def test_the_demo_on_sqlite():
+    done = run("demo", DATABASE_URL="")
+    assert done.exit_code == 0, done.output
+    assert "4 completed" in done.output
+    assert "✗" not in done.output
+
+
+def test_the_demo_on_postgresql_leaves_nothing_behind(new_database):
+    url = new_database().render_as_string(hide_password=False)
+    done = run("demo", DATABASE_URL=url)
+    assert done.exit_code == 0, done.output
+    assert "PostgreSQL" in done.output
+    engine = create_engine(url)
+    schemas = set(inspect(engine).get_schema_names())
+    engine.dispose()
+
+    assert schemas == {"information_schema", "public"}
+    assert tables(url) == set()

@@ -1,0 +1,192 @@
+"""`safeagent-sa revision` in apps made by `alembic init`, then the app's own alembic commands."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from sqlalchemy import create_engine, inspect, text
+from typer.testing import CliRunner
+
+from safeagent_sa.cli._app import app as command_line
+
+
+OWN = """
+def upgrade() -> None:
+    op.create_table("orders", sa.Column("id", sa.Integer(), primary_key=True))
+    op.execute("INSERT INTO orders (id) VALUES (1)")
+
+
+def downgrade() -> None:
+    op.drop_table("orders")
+"""
+
+
+def alembic(folder, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "alembic", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def revision(*arguments):
+    return CliRunner().invoke(command_line, ["revision", *arguments])
+
+
+def make_app(folder, url="sqlite:///app.db", template="generic"):
+    """An app that has a history of its own already: one table with a row in it."""
+    alembic(folder, "init", "-t", template, "migrations")
+    ini = folder / "alembic.ini"
+    escaped = url.replace("%", "%%")
+    ini.write_text(
+        re.sub(r"^sqlalchemy.url = .*$", lambda _: f"sqlalchemy.url = {escaped}", ini.read_text(), flags=re.MULTILINE)
+    )
+    alembic(folder, "revision", "-m", "orders")
+    path = next((folder / "migrations" / "versions").glob("*_orders.py"))
+    source = path.read_text()
+    path.write_text(source[: source.index("def upgrade")] + OWN)
+    return folder
+
+
+def tables(url):
+    engine = create_engine(url)
+    try:
+        return set(inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    found = tmp_path / "app"
+    found.mkdir()
+    monkeypatch.chdir(found)
+    return found
+
+
+def test_an_app_with_a_history_gets_one_more_revision(folder, empty_url):
+    make_app(folder, empty_url)
+    alembic(folder, "upgrade", "head")
+    done = revision()
+    assert done.exit_code == 0, done.output
+    assert "alembic upgrade head" in done.output
+
+    alembic(folder, "upgrade", "head")
+    assert tables(empty_url) == {"alembic_version", "orders", "execution_requests"}
+    assert len(alembic(folder, "heads").splitlines()) == 1
+    assert "CREATE TABLE execution_requests" in alembic(folder, "upgrade", "head", "--sql")
+    alembic(folder, "downgrade", "-1")
+    assert tables(empty_url) == {"alembic_version", "orders"}
+    alembic(folder, "upgrade", "head")
+
+    engine = create_engine(empty_url)
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM orders")) == 1
+    engine.dispose()
+
+
+def test_alembic_check_is_clean_with_our_metadata_in_the_list(folder):
+    make_app(folder)
+    revision()
+    env = folder / "migrations" / "env.py"
+    env.write_text(
+        env.read_text().replace(
+            "target_metadata = None",
+            "import safeagent_sa, sqlalchemy as sa\norders = sa.MetaData()\n"
+            'sa.Table("orders", orders, sa.Column("id", sa.Integer, primary_key=True))\n'
+            "target_metadata = [orders, safeagent_sa.metadata]",
+        )
+    )
+    alembic(folder, "upgrade", "head")
+
+    assert "No new upgrade operations" in alembic(folder, "check")
+
+
+def test_the_steps_are_written_as_numbers_and_a_second_call_writes_nothing(folder):
+    make_app(folder)
+    revision("--message", "guard payments")
+    written = list((folder / "migrations" / "versions").glob("*_guard_payments.py"))
+    assert len(written) == 1
+    assert "safeagent.upgrade(op, from_=0, to=1)" in written[0].read_text()
+    assert "safeagent.downgrade(op, from_=1, to=0)" in written[0].read_text()
+
+    done = revision()
+    assert done.exit_code == 0
+    assert "already" in done.output
+    assert len(list((folder / "migrations" / "versions").glob("*.py"))) == 2
+
+
+def test_another_table_is_another_history(folder):
+    make_app(folder)
+    assert revision().exit_code == 0
+    assert revision("--table-name", "trade_requests", "--schema", "trading").exit_code == 0
+
+    sources = "".join(path.read_text() for path in (folder / "migrations" / "versions").glob("*.py"))
+    assert 'safeagent.upgrade(op, from_=0, to=1, table_name="trade_requests", schema="trading")' in sources
+
+
+def test_an_async_template_works(folder):
+    make_app(folder, "sqlite+aiosqlite:///app.db", "async")
+    revision()
+    alembic(folder, "upgrade", "head")
+
+    assert "execution_requests" in tables("sqlite:///app.db")
+
+
+def test_a_configuration_in_pyproject_works(folder):
+    make_app(folder, template="pyproject")
+    done = revision()
+
+    assert done.exit_code == 0, done.output
+    assert len(list((folder / "migrations" / "versions").glob("*.py"))) == 2
+
+
+def test_errors_say_what_to_do(folder):
+    done = revision()
+    assert done.exit_code == 1
+    assert "alembic init" in done.output
+
+    make_app(folder)
+    alembic(folder, "revision", "-m", "another head", "--head", "base", "--splice")
+    done = revision()
+    assert done.exit_code == 1
+    assert "--head" in done.output
+    assert revision("--table-name", "x" * 41).exit_code == 2
+
+
+def test_a_template_without_our_variables_gets_the_lines_to_paste(folder):
+    make_app(folder)
+    template = folder / "migrations" / "script.py.mako"
+    template.write_text(template.read_text().replace('${upgrades if upgrades else "pass"}', "pass"))
+    before = set((folder / "migrations" / "versions").glob("*.py"))
+    done = revision()
+
+    assert done.exit_code == 1
+    assert "safeagent.upgrade(op, from_=0, to=1)" in done.output
+    assert set((folder / "migrations" / "versions").glob("*.py")) == before
+
+
+def test_a_step_that_cannot_be_read_is_asked_for(folder):
+    make_app(folder)
+    revision()
+    path = next((folder / "migrations" / "versions").glob("*add_execution_requests.py"))
+    path.write_text(path.read_text().replace("to=1", "to=STEP"))
+    done = revision()
+    assert done.exit_code == 1
+    assert "--from" in done.output
+
+    path.write_text(path.read_text().replace("to=STEP", "to=9"))
+    done = revision()
+    assert done.exit_code == 1
+    assert "newer" in done.output
+
+
+def test_a_table_that_autogenerate_has_made_is_left_to_autogenerate(folder):
+    make_app(folder)
+    path = next((folder / "migrations" / "versions").glob("*_orders.py"))
+    path.write_text(path.read_text().replace('"orders"', '"execution_requests"'))
+    done = revision()
+
+    assert done.exit_code == 1
+    assert "autogenerate" in done.output
