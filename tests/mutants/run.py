@@ -1,0 +1,145 @@
+"""Breaks the protocol on purpose, one way at a time, and shows that the suite notices each: `make mutants`.
+
+Every mutant is one replacement in a copy of the package. A mutant that the suite does not catch is a promise without a
+test, and makes this script fail; so does a replacement that no longer fits the code.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support.servers import start  # noqa: E402
+
+
+CLAIM, SAFETY = "_claim.py", "_safety.py"
+POSTGRESQL, SQLITE, BASE = "_dialects/postgresql.py", "_dialects/sqlite.py", "_dialects/_base.py"
+SUITE = ["tests/unit", "tests/conformance", "tests/postgresql", "tests/crash/test_connection_loss.py"]
+
+# name: (file, what stands there, what the mutant has instead)
+MUTANTS = {
+    "SELECT before INSERT": (
+        CLAIM,
+        "found = dialect.insert(connection, row) or dialect.find(connection, row.scope, row.request_id)",
+        "found = dialect.find(connection, row.scope, row.request_id) or dialect.insert(connection, row)",
+    ),
+    "no row is taken for ours": (CLAIM, "        raise _in_progress(Key(row", "        return '0'\n        raise _in_progress(Key(row"),
+    "a conflicting payload is replayed": (CLAIM, "if not same and not", "if False and not"),
+    "a conflicting action is replayed": (CLAIM, "if stored.action != request.action:", "if False:"),
+    "the completion ignores the token": (
+        BASE,
+        'self._owned = (*self._by_key, columns.token == bindparam("key_token"))',
+        'self._owned = (*self._by_key, columns.token.is_not(None))',
+    ),
+    "the completion ignores the transaction": (POSTGRESQL, 'proof == bindparam("proof", type_=Text),', ""),
+    "the completion ignores the status": (
+        POSTGRESQL,
+        "columns.status == literal_column(\"'claimed'\"),",
+        "",
+    ),
+    "the completion's row count is ignored": (CLAIM, "open_claim.proof, result) == 1", "open_claim.proof, result) >= 0"),
+    "40001 is swallowed while waiting": (
+        POSTGRESQL,
+        "if _sqlstate(error) != _LOCK_NOT_AVAILABLE:",
+        'if _sqlstate(error) not in (_LOCK_NOT_AVAILABLE, "40001"):',
+    ),
+    "a time-out aborts the transaction": (
+        POSTGRESQL,
+        'connection.execute(text(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}"))',
+        "pass",
+    ),
+    "a loser keeps the lock": (
+        POSTGRESQL,
+        "            proof = None\n        if proof is None:\n            # Hands",
+        "            connection.execute(text(f'ROLLBACK TO SAVEPOINT {_SAVEPOINT}'))\n            proof = None\n        if False:\n            # Hands",
+    ),
+    "lock_timeout leaks": (POSTGRESQL, "_set_lock_timeout(connection, before)", "pass"),
+    "no lock: the INSERT waits": (
+        POSTGRESQL,
+        "select(*values).where(func.pg_try_advisory_xact_lock(lock_key))",
+        "select(*values)",
+    ),
+    "AUTOCOMMIT is not looked for": (
+        POSTGRESQL,
+        'if getattr(connection.connection.dbapi_connection, "autocommit", False):',
+        "if False:",
+    ),
+    "AUTOCOMMIT is not looked for again": (
+        CLAIM,
+        "if dialect.transaction_state(connection) is TransactionState.NONE:\n        dialect",
+        "if False:\n        dialect",
+    ),
+    "an AUTOCOMMIT row is left behind": (CLAIM, "dialect.delete(connection, row)", "pass"),
+    "SQLite engines are not checked": (SQLITE, "if managed or", "if False and managed or False and"),
+    "an aborted transaction may commit": (SAFETY, "is TransactionState.ABORTED:", "is None:"),
+    "the Session's commit is not watched": (SAFETY, 'event.listen(session, "before_commit", _before_commit)', "pass"),
+    "the Connection's commit is not watched": (
+        SAFETY,
+        'event.listen(claim.connection, "commit", current.refuse_or_allow)',
+        "pass",
+    ),
+    "savepoint releases are taken for commits": (SAFETY, " and not session.in_nested_transaction():", ":"),
+    "an incomplete claim may commit": (SAFETY, "raise not_completed(claim.row, \"this COMMIT was refused\")", "pass"),
+    "a lost claim lets later writes commit": (SAFETY, "            if claim.is_lost:\n", "            if False:\n"),
+    "a claim that went with its savepoint blocks the commit": (
+        SAFETY,
+        "if stored is not None and stored.token == claim.row.token:",
+        "if True:",
+    ),
+    "forgetting to complete is no error": (CLAIM, "        if result is None:\n            raise", "        if False:\n            raise"),
+    "an exception in the block discharges the claim": (
+        CLAIM,
+        "        _safety.abandon(claim.open_claim)",
+        "        _safety.discharge(claim.open_claim)",
+    ),
+    "a transaction that ended in the block is not noticed": (CLAIM, "if not open_claim.is_same_transaction:", "if False:"),
+    "one's own claim is taken for another's": (CLAIM, "if _safety.is_own(session, stored.token):", "if False:"),
+    "the first caller gets what he gave": ("execution.py", "self._value = _codec.decode(stored)", "self._value = result"),
+    "results are not checked for a round trip": ("_codec.py", "if _dump(decode(text)) != text:", "if False:"),
+    "ids are normalised": ("_keys.py", "    return Key(scope, request_id)", "    return Key(scope, request_id.lower())"),
+    "the scope is ignored": ("_keys.py", "    return Key(scope, request_id)", '    return Key("", request_id)'),
+}
+
+
+def main():
+    server = start()
+    environment = os.environ | {"SAFEAGENT_TEST_DATABASE_URL": server.url.render_as_string(hide_password=False)}
+    survivors = []
+    try:
+        if not passes(ROOT / "safeagent_sa", environment):
+            sys.exit("the suite does not pass on the code as it is; mend that first")
+        for number, (name, (file, old, new)) in enumerate(MUTANTS.items(), 1):
+            with tempfile.TemporaryDirectory() as folder:
+                package = Path(folder) / "safeagent_sa"
+                shutil.copytree(ROOT / "safeagent_sa", package)
+                source = (package / file).read_text()
+                if source.count(old) != 1:
+                    sys.exit(f"{name}: its text stands {source.count(old)} times in {file}; update the mutant")
+                (package / file).write_text(source.replace(old, new))
+                caught = not passes(package, environment)
+            print(f"{number:3}/{len(MUTANTS)} {'caught  ' if caught else 'SURVIVED'} {name}", flush=True)
+            if not caught:
+                survivors.append(name)
+    finally:
+        server.stop()
+    print(f"{len(MUTANTS) - len(survivors)} passed, {len(survivors)} failed")
+    sys.exit(1 if survivors else 0)
+
+
+def passes(package, environment):
+    # -P: the working directory, where the package as it is stands too, does not come first
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "--timeout=60", "-p", "no:cacheprovider", *SUITE]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment | {"PYTHONPATH": str(package.parent)}, capture_output=True, check=False
+    )
+    return done.returncode == 0
+
+
+if __name__ == "__main__":
+    main()
