@@ -102,8 +102,7 @@ def claim(session: Session, policy: Policy, request: Request, wait_timeout: floa
             "looked. The claim was taken back. Look for event listeners or wrappers that change the connection."
         )
         raise AutocommitError(message)
-    savepoint = connection.get_nested_transaction()
-    open_claim = _safety.OpenClaim(session, _safety.root_of(session), connection, savepoint, dialect, row, found)
+    open_claim = _safety.OpenClaim(session, connection, dialect, row, found)
     _safety.watch(open_claim)
     return Claim(Execution(*request.key, request.action, max_result_bytes=policy.max_result_bytes), open_claim)
 
@@ -185,11 +184,11 @@ def _insert_or_find(
 
 
 def _store(open_claim: _safety.OpenClaim, result: str) -> bool:
-    if not open_claim.is_same_transaction:
-        return False
     session, connection, dialect = open_claim.session, open_claim.connection, open_claim.dialect
     if not session.is_active:
         session.connection()  # raises SQLAlchemy's own error about the failed flush
+    if not open_claim.is_same_transaction:
+        return False
     if dialect.transaction_state(connection) is TransactionState.NONE:
         return False
     return dialect.complete(connection, open_claim.row, open_claim.proof, result) == 1

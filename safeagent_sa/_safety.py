@@ -4,10 +4,10 @@ Two listeners, both on single objects and never on classes:
 
 * `before_commit` of the claiming Session refuses its outer COMMIT while a claim has no stored result, and where the
   server has aborted the transaction (its COMMIT would report success and store nothing). It leaves the Session usable.
-* `commit` of the Connection under it, fired right before every real COMMIT, is the last line: it also sees
-  `session.connection().commit()`, and an outer commit that takes open savepoints along.
+* `commit` of the Connection under it, once a block was left without a stored result: it sees every real COMMIT, also
+  `session.connection().commit()` and one that takes open savepoints along. Not before, as it costs more than the rest.
 
-A raw `text("COMMIT")` is seen by neither; the completion's own condition finds it (`_claim.settle`).
+A COMMIT inside the block that passes the Session by is found by the completion's own condition (`_claim.settle`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
-from sqlalchemy import Connection, NestedTransaction, event
+from sqlalchemy import Connection, NestedTransaction, RootTransaction, event
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from ._dialects import Dialect, NewClaim, TransactionState
@@ -31,31 +32,41 @@ class OpenClaim:
     """A claim whose row is in the transaction and whose result is not."""
 
     session: Session
-    root: SessionTransaction
     connection: Connection
-    savepoint: NestedTransaction | None
     dialect: Dialect
     row: NewClaim
     proof: str
     is_lost: bool = False
+    _root: SessionTransaction = field(init=False)
+    _transaction: RootTransaction | None = field(init=False)
+    _savepoint: NestedTransaction | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._root = _root_of(self.session)
+        self._transaction = self.connection.get_transaction()
+        self._savepoint = self.connection.get_nested_transaction()
 
     @property
     def is_same_transaction(self) -> bool:
-        """Whether the transaction of the claim is still the session's."""
-        return self.session.get_transaction() is self.root
+        """Whether the transaction of the claim is still the session's, and still the connection's under it."""
+        return self.session.get_transaction() is self._root and self.connection.get_transaction() is self._transaction
 
     @property
     def is_savepoint_gone(self) -> bool:
         """Whether the savepoint that the claim was made in has ended."""
-        return self.savepoint is not None and not self.savepoint.is_active
+        return self._savepoint is not None and not self._savepoint.is_active
 
 
 @dataclass(slots=True, eq=False)
 class _Watch:
-    """What is known about one transaction of one Session."""
+    """What is known about one transaction of one Session.
 
-    root: SessionTransaction
-    connections: dict[Connection, Dialect] = field(default_factory=dict)
+    Session and Connection refer to it, so it refers to them weakly, and to a claim only until it is settled: a
+    transaction that ends well leaves no cycle for the garbage collector.
+    """
+
+    root: ReferenceType[SessionTransaction]
+    connections: WeakKeyDictionary[Connection, Dialect] = field(default_factory=WeakKeyDictionary)
     open_claims: dict[uuid.UUID, OpenClaim] = field(default_factory=dict)
 
     def refuse_or_allow(self, *_: Any) -> None:
@@ -89,19 +100,10 @@ def plain_session(session: object) -> Session:
     raise UnsupportedSessionError(message)
 
 
-def root_of(session: Session) -> SessionTransaction:
-    """Return the session's outermost transaction, which is open once a connection was asked for."""
-    root = session.get_transaction()
-    assert root is not None
-    return root
-
-
 def watch(claim: OpenClaim) -> None:
     """Refuse commits of the claim's transaction until `discharge` is called or its row is gone."""
     current = _watch_of(claim.session)
-    if claim.connection not in current.connections:
-        current.connections[claim.connection] = claim.dialect
-        event.listen(claim.connection, "commit", current.refuse_or_allow)
+    current.connections[claim.connection] = claim.dialect
     current.open_claims[claim.row.token] = claim
 
 
@@ -118,8 +120,12 @@ def abandon(claim: OpenClaim) -> None:
     """
     if not claim.is_same_transaction or claim.is_savepoint_gone:
         claim.is_lost = True
-        if claim.session.in_transaction():
-            _watch_of(claim.session).open_claims[claim.row.token] = claim
+    if not claim.session.in_transaction():
+        return
+    current = _watch_of(claim.session)
+    current.open_claims[claim.row.token] = claim
+    if claim.is_same_transaction:
+        event.listen(claim.connection, "commit", current.refuse_or_allow)
 
 
 def is_own(session: Session, token: uuid.UUID) -> bool:
@@ -149,17 +155,23 @@ def lost(claim: OpenClaim) -> ClaimLostError:
 
 
 def _watch_of(session: Session) -> _Watch:
-    root = root_of(session)
+    root = _root_of(session)
     current: _Watch | None = session.info.get(_INFO_KEY)
     if current is None:
         event.listen(session, "before_commit", _before_commit)
-    if current is None or current.root is not root:
-        current = session.info[_INFO_KEY] = _Watch(root)
+    if current is None or current.root() is not root:
+        current = session.info[_INFO_KEY] = _Watch(ref(root))
     return current
+
+
+def _root_of(session: Session) -> SessionTransaction:
+    root = session.get_transaction()
+    assert root is not None  # a connection was asked for, which begins one
+    return root
 
 
 def _before_commit(session: Session) -> None:
     # Fires for the release of a savepoint too, where a claim around it may well be open.
     current: _Watch | None = session.info.get(_INFO_KEY)
-    if current is not None and current.root is session.get_transaction() and not session.in_nested_transaction():
+    if current is not None and current.root() is session.get_transaction() and not session.in_nested_transaction():
         current.refuse_or_allow()

@@ -13,8 +13,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sqlalchemy import Connection, String, Table, Text, bindparam, cast, func, literal_column, select, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import (
+    Connection,
+    String,
+    Table,
+    Text,
+    bindparam,
+    cast,
+    func,
+    insert,
+    literal_column,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import AutocommitError
@@ -57,8 +69,9 @@ class PostgreSQL(Dialect):
         proof = cast(func.pg_current_xact_id(), Text)
 
         def claim(source: Any) -> Any:
-            rows = insert(table).from_select(names, source, include_defaults=False)
-            return rows.on_conflict_do_nothing(index_elements=["scope", "request_id"]).returning(proof)
+            # As a suffix of the SELECT: SQLAlchemy 2.0 compiles its own `on_conflict_do_nothing` anew on every call.
+            source = source.suffix_with("ON CONFLICT (scope, request_id) DO NOTHING")
+            return insert(table).from_select(names, source, include_defaults=False).returning(proof)
 
         self._insert = claim(select(*values).where(func.pg_try_advisory_xact_lock(lock_key)))
         # OFFSET 0 keeps the planner from dropping a sub-select whose only work is to take the lock.

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, func, literal_column, update
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection, Table, bindparam, func, insert, literal_column, select, update
 
 from ..errors import EngineNotConfiguredError
 from ._base import Dialect, NewClaim, TransactionState
@@ -21,12 +20,12 @@ class SQLite(Dialect):
     def __init__(self, table: Table) -> None:
         super().__init__(table)
         columns = table.c
-        self._insert = (
-            insert(table)
-            .values({name: bindparam(name) for name in NewClaim._fields})
-            .on_conflict_do_nothing(index_elements=["scope", "request_id"])
-            .returning(columns.request_id)
-        )
+        names = NewClaim._fields
+        values = select(*(bindparam(name, type_=columns[name].type) for name in names))
+        # A suffix for the reason that postgresql.py gives; without a WHERE, SQLite takes ON for a part of a join.
+        source = values.where(literal_column("true")).suffix_with("ON CONFLICT (scope, request_id) DO NOTHING")
+        rows = insert(table).from_select(names, source, include_defaults=False)
+        self._insert = rows.returning(columns.request_id)
         self._complete = (
             update(table)
             .where(*self._owned, columns.status == literal_column("'claimed'"))

@@ -56,10 +56,26 @@ def test_commit_is_refused_after_an_exception_that_was_caught_outside_the_block(
 
 def test_commit_of_the_connection_is_refused_too(port):
     with port.sessions() as session:
-        with pytest.raises(NotCompletedError), guard.claim(session, "order-1", action="pay"):
+        with pytest.raises(ZeroDivisionError), guard.claim(session, "order-1", action="pay"):
             pay(session, "order-1")
+            raise ZeroDivisionError
+        with pytest.raises(NotCompletedError, match="COMMIT was refused"):
             session.connection().commit()
         session.rollback()
+
+    assert nothing_is_stored(port)
+
+
+def test_commit_of_an_outer_transaction_is_refused_too(port):
+    with port.engine.connect() as connection, connection.begin() as outer:
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            with pytest.raises(ZeroDivisionError), guard.claim(session, "order-1", action="pay"):
+                pay(session, "order-1")
+                raise ZeroDivisionError
+            session.connection().get_nested_transaction().commit()  # the session's own savepoint, past the session
+        with pytest.raises(NotCompletedError):
+            outer.commit()
+        outer.rollback()
 
     assert nothing_is_stored(port)
 
@@ -149,11 +165,15 @@ def test_an_exception_after_that_savepoint_does_not_let_later_writes_commit(port
     assert nothing_is_stored(port)
 
 
+@pytest.mark.filterwarnings("ignore:transaction already deassociated")  # SQLAlchemy notices, too, but goes on
 @pytest.mark.parametrize("goes_on", [False, True])
-def test_raw_commit_inside_the_block_is_found_by_the_completion(port, goes_on):
+@pytest.mark.parametrize(
+    "commit", [lambda session: session.execute(text("COMMIT")), lambda session: session.connection().commit()]
+)
+def test_a_commit_past_the_session_inside_the_block_is_found_by_the_completion(port, commit, goes_on):
     with port.sessions() as session:
         with pytest.raises(ClaimLostError), guard.claim(session, "order-1", action="pay") as execution:
-            session.execute(text("COMMIT"))
+            commit(session)
             if goes_on:  # the driver begins another transaction, or none
                 session.execute(text("SELECT 1"))
             execution.complete(1)

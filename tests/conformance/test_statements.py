@@ -1,6 +1,10 @@
 """Counts what is sent: two statements more for a new execution, two in all for a replay, and no third one ever."""
 
+import gc
+from weakref import ref
+
 import pytest
+from sqlalchemy import event
 from support.app import Payment, deliver
 
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError
@@ -56,3 +60,39 @@ def test_fail_fast_is_two_statements(port, statements):
             assert kinds(statements) == ["INSERT", "SELECT"]
             execution.complete()
         holder.rollback()
+
+
+def test_a_guarded_transaction_leaves_no_cycles_behind(port):
+    """Sessions and connections go when the last reference goes, not when the garbage collector comes."""
+
+    def guarded():
+        deliver(port, "order-1")
+        with port.sessions() as session, session.begin(), guard.claim(session, "order-2", action="pay") as execution:
+            execution.is_replay or execution.complete()
+        return ref(session)
+
+    guarded()
+    gc.collect()
+    gc.disable()
+    try:
+        assert guarded()() is None
+    finally:
+        gc.enable()
+
+
+def test_the_statements_are_compiled_once(port):
+    """Both SQLAlchemy lines must find each statement in their cache: compiling costs more than sending."""
+    deliver(port, "order-1")
+    deliver(port, "order-1")
+    missed = []
+
+    def note(connection, _cursor, statement, _parameters, context, _many):
+        if "execution_requests" in statement and context.cache_hit.name != "CACHE_HIT":
+            missed.append((context.cache_hit.name, statement))
+
+    event.listen(port.engine, "before_cursor_execute", note)
+    deliver(port, "order-2")
+    deliver(port, "order-2")
+    event.remove(port.engine, "before_cursor_execute", note)
+
+    assert missed == []

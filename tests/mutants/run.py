@@ -29,13 +29,17 @@ MUTANTS = {
         "found = dialect.insert(connection, row) or dialect.find(connection, row.scope, row.request_id)",
         "found = dialect.find(connection, row.scope, row.request_id) or dialect.insert(connection, row)",
     ),
-    "no row is taken for ours": (CLAIM, "        raise _in_progress(Key(row", "        return '0'\n        raise _in_progress(Key(row"),
+    "no row is taken for ours": (
+        CLAIM,
+        "        raise _in_progress(Key(row",
+        "        return '0'\n        raise _in_progress(Key(row",
+    ),
     "a conflicting payload is replayed": (CLAIM, "if not same and not", "if False and not"),
     "a conflicting action is replayed": (CLAIM, "if stored.action != request.action:", "if False:"),
     "the completion ignores the token": (
         BASE,
         'self._owned = (*self._by_key, columns.token == bindparam("key_token"))',
-        'self._owned = (*self._by_key, columns.token.is_not(None))',
+        "self._owned = (*self._by_key, columns.token.is_not(None))",
     ),
     "the completion ignores the transaction": (POSTGRESQL, 'proof == bindparam("proof", type_=Text),', ""),
     "the completion ignores the status": (
@@ -43,7 +47,11 @@ MUTANTS = {
         "columns.status == literal_column(\"'claimed'\"),",
         "",
     ),
-    "the completion's row count is ignored": (CLAIM, "open_claim.proof, result) == 1", "open_claim.proof, result) >= 0"),
+    "the completion's row count is ignored": (
+        CLAIM,
+        "open_claim.proof, result) == 1",
+        "open_claim.proof, result) >= 0",
+    ),
     "40001 is swallowed while waiting": (
         POSTGRESQL,
         "if _sqlstate(error) != _LOCK_NOT_AVAILABLE:",
@@ -85,24 +93,40 @@ MUTANTS = {
         "pass",
     ),
     "savepoint releases are taken for commits": (SAFETY, " and not session.in_nested_transaction():", ":"),
-    "an incomplete claim may commit": (SAFETY, "raise not_completed(claim.row, \"this COMMIT was refused\")", "pass"),
+    "an incomplete claim may commit": (SAFETY, 'raise not_completed(claim.row, "this COMMIT was refused")', "pass"),
     "a lost claim lets later writes commit": (SAFETY, "            if claim.is_lost:\n", "            if False:\n"),
     "a claim that went with its savepoint blocks the commit": (
         SAFETY,
         "if stored is not None and stored.token == claim.row.token:",
         "if True:",
     ),
-    "forgetting to complete is no error": (CLAIM, "        if result is None:\n            raise", "        if False:\n            raise"),
+    "forgetting to complete is no error": (
+        CLAIM,
+        "        if result is None:\n            raise",
+        "        if False:\n            raise",
+    ),
     "an exception in the block discharges the claim": (
         CLAIM,
         "        _safety.abandon(claim.open_claim)",
         "        _safety.discharge(claim.open_claim)",
     ),
-    "a transaction that ended in the block is not noticed": (CLAIM, "if not open_claim.is_same_transaction:", "if False:"),
+    "a transaction that ended in the block is not noticed": (
+        CLAIM,
+        "if not open_claim.is_same_transaction:",
+        "if False:",
+    ),
     "one's own claim is taken for another's": (CLAIM, "if _safety.is_own(session, stored.token):", "if False:"),
-    "the first caller gets what he gave": ("execution.py", "self._value = _codec.decode(stored)", "self._value = result"),
+    "the first caller gets what he gave": (
+        "execution.py",
+        "self._value = _codec.decode(stored)",
+        "self._value = result",
+    ),
     "results are not checked for a round trip": ("_codec.py", "if _dump(decode(text)) != text:", "if False:"),
-    "ids are normalised": ("_keys.py", "    return Key(scope, request_id)", "    return Key(scope, request_id.lower())"),
+    "ids are normalised": (
+        "_keys.py",
+        "    return Key(scope, request_id)",
+        "    return Key(scope, request_id.lower())",
+    ),
     "the scope is ignored": ("_keys.py", "    return Key(scope, request_id)", '    return Key("", request_id)'),
 }
 
