@@ -14,9 +14,10 @@ from __future__ import annotations
 import hmac
 import uuid
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Insert, insert
 from sqlalchemy.orm import Session
 
 from . import _codec, _safety
@@ -51,13 +52,18 @@ class Request:
     fingerprint: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Policy:
     """How a guard claims: the parts of its configuration that the hot path needs."""
 
     model: type[ExecutionRequestMixin]
     fingerprinter: Fingerprinter
     max_result_bytes: int
+
+    @cached_property
+    def write(self) -> Insert:
+        """A statement that writes to the table, never sent."""
+        return insert(self.model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +171,9 @@ def receipt_of(key: Key, stored: StoredRequest) -> Receipt | None:
 
 
 def _connect(session: Session, policy: Policy) -> tuple[Connection, Dialect]:
-    # By mapper, so that sessions with several binds answer with the engine that the table is on.
-    connection = session.connection(bind_arguments={"mapper": policy.model})
+    # By mapper, so that sessions with several binds answer with the engine that the table is on; by a clause that
+    # writes, so that sessions which split reads from writes answer with the primary.
+    connection = session.connection(bind_arguments={"mapper": policy.model, "clause": policy.write})
     return connection, dialect_for(connection.dialect.name, policy.model.__table__)  # type: ignore[attr-defined]
 
 
@@ -189,6 +196,9 @@ def _store(open_claim: _safety.OpenClaim, result: str) -> bool:
         session.connection()  # raises SQLAlchemy's own error about the failed flush
     if not open_claim.is_same_transaction:
         return False
+    # The business writes go first: one that fails does so in the block, and nothing of it is pending at the next claim.
+    session.flush()
+    _safety.refuse_second_database(session, {connection})
     if dialect.transaction_state(connection) is TransactionState.NONE:
         return False
     return dialect.complete(connection, open_claim.row, open_claim.proof, result) == 1

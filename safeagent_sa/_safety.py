@@ -13,6 +13,7 @@ A COMMIT inside the block that passes the Session by is found by the completion'
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -20,8 +21,16 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 from sqlalchemy import Connection, NestedTransaction, RootTransaction, event
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
-from ._dialects import Dialect, NewClaim, TransactionState
-from .errors import ClaimLostError, NotCompletedError, TransactionAbortedError, UnsupportedSessionError
+from ._dialects import Dialect, NewClaim, TransactionState, may_have_written
+from ._keys import Key
+from .errors import (
+    ClaimLostError,
+    NotCompletedError,
+    PendingWritesError,
+    SecondDatabaseError,
+    TransactionAbortedError,
+    UnsupportedSessionError,
+)
 
 
 _INFO_KEY = "safeagent_sa"
@@ -100,6 +109,42 @@ def plain_session(session: object) -> Session:
     raise UnsupportedSessionError(message)
 
 
+def refuse_pending_writes(session: Session, key: Key) -> None:
+    """Raise where changes from before the claim are not flushed: the COMMIT of a replay would write them.
+
+    What is pending inside the block of an open claim belongs to that claim. Changes that were flushed are taken for
+    meant: they are part of the transaction whether it executes or replays.
+    """
+    current: _Watch | None = session.info.get(_INFO_KEY)
+    if current is not None and current.open_claims and current.root() is session.get_transaction():
+        return
+    pending = [*session.new, *session.deleted, *(item for item in session.dirty if session.is_modified(item))]
+    if pending:
+        kinds = ", ".join(sorted({type(item).__name__ for item in pending}))
+        message = (
+            f"the session holds {len(pending)} unflushed change(s) from before the claim of request_id "
+            f"{key.request_id!r} ({kinds}), which a replay would write as well. Make them in the block, behind "
+            "`if not execution.is_replay`; or call session.flush() before the claim if they belong to every delivery."
+        )
+        raise PendingWritesError(message, scope=key.scope, request_id=key.request_id)
+
+
+def refuse_second_database(session: Session, claimed: Collection[Connection]) -> None:
+    """Raise where the session's transaction has written through a connection that holds no claim."""
+    # SQLAlchemy 2.1.7 has a public name for it
+    connections = {entry[0] for entry in _root_of(session)._connections.values()}  # noqa: SLF001
+    if len(connections) == 1 or session.twophase:
+        return
+    for connection in connections:
+        if connection not in claimed and may_have_written(connection):
+            message = (
+                f"this transaction has written to {connection.engine.url!r} as well, and no COMMIT covers two databases: "
+                "one could be stored without the other. Put the execution table beside the business tables, write to "
+                "the other database through an outbox, or use Session(twophase=True)."
+            )
+            raise SecondDatabaseError(message)
+
+
 def watch(claim: OpenClaim) -> None:
     """Refuse commits of the claim's transaction until `discharge` is called or its row is gone."""
     current = _watch_of(claim.session)
@@ -175,3 +220,5 @@ def _before_commit(session: Session) -> None:
     current: _Watch | None = session.info.get(_INFO_KEY)
     if current is not None and current.root() is session.get_transaction() and not session.in_nested_transaction():
         current.refuse_or_allow()
+        session.flush()  # COMMIT does it next; done here, what it writes is seen before anything is committed
+        refuse_second_database(session, current.connections)

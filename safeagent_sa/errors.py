@@ -20,6 +20,9 @@
     │   ├── ClaimLostError              the transaction or savepoint of the claim ended inside the block
     │   ├── AutocommitError             no transaction is open, so nothing could be atomic
     │   ├── TransactionAbortedError     the server would answer COMMIT with a silent ROLLBACK
+    │   ├── ReadOnlyTransactionError    a claim in a transaction that may not write
+    │   ├── PendingWritesError          unflushed objects from before the claim: a replay would write them, too
+    │   ├── SecondDatabaseError         the session has written to another database, which cannot commit atomically
     │   ├── UnsupportedSessionError     not a synchronous Session
     │   └── FingerprintKeyError         the key that made a stored fingerprint is not configured
     └── SetupError                      the database or engine is not ready for the guard
@@ -201,6 +204,26 @@ class AutocommitError(MisuseError):
 
 class TransactionAbortedError(MisuseError):
     """The server has aborted the transaction after a swallowed error; its COMMIT would store nothing."""
+
+
+class ReadOnlyTransactionError(MisuseError):
+    """The transaction may not write: it is read-only, or runs on a replica. The database's error is the cause."""
+
+
+class PendingWritesError(MisuseError):
+    """The session holds unflushed changes from before the claim, which a replay would write as well.
+
+    Attributes:
+        scope: The scope of the request.
+        request_id: The id of the request.
+    """
+
+    scope: str
+    request_id: str
+
+
+class SecondDatabaseError(MisuseError):
+    """The session has written through a second connection, whose COMMIT is not atomic with the claim's."""
 
 
 class UnsupportedSessionError(MisuseError):

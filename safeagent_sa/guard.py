@@ -110,6 +110,9 @@ class ExecutionGuard:
             ClaimLostError: The transaction or savepoint of the claim ended inside the block.
             AlreadyClaimedError: This transaction has claimed the request already.
             AutocommitError: The connection commits each statement by itself.
+            PendingWritesError: The session holds unflushed changes from before the claim.
+            ReadOnlyTransactionError: The transaction may not write.
+            SecondDatabaseError: The session has written to another database in the same transaction.
             SetupError: The engine or its database is not one that can keep the promise.
             sqlalchemy.exc.DBAPIError: As the database raised it. SQLSTATE 40001 and 40P01 ask for the whole
                 transaction to be run again (PostgreSQL manual, section 13.5).
@@ -129,6 +132,7 @@ class ExecutionGuard:
         fingerprint = self._policy.fingerprinter.make(payload)
         request = _claim.Request(key, validate_action(action), payload, fingerprint)
         timeout = self._wait_timeout if wait_timeout is ... else _valid_timeout(wait_timeout)
+        _safety.refuse_pending_writes(session, key)
         if savepoint:
             _claim.connect(session, self._policy)  # refuses what is no transaction before there is a savepoint in it
         with session.begin_nested() if savepoint else nullcontext():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from sqlalchemy import Table
+from sqlalchemy import Connection, Table
 
 from ..errors import UnsupportedDialectError
 from ._base import Dialect, NewClaim, StoredRequest, TransactionState
@@ -12,7 +12,7 @@ from .postgresql import PostgreSQL
 from .sqlite import SQLite
 
 
-__all__ = ["Dialect", "NewClaim", "StoredRequest", "TransactionState", "dialect_for"]
+__all__ = ["Dialect", "NewClaim", "StoredRequest", "TransactionState", "dialect_for", "may_have_written"]
 
 _DIALECTS: dict[str, type[Dialect]] = {"postgresql": PostgreSQL, "sqlite": SQLite}
 
@@ -27,3 +27,9 @@ def dialect_for(name: str, table: Table) -> Dialect:
         known = ", ".join(sorted(_DIALECTS))
         message = f"the guard has no protocol for the database {name!r}; it works on {known}"
         raise UnsupportedDialectError(message, dialect=name) from None
+
+
+def may_have_written(connection: Connection) -> bool:
+    """Tell whether a connection's transaction has written, or could have where the database does not tell."""
+    known = _DIALECTS.get(connection.dialect.name)
+    return known is None or known.may_have_written(connection)

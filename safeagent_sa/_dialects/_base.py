@@ -78,6 +78,11 @@ class Dialect(ABC):
     def transaction_state(self, connection: Connection) -> TransactionState:
         """Tell what the server makes of the transaction, from the driver where it knows."""
 
+    @staticmethod
+    def may_have_written(connection: Connection) -> bool:  # noqa: ARG004 - for databases that can tell
+        """Tell whether the connection's transaction has written; yes, where the database does not tell."""
+        return True
+
     def find(self, connection: Connection, scope: str, request_id: str) -> StoredRequest | None:
         """Read the row in a statement of its own, hence with a snapshot of its own below REPEATABLE READ."""
         row = connection.execute(self._select, {"key_scope": scope, "key_request_id": request_id}).first()

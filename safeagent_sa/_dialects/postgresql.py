@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 
-from ..errors import AutocommitError
+from ..errors import AutocommitError, ReadOnlyTransactionError
 from ._base import Dialect, NewClaim, TransactionState
 
 
@@ -40,6 +40,7 @@ _LOCK_SEED = 7233173001
 # SQLSTATEs (manual, appendix A)
 _LOCK_NOT_AVAILABLE = "55P03"
 _IN_FAILED_TRANSACTION = "25P02"
+_READ_ONLY_TRANSACTION = "25006"
 
 _SAVEPOINT = "safeagent_sa_wait"
 
@@ -100,7 +101,16 @@ class PostgreSQL(Dialect):
 
     def insert(self, connection: Connection, claim: NewClaim) -> str | None:
         """Insert if the lock is free and the key is new; never wait."""
-        return connection.execute(self._insert, self._parameters(claim)).scalar()
+        try:
+            return connection.execute(self._insert, self._parameters(claim)).scalar()
+        except DBAPIError as error:
+            if _sqlstate(error) != _READ_ONLY_TRANSACTION:
+                raise
+            message = (
+                "the claim met a read-only transaction, or a replica. Claims write, replays included: give the guard a "
+                "session on the primary, and route its table there where a Session chooses between engines."
+            )
+            raise ReadOnlyTransactionError(message) from error
 
     def insert_waiting(self, connection: Connection, claim: NewClaim, timeout: float | None) -> str | None:
         """Wait for the lock, inside a savepoint that is gone when this returns."""
@@ -142,6 +152,11 @@ class PostgreSQL(Dialect):
                 raise
             return TransactionState.ABORTED
         return TransactionState.OPEN
+
+    @staticmethod
+    def may_have_written(connection: Connection) -> bool:
+        """Ask whether the transaction has an id: PostgreSQL gives one at the first write."""
+        return bool(connection.scalar(text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")))
 
     def _parameters(self, claim: NewClaim) -> dict[str, Any]:
         # The unit separator cannot be part of a key, so no two keys share a lock name.

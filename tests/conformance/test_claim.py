@@ -6,6 +6,7 @@ import uuid
 
 import pytest
 from sqlalchemy import event, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Session, scoped_session
 from support.app import Payment, deliver, pay
 
@@ -322,18 +323,22 @@ def test_sessions_joined_to_an_outer_transaction_of_a_test_suite_work(port, mode
     assert port.payments("order-1") == 0
 
 
-def test_pending_objects_are_not_flushed_by_the_claim(port):
+def test_business_writes_are_flushed_when_the_block_ends_and_fail_there(port):
     flushed = []
     with port.sessions() as session, session.begin():
         event.listen(session, "after_flush", lambda *_: flushed.append("flush"))
         with guard.claim(session, "order-1", action="pay") as execution:
             session.add(Payment(reference="order-1", amount=1))
-            assert flushed == []
             execution.complete()
-        assert flushed == []
-
-    assert flushed == ["flush"]
+            assert flushed == []
+        assert flushed == ["flush"]
     assert port.payments("order-1") == 1
+
+    with pytest.raises(IntegrityError), port.sessions() as session, session.begin():
+        with guard.claim(session, "order-2", action="pay") as execution:
+            session.add(Payment(reference=None, amount=1))
+            execution.complete()
+        pytest.fail("the block must not end well")
 
 
 STATUSES = {

@@ -7,7 +7,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 from support.app import pay
 
-from safeagent_sa import AutocommitError, ExecutionGuard, NotCompletedError, TransactionAbortedError
+from safeagent_sa import (
+    AutocommitError,
+    ExecutionGuard,
+    NotCompletedError,
+    ReadOnlyTransactionError,
+    TransactionAbortedError,
+)
 
 
 guard = ExecutionGuard()
@@ -136,6 +142,27 @@ def test_two_phase_sessions_work_and_refuse_an_incomplete_claim(postgresql):
 
     assert [answer.is_replay for answer in answers] == [False, True]
     assert answers[0].result == answers[1].result
+
+
+def by_server_default(port):
+    return create_engine(port.url, connect_args={"options": "-c default_transaction_read_only=on"})
+
+
+def by_engine_option(port):
+    return create_engine(port.url, execution_options={"postgresql_readonly": True})
+
+
+@pytest.mark.parametrize("make", [by_server_default, by_engine_option])
+def test_a_read_only_transaction_is_refused_by_name(postgresql, make):
+    engine = make(postgresql)
+    with Session(engine) as session:
+        with pytest.raises(ReadOnlyTransactionError, match="primary") as caught:
+            with guard.claim(session, "order-1", action="pay"):
+                pytest.fail("the block must not run")
+        assert caught.value.__cause__.orig.sqlstate == "25006"
+        session.rollback()
+        assert guard.get(session, "order-1") is None
+    engine.dispose()
 
 
 def test_the_key_columns_sort_by_bytes_and_the_table_leaves_room(postgresql):

@@ -1,0 +1,152 @@
+"""Writes that do not belong to the claim: pending ones from before it, and those in a second database."""
+
+import random
+
+import pytest
+from sqlalchemy import Delete, Insert, Update, create_engine, select
+from sqlalchemy.orm import Session, sessionmaker
+from support.app import Base, Payment, deliver, make_engine, pay
+
+from safeagent_sa import ExecutionGuard, ExecutionRequest, PendingWritesError, SecondDatabaseError
+
+
+guard = ExecutionGuard()
+
+
+def add(session):
+    session.add(Payment(reference="early", amount=1))
+
+
+def change(session):
+    session.scalar(select(Payment)).amount += 1
+
+
+def delete(session):
+    session.delete(session.scalar(select(Payment)))
+
+
+@pytest.mark.parametrize("write", [add, change, delete])
+@pytest.mark.parametrize("savepoint", [False, True])
+@pytest.mark.parametrize("delivered_before", [False, True])
+def test_changes_that_a_replay_would_write_are_refused(port, statements, write, savepoint, delivered_before):
+    with port.sessions() as session, session.begin():
+        pay(session, "old")
+    if delivered_before:
+        deliver(port, "order-1")
+    with port.sessions() as session:
+        write(session)
+        statements.clear()
+        with pytest.raises(PendingWritesError, match="Payment") as caught:
+            with guard.claim(session, "order-1", action="pay", payload={"amount": 100}, savepoint=savepoint):
+                pytest.fail("the block must not run")
+        assert statements == []
+        assert caught.value.request_id == "order-1"
+        session.rollback()
+
+    assert port.payments("old") == 1
+    assert port.payments("early") == 0
+
+
+def test_flushed_changes_and_looks_are_taken_for_meant(port):
+    with port.sessions() as session, session.begin():
+        add(session)
+        session.flush()
+        seen = session.scalar(select(Payment))
+        seen.amount = seen.amount  # no net change
+        with guard.claim(session, "order-1", action="pay") as execution:
+            execution.complete()
+
+    assert port.payments("early") == 1
+
+
+def test_pending_writes_of_an_open_claim_are_its_own(port):
+    with port.sessions() as session, session.begin():
+        with guard.claim(session, "outer", action="pay") as outer:
+            session.add(Payment(reference="outer", amount=1))
+            with guard.claim(session, "inner", action="pay") as inner:
+                session.add(Payment(reference="inner", amount=1))
+                inner.complete()
+            outer.complete()
+        with guard.claim(session, "next", action="pay") as following:
+            following.complete()
+
+    assert (port.payments("outer"), port.payments("inner")) == (1, 1)
+
+
+@pytest.fixture
+def second(tmp_path):
+    """A database of another kind, with the business table in it."""
+    engine = make_engine(f"sqlite:///{tmp_path / 'second.db'}")
+    Base.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.mark.parametrize("when", ["in the block", "before the block", "after the block", "pending at commit"])
+def test_business_rows_in_another_database_are_refused_before_anything_is_committed(port, second, when):
+    binds = {Payment: second, ExecutionRequest: port.engine}
+    with pytest.raises(SecondDatabaseError, match="two databases"), Session(binds=binds) as session, session.begin():
+        if when == "before the block":
+            pay(session, "order-1")
+        with guard.claim(session, "order-1", action="pay") as execution:
+            if when == "in the block":
+                session.add(Payment(reference="order-1", amount=1))
+            execution.complete()
+        session.add(Payment(reference="order-1", amount=1))
+        if when == "after the block":
+            session.flush()
+
+    assert port.requests() == []
+    with Session(second) as session:
+        assert session.scalars(select(Payment)).all() == []
+
+
+def test_reading_from_another_postgresql_is_no_harm(postgresql, new_database):
+    other = create_engine(new_database())
+    Base.metadata.create_all(other)
+    with Session(binds={Payment: other, ExecutionRequest: postgresql.engine}) as session, session.begin():
+        with guard.claim(session, "order-1", action="pay") as execution:
+            assert session.scalars(select(Payment)).all() == []
+            execution.complete()
+    with pytest.raises(SecondDatabaseError):
+        with Session(binds={Payment: other, ExecutionRequest: postgresql.engine}) as session, session.begin():
+            guard.execute(session, "order-2", pay, "order-2", action="pay")
+    other.dispose()
+
+    assert postgresql.requests() == [("order-1", "completed")]
+
+
+def test_two_phase_commit_covers_two_databases(postgresql, new_database):
+    other = create_engine(new_database())
+    Base.metadata.create_all(other)
+    with Session(binds={Payment: other, ExecutionRequest: postgresql.engine}, twophase=True) as session:
+        guard.execute(session, "order-1", pay, "order-1", action="pay")
+        session.commit()
+    with Session(other) as session:
+        assert len(session.scalars(select(Payment)).all()) == 1
+    other.dispose()
+
+    assert postgresql.requests() == [("order-1", "completed")]
+
+
+def test_a_session_that_splits_reads_from_writes_claims_on_the_primary(postgresql):
+    reader = create_engine(postgresql.url, connect_args={"options": "-c default_transaction_read_only=on"})
+
+    class Splitting(Session):
+        """The recipe of SQLAlchemy's documentation ("Custom Vertical Partitioning")."""
+
+        def get_bind(self, mapper=None, clause=None, **_):
+            if self._flushing or isinstance(clause, (Update, Delete, Insert)):
+                return postgresql.engine
+            return random.choice([reader])
+
+    sessions = sessionmaker(class_=Splitting)
+    for expected in (False, True):
+        with sessions() as session, session.begin():
+            session.scalars(select(Payment)).all()
+            with guard.claim(session, "order-1", action="pay") as execution:
+                execution.is_replay or execution.complete(pay(session, "order-1"))
+        assert execution.is_replay is expected
+    reader.dispose()
+
+    assert postgresql.payments("order-1") == 1
