@@ -10,11 +10,13 @@ from typing import Any, Concatenate
 
 from sqlalchemy.orm import Session, scoped_session
 
-from . import _claim, _safety
+from . import _claim, _safety, transactions
 from ._fingerprint import Fingerprinter
 from ._keys import validate_action, validate_key
+from ._retry import Attempts
 from .execution import Execution, Receipt
 from .models import ExecutionRequest, ExecutionRequestMixin
+from .transactions import SessionFactory
 
 
 # A waiter holds a connection of the pool while it waits, so the default is bounded; business transactions are shorter.
@@ -202,6 +204,60 @@ class ExecutionGuard:
             if not execution.is_replay:
                 execution.complete(fn(session, *args, **kwargs))
         return execution
+
+    def run_transaction(
+        self,
+        session_factory: SessionFactory,
+        request_id: str,
+        fn: Callable[Concatenate[Session, ...], Any],
+        *args: Any,
+        action: str,
+        payload: Any = None,
+        scope: str | None = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        attempts: int = 5,
+        max_seconds: float = 30.0,
+        **kwargs: Any,
+    ) -> Execution:
+        """Run a function under a claim in a transaction of its own, which is committed when this returns.
+
+        It opens a session, executes, commits, and runs the whole transaction again after serialization failures,
+        deadlocks and lost connections, with pauses that grow. Where the answer of COMMIT was lost, nobody can know
+        what became of it; running it again under the same request_id finds the receipt, or executes.
+
+        Args:
+            session_factory: What makes a new session, such as `sessionmaker(engine)`.
+            request_id: What names the intent, the same on every retry; at most 255 bytes.
+            fn: The business function, given the session first; it is called again on another attempt, so it must do
+                nothing outside of the session.
+            *args: Further arguments of `fn`.
+            action: As in `claim`.
+            payload: As in `claim`.
+            scope: As in `claim`.
+            wait_timeout: As in `claim`, in seconds for each attempt.
+            attempts: The most attempts, the first one included.
+            max_seconds: No attempt begins after so many seconds.
+            **kwargs: Keyword arguments of `fn`.
+
+        Returns:
+            The execution, committed.
+
+        Raises:
+            UnsupportedSessionError: The factory gives no synchronous session, or one in a transaction.
+            ValueError: `attempts` or `max_seconds` is too small.
+            Exception: What `fn` raises, and everything that `claim` raises, once no attempt is left.
+
+        Example:
+            ```python
+            execution = guard.run_transaction(SessionLocal, "payment_123", send_payment, 100, action="send_payment")
+            ```
+        """
+        options = {"action": action, "payload": payload, "scope": scope, "wait_timeout": wait_timeout, **kwargs}
+        return transactions.run(
+            session_factory,
+            lambda session: self.execute(session, request_id, fn, *args, **options),
+            Attempts(attempts, max_seconds),
+        )
 
     def get(
         self, session: Session | scoped_session[Any], request_id: str, *, scope: str | None = None

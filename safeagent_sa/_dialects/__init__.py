@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from sqlalchemy import Connection, Table
+from sqlalchemy.exc import DBAPIError
 
 from ..errors import UnsupportedDialectError
 from ._base import Dialect, NewClaim, StoredRequest, TransactionState
@@ -12,7 +13,15 @@ from .postgresql import PostgreSQL
 from .sqlite import SQLite
 
 
-__all__ = ["Dialect", "NewClaim", "StoredRequest", "TransactionState", "dialect_for", "may_have_written"]
+__all__ = [
+    "Dialect",
+    "NewClaim",
+    "StoredRequest",
+    "TransactionState",
+    "dialect_for",
+    "is_transient",
+    "may_have_written",
+]
 
 _DIALECTS: dict[str, type[Dialect]] = {"postgresql": PostgreSQL, "sqlite": SQLite}
 
@@ -33,3 +42,8 @@ def may_have_written(connection: Connection) -> bool:
     """Tell whether a connection's transaction has written, or could have where the database does not tell."""
     known = _DIALECTS.get(connection.dialect.name)
     return known is None or known.may_have_written(connection)
+
+
+def is_transient(error: DBAPIError) -> bool:
+    """Tell whether the database asks for the whole transaction to be run again."""
+    return any(dialect.is_transient(error) for dialect in _DIALECTS.values())

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, bindparam, delete, select
+from sqlalchemy.exc import DBAPIError
 
 
 class NewClaim(NamedTuple):
@@ -77,6 +78,11 @@ class Dialect(ABC):
     @abstractmethod
     def transaction_state(self, connection: Connection) -> TransactionState:
         """Tell what the server makes of the transaction, from the driver where it knows."""
+
+    @staticmethod
+    @abstractmethod
+    def is_transient(error: DBAPIError) -> bool:
+        """Tell whether this database asks, by its own code, for the whole transaction to be run again."""
 
     @staticmethod
     def may_have_written(connection: Connection) -> bool:  # noqa: ARG004 - for databases that can tell

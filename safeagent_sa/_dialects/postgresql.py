@@ -41,6 +41,9 @@ _LOCK_SEED = 7233173001
 _LOCK_NOT_AVAILABLE = "55P03"
 _IN_FAILED_TRANSACTION = "25P02"
 _READ_ONLY_TRANSACTION = "25006"
+# serialization failure, deadlock (section 13.5 asks to run the whole transaction again); the server stops, has crashed,
+# or cannot accept connections yet
+_TRANSIENT = {"40001", "40P01", "57P01", "57P02", "57P03"}
 
 _SAVEPOINT = "safeagent_sa_wait"
 
@@ -152,6 +155,11 @@ class PostgreSQL(Dialect):
                 raise
             return TransactionState.ABORTED
         return TransactionState.OPEN
+
+    @staticmethod
+    def is_transient(error: DBAPIError) -> bool:
+        """Know serialization failures, deadlocks, and a server that stops or starts."""
+        return _sqlstate(error) in _TRANSIENT
 
     @staticmethod
     def may_have_written(connection: Connection) -> bool:

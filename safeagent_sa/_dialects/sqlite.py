@@ -6,9 +6,11 @@ claim inside a savepoint would then be committed by its RELEASE. `safeagent_sa.s
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Any
 
 from sqlalchemy import Connection, Table, bindparam, func, insert, literal_column, select, update
+from sqlalchemy.exc import DBAPIError
 
 from ..errors import EngineNotConfiguredError
 from ._base import Dialect, NewClaim, TransactionState
@@ -58,6 +60,12 @@ class SQLite(Dialect):
     def complete(self, connection: Connection, claim: NewClaim, proof: str, result: str) -> int:
         """Update the row if the token is the claim's own; the token stands for the transaction too."""
         return connection.execute(self._complete, self._owner(claim) | {"new_result": result}).rowcount
+
+    @staticmethod
+    def is_transient(error: DBAPIError) -> bool:
+        """Know a database that another writer holds."""
+        code = getattr(error.orig, "sqlite_errorcode", None)
+        return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
     def transaction_state(self, connection: Connection) -> TransactionState:
         """Ask the driver; SQLite aborts no transaction after a failed statement."""

@@ -31,10 +31,14 @@ def test_the_public_names_are_these():
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_are_small_and_end_no_transaction_of_the_caller(path):
     source = path.read_text()
-    assert len(source.splitlines()) <= 300, "look for the second idea in it"
+    tree = ast.parse(source)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    texts = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, documented)]
+    lines = len(source.splitlines()) - sum(len(text.splitlines()) for text in texts)
+    assert lines <= 250, "look for the second idea in it"
     if path.name in OWNERS or "cli" in path.parts:
         return
-    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     ended = [
         f"line {call.lineno}: {ast.unparse(call)}"
         for call in calls
