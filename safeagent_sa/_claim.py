@@ -13,20 +13,23 @@ from __future__ import annotations
 
 import hmac
 import uuid
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
+from weakref import WeakSet
 
-from sqlalchemy import Connection, Insert, insert
+from sqlalchemy import Connection, Engine, Insert, insert
 from sqlalchemy.orm import Session
 
 from . import _codec, _safety
-from ._dialects import Dialect, NewClaim, StoredRequest, TransactionState, dialect_for
+from ._dialects import Dialect, Inserted, NewClaim, StoredRequest, TransactionState, dialect_for
 from ._fingerprint import Fingerprinter
 from ._keys import Key
 from .errors import (
     AlreadyClaimedError,
     AutocommitError,
+    DurabilityWarning,
     ExecutionFailedError,
     ExecutionInDoubtError,
     ExecutionInProgressError,
@@ -59,6 +62,25 @@ class Policy:
     model: type[ExecutionRequestMixin]
     fingerprinter: Fingerprinter
     max_result_bytes: int
+    synchronous_commit: Literal["force", "warn"]
+
+    def make_durable(self, connection: Connection, dialect: Dialect) -> None:
+        """Do what the guard is told to where the server may lose a COMMIT that it has answered."""
+        if self.synchronous_commit == "force":
+            dialect.make_durable(connection)
+        elif connection.engine not in self._warned:
+            self._warned.add(connection.engine)
+            warnings.warn(
+                "synchronous_commit is off or local on this database: it acknowledges executions that a crash or a "
+                "failover can still lose, so that a retry runs again. Leave ExecutionGuard(synchronous_commit='force'), "
+                "or accept it knowingly and filter this warning.",
+                DurabilityWarning,
+                stacklevel=2,
+            )
+
+    @cached_property
+    def _warned(self) -> WeakSet[Engine]:
+        return WeakSet()
 
     @cached_property
     def write(self) -> Insert:
@@ -108,7 +130,9 @@ def claim(session: Session, policy: Policy, request: Request, wait_timeout: floa
             "looked. The claim was taken back. Look for event listeners or wrappers that change the connection."
         )
         raise AutocommitError(message)
-    open_claim = _safety.OpenClaim(session, connection, dialect, row, found)
+    if not found.is_durable:
+        policy.make_durable(connection, dialect)
+    open_claim = _safety.OpenClaim(session, connection, dialect, row, found.proof)
     _safety.watch(open_claim)
     return Claim(Execution(*request.key, request.action, max_result_bytes=policy.max_result_bytes), open_claim)
 
@@ -179,9 +203,11 @@ def _connect(session: Session, policy: Policy) -> tuple[Connection, Dialect]:
 
 def _insert_or_find(
     connection: Connection, dialect: Dialect, row: NewClaim, wait_timeout: float | None
-) -> str | StoredRequest:
-    """Return the proof that our row was inserted, or the row that was there before."""
-    found = dialect.insert(connection, row) or dialect.find(connection, row.scope, row.request_id)
+) -> Inserted | StoredRequest:
+    """Return that our row was inserted, or the row that was there before."""
+    found: Inserted | StoredRequest | None = dialect.insert(connection, row) or dialect.find(
+        connection, row.scope, row.request_id
+    )
     if found is None and wait_timeout != 0:
         found = dialect.insert_waiting(connection, row, wait_timeout)
         found = found or dialect.find(connection, row.scope, row.request_id)

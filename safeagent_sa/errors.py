@@ -30,6 +30,8 @@
         ├── EngineNotConfiguredError    SQLite without safeagent_sa.sqlite.configure(engine)
         └── UnsupportedDialectError     a database that the guard does not know
 
+    DurabilityWarning (UserWarning)     the server acknowledges what it can still lose
+
 Every error carries its data as attributes, survives pickling (for worker processes and task queues) and holds
 neither a payload nor a result, so that it can be logged.
 """
@@ -270,3 +272,7 @@ class UnsupportedDialectError(SetupError):
     """
 
     dialect: str
+
+
+class DurabilityWarning(UserWarning):
+    """The server acknowledges a COMMIT that it can still lose; given once for each engine, where a guard is told to."""

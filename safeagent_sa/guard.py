@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import EllipsisType
-from typing import Any, Concatenate
+from typing import Any, Concatenate, Literal
 
 from sqlalchemy.orm import Session, scoped_session
 
@@ -40,6 +40,7 @@ class ExecutionGuard:
         wait_timeout: float | None = DEFAULT_WAIT_TIMEOUT,
         max_result_bytes: int = DEFAULT_MAX_RESULT_BYTES,
         fingerprint_keys: Sequence[bytes] | None = None,
+        synchronous_commit: Literal["force", "warn"] = "force",
     ) -> None:
         """Configure a guard; nothing is sent to any database and nothing is registered anywhere.
 
@@ -51,10 +52,13 @@ class ExecutionGuard:
             max_result_bytes: The largest result, in bytes of JSON text.
             fingerprint_keys: Secrets of at least 16 bytes, newest first; payload fingerprints are then HMACs
                 (RFC 2104), which nobody who reads the table can guess small payloads from. None for plain hashes.
+            synchronous_commit: What to do where PostgreSQL's setting of that name is off or local, so that a COMMIT
+                that was answered can be lost: "force" turns it on for the claiming transaction alone, "warn" gives a
+                DurabilityWarning once for each engine.
 
         Raises:
             InvalidScopeError: The scope cannot be stored.
-            ValueError: A number is negative or not finite, or a key is too short.
+            ValueError: A number is negative or not finite, a key is too short, or a word is none of those above.
             TypeError: A key is not bytes.
 
         Example:
@@ -65,9 +69,12 @@ class ExecutionGuard:
         if max_result_bytes < 1:
             message = f"max_result_bytes must be at least 1, not {max_result_bytes}"
             raise ValueError(message)
+        if synchronous_commit not in ("force", "warn"):
+            message = f"synchronous_commit is 'force' or 'warn', not {synchronous_commit!r}"
+            raise ValueError(message)
         self._scope = validate_key(scope, "any").scope
         self._wait_timeout = _valid_timeout(wait_timeout)
-        self._policy = _claim.Policy(model, Fingerprinter(fingerprint_keys), max_result_bytes)
+        self._policy = _claim.Policy(model, Fingerprinter(fingerprint_keys), max_result_bytes, synchronous_commit)
 
     @contextmanager
     def claim(

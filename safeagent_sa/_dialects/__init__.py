@@ -8,13 +8,14 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import UnsupportedDialectError
-from ._base import Dialect, NewClaim, StoredRequest, TransactionState
+from ._base import Dialect, Inserted, NewClaim, StoredRequest, TransactionState
 from .postgresql import PostgreSQL
 from .sqlite import SQLite
 
 
 __all__ = [
     "Dialect",
+    "Inserted",
     "NewClaim",
     "StoredRequest",
     "TransactionState",

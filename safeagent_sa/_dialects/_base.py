@@ -26,6 +26,15 @@ class NewClaim(NamedTuple):
     token: uuid.UUID
 
 
+class Inserted(NamedTuple):
+    """A row that was inserted."""
+
+    proof: str
+    """What proves at the completion that the transaction is still the same one."""
+    is_durable: bool
+    """Whether the server will answer COMMIT only when it cannot lose the transaction any more."""
+
+
 class StoredRequest(NamedTuple):
     """A row as it was found."""
 
@@ -64,11 +73,11 @@ class Dialect(ABC):
         """Raise before any SQL where statements would not be part of one transaction."""
 
     @abstractmethod
-    def insert(self, connection: Connection, claim: NewClaim) -> str | None:
-        """Insert the claim without waiting; return proof of its transaction, or None where nothing was inserted."""
+    def insert(self, connection: Connection, claim: NewClaim) -> Inserted | None:
+        """Insert the claim without waiting; return None where nothing was inserted."""
 
     @abstractmethod
-    def insert_waiting(self, connection: Connection, claim: NewClaim, timeout: float | None) -> str | None:
+    def insert_waiting(self, connection: Connection, claim: NewClaim, timeout: float | None) -> Inserted | None:
         """Wait until the holder has ended, at most `timeout` seconds, then do as `insert` does."""
 
     @abstractmethod
@@ -78,6 +87,9 @@ class Dialect(ABC):
     @abstractmethod
     def transaction_state(self, connection: Connection) -> TransactionState:
         """Tell what the server makes of the transaction, from the driver where it knows."""
+
+    def make_durable(self, connection: Connection) -> None:  # noqa: B027 - nothing to do where `is_durable` is always true
+        """Let the transaction's COMMIT be answered only when it cannot be lost any more."""
 
     @staticmethod
     @abstractmethod

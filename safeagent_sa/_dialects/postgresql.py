@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import (
     Connection,
+    CursorResult,
     String,
     Table,
     Text,
@@ -30,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import AutocommitError, ReadOnlyTransactionError
-from ._base import Dialect, NewClaim, TransactionState
+from ._base import Dialect, Inserted, NewClaim, TransactionState
 
 
 # Our own part of the 64-bit space that all users of advisory locks in one database share. A collision costs a false
@@ -44,6 +45,10 @@ _READ_ONLY_TRANSACTION = "25006"
 # serialization failure, deadlock (section 13.5 asks to run the whole transaction again); the server stops, has crashed,
 # or cannot accept connections yet
 _TRANSIENT = {"40001", "40P01", "57P01", "57P02", "57P03"}
+
+# Values of synchronous_commit with which a COMMIT that was answered can be lost: by a crash of the server, or by a
+# failover to a synchronous standby.
+_LOSABLE = {"off", "local"}
 
 _SAVEPOINT = "safeagent_sa_wait"
 
@@ -75,7 +80,11 @@ class PostgreSQL(Dialect):
         def claim(source: Any) -> Any:
             # As a suffix of the SELECT: SQLAlchemy 2.0 compiles its own `on_conflict_do_nothing` anew on every call.
             source = source.suffix_with("ON CONFLICT (scope, request_id) DO NOTHING")
-            return insert(table).from_select(names, source, include_defaults=False).returning(proof)
+            return (
+                insert(table)
+                .from_select(names, source, include_defaults=False)
+                .returning(proof, func.current_setting("synchronous_commit"))
+            )
 
         self._insert = claim(select(*values).where(func.pg_try_advisory_xact_lock(lock_key)))
         # OFFSET 0 keeps the planner from dropping a sub-select whose only work is to take the lock.
@@ -102,10 +111,10 @@ class PostgreSQL(Dialect):
             )
             raise AutocommitError(message)
 
-    def insert(self, connection: Connection, claim: NewClaim) -> str | None:
+    def insert(self, connection: Connection, claim: NewClaim) -> Inserted | None:
         """Insert if the lock is free and the key is new; never wait."""
         try:
-            return connection.execute(self._insert, self._parameters(claim)).scalar()
+            return _inserted(connection.execute(self._insert, self._parameters(claim)))
         except DBAPIError as error:
             if _sqlstate(error) != _READ_ONLY_TRANSACTION:
                 raise
@@ -115,32 +124,36 @@ class PostgreSQL(Dialect):
             )
             raise ReadOnlyTransactionError(message) from error
 
-    def insert_waiting(self, connection: Connection, claim: NewClaim, timeout: float | None) -> str | None:
+    def insert_waiting(self, connection: Connection, claim: NewClaim, timeout: float | None) -> Inserted | None:
         """Wait for the lock, inside a savepoint that is gone when this returns."""
         before = connection.execute(text("SELECT current_setting('lock_timeout')")).scalar_one()
         connection.execute(text(f"SAVEPOINT {_SAVEPOINT}"))
         _set_lock_timeout(connection, "0" if timeout is None else str(max(1, math.ceil(timeout * 1000))))
         try:
-            proof = connection.execute(self._insert_waiting, self._parameters(claim)).scalar()
+            inserted = _inserted(connection.execute(self._insert_waiting, self._parameters(claim)))
         except DBAPIError as error:
             if _sqlstate(error) != _LOCK_NOT_AVAILABLE:
                 # 40001, 40P01 and everything else is the caller's to see. The savepoint is not rolled back: above
                 # READ COMMITTED the transaction could go on from there without ever seeing the other execution.
                 raise
-            proof = None
-        if proof is None:
+            inserted = None
+        if inserted is None:
             # Hands the lock to the next waiter at once instead of at the end of the caller's transaction.
             connection.execute(text(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}"))
         else:
             # RELEASE would carry the setting into the caller's transaction.
             _set_lock_timeout(connection, before)
         connection.execute(text(f"RELEASE SAVEPOINT {_SAVEPOINT}"))
-        return proof
+        return inserted
 
     def complete(self, connection: Connection, claim: NewClaim, proof: str, result: str) -> int:
         """Update the row if token and transaction are the claim's own."""
         parameters = self._owner(claim) | {"proof": proof, "new_result": result}
         return connection.execute(self._complete, parameters).rowcount
+
+    def make_durable(self, connection: Connection) -> None:
+        """Set synchronous_commit for this transaction alone (manual, section 20.5)."""
+        connection.execute(text("SELECT set_config('synchronous_commit', 'on', true)"))
 
     def transaction_state(self, connection: Connection) -> TransactionState:
         """Ask libpq, which psycopg shows; a driver that does not know costs a round trip."""
@@ -174,6 +187,11 @@ class PostgreSQL(Dialect):
 def _plain(type_: Any) -> Any:
     # A cast to the key's own type would carry its collation into the value, for nothing.
     return Text() if isinstance(type_, String) else type_
+
+
+def _inserted(result: CursorResult[Any]) -> Inserted | None:
+    row: Any = result.first()
+    return None if row is None else Inserted(row[0], is_durable=row[1] not in _LOSABLE)
 
 
 def _set_lock_timeout(connection: Connection, value: str) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Table, bindparam, func, insert, literal_colum
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import EngineNotConfiguredError
-from ._base import Dialect, NewClaim, TransactionState
+from ._base import Dialect, Inserted, NewClaim, TransactionState
 
 
 class SQLite(Dialect):
@@ -49,11 +49,13 @@ class SQLite(Dialect):
             )
             raise EngineNotConfiguredError(message)
 
-    def insert(self, connection: Connection, claim: NewClaim) -> str | None:
+    def insert(self, connection: Connection, claim: NewClaim) -> Inserted | None:
         """Insert if the key is new; the transaction is the only writer."""
-        return connection.execute(self._insert, claim._asdict()).scalar()
+        inserted = connection.execute(self._insert, claim._asdict()).scalar() is not None
+        # No proof but the token: SQLite has no transaction ids.
+        return Inserted("", is_durable=True) if inserted else None
 
-    def insert_waiting(self, connection: Connection, claim: NewClaim, timeout: float | None) -> str | None:
+    def insert_waiting(self, connection: Connection, claim: NewClaim, timeout: float | None) -> Inserted | None:
         """Insert: the only writer has nobody to wait for (the wait was at BEGIN, as long as the busy timeout)."""
         return self.insert(connection, claim)
 

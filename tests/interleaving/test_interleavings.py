@@ -91,10 +91,11 @@ def test_some_interleavings_of_three_callers(explorer):
 
 def test_the_explorer_finds_a_guard_that_is_not_one(explorer, monkeypatch):
     """The control: with a claim that reads "no row" as "mine", the same exploration finds two payments."""
+    from safeagent_sa._dialects import Inserted
     from safeagent_sa._dialects.postgresql import PostgreSQL
 
     insert = PostgreSQL.insert
-    monkeypatch.setattr(PostgreSQL, "insert", lambda *arguments: insert(*arguments) or "0")
+    monkeypatch.setattr(PostgreSQL, "insert", lambda *arguments: insert(*arguments) or Inserted("0", is_durable=True))
     monkeypatch.setattr(PostgreSQL, "complete", lambda *_: 1)
     found = explorer()
     found.explore(limit=1)

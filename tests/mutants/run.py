@@ -32,7 +32,7 @@ MUTANTS = {
     "no row is taken for ours": (
         CLAIM,
         "        raise _in_progress(Key(row",
-        "        return '0'\n        raise _in_progress(Key(row",
+        "        return Inserted('0', True)\n        raise _in_progress(Key(row",
     ),
     "a conflicting payload is replayed": (CLAIM, "if not same and not", "if False and not"),
     "a conflicting action is replayed": (CLAIM, "if stored.action != request.action:", "if False:"),
@@ -64,8 +64,8 @@ MUTANTS = {
     ),
     "a loser keeps the lock": (
         POSTGRESQL,
-        "            proof = None\n        if proof is None:\n            # Hands",
-        "            connection.execute(text(f'ROLLBACK TO SAVEPOINT {_SAVEPOINT}'))\n            proof = None\n        if False:\n            # Hands",
+        "            inserted = None\n        if inserted is None:\n            # Hands",
+        "            connection.execute(text(f'ROLLBACK TO SAVEPOINT {_SAVEPOINT}'))\n            inserted = None\n        if False:\n            # Hands",
     ),
     "lock_timeout leaks": (POSTGRESQL, "_set_lock_timeout(connection, before)", "pass"),
     "no lock: the INSERT waits": (

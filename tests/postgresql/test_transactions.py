@@ -9,11 +9,13 @@ from support.app import pay
 
 from safeagent_sa import (
     AutocommitError,
+    DurabilityWarning,
     ExecutionGuard,
     NotCompletedError,
     ReadOnlyTransactionError,
     TransactionAbortedError,
 )
+from safeagent_sa._dialects.postgresql import PostgreSQL
 
 
 guard = ExecutionGuard()
@@ -142,6 +144,33 @@ def test_two_phase_sessions_work_and_refuse_an_incomplete_claim(postgresql):
 
     assert [answer.is_replay for answer in answers] == [False, True]
     assert answers[0].result == answers[1].result
+
+
+@pytest.mark.parametrize("setting", ["off", "local"])
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_commit_that_could_be_lost_is_made_durable_for_this_transaction_alone(postgresql, setting, wait, monkeypatch):
+    engine = create_engine(postgresql.url, connect_args={"options": f"-c synchronous_commit={setting}"})
+    if wait:  # the row comes from the waiting statement
+        monkeypatch.setattr(PostgreSQL, "insert", lambda *_: None)
+    show = text("SHOW synchronous_commit")
+    with Session(engine) as session:
+        with session.begin(), guard.claim(session, "order-1", action="pay", savepoint=True) as execution:
+            assert session.scalar(show) == "on"
+            execution.complete()
+        with session.begin():
+            assert session.scalar(show) == setting
+    engine.dispose()
+
+
+def test_or_it_is_warned_about_once(postgresql):
+    engine = create_engine(postgresql.url, connect_args={"options": "-c synchronous_commit=off"})
+    warning = ExecutionGuard(synchronous_commit="warn")
+    with Session(engine) as session, session.begin():
+        with pytest.warns(DurabilityWarning, match="force"):
+            warning.execute(session, "order-1", pay, "x", action="pay")
+        warning.execute(session, "order-2", pay, "x", action="pay")  # a second warning would be an error
+        assert session.scalar(text("SHOW synchronous_commit")) == "off"
+    engine.dispose()
 
 
 def by_server_default(port):

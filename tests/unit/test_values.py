@@ -117,5 +117,7 @@ def test_bad_timeouts_are_refused(wait_timeout):
 def test_bad_limits_and_scopes_are_refused():
     with pytest.raises(ValueError, match="max_result_bytes"):
         ExecutionGuard(max_result_bytes=0)
+    with pytest.raises(ValueError, match="synchronous_commit"):
+        ExecutionGuard(synchronous_commit="off")
     with pytest.raises(InvalidScopeError):
         ExecutionGuard(scope=" tenant")
