@@ -1,6 +1,7 @@
 """What the database must look like, as numbered steps that any Alembic revision can call.
 
-    step 1    the table
+    step 1          the table
+    commit check    optional, PostgreSQL: the database refuses a COMMIT with an incomplete claim
 
 Your own revision calls `upgrade(op, from_=0, to=1)`; so do the packaged revisions and the lines that
 `safeagent-sa revision` writes. Steps are explicit numbers and read nothing from the database, so they work offline
@@ -15,7 +16,7 @@ from sqlalchemy import Connection, Engine, Table, inspect
 
 from ..errors import SchemaError
 from ..models import TABLE_NAME, ExecutionRequest, ExecutionRequestMixin
-from . import _v0001
+from . import _commit_check, _v0001
 
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _STEPS = (_v0001,)
 LATEST = len(_STEPS)
 """The schema step that this version of the library needs."""
 
-__all__ = ["LATEST", "downgrade", "upgrade", "verify"]
+__all__ = ["LATEST", "add_commit_check", "downgrade", "drop_commit_check", "upgrade", "verify"]
 
 
 def upgrade(
@@ -90,6 +91,42 @@ def downgrade(
         raise ValueError(message)
     for step in reversed(_STEPS[to:from_]):
         step.downgrade(op, table_name, schema)
+
+
+def add_commit_check(op: Operations, *, table_name: str = TABLE_NAME, schema: str | None = None) -> None:
+    """Let PostgreSQL itself refuse a COMMIT with an incomplete claim, in the migration's own transaction.
+
+    A deferred constraint trigger on the table: it also sees a raw `COMMIT`, AUTOCOMMIT and other programs, which no
+    Python hook does; they get SQLSTATE 23514 (check_violation) and nothing is stored. It costs about a tenth of a
+    claim with its completion. On other databases this does nothing.
+
+    Args:
+        op: Alembic's `op`.
+        table_name: The name of the table, which must exist.
+        schema: The database schema, or None for the connection's own.
+
+    Example:
+        ```python
+        def upgrade() -> None:
+            safeagent.add_commit_check(op)
+
+
+        def downgrade() -> None:
+            safeagent.drop_commit_check(op)
+        ```
+    """
+    _commit_check.add(op, table_name, schema)
+
+
+def drop_commit_check(op: Operations, *, table_name: str = TABLE_NAME, schema: str | None = None) -> None:
+    """Take the commit check away, in the migration's own transaction.
+
+    Args:
+        op: Alembic's `op`.
+        table_name: The name of the table.
+        schema: The database schema, or None for the connection's own.
+    """
+    _commit_check.drop(op, table_name, schema)
 
 
 def verify(bind: Engine | Connection, *, model: type[ExecutionRequestMixin] = ExecutionRequest) -> None:
