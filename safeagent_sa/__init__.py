@@ -14,6 +14,7 @@ from .errors import (
     AlreadyClaimedError,
     AlreadyCompletedError,
     AutocommitError,
+    BatchTooLargeError,
     ClaimLostError,
     DurabilityWarning,
     EngineNotConfiguredError,
@@ -42,7 +43,7 @@ from .errors import (
     UnsupportedDialectError,
     UnsupportedSessionError,
 )
-from .execution import Execution, ExecutionStatus, Receipt
+from .execution import Batch, Execution, ExecutionStatus, Receipt
 from .guard import ExecutionGuard
 from .models import ExecutionRequest, ExecutionRequestMixin, make_model, metadata
 
@@ -53,6 +54,8 @@ __all__ = [
     "AlreadyClaimedError",
     "AlreadyCompletedError",
     "AutocommitError",
+    "Batch",
+    "BatchTooLargeError",
     "ClaimLostError",
     "DurabilityWarning",
     "EngineNotConfiguredError",

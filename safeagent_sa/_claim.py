@@ -14,6 +14,7 @@ from __future__ import annotations
 import hmac
 import uuid
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -121,8 +122,16 @@ def claim(session: Session, policy: Policy, request: Request, wait_timeout: floa
     row = NewClaim(*request.key, request.action, request.fingerprint, uuid.uuid4())
     found = _insert_or_find(connection, dialect, row, wait_timeout)
     if isinstance(found, StoredRequest):
-        return Claim(_replay(session, policy, request, found), None)
+        return Claim(replay(session, policy, request, found), None)
 
+    open_claim = begin(session, policy, connection, dialect, row=row, inserted=found)
+    return Claim(Execution(*request.key, request.action, max_result_bytes=policy.max_result_bytes), open_claim)
+
+
+def begin(
+    session: Session, policy: Policy, connection: Connection, dialect: Dialect, *, row: NewClaim, inserted: Inserted
+) -> _safety.OpenClaim:
+    """Watch over a row that was just inserted; take it back where it was committed by itself."""
     if dialect.transaction_state(connection) is TransactionState.NONE:
         dialect.delete(connection, row)
         message = (
@@ -130,11 +139,11 @@ def claim(session: Session, policy: Policy, request: Request, wait_timeout: floa
             "looked. The claim was taken back. Look for event listeners or wrappers that change the connection."
         )
         raise AutocommitError(message)
-    if not found.is_durable:
+    if not inserted.is_durable:
         policy.make_durable(connection, dialect)
-    open_claim = _safety.OpenClaim(session, connection, dialect, row, found.proof)
+    open_claim = _safety.OpenClaim(session, connection, dialect, row, inserted.proof)
     _safety.watch(open_claim)
-    return Claim(Execution(*request.key, request.action, max_result_bytes=policy.max_result_bytes), open_claim)
+    return open_claim
 
 
 def settle(claim: Claim) -> None:
@@ -151,9 +160,7 @@ def settle(claim: Claim) -> None:
     try:
         if result is None:
             raise _safety.not_completed(open_claim.row, "the block cannot end without an exception")
-        if not _store(open_claim, result):
-            open_claim.is_lost = True
-            raise _safety.lost(open_claim)
+        store(open_claim, lambda: _complete(open_claim, result) == 1)
     except BaseException:
         _safety.abandon(open_claim)
         raise
@@ -212,25 +219,31 @@ def _insert_or_find(
         found = dialect.insert_waiting(connection, row, wait_timeout)
         found = found or dialect.find(connection, row.scope, row.request_id)
     if found is None:
-        raise _in_progress(Key(row.scope, row.request_id), wait_timeout or 0.0)
+        raise in_progress(Key(row.scope, row.request_id), wait_timeout or 0.0)
     return found
 
 
-def _store(open_claim: _safety.OpenClaim, result: str) -> bool:
+def _complete(open_claim: _safety.OpenClaim, result: str) -> int:
+    return open_claim.dialect.complete(open_claim.connection, open_claim.row, open_claim.proof, result)
+
+
+def store(open_claim: _safety.OpenClaim, complete: Callable[[], bool]) -> None:
+    """Send the completion where it belongs to the transaction of the claim; raise ClaimLostError where it does not."""
     session, connection, dialect = open_claim.session, open_claim.connection, open_claim.dialect
     if not session.is_active:
         session.connection()  # raises SQLAlchemy's own error about the failed flush
-    if not open_claim.is_same_transaction:
-        return False
-    # The business writes go first: one that fails does so in the block, and nothing of it is pending at the next claim.
-    session.flush()
-    _safety.refuse_second_database(session, {connection})
-    if dialect.transaction_state(connection) is TransactionState.NONE:
-        return False
-    return dialect.complete(connection, open_claim.row, open_claim.proof, result) == 1
+    if open_claim.is_same_transaction:
+        # The business writes go first: one that fails does so in the block, and nothing of it is pending later.
+        session.flush()
+        _safety.refuse_second_database(session, {connection})
+        if dialect.transaction_state(connection) is not TransactionState.NONE and complete():
+            return
+    open_claim.is_lost = True
+    raise _safety.lost(open_claim)
 
 
-def _replay(session: Session, policy: Policy, request: Request, stored: StoredRequest) -> Execution:
+def replay(session: Session, policy: Policy, request: Request, stored: StoredRequest) -> Execution:
+    """Return the replay that a stored request asks for, or raise what else it asks for."""
     key = request.key
     where = {"scope": key.scope, "request_id": key.request_id}
     if stored.action != request.action:
@@ -244,7 +257,7 @@ def _replay(session: Session, policy: Policy, request: Request, stored: StoredRe
     if receipt is not None:
         return Execution(*key, stored.action, max_result_bytes=policy.max_result_bytes, receipt=receipt)
     if stored.status == ExecutionStatus.LEASED:
-        raise _in_progress(key, 0.0)
+        raise in_progress(key, 0.0)
     if _safety.is_own(session, stored.token):
         message = f"{_name(key)} is claimed by this very transaction already; claim a request once and pass it on"
         raise AlreadyClaimedError(message, **where)
@@ -260,7 +273,8 @@ def _conflict(message: str, differs: str, stored: StoredRequest, where: dict[str
     return RequestConflictError(message + advice, differs=differs, stored_action=stored.action, **where)
 
 
-def _in_progress(key: Key, waited: float) -> ExecutionInProgressError:
+def in_progress(key: Key, waited: float) -> ExecutionInProgressError:
+    """Return the error for a request that somebody else holds."""
     message = (
         f"{_name(key)} is being executed by somebody else (waited {waited:g} s). Your transaction is unharmed; retry "
         f"with the same request_id after {_RETRY_AFTER:g} s."

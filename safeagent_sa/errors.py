@@ -12,7 +12,8 @@
     │   ├── InvalidScopeError
     │   ├── InvalidActionError
     │   ├── InvalidPayloadError
-    │   └── InvalidResultError
+    │   ├── InvalidResultError
+    │   └── BatchTooLargeError          more ids at once than one transaction can safely lock
     ├── MisuseError                     a mistake in the calling code: fix the code
     │   ├── NotCompletedError           the block ended, or a COMMIT came, without a stored result
     │   ├── AlreadyCompletedError       complete() a second time, on a replay, or after the block
@@ -146,6 +147,18 @@ class InvalidPayloadError(InvalidInputError):
 
 class InvalidResultError(InvalidInputError):
     """The result cannot be stored and given back unchanged."""
+
+
+class BatchTooLargeError(InvalidInputError):
+    """`claim_many` was given more ids than one transaction can safely lock.
+
+    Attributes:
+        size: The number of ids.
+        limit: The most that are taken.
+    """
+
+    size: int
+    limit: int
 
 
 class MisuseError(SafeAgentError):

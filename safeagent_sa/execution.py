@@ -12,7 +12,13 @@ from enum import StrEnum
 from typing import Any
 
 from . import _codec
-from .errors import AlreadyCompletedError, NotCompletedError
+from .errors import (
+    AlreadyCompletedError,
+    ExecutionInProgressError,
+    NotCompletedError,
+    OutcomeError,
+    RequestConflictError,
+)
 
 
 class ExecutionStatus(StrEnum):
@@ -145,3 +151,25 @@ class Execution:
     def _refuse(self, why: str) -> AlreadyCompletedError:
         message = f"{self!r} cannot be completed, because {why}"
         return AlreadyCompletedError(message, scope=self.scope, request_id=self.request_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What `claim_many` gives: its requests, told apart by what became of each claim.
+
+    It holds plain values and does no I/O; the new executions are written together when the block ends, and commit with
+    your transaction.
+
+    Attributes:
+        new: To be executed and completed in the block.
+        replayed: Executed before, each with its receipt.
+        in_progress: Somebody else is at them; deliver them again later. One error each, with its `request_id`.
+        conflicts: Their ids were used for another action or payload.
+        settled: Failed, in doubt or expired: not to be executed, and without a result.
+    """
+
+    new: list[Execution] = field(default_factory=list)
+    replayed: list[Execution] = field(default_factory=list)
+    in_progress: list[ExecutionInProgressError] = field(default_factory=list)
+    conflicts: list[RequestConflictError] = field(default_factory=list)
+    settled: list[OutcomeError] = field(default_factory=list)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from types import EllipsisType
 from typing import Any, Concatenate, Literal
 
 from sqlalchemy.orm import Session, scoped_session
 
-from . import _claim, _safety, transactions
+from . import _batch, _claim, _safety, transactions
 from ._fingerprint import Fingerprinter
 from ._keys import validate_action, validate_key
 from ._retry import Attempts
-from .execution import Execution, Receipt
+from .execution import Batch, Execution, Receipt
 from .models import ExecutionRequest, ExecutionRequestMixin
 from .transactions import SessionFactory
 
@@ -152,6 +152,50 @@ class ExecutionGuard:
                 _claim.abandon(claim)
                 raise
             _claim.settle(claim)
+
+    @contextmanager
+    def claim_many(
+        self,
+        session: Session | scoped_session[Any],
+        payloads: Mapping[str, Any],
+        *,
+        action: str,
+        scope: str | None = None,
+    ) -> Generator[Batch]:
+        """Claim many requests for the block; all that are new commit with your transaction together, or none does.
+
+        It sends two statements for the claims and one for the results, whatever their number, and never waits: what
+        somebody else is at is told apart, to be delivered again later.
+
+        Args:
+            session: The session of the business writes.
+            payloads: By request_id, what a retry of it must repeat; at most 10,000.
+            action: What is done with each of them.
+            scope: As in `claim`.
+
+        Yields:
+            The batch: `new` to be completed in the block, `replayed`, `in_progress`, `conflicts` and `settled`.
+
+        Raises:
+            BatchTooLargeError: More ids than one transaction can safely lock; nothing was sent.
+            NotCompletedError: The block ended with a new execution that was not completed.
+            Exception: What else `claim` raises, except for outcomes of single requests, which are in the batch.
+
+        Example:
+            ```python
+            with guard.claim_many(session, {m.id: m.body for m in messages}, action="ingest") as batch:
+                for execution in batch.new:
+                    execution.complete(ingest(session, execution.request_id))
+            ```
+        """
+        session = _safety.plain_session(session)
+        found = _batch.claim(session, self._policy, self._scope if scope is None else scope, action, payloads)
+        try:
+            yield found.batch
+        except BaseException:
+            _batch.abandon(found)
+            raise
+        _batch.settle(found)
 
     def execute(
         self,

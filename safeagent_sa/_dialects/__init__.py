@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import UnsupportedDialectError
-from ._base import Dialect, Inserted, NewClaim, StoredRequest, TransactionState
+from ._base import Dialect, Inserted, NewClaim, NewClaims, StoredRequest, TransactionState
 from .postgresql import PostgreSQL
 from .sqlite import SQLite
 
@@ -17,6 +17,7 @@ __all__ = [
     "Dialect",
     "Inserted",
     "NewClaim",
+    "NewClaims",
     "StoredRequest",
     "TransactionState",
     "dialect_for",

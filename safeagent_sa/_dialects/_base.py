@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -24,6 +25,20 @@ class NewClaim(NamedTuple):
     action: str
     fingerprint: str
     token: uuid.UUID
+
+
+class NewClaims(NamedTuple):
+    """The values of many rows to claim: one scope, action and token for all of them."""
+
+    scope: str
+    action: str
+    token: uuid.UUID
+    fingerprints: dict[str, str]
+    """By request_id, in the order in which the rows are to be locked."""
+
+    def row(self, request_id: str) -> NewClaim:
+        """Return one of the rows."""
+        return NewClaim(self.scope, request_id, self.action, self.fingerprints[request_id], self.token)
 
 
 class Inserted(NamedTuple):
@@ -66,7 +81,9 @@ class Dialect(ABC):
         self._by_key = (columns.scope == bindparam("key_scope"), columns.request_id == bindparam("key_request_id"))
         self._owned = (*self._by_key, columns.token == bindparam("key_token"))
         self._delete = delete(table).where(*self._owned)
-        self._select = select(*(columns[name] for name in StoredRequest._fields)).where(*self._by_key)
+        stored = [columns[name] for name in StoredRequest._fields]
+        self._select = select(*stored).where(*self._by_key)
+        self._select_many = select(columns.request_id, *stored).where(columns.scope == bindparam("key_scope"))
 
     @abstractmethod
     def ensure_transaction(self, connection: Connection) -> None:
@@ -83,6 +100,18 @@ class Dialect(ABC):
     @abstractmethod
     def complete(self, connection: Connection, claim: NewClaim, proof: str, result: str) -> int:
         """Store the result where the row is still the claim's own, and return the number of rows: 1, or 0."""
+
+    @abstractmethod
+    def insert_many(self, connection: Connection, claims: NewClaims) -> dict[str, Inserted]:
+        """Do as `insert` does for many rows in one statement; return those that were inserted, by request_id."""
+
+    @abstractmethod
+    def find_many(self, connection: Connection, scope: str, request_ids: list[str]) -> dict[str, StoredRequest]:
+        """Do as `find` does for many rows in one statement; return those that are there, by request_id."""
+
+    @abstractmethod
+    def complete_many(self, connection: Connection, claims: NewClaims, proof: str, results: dict[str, str]) -> int:
+        """Do as `complete` does for many rows in one statement, and return the number of rows."""
 
     @abstractmethod
     def transaction_state(self, connection: Connection) -> TransactionState:
@@ -104,10 +133,7 @@ class Dialect(ABC):
     def find(self, connection: Connection, scope: str, request_id: str) -> StoredRequest | None:
         """Read the row in a statement of its own, hence with a snapshot of its own below REPEATABLE READ."""
         row = connection.execute(self._select, {"key_scope": scope, "key_request_id": request_id}).first()
-        if row is None:
-            return None
-        stored = StoredRequest(*row)
-        return stored._replace(created_at=_aware(stored.created_at), completed_at=_aware(stored.completed_at))
+        return None if row is None else _stored(row)
 
     def delete(self, connection: Connection, claim: NewClaim) -> None:
         """Take back a row that was committed although it must not have been."""
@@ -116,6 +142,16 @@ class Dialect(ABC):
     @staticmethod
     def _owner(claim: NewClaim) -> dict[str, Any]:
         return {"key_scope": claim.scope, "key_request_id": claim.request_id, "key_token": claim.token}
+
+
+def by_request_id(rows: Iterable[Any]) -> dict[str, StoredRequest]:
+    """Return stored requests by the request_id that stands first in each row."""
+    return {row[0]: _stored(row[1:]) for row in rows}
+
+
+def _stored(row: Any) -> StoredRequest:
+    stored = StoredRequest(*row)
+    return stored._replace(created_at=_aware(stored.created_at), completed_at=_aware(stored.completed_at))
 
 
 def _aware(moment: Any) -> Any:

@@ -11,16 +11,21 @@ nothing where the holder has just committed (manual, section 13.2.1).
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     Connection,
     CursorResult,
     String,
     Table,
     Text,
+    any_,
     bindparam,
     cast,
+    column,
     func,
     insert,
     literal_column,
@@ -31,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import AutocommitError, ReadOnlyTransactionError
-from ._base import Dialect, Inserted, NewClaim, TransactionState
+from ._base import Dialect, Inserted, NewClaim, NewClaims, StoredRequest, TransactionState, by_request_id
 
 
 # Our own part of the 64-bit space that all users of advisory locks in one database share. A collision costs a false
@@ -80,25 +85,40 @@ class PostgreSQL(Dialect):
         def claim(source: Any) -> Any:
             # As a suffix of the SELECT: SQLAlchemy 2.0 compiles its own `on_conflict_do_nothing` anew on every call.
             source = source.suffix_with("ON CONFLICT (scope, request_id) DO NOTHING")
+            inserted = insert(table).from_select(names, source, include_defaults=False)
+            return inserted.returning(columns.request_id, proof, func.current_setting("synchronous_commit"))
+
+        def complete(*which: Any, result: Any) -> Any:
             return (
-                insert(table)
-                .from_select(names, source, include_defaults=False)
-                .returning(proof, func.current_setting("synchronous_commit"))
+                update(table)
+                .where(*which, columns.status == literal_column("'claimed'"), proof == bindparam("proof", type_=Text))
+                .values(status=literal_column("'completed'"), result=result, completed_at=func.clock_timestamp())
             )
 
         self._insert = claim(select(*values).where(func.pg_try_advisory_xact_lock(lock_key)))
         # OFFSET 0 keeps the planner from dropping a sub-select whose only work is to take the lock.
         lock = select(func.pg_advisory_xact_lock(lock_key).label("taken")).offset(literal_column("0")).subquery()
         self._insert_waiting = claim(select(*values).select_from(lock))
-        self._complete = (
-            update(table)
-            .where(
-                *self._owned,
-                columns.status == literal_column("'claimed'"),
-                proof == bindparam("proof", type_=Text),
-            )
-            .values(status=literal_column("'completed'"), result=bindparam("new_result"))
-            .values(completed_at=func.clock_timestamp())
+        self._complete = complete(*self._owned, result=bindparam("new_result"))
+
+        # Many at once: the same statements over arrays.
+        new = _arrays("request_id", "fingerprint")
+        each = {"request_id": new.c.request_id, "fingerprint": new.c.fingerprint}
+        lock_key = func.hashtextextended(
+            bindparam("lock_prefix", type_=Text).concat(new.c.request_id), literal_column(str(_LOCK_SEED))
+        )
+        columns_of_each = [each.get(name, value) for name, value in zip(names, values, strict=True)]
+        self._insert_many = claim(
+            select(*columns_of_each).select_from(new).where(func.pg_try_advisory_xact_lock(lock_key))
+        )
+        ids = bindparam("request_ids", type_=ARRAY(Text))
+        self._find_many = self._select_many.where(columns.request_id == any_(ids))
+        done = _arrays("request_id", "result")
+        self._complete_many = complete(
+            columns.scope == bindparam("key_scope"),
+            columns.request_id == done.c.request_id,
+            columns.token == bindparam("key_token"),
+            result=done.c.result,
         )
 
     def ensure_transaction(self, connection: Connection) -> None:
@@ -113,16 +133,8 @@ class PostgreSQL(Dialect):
 
     def insert(self, connection: Connection, claim: NewClaim) -> Inserted | None:
         """Insert if the lock is free and the key is new; never wait."""
-        try:
+        with _read_only_named():
             return _inserted(connection.execute(self._insert, self._parameters(claim)))
-        except DBAPIError as error:
-            if _sqlstate(error) != _READ_ONLY_TRANSACTION:
-                raise
-            message = (
-                "the claim met a read-only transaction, or a replica. Claims write, replays included: give the guard a "
-                "session on the primary, and route its table there where a Session chooses between engines."
-            )
-            raise ReadOnlyTransactionError(message) from error
 
     def insert_waiting(self, connection: Connection, claim: NewClaim, timeout: float | None) -> Inserted | None:
         """Wait for the lock, inside a savepoint that is gone when this returns."""
@@ -150,6 +162,36 @@ class PostgreSQL(Dialect):
         """Update the row if token and transaction are the claim's own."""
         parameters = self._owner(claim) | {"proof": proof, "new_result": result}
         return connection.execute(self._complete, parameters).rowcount
+
+    def insert_many(self, connection: Connection, claims: NewClaims) -> dict[str, Inserted]:
+        """Insert those rows whose lock is free and whose key is new; never wait."""
+        parameters = {
+            "scope": claims.scope,
+            "action": claims.action,
+            "token": claims.token,
+            "request_ids": list(claims.fingerprints),
+            "fingerprints": list(claims.fingerprints.values()),
+            "lock_prefix": self._lock_name(claims.scope, ""),
+        }
+        with _read_only_named():
+            rows = connection.execute(self._insert_many, parameters).all()
+        return {row[0]: _of_row(row) for row in rows}
+
+    def find_many(self, connection: Connection, scope: str, request_ids: list[str]) -> dict[str, StoredRequest]:
+        """Read the rows in a statement of its own, as `find` does."""
+        parameters = {"key_scope": scope, "request_ids": request_ids}
+        return by_request_id(connection.execute(self._find_many, parameters))
+
+    def complete_many(self, connection: Connection, claims: NewClaims, proof: str, results: dict[str, str]) -> int:
+        """Update the rows whose token and transaction are the batch's own."""
+        parameters = {
+            "key_scope": claims.scope,
+            "key_token": claims.token,
+            "proof": proof,
+            "request_ids": list(results),
+            "results": list(results.values()),
+        }
+        return connection.execute(self._complete_many, parameters).rowcount
 
     def make_durable(self, connection: Connection) -> None:
         """Set synchronous_commit for this transaction alone (manual, section 20.5)."""
@@ -180,8 +222,11 @@ class PostgreSQL(Dialect):
         return bool(connection.scalar(text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")))
 
     def _parameters(self, claim: NewClaim) -> dict[str, Any]:
+        return claim._asdict() | {"lock_name": self._lock_name(claim.scope, claim.request_id)}
+
+    def _lock_name(self, scope: str, request_id: str) -> str:
         # The unit separator cannot be part of a key, so no two keys share a lock name.
-        return claim._asdict() | {"lock_name": f"{self._lock_prefix}{claim.scope}\x1f{claim.request_id}"}
+        return f"{self._lock_prefix}{scope}\x1f{request_id}"
 
 
 def _plain(type_: Any) -> Any:
@@ -190,8 +235,34 @@ def _plain(type_: Any) -> Any:
 
 
 def _inserted(result: CursorResult[Any]) -> Inserted | None:
-    row: Any = result.first()
-    return None if row is None else Inserted(row[0], is_durable=row[1] not in _LOSABLE)
+    row = result.first()
+    return None if row is None else _of_row(row)
+
+
+def _of_row(row: Any) -> Inserted:
+    _request_id, proof, synchronous_commit = row
+    return Inserted(proof, is_durable=synchronous_commit not in _LOSABLE)
+
+
+def _arrays(first: str, second: str) -> Any:
+    """Return the rows of two arrays, given as the parameters `<first>s` and `<second>s`."""
+    parameters = (bindparam(f"{name}s", type_=ARRAY(Text)) for name in (first, second))
+    rows = func.unnest(*parameters).table_valued(column(first, Text), column(second, Text), name="given")
+    return rows.render_derived()
+
+
+@contextmanager
+def _read_only_named() -> Generator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        if _sqlstate(error) != _READ_ONLY_TRANSACTION:
+            raise
+        message = (
+            "the claim met a read-only transaction, or a replica. Claims write, replays included: give the guard a "
+            "session on the primary, and route its table there where a Session chooses between engines."
+        )
+        raise ReadOnlyTransactionError(message) from error
 
 
 def _set_lock_timeout(connection: Connection, value: str) -> None:

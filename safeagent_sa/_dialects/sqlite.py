@@ -6,14 +6,15 @@ claim inside a savepoint would then be committed by its RELEASE. `safeagent_sa.s
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, func, insert, literal_column, select, update
+from sqlalchemy import Connection, Table, Text, bindparam, func, insert, literal_column, select, update
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import EngineNotConfiguredError
-from ._base import Dialect, Inserted, NewClaim, TransactionState
+from ._base import Dialect, Inserted, NewClaim, NewClaims, StoredRequest, TransactionState, by_request_id
 
 
 class SQLite(Dialect):
@@ -23,16 +24,34 @@ class SQLite(Dialect):
         super().__init__(table)
         columns = table.c
         names = NewClaim._fields
-        values = select(*(bindparam(name, type_=columns[name].type) for name in names))
-        # A suffix for the reason that postgresql.py gives; without a WHERE, SQLite takes ON for a part of a join.
-        source = values.where(literal_column("true")).suffix_with("ON CONFLICT (scope, request_id) DO NOTHING")
-        rows = insert(table).from_select(names, source, include_defaults=False)
-        self._insert = rows.returning(columns.request_id)
-        self._complete = (
-            update(table)
-            .where(*self._owned, columns.status == literal_column("'claimed'"))
-            .values(status=literal_column("'completed'"), result=bindparam("new_result"))
-            .values(completed_at=func.current_timestamp())
+        values = [bindparam(name, type_=columns[name].type) for name in names]
+
+        def claim(source: Any) -> Any:
+            # A suffix for the reason that postgresql.py gives; without a WHERE, SQLite takes ON for a part of a join.
+            source = source.where(literal_column("true")).suffix_with("ON CONFLICT (scope, request_id) DO NOTHING")
+            return insert(table).from_select(names, source, include_defaults=False).returning(columns.request_id)
+
+        def complete(*which: Any, result: Any) -> Any:
+            return (
+                update(table)
+                .where(*which, columns.status == literal_column("'claimed'"))
+                .values(status=literal_column("'completed'"), result=result, completed_at=func.current_timestamp())
+            )
+
+        self._insert = claim(select(*values))
+        self._complete = complete(*self._owned, result=bindparam("new_result"))
+
+        # Many at once: the same statements over a JSON object of pairs.
+        pairs = func.json_each(bindparam("pairs", type_=Text)).table_valued("key", "value", name="given")
+        each = {"request_id": pairs.c.key, "fingerprint": pairs.c.value}
+        columns_of_each = [each.get(name, value) for name, value in zip(names, values, strict=True)]
+        self._insert_many = claim(select(*columns_of_each).select_from(pairs))
+        self._find_many = self._select_many.where(columns.request_id.in_(select(pairs.c.key)))
+        self._complete_many = complete(
+            columns.scope == bindparam("key_scope"),
+            columns.request_id == pairs.c.key,
+            columns.token == bindparam("key_token"),
+            result=pairs.c.value,
         )
 
     def ensure_transaction(self, connection: Connection) -> None:
@@ -62,6 +81,22 @@ class SQLite(Dialect):
     def complete(self, connection: Connection, claim: NewClaim, proof: str, result: str) -> int:
         """Update the row if the token is the claim's own; the token stands for the transaction too."""
         return connection.execute(self._complete, self._owner(claim) | {"new_result": result}).rowcount
+
+    def insert_many(self, connection: Connection, claims: NewClaims) -> dict[str, Inserted]:
+        """Insert those rows whose key is new."""
+        parameters = {"scope": claims.scope, "action": claims.action, "token": claims.token}
+        rows = connection.execute(self._insert_many, parameters | {"pairs": json.dumps(claims.fingerprints)})
+        return {request_id: Inserted("", is_durable=True) for request_id in rows.scalars()}
+
+    def find_many(self, connection: Connection, scope: str, request_ids: list[str]) -> dict[str, StoredRequest]:
+        """Read the rows."""
+        parameters = {"key_scope": scope, "pairs": json.dumps(dict.fromkeys(request_ids))}
+        return by_request_id(connection.execute(self._find_many, parameters))
+
+    def complete_many(self, connection: Connection, claims: NewClaims, proof: str, results: dict[str, str]) -> int:
+        """Update the rows whose token is the batch's own."""
+        parameters = {"key_scope": claims.scope, "key_token": claims.token, "pairs": json.dumps(results)}
+        return connection.execute(self._complete_many, parameters).rowcount
 
     @staticmethod
     def is_transient(error: DBAPIError) -> bool:

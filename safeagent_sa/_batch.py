@@ -1,0 +1,125 @@
+"""Many claims at once: the decisions of `_claim`, over a fixed number of statements whatever the size.
+
+    claim()    INSERT of all     the ids whose lock is free and that are new
+               SELECT of the rest    replay, conflict, or nothing: somebody else is at it
+    settle()   UPDATE of all     as many rows as there are new executions, or the batch is lost
+
+Ids are locked in the order of their bytes and nobody waits, so two batches cannot deadlock.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from . import _claim, _safety
+from ._claim import Policy, Request
+from ._dialects import NewClaims, StoredRequest
+from ._keys import validate_action, validate_key
+from .errors import BatchTooLargeError, ExecutionInProgressError, OutcomeError, RequestConflictError
+from .execution import Batch, Execution
+
+
+# Each id takes an advisory lock until the transaction ends, from a table that all transactions of the server share: one
+# with PostgreSQL's default settings holds 12,000 and fails at 14,000 (SQLSTATE 53200, "out of shared memory").
+MAX_IDS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class BatchClaim:
+    """A batch that was claimed: the values for the caller, and what its completion needs."""
+
+    batch: Batch
+    claims: NewClaims
+    open_claim: _safety.OpenClaim | None
+
+
+def claim(session: Session, policy: Policy, scope: str, action: str, payloads: Mapping[str, Any]) -> BatchClaim:
+    """Claim every id that is free, and tell the others apart."""
+    validate_action(action)
+    if len(payloads) > MAX_IDS:
+        message = (
+            f"claim_many() was given {len(payloads)} ids, and one transaction can safely lock {MAX_IDS}: claim them in "
+            "smaller batches, each in a transaction of its own. Nothing was sent to the database."
+        )
+        raise BatchTooLargeError(message, size=len(payloads), limit=MAX_IDS)
+    requests = {
+        request_id: Request(validate_key(scope, request_id), action, payload, policy.fingerprinter.make(payload))
+        for request_id, payload in payloads.items()
+    }
+    fingerprints = {request_id: requests[request_id].fingerprint for request_id in sorted(requests, key=str.encode)}
+    claims = NewClaims(scope, action, uuid.uuid4(), fingerprints)
+    batch = Batch()
+    if not requests:
+        return BatchClaim(batch, claims, None)
+    first = next(iter(requests.values()))
+    _safety.refuse_pending_writes(session, first.key)
+    connection, dialect = _claim.connect(session, policy)
+    inserted = dialect.insert_many(connection, claims)
+    others = [request_id for request_id in fingerprints if request_id not in inserted]
+    stored = dialect.find_many(connection, scope, others) if others else {}
+    open_claim = None
+    if inserted:
+        # One stands for all: they were inserted by one statement, so they stay or go together.
+        request_id, one = next(iter(inserted.items()))
+        open_claim = _claim.begin(session, policy, connection, dialect, row=claims.row(request_id), inserted=one)
+    for request_id, request in requests.items():  # in the caller's order
+        if request_id in inserted:
+            batch.new.append(Execution(*request.key, action, max_result_bytes=policy.max_result_bytes))
+        else:
+            _sort(batch, session, policy, request, stored.get(request_id))
+    return BatchClaim(batch, claims, open_claim)
+
+
+def settle(batch_claim: BatchClaim) -> None:
+    """Store the results of all new executions.
+
+    Raises:
+        NotCompletedError: One of them was not completed.
+        ClaimLostError: The rows are not there any more, or not in the transaction that is open now.
+    """
+    results = {execution.request_id: execution._close() for execution in batch_claim.batch.new}  # noqa: SLF001
+    open_claim, claims = batch_claim.open_claim, batch_claim.claims
+    if open_claim is None:
+        return
+    texts = {request_id: text for request_id, text in results.items() if text is not None}
+    try:
+        for request_id, text in results.items():
+            if text is None:
+                raise _safety.not_completed(claims.row(request_id), "the batch cannot end without an exception")
+        _claim.store(
+            open_claim,
+            lambda: (
+                open_claim.dialect.complete_many(open_claim.connection, claims, open_claim.proof, texts) == len(texts)
+            ),
+        )
+    except BaseException:
+        _safety.abandon(open_claim)
+        raise
+    _safety.discharge(open_claim)
+
+
+def abandon(batch_claim: BatchClaim) -> None:
+    """Note that an exception has left the block."""
+    for execution in batch_claim.batch.new:
+        execution._close()  # noqa: SLF001 - the handles and the hot path are one mechanism
+    if batch_claim.open_claim is not None:
+        _safety.abandon(batch_claim.open_claim)
+
+
+def _sort(batch: Batch, session: Session, policy: Policy, request: Request, stored: StoredRequest | None) -> None:
+    if stored is None:
+        batch.in_progress.append(_claim.in_progress(request.key, 0.0))
+        return
+    try:
+        batch.replayed.append(_claim.replay(session, policy, request, stored))
+    except RequestConflictError as error:
+        batch.conflicts.append(error)
+    except ExecutionInProgressError as error:
+        batch.in_progress.append(error)
+    except OutcomeError as error:
+        batch.settled.append(error)

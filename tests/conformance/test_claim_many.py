@@ -1,0 +1,213 @@
+"""claim_many(): a fixed number of statements whatever the size, and every request told apart."""
+
+import threading
+
+import pytest
+from sqlalchemy import update
+from support.app import Payment, deliver, pay
+
+from safeagent_sa import (
+    AlreadyClaimedError,
+    BatchTooLargeError,
+    ClaimLostError,
+    ExecutionGuard,
+    ExecutionRequest,
+    InvalidPayloadError,
+    InvalidRequestIdError,
+    NotCompletedError,
+    PendingWritesError,
+)
+
+
+guard = ExecutionGuard()
+
+
+def ingest(port, payloads, **options):
+    with port.sessions() as session, session.begin():
+        with guard.claim_many(session, payloads, action="pay", **options) as batch:
+            for execution in batch.new:
+                execution.complete({"of": execution.request_id})
+                session.add(Payment(reference=execution.request_id, amount=1))
+    return batch
+
+
+def ids(found):
+    return [item.request_id for item in found]
+
+
+def test_a_batch_executes_once_and_replays_as_a_whole(port):
+    names = {f"m-{number}": {"n": number} for number in (3, 1, 2)}
+    first, second = ingest(port, names), ingest(port, names)
+
+    assert ids(first.new) == ["m-3", "m-1", "m-2"]
+    assert ids(second.replayed) == ["m-3", "m-1", "m-2"]
+    assert [item.result for item in second.replayed] == [item.result for item in first.new]
+    assert second.new == []
+    assert [port.payments(name) for name in names] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("size", [1, 100, 10_000])
+def test_the_number_of_statements_does_not_depend_on_the_size(port, statements, size):
+    names = {f"m-{number:05}": number for number in range(size)}
+    with port.sessions() as session, session.begin():
+        with guard.claim_many(session, names, action="pay") as batch:
+            for execution in batch.new:
+                execution.complete(execution.request_id)
+    assert len(batch.new) == size
+    assert len([statement for statement in statements if "BEGIN" not in statement]) == 2
+
+    statements.clear()
+    with port.sessions() as session, session.begin(), guard.claim_many(session, names, action="pay") as batch:
+        pass
+    assert len(batch.replayed) == size
+    assert len([statement for statement in statements if "BEGIN" not in statement]) == 2
+
+
+def test_every_request_is_told_apart(port):
+    deliver(port, "done")
+    deliver(port, "conflict")
+    for name in ("failed", "doubt", "expired"):
+        deliver(port, name)
+    with port.engine.begin() as connection:
+        for name, status in (("failed", "failed"), ("doubt", "in_doubt"), ("expired", "expired")):
+            row = ExecutionRequest.request_id == name
+            connection.execute(update(ExecutionRequest).where(row).values(status=status))
+    good = {"amount": 100}
+    names = dict.fromkeys(["done", "failed", "doubt", "expired", "new"], good) | {"conflict": {"amount": 1}}
+    batch = ingest(port, names)
+
+    assert ids(batch.new) == ["new"]
+    assert ids(batch.replayed) == ["done"]
+    assert ids(batch.conflicts) == ["conflict"]
+    assert ids(batch.settled) == ["failed", "doubt", "expired"]
+    assert batch.in_progress == []
+
+
+def test_what_somebody_else_is_at_is_left_to_him(postgresql):
+    with postgresql.sessions() as holder, guard.claim(holder, "b", action="pay") as execution:
+        batch = ingest(postgresql, dict.fromkeys("abc"))
+        execution.complete()
+        holder.flush()
+
+    assert ids(batch.new) == ["a", "c"]
+    assert ids(batch.in_progress) == ["b"]
+    assert batch.in_progress[0].retry_after > 0
+
+
+def test_single_claims_and_batches_see_each_other(port):
+    with port.sessions() as session, session.begin():
+        with guard.claim_many(session, dict.fromkeys("ab"), action="pay", scope="t") as batch:
+            for name in "ab":
+                with pytest.raises(AlreadyClaimedError), guard.claim(session, name, action="pay", scope="t"):
+                    pytest.fail("the block must not run")
+            for execution in batch.new:
+                execution.complete(1)
+        with guard.claim(session, "a", action="pay", scope="t") as execution:
+            assert execution.is_replay
+        with guard.claim(session, "a", action="pay") as execution:
+            assert not execution.is_replay  # another scope
+            execution.complete()
+
+
+def test_odd_ids_and_results_come_back(port):
+    names = dict.fromkeys(['a"b', "a'b", "a,b", "{a}", "NULL", "a\\b", "é" * 127, "👩‍👩‍👧", "null", "1"])
+    with port.sessions() as session, session.begin(), guard.claim_many(session, names, action="pay") as batch:
+        for execution in batch.new:
+            execution.complete({execution.request_id: ['"', "\\", None, "é", 1.0]})
+    again = ingest(port, names)
+
+    assert [item.result for item in again.replayed] == [item.result for item in batch.new]
+    assert [*again.replayed[0].result] == ['a"b']
+
+
+def test_an_empty_batch_sends_nothing(port, statements):
+    assert ingest(port, {}).new == []
+    assert statements == []
+
+
+def test_rollback_takes_the_batch_along(port):
+    with port.sessions() as session:
+        with guard.claim_many(session, dict.fromkeys("abc"), action="pay") as batch:
+            for execution in batch.new:
+                execution.complete(1)
+        session.rollback()
+
+    assert port.requests() == []
+
+
+def test_one_that_is_not_completed_is_an_error_and_commit_is_refused(port):
+    with port.sessions() as session:
+        with pytest.raises(NotCompletedError, match="'b'"):
+            with guard.claim_many(session, dict.fromkeys("abc"), action="pay") as batch:
+                batch.new[0].complete(1)
+        with pytest.raises(NotCompletedError, match="COMMIT was refused"):
+            session.commit()
+        session.rollback()
+
+    assert port.requests() == []
+
+
+def test_an_exception_in_the_block_keeps_the_transaction_from_committing(port):
+    with port.sessions() as session:
+        with pytest.raises(ZeroDivisionError), guard.claim_many(session, dict.fromkeys("ab"), action="pay"):
+            pay(session, "a")
+            raise ZeroDivisionError
+        with pytest.raises(NotCompletedError):
+            session.commit()
+
+    assert port.requests() == []
+    assert port.payments("a") == 0
+
+
+def test_a_batch_whose_transaction_ended_in_the_block_is_lost(port):
+    with port.sessions() as session:
+        with pytest.raises(ClaimLostError), guard.claim_many(session, dict.fromkeys("ab"), action="pay") as batch:
+            session.rollback()
+            for execution in batch.new:
+                execution.complete(1)
+
+    assert port.requests() == []
+
+
+def test_bad_input_is_refused_before_any_sql(port, statements):
+    with port.sessions() as session:
+        for names, error in (
+            ({"good": 1, "": 1}, InvalidRequestIdError),
+            ({"good": {1, 2}}, InvalidPayloadError),
+            (dict.fromkeys(map(str, range(10_001))), BatchTooLargeError),
+        ):
+            with pytest.raises(error), guard.claim_many(session, names, action="pay"):
+                pytest.fail("the block must not run")
+        session.add(Payment(reference="early", amount=1))
+        with pytest.raises(PendingWritesError), guard.claim_many(session, {"a": 1}, action="pay"):
+            pytest.fail("the block must not run")
+        session.expunge_all()
+
+    assert statements == []
+
+
+def test_batches_that_overlap_in_opposite_order_execute_each_id_once(port):
+    names = [f"m-{number:03}" for number in range(200)]
+    failures, executed = [], []
+    barrier = threading.Barrier(4)
+
+    def call(order):
+        try:
+            barrier.wait()
+            left = dict.fromkeys(order)
+            while left:
+                batch = ingest(port, left)
+                executed.extend(ids(batch.new))
+                left = dict.fromkeys(ids(batch.in_progress))
+        except BaseException as error:  # noqa: BLE001 - shown by the assertion
+            failures.append(error)
+
+    threads = [threading.Thread(target=call, args=(names[::step],)) for step in (1, -1, 1, -1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert failures == []
+    assert sorted(executed) == names
+    assert port.requests() == [(name, "completed") for name in names]
