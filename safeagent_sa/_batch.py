@@ -17,9 +17,10 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from . import _claim, _safety
-from ._claim import Policy, Request
+from ._claim import Policy
 from ._dialects import NewClaims, StoredRequest
 from ._keys import validate_action, validate_key
+from ._outcome import Request, in_progress
 from .errors import BatchTooLargeError, ExecutionInProgressError, OutcomeError, RequestConflictError
 from .execution import Batch, Execution
 
@@ -113,7 +114,7 @@ def abandon(batch_claim: BatchClaim) -> None:
 
 def _sort(batch: Batch, session: Session, policy: Policy, request: Request, stored: StoredRequest | None) -> None:
     if stored is None:
-        batch.in_progress.append(_claim.in_progress(request.key, 0.0))
+        batch.in_progress.append(in_progress(request.key, 0.0))
         return
     try:
         batch.replayed.append(_claim.replay(session, policy, request, stored))

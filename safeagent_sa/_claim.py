@@ -11,49 +11,25 @@ every fourth transaction fail for nothing. Statements run on the session's Conne
 
 from __future__ import annotations
 
-import hmac
 import uuid
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, Insert, insert
 from sqlalchemy.orm import Session
 
-from . import _codec, _safety
+from . import _safety
 from ._dialects import Dialect, Inserted, NewClaim, StoredRequest, TransactionState, dialect_for
 from ._fingerprint import Fingerprinter
 from ._keys import Key
-from .errors import (
-    AlreadyClaimedError,
-    AutocommitError,
-    DurabilityWarning,
-    ExecutionFailedError,
-    ExecutionInDoubtError,
-    ExecutionInProgressError,
-    OutcomeError,
-    ReceiptExpiredError,
-    RequestConflictError,
-)
-from .execution import Execution, ExecutionStatus, Receipt
+from ._outcome import Request, answer, in_progress
+from .errors import AutocommitError, DurabilityWarning
+from .execution import Execution
 from .models import ExecutionRequestMixin
-
-
-# What callers are told to wait before the next attempt, in seconds: most business transactions have ended by then.
-_RETRY_AFTER = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What one claim asks for, validated."""
-
-    key: Key
-    action: str
-    payload: Any
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -174,33 +150,6 @@ def abandon(claim: Claim) -> None:
         _safety.abandon(claim.open_claim)
 
 
-def receipt_of(key: Key, stored: StoredRequest) -> Receipt | None:
-    """Return the receipt of a stored request, None while it has no outcome, or raise what its status asks for."""
-    where = {"scope": key.scope, "request_id": key.request_id}
-    match ExecutionStatus(stored.status):
-        case ExecutionStatus.COMPLETED:
-            assert stored.result is not None  # the table's own constraint
-            return Receipt(
-                *key,
-                stored.action,
-                _codec.decode(stored.result),
-                stored.attempt,
-                stored.created_at,
-                stored.completed_at or stored.created_at,
-            )
-        case ExecutionStatus.CLAIMED | ExecutionStatus.LEASED:
-            return None
-        case ExecutionStatus.FAILED:
-            message = f"{_name(key)} was executed before and is on record as failed; retry it under a new request_id"
-            raise ExecutionFailedError(message, error=stored.error, attempt=stored.attempt, **where)
-        case ExecutionStatus.IN_DOUBT:
-            message = f"{_name(key)} may or may not have happened; find out and resolve it before it is tried again"
-            raise ExecutionInDoubtError(message, **where)
-        case ExecutionStatus.EXPIRED:
-            message = f"{_name(key)} was executed before and its receipt was purged; it is not executed again"
-            raise ReceiptExpiredError(message, **where)
-
-
 def _connect(session: Session, policy: Policy) -> tuple[Connection, Dialect]:
     # By mapper, so that sessions with several binds answer with the engine that the table is on; by a clause that
     # writes, so that sessions which split reads from writes answer with the primary.
@@ -243,46 +192,7 @@ def store(open_claim: _safety.OpenClaim, complete: Callable[[], bool]) -> None:
 
 
 def replay(session: Session, policy: Policy, request: Request, stored: StoredRequest) -> Execution:
-    """Return the replay that a stored request asks for, or raise what else it asks for."""
-    key = request.key
-    where = {"scope": key.scope, "request_id": key.request_id}
-    if stored.action != request.action:
-        message = f"{_name(key)} was used for the action {stored.action!r} before, now for {request.action!r}"
-        raise _conflict(message, "action", stored, where)
-    same = hmac.compare_digest(stored.fingerprint.encode(), request.fingerprint.encode())
-    if not same and not policy.fingerprinter.matches(stored.fingerprint, request.payload):
-        message = f"{_name(key)} was used for the action {stored.action!r} with another payload before"
-        raise _conflict(message, "payload", stored, where)
-    receipt = receipt_of(key, stored)
-    if receipt is not None:
-        return Execution(*key, stored.action, max_result_bytes=policy.max_result_bytes, receipt=receipt)
-    if stored.status == ExecutionStatus.LEASED:
-        raise in_progress(key, 0.0)
-    if _safety.is_own(session, stored.token):
-        message = f"{_name(key)} is claimed by this very transaction already; claim a request once and pass it on"
-        raise AlreadyClaimedError(message, **where)
-    message = (
-        f"{_name(key)} was claimed in a transaction that was committed without a result, by a COMMIT that the guard "
-        "could not see. Its business writes may be there: look for them, then complete or delete the row by hand."
-    )
-    raise ExecutionInDoubtError(message, **where)
-
-
-def _conflict(message: str, differs: str, stored: StoredRequest, where: dict[str, str]) -> OutcomeError:
-    advice = ". One request_id names one intent: send the original arguments, or a new request_id for a new intent."
-    return RequestConflictError(message + advice, differs=differs, stored_action=stored.action, **where)
-
-
-def in_progress(key: Key, waited: float) -> ExecutionInProgressError:
-    """Return the error for a request that somebody else holds."""
-    message = (
-        f"{_name(key)} is being executed by somebody else (waited {waited:g} s). Your transaction is unharmed; retry "
-        f"with the same request_id after {_RETRY_AFTER:g} s."
-    )
-    return ExecutionInProgressError(
-        message, scope=key.scope, request_id=key.request_id, retry_after=_RETRY_AFTER, waited=waited
-    )
-
-
-def _name(key: Key) -> str:
-    return f"request_id {key.request_id!r}" + (f" in scope {key.scope!r}" if key.scope else "")
+    """Return the replay of a stored request, or raise what else it asks for."""
+    is_own = _safety.is_own(session, stored.token)
+    receipt = answer(request, policy.fingerprinter, stored, is_own=is_own)
+    return Execution(*request.key, stored.action, max_result_bytes=policy.max_result_bytes, receipt=receipt)

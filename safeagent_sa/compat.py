@@ -10,8 +10,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session, scoped_session
 
-from . import _claim, _safety, schema
-from ._claim import Policy, Request
+from . import _claim, _outcome, _safety, schema
+from ._claim import Policy
 from ._keys import validate_action, validate_key
 from .errors import NotCompletedError
 from .guard import ExecutionGuard
@@ -69,7 +69,7 @@ class ExecutionStore:
                 when the other execution fails.
         """
         key = validate_key(self._guard._scope, request_id)  # noqa: SLF001 - another face of the guard
-        request = Request(key, validate_action(action), None, self._policy.fingerprinter.make(None))
+        request = _outcome.Request(key, validate_action(action), None, self._policy.fingerprinter.make(None))
         _safety.refuse_pending_writes(self._session, key)
         claim = _claim.claim(self._session, self._policy, request, self._guard._wait_timeout)  # noqa: SLF001
         if claim.open_claim is not None:
@@ -112,7 +112,7 @@ class ExecutionStore:
         stored = _claim.find(self._session, self._policy, key)
         if stored is None:
             return None
-        receipt = _claim.receipt_of(key, stored)
+        receipt = _outcome.receipt_of(key, stored)
         return {
             "request_id": request_id,
             "action": stored.action,

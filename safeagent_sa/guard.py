@@ -10,7 +10,7 @@ from typing import Any, Concatenate, Literal
 
 from sqlalchemy.orm import Session, scoped_session
 
-from . import _batch, _claim, _safety, transactions
+from . import _batch, _claim, _outcome, _safety, transactions
 from ._fingerprint import Fingerprinter
 from ._keys import validate_action, validate_key
 from ._retry import Attempts
@@ -139,7 +139,7 @@ class ExecutionGuard:
         session = _safety.plain_session(session)
         key = validate_key(self._scope if scope is None else scope, request_id)
         fingerprint = self._policy.fingerprinter.make(payload)
-        request = _claim.Request(key, validate_action(action), payload, fingerprint)
+        request = _outcome.Request(key, validate_action(action), payload, fingerprint)
         timeout = self._wait_timeout if wait_timeout is ... else _valid_timeout(wait_timeout)
         _safety.refuse_pending_writes(session, key)
         if savepoint:
@@ -340,7 +340,7 @@ class ExecutionGuard:
         """
         key = validate_key(self._scope if scope is None else scope, request_id)
         stored = _claim.find(_safety.plain_session(session), self._policy, key)
-        return None if stored is None else _claim.receipt_of(key, stored)
+        return None if stored is None else _outcome.receipt_of(key, stored)
 
 
 def _valid_timeout(value: float | None) -> float | None:

@@ -15,33 +15,13 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    Connection,
-    CursorResult,
-    String,
-    Table,
-    Text,
-    any_,
-    bindparam,
-    cast,
-    column,
-    func,
-    insert,
-    literal_column,
-    select,
-    text,
-    update,
-)
+from sqlalchemy import Connection, CursorResult, Table, text
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import AutocommitError, ReadOnlyTransactionError
 from ._base import Dialect, Inserted, NewClaim, NewClaims, StoredRequest, TransactionState, by_request_id
+from ._postgresql_sql import Statements
 
-
-# Our own part of the 64-bit space that all users of advisory locks in one database share. A collision costs a false
-# "in progress" or a short wait, never a second execution.
-_LOCK_SEED = 7233173001
 
 # SQLSTATEs (manual, appendix A)
 _LOCK_NOT_AVAILABLE = "55P03"
@@ -73,53 +53,8 @@ class PostgreSQL(Dialect):
 
     def __init__(self, table: Table) -> None:
         super().__init__(table)
-        columns = table.c
         self._lock_prefix = f"{table.fullname}\x1f"
-        lock_key = func.hashtextextended(bindparam("lock_name", type_=Text), literal_column(str(_LOCK_SEED)))
-        names = NewClaim._fields
-        values = [cast(bindparam(name, type_=columns[name].type), _plain(columns[name].type)) for name in names]
-        # The top-level transaction's id, the same in all its savepoints. Only in RETURNING: as a column's default it
-        # would be evaluated on replays too, and each would burn a transaction id.
-        proof = cast(func.pg_current_xact_id(), Text)
-
-        def claim(source: Any) -> Any:
-            # As a suffix of the SELECT: SQLAlchemy 2.0 compiles its own `on_conflict_do_nothing` anew on every call.
-            source = source.suffix_with("ON CONFLICT (scope, request_id) DO NOTHING")
-            inserted = insert(table).from_select(names, source, include_defaults=False)
-            return inserted.returning(columns.request_id, proof, func.current_setting("synchronous_commit"))
-
-        def complete(*which: Any, result: Any) -> Any:
-            return (
-                update(table)
-                .where(*which, columns.status == literal_column("'claimed'"), proof == bindparam("proof", type_=Text))
-                .values(status=literal_column("'completed'"), result=result, completed_at=func.clock_timestamp())
-            )
-
-        self._insert = claim(select(*values).where(func.pg_try_advisory_xact_lock(lock_key)))
-        # OFFSET 0 keeps the planner from dropping a sub-select whose only work is to take the lock.
-        lock = select(func.pg_advisory_xact_lock(lock_key).label("taken")).offset(literal_column("0")).subquery()
-        self._insert_waiting = claim(select(*values).select_from(lock))
-        self._complete = complete(*self._owned, result=bindparam("new_result"))
-
-        # Many at once: the same statements over arrays.
-        new = _arrays("request_id", "fingerprint")
-        each = {"request_id": new.c.request_id, "fingerprint": new.c.fingerprint}
-        lock_key = func.hashtextextended(
-            bindparam("lock_prefix", type_=Text).concat(new.c.request_id), literal_column(str(_LOCK_SEED))
-        )
-        columns_of_each = [each.get(name, value) for name, value in zip(names, values, strict=True)]
-        self._insert_many = claim(
-            select(*columns_of_each).select_from(new).where(func.pg_try_advisory_xact_lock(lock_key))
-        )
-        ids = bindparam("request_ids", type_=ARRAY(Text))
-        self._find_many = self._select_many.where(columns.request_id == any_(ids))
-        done = _arrays("request_id", "result")
-        self._complete_many = complete(
-            columns.scope == bindparam("key_scope"),
-            columns.request_id == done.c.request_id,
-            columns.token == bindparam("key_token"),
-            result=done.c.result,
-        )
+        self._sql = Statements(table, self._owned, self._select_many)
 
     def ensure_transaction(self, connection: Connection) -> None:
         """Refuse AUTOCOMMIT, which `Connection.get_isolation_level()` does not show."""
@@ -134,7 +69,7 @@ class PostgreSQL(Dialect):
     def insert(self, connection: Connection, claim: NewClaim) -> Inserted | None:
         """Insert if the lock is free and the key is new; never wait."""
         with _read_only_named():
-            return _inserted(connection.execute(self._insert, self._parameters(claim)))
+            return _inserted(connection.execute(self._sql.insert, self._parameters(claim)))
 
     def insert_waiting(self, connection: Connection, claim: NewClaim, timeout: float | None) -> Inserted | None:
         """Wait for the lock, inside a savepoint that is gone when this returns."""
@@ -142,7 +77,7 @@ class PostgreSQL(Dialect):
         connection.execute(text(f"SAVEPOINT {_SAVEPOINT}"))
         _set_lock_timeout(connection, "0" if timeout is None else str(max(1, math.ceil(timeout * 1000))))
         try:
-            inserted = _inserted(connection.execute(self._insert_waiting, self._parameters(claim)))
+            inserted = _inserted(connection.execute(self._sql.insert_waiting, self._parameters(claim)))
         except DBAPIError as error:
             if _sqlstate(error) != _LOCK_NOT_AVAILABLE:
                 # 40001, 40P01 and everything else is the caller's to see. The savepoint is not rolled back: above
@@ -161,7 +96,7 @@ class PostgreSQL(Dialect):
     def complete(self, connection: Connection, claim: NewClaim, proof: str, result: str) -> int:
         """Update the row if token and transaction are the claim's own."""
         parameters = self._owner(claim) | {"proof": proof, "new_result": result}
-        return connection.execute(self._complete, parameters).rowcount
+        return connection.execute(self._sql.complete, parameters).rowcount
 
     def insert_many(self, connection: Connection, claims: NewClaims) -> dict[str, Inserted]:
         """Insert those rows whose lock is free and whose key is new; never wait."""
@@ -174,13 +109,13 @@ class PostgreSQL(Dialect):
             "lock_prefix": self._lock_name(claims.scope, ""),
         }
         with _read_only_named():
-            rows = connection.execute(self._insert_many, parameters).all()
+            rows = connection.execute(self._sql.insert_many, parameters).all()
         return {row[0]: _of_row(row) for row in rows}
 
     def find_many(self, connection: Connection, scope: str, request_ids: list[str]) -> dict[str, StoredRequest]:
         """Read the rows in a statement of its own, as `find` does."""
         parameters = {"key_scope": scope, "request_ids": request_ids}
-        return by_request_id(connection.execute(self._find_many, parameters))
+        return by_request_id(connection.execute(self._sql.find_many, parameters))
 
     def complete_many(self, connection: Connection, claims: NewClaims, proof: str, results: dict[str, str]) -> int:
         """Update the rows whose token and transaction are the batch's own."""
@@ -191,7 +126,7 @@ class PostgreSQL(Dialect):
             "request_ids": list(results),
             "results": list(results.values()),
         }
-        return connection.execute(self._complete_many, parameters).rowcount
+        return connection.execute(self._sql.complete_many, parameters).rowcount
 
     def make_durable(self, connection: Connection) -> None:
         """Set synchronous_commit for this transaction alone (manual, section 20.5)."""
@@ -229,11 +164,6 @@ class PostgreSQL(Dialect):
         return f"{self._lock_prefix}{scope}\x1f{request_id}"
 
 
-def _plain(type_: Any) -> Any:
-    # A cast to the key's own type would carry its collation into the value, for nothing.
-    return Text() if isinstance(type_, String) else type_
-
-
 def _inserted(result: CursorResult[Any]) -> Inserted | None:
     row = result.first()
     return None if row is None else _of_row(row)
@@ -242,13 +172,6 @@ def _inserted(result: CursorResult[Any]) -> Inserted | None:
 def _of_row(row: Any) -> Inserted:
     _request_id, proof, synchronous_commit = row
     return Inserted(proof, is_durable=synchronous_commit not in _LOSABLE)
-
-
-def _arrays(first: str, second: str) -> Any:
-    """Return the rows of two arrays, given as the parameters `<first>s` and `<second>s`."""
-    parameters = (bindparam(f"{name}s", type_=ARRAY(Text)) for name in (first, second))
-    rows = func.unnest(*parameters).table_valued(column(first, Text), column(second, Text), name="given")
-    return rows.render_derived()
 
 
 @contextmanager

@@ -20,37 +20,41 @@ from support.servers import start  # noqa: E402
 
 CLAIM, SAFETY = "_claim.py", "_safety.py"
 POSTGRESQL, SQLITE, BASE = "_dialects/postgresql.py", "_dialects/sqlite.py", "_dialects/_base.py"
+SQL, OUTCOME, BATCH = "_dialects/_postgresql_sql.py", "_outcome.py", "_batch.py"
 SUITE = ["tests/unit", "tests/conformance", "tests/postgresql", "tests/crash/test_connection_loss.py"]
 
 # name: (file, what stands there, what the mutant has instead)
 MUTANTS = {
     "SELECT before INSERT": (
         CLAIM,
-        "found = dialect.insert(connection, row) or dialect.find(connection, row.scope, row.request_id)",
-        "found = dialect.find(connection, row.scope, row.request_id) or dialect.insert(connection, row)",
+        "= dialect.insert(connection, row) or dialect.find(\n        connection, row.scope, row.request_id\n    )",
+        "= dialect.find(connection, row.scope, row.request_id) or dialect.insert(connection, row)",
     ),
     "no row is taken for ours": (
         CLAIM,
-        "        raise _in_progress(Key(row",
-        "        return Inserted('0', True)\n        raise _in_progress(Key(row",
+        "        raise in_progress(Key(row",
+        "        return Inserted('0', is_durable=True)\n        raise in_progress(Key(row",
     ),
-    "a conflicting payload is replayed": (CLAIM, "if not same and not", "if False and not"),
-    "a conflicting action is replayed": (CLAIM, "if stored.action != request.action:", "if False:"),
+    "a conflicting payload is replayed": (OUTCOME, "if not same and not", "if False and not"),
+    "a conflicting action is replayed": (OUTCOME, "if stored.action != request.action:", "if False:"),
     "the completion ignores the token": (
         BASE,
         'self._owned = (*self._by_key, columns.token == bindparam("key_token"))',
         "self._owned = (*self._by_key, columns.token.is_not(None))",
     ),
-    "the completion ignores the transaction": (POSTGRESQL, 'proof == bindparam("proof", type_=Text),', ""),
-    "the completion ignores the status": (
-        POSTGRESQL,
-        "columns.status == literal_column(\"'claimed'\"),",
-        "",
-    ),
+    "the completion ignores the transaction": (SQL, ', proof == bindparam("proof", type_=Text)', ""),
+    "the completion ignores the status": (SQL, ", columns.status == literal_column(\"'claimed'\")", ""),
     "the completion's row count is ignored": (
         CLAIM,
-        "open_claim.proof, result) == 1",
-        "open_claim.proof, result) >= 0",
+        "_complete(open_claim, result) == 1",
+        "_complete(open_claim, result) >= 0",
+    ),
+    "a batch's row count is ignored": (BATCH, "== len(texts)", ">= 0"),
+    "a batch that is not completed is stored": (BATCH, "            if text is None:", "            if False:"),
+    "a batch ignores the locks": (
+        SQL,
+        "select(*given).select_from(new).where(free)",
+        "select(*given).select_from(new)",
     ),
     "40001 is swallowed while waiting": (
         POSTGRESQL,
@@ -69,10 +73,12 @@ MUTANTS = {
     ),
     "lock_timeout leaks": (POSTGRESQL, "_set_lock_timeout(connection, before)", "pass"),
     "no lock: the INSERT waits": (
-        POSTGRESQL,
+        SQL,
         "select(*values).where(func.pg_try_advisory_xact_lock(lock_key))",
         "select(*values)",
     ),
+    "synchronous_commit is not forced": (CLAIM, "    if not inserted.is_durable:", "    if False:"),
+    "a read-only transaction has no name": (POSTGRESQL, "if _sqlstate(error) != _READ_ONLY_TRANSACTION:", "if True:"),
     "AUTOCOMMIT is not looked for": (
         POSTGRESQL,
         'if getattr(connection.connection.dbapi_connection, "autocommit", False):',
@@ -100,6 +106,17 @@ MUTANTS = {
         "if stored is not None and stored.token == claim.row.token:",
         "if True:",
     ),
+    "pending writes are not looked for": (SAFETY, "    if pending:\n", "    if False:\n"),
+    "a second database is not looked for at the block's end": (
+        CLAIM,
+        "        _safety.refuse_second_database(session, {connection})\n",
+        "",
+    ),
+    "a second database is not looked for at COMMIT": (
+        SAFETY,
+        "        refuse_second_database(session, current.connections)",
+        "        pass",
+    ),
     "forgetting to complete is no error": (
         CLAIM,
         "        if result is None:\n            raise",
@@ -112,10 +129,10 @@ MUTANTS = {
     ),
     "a transaction that ended in the block is not noticed": (
         CLAIM,
-        "if not open_claim.is_same_transaction:",
-        "if False:",
+        "    if open_claim.is_same_transaction:",
+        "    if True:",
     ),
-    "one's own claim is taken for another's": (CLAIM, "if _safety.is_own(session, stored.token):", "if False:"),
+    "one's own claim is taken for another's": (OUTCOME, "    if is_own:\n", "    if False:\n"),
     "the first caller gets what he gave": (
         "execution.py",
         "self._value = _codec.decode(stored)",
@@ -128,6 +145,9 @@ MUTANTS = {
         "    return Key(scope, request_id.lower())",
     ),
     "the scope is ignored": ("_keys.py", "    return Key(scope, request_id)", '    return Key("", request_id)'),
+    "40001 is not worth another attempt": (POSTGRESQL, '_TRANSIENT = {"40001", "40P01"', "_TRANSIENT = {"),
+    "a lost COMMIT is not run again": ("_retry.py", "worth_it = error.connection_invalidated or", "worth_it ="),
+    "attempts are not bounded": ("_retry.py", "or self._left == 0 or", "or"),
 }
 
 

@@ -1,0 +1,119 @@
+"""What a stored request means for somebody who asks for it: the receipt, a replay, or the error that its status asks for.
+
+Nothing here does I/O; `_claim` and `_batch` decide when to look.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from typing import Any
+
+from . import _codec
+from ._dialects import StoredRequest
+from ._fingerprint import Fingerprinter
+from ._keys import Key
+from .errors import (
+    AlreadyClaimedError,
+    ExecutionFailedError,
+    ExecutionInDoubtError,
+    ExecutionInProgressError,
+    OutcomeError,
+    ReceiptExpiredError,
+    RequestConflictError,
+)
+from .execution import ExecutionStatus, Receipt
+
+
+# What callers are told to wait before the next attempt, in seconds: most business transactions have ended by then.
+_RETRY_AFTER = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one claim asks for, validated."""
+
+    key: Key
+    action: str
+    payload: Any
+    fingerprint: str
+
+
+def receipt_of(key: Key, stored: StoredRequest) -> Receipt | None:
+    """Return the receipt of a stored request, None while it has no outcome, or raise what its status asks for."""
+    where = {"scope": key.scope, "request_id": key.request_id}
+    match ExecutionStatus(stored.status):
+        case ExecutionStatus.COMPLETED:
+            assert stored.result is not None  # the table's own constraint
+            return Receipt(
+                *key,
+                stored.action,
+                _codec.decode(stored.result),
+                stored.attempt,
+                stored.created_at,
+                stored.completed_at or stored.created_at,
+            )
+        case ExecutionStatus.CLAIMED | ExecutionStatus.LEASED:
+            return None
+        case ExecutionStatus.FAILED:
+            message = f"{_name(key)} was executed before and is on record as failed; retry it under a new request_id"
+            raise ExecutionFailedError(message, error=stored.error, attempt=stored.attempt, **where)
+        case ExecutionStatus.IN_DOUBT:
+            message = f"{_name(key)} may or may not have happened; find out and resolve it before it is tried again"
+            raise ExecutionInDoubtError(message, **where)
+        case ExecutionStatus.EXPIRED:
+            message = f"{_name(key)} was executed before and its receipt was purged; it is not executed again"
+            raise ReceiptExpiredError(message, **where)
+
+
+def answer(request: Request, fingerprinter: Fingerprinter, stored: StoredRequest, *, is_own: bool) -> Receipt:
+    """Return the receipt that a claim of a stored request is answered with, or raise what else it asks for.
+
+    Args:
+        request: What is claimed now.
+        fingerprinter: Checks the stored fingerprint.
+        stored: What was found.
+        is_own: Whether it is an open claim of the caller's own transaction.
+    """
+    key = request.key
+    where = {"scope": key.scope, "request_id": key.request_id}
+    if stored.action != request.action:
+        message = f"{_name(key)} was used for the action {stored.action!r} before, now for {request.action!r}"
+        raise _conflict(message, "action", stored, where)
+    same = hmac.compare_digest(stored.fingerprint.encode(), request.fingerprint.encode())
+    if not same and not fingerprinter.matches(stored.fingerprint, request.payload):
+        message = f"{_name(key)} was used for the action {stored.action!r} with another payload before"
+        raise _conflict(message, "payload", stored, where)
+    receipt = receipt_of(key, stored)
+    if receipt is not None:
+        return receipt
+    if stored.status == ExecutionStatus.LEASED:
+        raise in_progress(key, 0.0)
+    if is_own:
+        message = f"{_name(key)} is claimed by this very transaction already; claim a request once and pass it on"
+        raise AlreadyClaimedError(message, **where)
+    message = (
+        f"{_name(key)} was claimed in a transaction that was committed without a result, by a COMMIT that the guard "
+        "could not see. Its business writes may be there: look for them, then complete or delete the row by hand."
+    )
+    raise ExecutionInDoubtError(message, **where)
+
+
+def _conflict(message: str, differs: str, stored: StoredRequest, where: dict[str, str]) -> OutcomeError:
+    advice = ". One request_id names one intent: send the original arguments, or a new request_id for a new intent."
+    return RequestConflictError(message + advice, differs=differs, stored_action=stored.action, **where)
+
+
+def in_progress(key: Key, waited: float) -> ExecutionInProgressError:
+    """Return the error for a request that somebody else holds."""
+    message = (
+        f"{_name(key)} is being executed by somebody else (waited {waited:g} s). Your transaction is unharmed; retry "
+        f"with the same request_id after {_RETRY_AFTER:g} s."
+    )
+    return ExecutionInProgressError(
+        message, scope=key.scope, request_id=key.request_id, retry_after=_RETRY_AFTER, waited=waited
+    )
+
+
+def _name(key: Key) -> str:
+    return f"request_id {key.request_id!r}" + (f" in scope {key.scope!r}" if key.scope else "")
