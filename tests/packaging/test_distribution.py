@@ -73,7 +73,7 @@ def test_the_sdist_has_all_to_work_on_the_library(dist):
         inside = {name.partition("/")[2] for name in sdist.getnames()}
 
     assert {"alembic.ini", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile"} <= inside
-    assert tracked("tests", "migrations", "examples", "benchmarks", "safeagent_sa") <= inside
+    assert tracked("docs", "tests", "migrations", "examples", "benchmarks", "safeagent_sa") <= inside
 
 
 def test_the_installed_wheel_needs_no_extra(fresh, tmp_path):
