@@ -108,6 +108,8 @@ def begin(
     session: Session, policy: Policy, connection: Connection, dialect: Dialect, *, row: NewClaim, inserted: Inserted
 ) -> _safety.OpenClaim:
     """Watch over a row that was just inserted; take it back where it was committed by itself."""
+    open_claim = _safety.OpenClaim(session, connection, dialect, row, inserted.proof)
+    _safety.watch(open_claim)  # first of all, so that no error from here on leaves a row that nobody watches
     if dialect.transaction_state(connection) is TransactionState.NONE:
         dialect.delete(connection, row)
         message = (
@@ -117,8 +119,6 @@ def begin(
         raise AutocommitError(message)
     if not inserted.is_durable:
         policy.make_durable(connection, dialect)
-    open_claim = _safety.OpenClaim(session, connection, dialect, row, inserted.proof)
-    _safety.watch(open_claim)
     return open_claim
 
 

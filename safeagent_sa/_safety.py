@@ -131,8 +131,11 @@ def refuse_pending_writes(session: Session, key: Key) -> None:
 
 def refuse_second_database(session: Session, claimed: Collection[Connection]) -> None:
     """Raise where the session's transaction has written through a connection that holds no claim."""
-    # SQLAlchemy 2.1.7 has a public name for it
-    connections = {entry[0] for entry in _root_of(session)._connections.values()}  # noqa: SLF001
+    root: Any = _root_of(session)
+    if hasattr(root, "connections"):  # SQLAlchemy 2.1.7
+        connections = root.connections
+    else:
+        connections = {entry[0] for entry in root._connections.values()}  # noqa: SLF001
     if len(connections) == 1 or session.twophase:
         return
     for connection in connections:

@@ -173,6 +173,18 @@ def test_or_it_is_warned_about_once(postgresql):
     engine.dispose()
 
 
+def test_a_warning_that_is_an_error_leaves_no_claim_behind(postgresql):
+    engine = create_engine(postgresql.url, connect_args={"options": "-c synchronous_commit=off"})
+    with Session(engine) as session:
+        with pytest.raises(DurabilityWarning):  # as it is one in this suite
+            ExecutionGuard(synchronous_commit="warn").execute(session, "order-1", pay, "x", action="pay")
+        with pytest.raises(NotCompletedError):
+            session.commit()
+    engine.dispose()
+
+    assert postgresql.requests() == []
+
+
 def by_server_default(port):
     return create_engine(port.url, connect_args={"options": "-c default_transaction_read_only=on"})
 
