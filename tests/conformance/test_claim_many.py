@@ -169,6 +169,20 @@ def test_a_batch_whose_transaction_ended_in_the_block_is_lost(port):
     assert port.requests() == []
 
 
+def test_a_batch_whose_savepoint_ended_in_the_block_is_lost(port):
+    with port.sessions() as session:
+        savepoint = session.begin_nested()
+        with pytest.raises(ClaimLostError), guard.claim_many(session, dict.fromkeys("ab"), action="pay") as batch:
+            savepoint.rollback()
+            for execution in batch.new:
+                execution.complete(pay(session, execution.request_id))
+        with pytest.raises(ClaimLostError):
+            session.commit()
+
+    assert port.requests() == []
+    assert port.payments("a") == 0
+
+
 def test_bad_input_is_refused_before_any_sql(port, statements):
     with port.sessions() as session:
         for names, error in (
