@@ -1,0 +1,102 @@
+"""The connection is lost at every single message of a guarded transaction; a retry settles each of them."""
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import sessionmaker
+from support.app import Port, deliver, make_engine, pay
+from support.wire import MessageProxy
+
+from safeagent_sa import ExecutionGuard
+
+
+@pytest.fixture
+def through(postgresql):
+    """The same database behind a proxy, with one connection."""
+    proxy = MessageProxy(postgresql.url)
+    port = Port("through the proxy", proxy.url, make_engine(proxy.url, pool_size=1, max_overflow=0))
+    port.proxy = proxy
+    yield port
+    port.engine.dispose()
+    proxy.close()
+
+
+def cuts(through, direction, run):
+    """Run again and again, each time with a cut one message later, until a run is over before its cut."""
+    for number in range(200):
+        with through.engine.connect() as connection:  # a live connection, made before the counting begins
+            connection.execute(text("SELECT 1"))
+        through.proxy.arm(direction, number)
+        run(number)
+        if not through.proxy.disarm():
+            return number
+    pytest.fail("no end of messages")
+
+
+@pytest.mark.parametrize("direction", ["client", "server"])
+@pytest.mark.parametrize("savepoint", [False, pytest.param(True, marks=pytest.mark.stress)])
+def test_a_cut_at_every_message_is_settled_by_a_retry(postgresql, through, direction, savepoint):
+    acknowledged = []
+    guard = ExecutionGuard(wait_timeout=60)
+
+    def run(number):
+        name, answer = f"order-{number}", None
+        try:
+            with through.sessions() as session, session.begin():
+                with guard.claim(
+                    session, name, action="pay", payload={"amount": 100}, savepoint=savepoint
+                ) as execution:
+                    execution.complete(pay(session, name))
+            answer = execution.result
+            acknowledged.append(name)
+        except DBAPIError:
+            pass
+        answers = [deliver(postgresql, name, guard).result for _ in range(2)]
+
+        assert answers[0] == answers[1]
+        assert answer is None or answer == answers[0]
+        assert postgresql.payments(name) == 1
+
+    points = cuts(through, direction, run)
+    print(f"\n{direction}: {points} messages, each cut once; acknowledged all the same: {acknowledged}")
+
+    assert points > 10
+    assert postgresql.requests() == sorted((f"order-{number}", "completed") for number in range(points + 1))
+
+
+@pytest.mark.parametrize("direction", ["client", "server"])
+def test_run_transaction_settles_every_cut_by_itself(postgresql, through, direction):
+    guard = ExecutionGuard(wait_timeout=60)
+
+    def run(number):
+        name = f"order-{number}"
+        execution = guard.run_transaction(through.sessions, name, pay, name, action="pay")
+        assert postgresql.payments(name) == 1
+        with postgresql.sessions() as session:
+            assert guard.get(session, name).result == execution.result
+
+    points = cuts(through, direction, run)
+    print(f"\n{direction}: {points} messages, each cut once")
+
+    assert points > 10
+
+
+def test_without_the_guard_cuts_around_commit_pay_twice(postgresql, through):
+    """The control: the proxy really loses answers of COMMITs that were done."""
+    twice = []
+
+    def run(number):
+        name = f"order-{number}"
+        for sessions in (through.sessions, sessionmaker(postgresql.engine)):
+            try:
+                with sessions() as session, session.begin():
+                    pay(session, name)
+                break
+            except DBAPIError:
+                continue
+        if postgresql.payments(name) == 2:
+            twice.append(name)
+
+    cuts(through, "server", run)
+
+    assert twice

@@ -1,0 +1,68 @@
+"""A proxy that knows PostgreSQL's messages and loses the connection at any one of them."""
+
+import socket
+import struct
+from contextlib import suppress
+
+from support.proxy import Proxy
+
+
+class MessageProxy(Proxy):
+    """Forwards messages, counts them once it is armed, and cuts the connection at the n-th of one direction.
+
+    "client": the n-th message of the client does not reach the server. "server": the n-th message of the server does
+    not reach the client. Messages are a type byte and a length (manual, section 55.7); the first one of the client has
+    no type.
+    """
+
+    def __init__(self, url):
+        self.cut_at = None
+        self.counts = {"client": 0, "server": 0}
+        super().__init__(url)
+        # no negotiation before the first message, which is then the one without a type
+        self.url += "&" if "?" in self.url else "?"
+        self.url += "sslmode=disable&gssencmode=disable"
+
+    def arm(self, direction, number):
+        self.counts = {"client": 0, "server": 0}
+        self.cut_at = (direction, number)
+
+    def disarm(self):
+        """Return whether the cut happened."""
+        happened, self.cut_at = self.cut_at is None, None
+        return happened
+
+    def _pump(self, source, target, passes, state):
+        direction = "client" if passes == self._from_client else "server"
+        buffer, has_type = b"", direction == "server"
+        try:
+            while data := source.recv(65536):
+                buffer += data
+                while (size := _size(buffer, has_type)) is not None and len(buffer) >= size:
+                    message, buffer = buffer[:size], buffer[size:]
+                    has_type = True
+                    if self._is_cut(direction):
+                        return
+                    target.sendall(message)
+        except OSError:
+            pass
+        finally:
+            for end in (source, target):
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def _is_cut(self, direction):
+        with self._lock:
+            number = self.counts[direction]
+            self.counts[direction] += 1
+            if self.cut_at != (direction, number):
+                return False
+            self.cut_at = None
+            return True
+
+
+def _size(buffer, has_type):
+    start = 1 if has_type else 0
+    if len(buffer) < start + 4:
+        return None
+    return start + struct.unpack_from("!I", buffer, start)[0]
