@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 PIN := $(if $(SQLALCHEMY),'sqlalchemy==$(SQLALCHEMY).*')
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check format bench stress mutants clean
+.PHONY: help demo test check format bench stress pgbouncer mutants clean
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
 
 demo: $(READY)  ## the guard at work, on a SQLite file or on DATABASE_URL
 	$(BIN)/safeagent-sa demo
@@ -35,6 +35,9 @@ bench: $(READY)  ## what it costs: DATABASE_URL=postgresql+psycopg://... make be
 
 stress: $(READY)  ## the long runs
 	$(BIN)/python -m pytest -m stress $(ARGS)
+
+pgbouncer: $(READY)  ## the protocol through PgBouncer, which must be installed
+	$(BIN)/python -m pytest -m pgbouncer $(ARGS)
 
 mutants: $(READY)  ## break the protocol on purpose, and see that the suite notices
 	$(BIN)/python tests/mutants/run.py

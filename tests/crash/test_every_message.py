@@ -64,7 +64,7 @@ def test_a_cut_at_every_message_is_settled_by_a_retry(postgresql, through, direc
     assert postgresql.requests() == sorted((f"order-{number}", "completed") for number in range(points + 1))
 
 
-@pytest.mark.parametrize("direction", ["client", "server"])
+@pytest.mark.parametrize("direction", ["client", pytest.param("server", marks=pytest.mark.stress)])
 def test_run_transaction_settles_every_cut_by_itself(postgresql, through, direction):
     guard = ExecutionGuard(wait_timeout=60)
 

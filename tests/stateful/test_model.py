@@ -1,7 +1,7 @@
 """Random histories of two sessions against a plain dictionary: what is stored is what the model says."""
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from support.app import pay
@@ -120,13 +120,18 @@ def machine(port, sessions):
     return Machine
 
 
-def explore(port, examples):
+def explore(port, examples, phases=tuple(Phase)):
     sessions = 1 if port.name == "sqlite" else 2
     quiet = [HealthCheck.too_slow, HealthCheck.filter_too_much]
     run_state_machine_as_test(
         machine(port, sessions),
         settings=settings(
-            max_examples=examples, stateful_step_count=25, deadline=None, suppress_health_check=quiet, print_blob=True
+            max_examples=examples,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=quiet,
+            phases=phases,
+            print_blob=True,
         ),
     )
 
@@ -155,4 +160,4 @@ def test_the_model_finds_a_guard_that_forgets(sqlite, monkeypatch):
 
     monkeypatch.setattr(SQLite, "insert", forgetful)
     with pytest.raises(AssertionError):
-        explore(sqlite, 50)
+        explore(sqlite, 50, phases=[Phase.generate])

@@ -1,0 +1,143 @@
+"""PgBouncer in transaction pooling: the protocol needs nothing that belongs to a server session.
+
+Chosen by `-m pgbouncer` (`make pgbouncer`), since few machines have the program; then it fails where it is missing.
+"""
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
+from support.app import Port, deliver, pay
+
+from safeagent_sa import ExecutionGuard, ExecutionInProgressError
+
+
+pytestmark = pytest.mark.pgbouncer
+
+REMEDY = "PgBouncer is not here: `apt install pgbouncer`, or name the program in SAFEAGENT_PGBOUNCER"
+
+CONFIGURATION = """
+[databases]
+* = host={host} port={port} user={user} password={password}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {listen}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = {pool}
+max_client_conn = 200
+"""
+
+
+@pytest.fixture(params=[1, 8], ids=lambda size: f"{size} server connections")
+def pooled(postgresql, request):
+    """The suite's database through a pooler with so many server connections."""
+    program = os.environ.get("SAFEAGENT_PGBOUNCER") or shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        pytest.fail(REMEDY, pytrace=False)
+    url = make_url(postgresql.url)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        listen = probe.getsockname()[1]
+    folder = Path(tempfile.mkdtemp(prefix="sapgb-", dir="/tmp"))
+    values = {
+        "host": url.query.get("host", url.host),
+        "port": url.port or 5432,
+        "user": url.username,
+        "password": url.password or "",
+        "listen": listen,
+        "pool": request.param,
+    }
+    (folder / "pgbouncer.ini").write_text(CONFIGURATION.format(**values))
+    other = {}
+    if os.geteuid() == 0:  # it refuses root
+        account = pwd.getpwnam("nobody")
+        other = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+        for path in (folder, folder / "pgbouncer.ini"):
+            os.chown(path, account.pw_uid, account.pw_gid)
+    log = (folder / "log").open("w")
+    process = subprocess.Popen([program, folder / "pgbouncer.ini"], stdout=log, stderr=log, **other)
+    through = url.set(host="127.0.0.1", port=listen).difference_update_query(["host"])
+    # What the README says: psycopg must not prepare statements, which belong to one server connection.
+    engine = create_engine(through, pool_size=32, connect_args={"prepare_threshold": None})
+    deadline = time.monotonic() + 30
+    while True:
+        assert process.poll() is None, (folder / "log").read_text()
+        with suppress(OSError), socket.create_connection(("127.0.0.1", listen), timeout=1):
+            break
+        assert time.monotonic() < deadline
+    yield Port("pooled", through.render_as_string(hide_password=False), engine)
+    engine.dispose()
+    process.terminate()
+    process.wait()
+    log.close()
+    shutil.rmtree(folder)
+
+
+def advisory_locks(port):
+    with port.engine.connect() as connection:
+        here = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        return connection.scalar(text(f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND {here}"))
+
+
+def test_executions_replays_and_rollbacks_work_and_leave_no_lock(pooled, postgresql):
+    for number in range(20):  # more than psycopg needs to begin preparing statements
+        first, retry = deliver(pooled, f"order-{number}"), deliver(pooled, f"order-{number}")
+        assert (first.is_replay, retry.is_replay) == (False, True)
+        assert first.result == retry.result
+        with pooled.sessions() as session:
+            with ExecutionGuard().claim(session, f"other-{number}", action="pay") as execution:
+                execution.complete(pay(session, "other"))
+            session.rollback()
+
+    assert advisory_locks(postgresql) == 0
+    assert len(postgresql.requests()) == 20
+    assert postgresql.payments("other") == 0
+
+
+def test_sixteen_callers_of_one_id_execute_it_once(pooled, postgresql):
+    barrier, answers, failures = threading.Barrier(16), [], []
+
+    def call():
+        try:
+            barrier.wait()
+            answers.append(deliver(pooled, "hot", ExecutionGuard(wait_timeout=60)))
+        except BaseException as error:  # noqa: BLE001 - shown by the assertion
+            failures.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert failures == []
+    assert sorted(answer.is_replay for answer in answers) == [False] + [True] * 15
+    assert postgresql.payments("hot") == 1
+    assert advisory_locks(postgresql) == 0
+
+
+def test_a_wait_that_timed_out_leaks_no_setting_to_the_next_client(pooled, postgresql):
+    with postgresql.sessions() as holder:  # past the pooler, which may have one server connection only
+        with ExecutionGuard().claim(holder, "order-1", action="pay", payload={"amount": 100}) as execution:
+            execution.complete(pay(holder, "order-1"))
+        with pooled.sessions() as session, session.begin():
+            with pytest.raises(ExecutionInProgressError):
+                ExecutionGuard(wait_timeout=0.05).execute(session, "order-1", pay, "x", action="pay")
+            assert session.scalar(text("SHOW lock_timeout")) == "0"
+        holder.commit()
+    assert deliver(pooled, "order-1").is_replay
+    with pooled.sessions() as session:
+        assert session.scalar(text("SHOW lock_timeout")) == "0"
+        assert session.scalar(text("SHOW synchronous_commit")) == "on"
+    assert advisory_locks(postgresql) == 0
