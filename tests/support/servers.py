@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -28,11 +29,12 @@ Tried: """
 
 @dataclass
 class Server:
-    """A running server: where it is, how it was found, and how to stop it."""
+    """A running server: where it is, how it was found, and how to stop it; or to kill it and start it again."""
 
     url: URL
     origin: str
     stop: Callable[[], None]
+    restart: Callable[[], None] | None = None
 
 
 class NotHere(Exception):
@@ -92,13 +94,20 @@ def _from_docker() -> Server:
     container = PostgresContainer(image, driver="psycopg").with_command(
         "postgres -c fsync=off -c full_page_writes=off -c max_connections=200 -c max_prepared_transactions=10"
     )
-    container.ports[5432] = ("127.0.0.1",)  # a free port, on loopback only
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    container.ports[5432] = ("127.0.0.1", port)  # a free port, the same after a restart, on loopback only
     try:
         container.start()
     except DockerException as error:
         raise NotHere(f"the image {image} does not start: {str(error)[:200]}") from None
     url = make_url(container.get_connection_url()).set(host="127.0.0.1")
-    return Server(url, f"testcontainers, image {image}", container.stop)
+
+    def restart() -> None:
+        container.get_wrapped_container().kill()  # SIGKILL for every process of the server
+        container.get_wrapped_container().start()
+
+    return Server(url, f"testcontainers, image {image}", container.stop, restart)
 
 
 def _from_local() -> Server:
@@ -146,14 +155,22 @@ def _run_binaries(folder: Path, origin: str) -> Server:
         )
         shutil.rmtree(work, ignore_errors=True)
 
+    options = f"-c listen_addresses='' -c unix_socket_directories={work} -c fsync=off -c max_connections=200"
+    options += " -c max_prepared_transactions=10"
+
+    def begin() -> None:
+        run(folder / "pg_ctl", "-D", work / "data", "-w", "-s", "-l", work / "log", "-o", options, "start")
+
+    def restart() -> None:
+        run(folder / "pg_ctl", "-D", work / "data", "-m", "immediate", "-s", "stop")
+        begin()
+
     try:
-        options = f"-c listen_addresses='' -c unix_socket_directories={work} -c fsync=off -c max_connections=200"
-        options += " -c max_prepared_transactions=10"
         locale = ("--locale=C.UTF-8", "--no-sync")
         run(folder / "initdb", "-D", work / "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", *locale)
-        run(folder / "pg_ctl", "-D", work / "data", "-w", "-s", "-l", work / "log", "-o", options, "start")
+        begin()
     except BaseException:
         stop()
         raise
     url = URL.create("postgresql+psycopg", username="postgres", database="postgres", query={"host": str(work)})
-    return Server(url, origin, stop)
+    return Server(url, origin, stop, restart)
