@@ -67,7 +67,8 @@ def claim(session: Session, policy: Policy, scope: str, action: str, payloads: M
     if inserted:
         # One stands for all: they were inserted by one statement, so they stay or go together.
         request_id, one = next(iter(inserted.items()))
-        open_claim = _claim.begin(session, policy, connection, dialect, row=claims.row(request_id), inserted=one)
+        open_claim = _safety.OpenClaim(session, connection, dialect, claims.row(request_id), one.proof)
+        _claim.begin(open_claim, policy, one)
     for request_id, request in requests.items():  # in the caller's order
         if request_id in inserted:
             batch.new.append(Execution(*request.key, action, max_result_bytes=policy.max_result_bytes))
@@ -99,7 +100,7 @@ def settle(batch_claim: BatchClaim) -> None:
             ),
         )
     except BaseException:
-        _safety.abandon(open_claim)
+        abandon(batch_claim)
         raise
     _safety.discharge(open_claim)
 
@@ -108,6 +109,7 @@ def abandon(batch_claim: BatchClaim) -> None:
     """Note that an exception has left the block."""
     for execution in batch_claim.batch.new:
         execution._close()  # noqa: SLF001 - the handles and the hot path are one mechanism
+        execution._discard()  # noqa: SLF001
     if batch_claim.open_claim is not None:
         _safety.abandon(batch_claim.open_claim)
 

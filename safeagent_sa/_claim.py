@@ -22,7 +22,7 @@ from weakref import WeakSet
 from sqlalchemy import Connection, Engine, Insert, insert
 from sqlalchemy.orm import Session
 
-from . import _safety
+from . import _other_writes, _safety
 from ._dialects import Dialect, Inserted, NewClaim, StoredRequest, TransactionState, dialect_for
 from ._fingerprint import Fingerprinter
 from ._keys import Key
@@ -86,7 +86,9 @@ def find(session: Session, policy: Policy, key: Key) -> StoredRequest | None:
     return dialect.find(connection, *key)
 
 
-def claim(session: Session, policy: Policy, request: Request, wait_timeout: float | None) -> Claim:
+def claim(
+    session: Session, policy: Policy, request: Request, wait_timeout: float | None, *, has_block: bool = True
+) -> Claim:
     """Become the one execution of the request, or find the receipt of an earlier one.
 
     Raises:
@@ -100,16 +102,15 @@ def claim(session: Session, policy: Policy, request: Request, wait_timeout: floa
     if isinstance(found, StoredRequest):
         return Claim(replay(session, policy, request, found), None)
 
-    open_claim = begin(session, policy, connection, dialect, row=row, inserted=found)
+    open_claim = _safety.OpenClaim(session, connection, dialect, row, found.proof, has_block)
+    begin(open_claim, policy, found)
     return Claim(Execution(*request.key, request.action, max_result_bytes=policy.max_result_bytes), open_claim)
 
 
-def begin(
-    session: Session, policy: Policy, connection: Connection, dialect: Dialect, *, row: NewClaim, inserted: Inserted
-) -> _safety.OpenClaim:
+def begin(open_claim: _safety.OpenClaim, policy: Policy, inserted: Inserted) -> None:
     """Watch over a row that was just inserted; take it back where it was committed by itself."""
-    open_claim = _safety.OpenClaim(session, connection, dialect, row, inserted.proof)
     _safety.watch(open_claim)  # first of all, so that no error from here on leaves a row that nobody watches
+    connection, dialect, row = open_claim.connection, open_claim.dialect, open_claim.row
     if dialect.transaction_state(connection) is TransactionState.NONE:
         dialect.delete(connection, row)
         message = (
@@ -119,7 +120,6 @@ def begin(
         raise AutocommitError(message)
     if not inserted.is_durable:
         policy.make_durable(connection, dialect)
-    return open_claim
 
 
 def settle(claim: Claim) -> None:
@@ -138,6 +138,7 @@ def settle(claim: Claim) -> None:
             raise _safety.not_completed(open_claim.row, "the block cannot end without an exception")
         store(open_claim, lambda: _complete(open_claim, result) == 1)
     except BaseException:
+        execution._discard()  # noqa: SLF001
         _safety.abandon(open_claim)
         raise
     _safety.discharge(open_claim)
@@ -146,6 +147,7 @@ def settle(claim: Claim) -> None:
 def abandon(claim: Claim) -> None:
     """Note that an exception has left the block: what it wrote must not be committed without a result."""
     claim.execution._close()  # noqa: SLF001 - see settle
+    claim.execution._discard()  # noqa: SLF001
     if claim.open_claim is not None:
         _safety.abandon(claim.open_claim)
 
@@ -184,7 +186,7 @@ def store(open_claim: _safety.OpenClaim, complete: Callable[[], bool]) -> None:
     if open_claim.is_same_transaction:
         # The business writes go first: one that fails does so in the block, and nothing of it is pending later.
         session.flush()
-        _safety.refuse_second_database(session, {connection})
+        _other_writes.refuse_second_database(session, {connection})
         if dialect.transaction_state(connection) is not TransactionState.NONE and complete():
             return
     open_claim.is_lost = True

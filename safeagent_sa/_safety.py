@@ -4,8 +4,9 @@ Two listeners, both on single objects and never on classes:
 
 * `before_commit` of the claiming Session refuses its outer COMMIT while a claim has no stored result, and where the
   server has aborted the transaction (its COMMIT would report success and store nothing). It leaves the Session usable.
-* `commit` of the Connection under it, once a block was left without a stored result: it sees every real COMMIT, also
-  `session.connection().commit()` and one that takes open savepoints along. Not before, as it costs more than the rest.
+* `commit` and `prepare_twophase` of the Connection under it, where a COMMIT may pass the Session by and would do harm:
+  once a block was left without a stored result, and from the claim on where the transaction belongs to somebody
+  outside of the Session. Not always, as it costs more than the rest of the guard's own code.
 
 A COMMIT inside the block that passes the Session by is found by the completion's own condition (`_claim.settle`).
 """
@@ -13,7 +14,6 @@ A COMMIT inside the block that passes the Session by is found by the completion'
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -21,19 +21,19 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 from sqlalchemy import Connection, NestedTransaction, RootTransaction, event
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
-from ._dialects import Dialect, NewClaim, TransactionState, may_have_written
+from . import _other_writes
+from ._dialects import Dialect, NewClaim, TransactionState
 from ._keys import Key
 from .errors import (
     ClaimLostError,
     NotCompletedError,
-    PendingWritesError,
-    SecondDatabaseError,
     TransactionAbortedError,
     UnsupportedSessionError,
 )
 
 
 _INFO_KEY = "safeagent_sa"
+_BLOCKS_KEY = "safeagent_sa.blocks"
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +45,7 @@ class OpenClaim:
     dialect: Dialect
     row: NewClaim
     proof: str
+    has_block: bool = True
     is_lost: bool = False
     _root: SessionTransaction = field(init=False)
     _transaction: RootTransaction | None = field(init=False)
@@ -59,6 +60,16 @@ class OpenClaim:
     def is_same_transaction(self) -> bool:
         """Whether the transaction of the claim is still the session's, and still the connection's under it."""
         return self.session.get_transaction() is self._root and self.connection.get_transaction() is self._transaction
+
+    @property
+    def is_transaction_open(self) -> bool:
+        """Whether the connection still is in the transaction of the claim, whatever became of the session."""
+        return self._transaction is not None and self.connection.get_transaction() is self._transaction
+
+    @property
+    def is_in_its_savepoint(self) -> bool:
+        """Whether the connection is in the same savepoint as at the claim, or in none as then."""
+        return self.connection.get_nested_transaction() is self._savepoint
 
     @property
     def is_savepoint_gone(self) -> bool:
@@ -78,23 +89,54 @@ class _Watch:
     connections: WeakKeyDictionary[Connection, Dialect] = field(default_factory=WeakKeyDictionary)
     open_claims: dict[uuid.UUID, OpenClaim] = field(default_factory=dict)
 
-    def refuse_or_allow(self, *_: Any) -> None:
+    def refuse_or_allow(self) -> None:
         """Raise where a COMMIT would break the promise."""
         for connection, dialect in self.connections.items():
-            if dialect.transaction_state(connection) is TransactionState.ABORTED:
-                message = (
-                    "the server has aborted this transaction because of an earlier error that was swallowed; it would "
-                    "answer COMMIT with success and store nothing. Roll back and run the whole transaction again; put "
-                    "statements that may fail into session.begin_nested()."
-                )
-                raise TransactionAbortedError(message)
+            _refuse_aborted(connection, dialect)
         for claim in self.open_claims.values():
-            if claim.is_lost:
-                raise lost(claim)
-            # The row itself tells whether the claim went away with a savepoint, which is fine.
-            stored = claim.dialect.find(claim.connection, claim.row.scope, claim.row.request_id)
-            if stored is not None and stored.token == claim.row.token:
-                raise not_completed(claim.row, "this COMMIT was refused")
+            _refuse_open(claim)
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)  # SQLAlchemy keeps a weak reference to a listener
+class _ConnectionWatch:
+    """Refuses the COMMIT of one transaction of a Connection, which may outlive it and the session by far."""
+
+    claim: OpenClaim | None
+
+    def __call__(self, connection: Connection, *two_phase: Any) -> None:
+        claim = self.claim
+        if claim is None or not claim.is_transaction_open:
+            self.claim = None  # another transaction by now
+            return
+        try:
+            _refuse_aborted(connection, claim.dialect)
+            _refuse_open(claim)
+        except BaseException:
+            # SQLAlchemy takes a transaction whose COMMIT has raised for ended and sends nothing more; the pool would
+            # hand the open one, with the half-done work in it, to the next user. Not so one that is being prepared.
+            if not two_phase:
+                driver: Any = connection.connection.dbapi_connection
+                driver.rollback()
+            raise
+
+
+def _refuse_aborted(connection: Connection, dialect: Dialect) -> None:
+    if dialect.transaction_state(connection) is TransactionState.ABORTED:
+        message = (
+            "the server has aborted this transaction because of an earlier error that was swallowed; it would "
+            "answer COMMIT with success and store nothing. Roll back and run the whole transaction again; put "
+            "statements that may fail into session.begin_nested()."
+        )
+        raise TransactionAbortedError(message)
+
+
+def _refuse_open(claim: OpenClaim) -> None:
+    if claim.is_lost:
+        raise lost(claim)
+    # The row itself tells whether the claim went away with a savepoint, which is fine.
+    stored = claim.dialect.find(claim.connection, claim.row.scope, claim.row.request_id)
+    if stored is not None and stored.token == claim.row.token and stored.status == "claimed":
+        raise not_completed(claim.row, "this COMMIT was refused")
 
 
 def plain_session(session: object) -> Session:
@@ -110,70 +152,48 @@ def plain_session(session: object) -> Session:
 
 
 def refuse_pending_writes(session: Session, key: Key) -> None:
-    """Raise where changes from before the claim are not flushed: the COMMIT of a replay would write them.
-
-    What is pending inside the block of an open claim belongs to that claim. Changes that were flushed are taken for
-    meant: they are part of the transaction whether it executes or replays.
-    """
+    """Raise where changes from before the claim are not flushed; those in an open claim's block belong to that claim."""
     current: _Watch | None = session.info.get(_INFO_KEY)
-    if current is not None and current.open_claims and current.root() is session.get_transaction():
-        return
-    pending = [*session.new, *session.deleted, *(item for item in session.dirty if session.is_modified(item))]
-    if pending:
-        kinds = ", ".join(sorted({type(item).__name__ for item in pending}))
-        message = (
-            f"the session holds {len(pending)} unflushed change(s) from before the claim of request_id "
-            f"{key.request_id!r} ({kinds}), which a replay would write as well. Make them in the block, behind "
-            "`if not execution.is_replay`; or call session.flush() before the claim if they belong to every delivery."
-        )
-        raise PendingWritesError(message, scope=key.scope, request_id=key.request_id)
-
-
-def refuse_second_database(session: Session, claimed: Collection[Connection]) -> None:
-    """Raise where the session's transaction has written through a connection that holds no claim."""
-    root: Any = _root_of(session)
-    if hasattr(root, "connections"):  # SQLAlchemy 2.1.7
-        connections = root.connections
-    else:
-        connections = {entry[0] for entry in root._connections.values()}  # noqa: SLF001
-    if len(connections) == 1 or session.twophase:
-        return
-    for connection in connections:
-        if connection not in claimed and may_have_written(connection):
-            message = (
-                f"this transaction has written to {connection.engine.url!r} as well, and no COMMIT covers two databases: "
-                "one could be stored without the other. Put the execution table beside the business tables, write to "
-                "the other database through an outbox, or use Session(twophase=True)."
-            )
-            raise SecondDatabaseError(message)
+    if current is None or not current.open_claims or current.root() is not session.get_transaction():
+        _other_writes.refuse_pending(session, key)
 
 
 def watch(claim: OpenClaim) -> None:
     """Refuse commits of the claim's transaction until `discharge` is called or its row is gone."""
-    current = _watch_of(claim.session)
+    session = claim.session
+    current = _watch_of(session)
     current.connections[claim.connection] = claim.dialect
     current.open_claims[claim.row.token] = claim
+    if claim.has_block:
+        session.info.setdefault(_BLOCKS_KEY, {})[claim.row.token] = claim
+    if isinstance(session.bind, Connection):
+        _watch_connection(claim)
 
 
 def discharge(claim: OpenClaim) -> None:
     """Note that the result is stored."""
-    _watch_of(claim.session).open_claims.pop(claim.row.token, None)
+    _leave_block(claim)
+    if claim.is_in_its_savepoint:
+        _watch_of(claim.session).open_claims.pop(claim.row.token, None)
+    else:
+        # Stored inside a savepoint that is still open: should it be rolled back, the row is a mere claim again.
+        _watch_connection(claim)
 
 
 def abandon(claim: OpenClaim) -> None:
     """Note that the block was left without a stored result.
 
     What was written after the claim's row had gone is covered by no claim, so the transaction must not commit. That
-    holds too for one that was begun inside the block after another had ended there.
+    holds too for one that was begun inside the block after another had ended there. After a failed flush nothing can
+    have been written: the session refuses everything until it is rolled back.
     """
-    if not claim.is_same_transaction or claim.is_savepoint_gone:
+    _leave_block(claim)
+    if claim.session.is_active and (not claim.is_same_transaction or claim.is_savepoint_gone):
         claim.is_lost = True
-    if not claim.session.in_transaction():
-        return
-    current = _watch_of(claim.session)
-    current.open_claims[claim.row.token] = claim
-    if claim.is_same_transaction:
-        event.listen(claim.connection, "commit", current.refuse_or_allow)
+    if claim.session.in_transaction():
+        _watch_of(claim.session).open_claims[claim.row.token] = claim
+    if claim.is_transaction_open:
+        _watch_connection(claim)
 
 
 def is_own(session: Session, token: uuid.UUID) -> bool:
@@ -218,10 +238,24 @@ def _root_of(session: Session) -> SessionTransaction:
     return root
 
 
+def _watch_connection(claim: OpenClaim) -> None:
+    listener = _ConnectionWatch(claim)
+    for name in ("commit", "prepare_twophase"):
+        event.listen(claim.connection, name, listener)
+
+
+def _leave_block(claim: OpenClaim) -> None:
+    claim.session.info.get(_BLOCKS_KEY, {}).pop(claim.row.token, None)
+
+
 def _before_commit(session: Session) -> None:
     # Fires for the release of a savepoint too, where a claim around it may well be open.
+    if not session.in_nested_transaction():
+        for claim in session.info.get(_BLOCKS_KEY, {}).values():
+            if not claim.is_same_transaction:
+                raise lost(claim)  # another transaction, begun in the block after its own had ended
     current: _Watch | None = session.info.get(_INFO_KEY)
     if current is not None and current.root() is session.get_transaction() and not session.in_nested_transaction():
         current.refuse_or_allow()
         session.flush()  # COMMIT does it next; done here, what it writes is seen before anything is committed
-        refuse_second_database(session, current.connections)
+        _other_writes.refuse_second_database(session, current.connections)

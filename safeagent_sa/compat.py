@@ -71,7 +71,7 @@ class ExecutionStore:
         key = validate_key(self._guard._scope, request_id)  # noqa: SLF001 - another face of the guard
         request = _outcome.Request(key, validate_action(action), None, self._policy.fingerprinter.make(None))
         _safety.refuse_pending_writes(self._session, key)
-        claim = _claim.claim(self._session, self._policy, request, self._guard._wait_timeout)  # noqa: SLF001
+        claim = _claim.claim(self._session, self._policy, request, self._guard._wait_timeout, has_block=False)  # noqa: SLF001
         if claim.open_claim is not None:
             self._claims[request_id] = claim
         return claim.open_claim is not None

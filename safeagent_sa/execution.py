@@ -68,7 +68,7 @@ class Execution:
     transaction. Executions come from the guard; do not construct them.
     """
 
-    __slots__ = ("_closed", "_max_result_bytes", "_stored", "_value", "action", "receipt", "request_id", "scope")
+    __slots__ = ("_closed", "_max_result_bytes", "_stored", "action", "receipt", "request_id", "scope")
 
     def __init__(
         self, scope: str, request_id: str, action: str, *, max_result_bytes: int, receipt: Receipt | None = None
@@ -80,7 +80,6 @@ class Execution:
         """The receipt that a replay found, None for a new execution."""
         self._max_result_bytes = max_result_bytes
         self._stored: str | None = None
-        self._value: Any = None
         self._closed = False
 
     @property
@@ -106,7 +105,7 @@ class Execution:
         if self._stored is None:
             message = f"{self!r} has no result yet: call complete(result) inside the block first"
             raise NotCompletedError(message, scope=self.scope, request_id=self.request_id)
-        return self._value
+        return _codec.decode(self._stored)
 
     def complete(self, result: Any = None) -> Any:
         """Hand over the result; it is written when the block ends and commits with your transaction.
@@ -134,15 +133,17 @@ class Execution:
             raise self._refuse("its block has ended: call complete() inside the block")
         if self._stored is not None:
             raise self._refuse("it has a result already: complete() is called once")
-        stored = _codec.encode(result, max_bytes=self._max_result_bytes)
-        self._value = _codec.decode(stored)
-        self._stored = stored
-        return self._value
+        self._stored = _codec.encode(result, max_bytes=self._max_result_bytes)
+        return _codec.decode(self._stored)
 
     def _close(self) -> str | None:
         """End the block: refuse `complete()` from now on, and return the text to store."""
         self._closed = True
         return self._stored
+
+    def _discard(self) -> None:
+        """Forget the result of a block that has failed: nothing of it will be stored."""
+        self._stored = None
 
     def __repr__(self) -> str:
         kind = "replay" if self.is_replay else str(self.status)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, event
+
+
+_configured: WeakSet[Engine] = WeakSet()
 
 
 def configure(engine: Any, *, busy_timeout: float = 5.0) -> None:
     """Make every transaction of a SQLite engine begin at once and hold until its COMMIT; it writes nothing itself.
 
-    Call it once, directly after `create_engine()` or `create_async_engine()`. The driver's own transactions are turned
+    Call it directly after `create_engine()` or `create_async_engine()`; a second call does nothing. The driver's own transactions are turned
     off (they begin before the first write only, and let a savepoint commit), each transaction begins with BEGIN
     IMMEDIATE (a later upgrade of a read to a write would fail at once, without waiting), and the database is put into
     WAL mode with synchronous=FULL. Sources: sqlite.org/lang_transaction.html, sqlite.org/wal.html, and the section
@@ -38,6 +42,9 @@ def configure(engine: Any, *, busy_timeout: float = 5.0) -> None:
     if not (math.isfinite(busy_timeout) and busy_timeout >= 0):
         message = f"busy_timeout is a number of seconds, 0 or more; not {busy_timeout}"
         raise ValueError(message)
+    if engine in _configured:
+        return
+    _configured.add(engine)
     milliseconds = math.ceil(busy_timeout * 1000)
 
     def on_connect(driver: Any, _record: Any) -> None:
@@ -51,7 +58,8 @@ def configure(engine: Any, *, busy_timeout: float = 5.0) -> None:
     def on_begin(connection: Connection) -> None:
         # Again for each transaction: a connection that was lent out as AUTOCOMMIT comes back with the driver's default.
         driver: Any = connection.connection.dbapi_connection
-        driver.isolation_level = None
+        if driver.isolation_level is not None:  # assigning it commits what is open, in CPython 3.11 even None to None
+            driver.isolation_level = None
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     event.listen(engine, "connect", on_connect)

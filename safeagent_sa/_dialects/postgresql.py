@@ -75,7 +75,7 @@ class PostgreSQL(Dialect):
         """Wait for the lock, inside a savepoint that is gone when this returns."""
         before = connection.execute(text("SELECT current_setting('lock_timeout')")).scalar_one()
         connection.execute(text(f"SAVEPOINT {_SAVEPOINT}"))
-        _set_lock_timeout(connection, "0" if timeout is None else str(max(1, math.ceil(timeout * 1000))))
+        _set_lock_timeout(connection, _milliseconds(timeout))
         try:
             inserted = _inserted(connection.execute(self._sql.insert_waiting, self._parameters(claim)))
         except DBAPIError as error:
@@ -186,6 +186,11 @@ def _read_only_named() -> Generator[None]:
             "session on the primary, and route its table there where a Session chooses between engines."
         )
         raise ReadOnlyTransactionError(message) from error
+
+
+def _milliseconds(timeout: float | None) -> str:
+    # 0 means without end; the setting is an integer of 32 bits.
+    return "0" if timeout is None else str(min(max(1, math.ceil(timeout * 1000)), 2**31 - 1))
 
 
 def _set_lock_timeout(connection: Connection, value: str) -> None:

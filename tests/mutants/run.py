@@ -95,26 +95,26 @@ MUTANTS = {
     "the Session's commit is not watched": (SAFETY, 'event.listen(session, "before_commit", _before_commit)', "pass"),
     "the Connection's commit is not watched": (
         SAFETY,
-        'event.listen(claim.connection, "commit", current.refuse_or_allow)',
+        "event.listen(claim.connection, name, listener)",
         "pass",
     ),
     "savepoint releases are taken for commits": (SAFETY, " and not session.in_nested_transaction():", ":"),
     "an incomplete claim may commit": (SAFETY, 'raise not_completed(claim.row, "this COMMIT was refused")', "pass"),
-    "a lost claim lets later writes commit": (SAFETY, "            if claim.is_lost:\n", "            if False:\n"),
+    "a lost claim lets later writes commit": (SAFETY, "    if claim.is_lost:\n", "    if False:\n"),
     "a claim that went with its savepoint blocks the commit": (
         SAFETY,
-        "if stored is not None and stored.token == claim.row.token:",
+        'if stored is not None and stored.token == claim.row.token and stored.status == "claimed":',
         "if True:",
     ),
-    "pending writes are not looked for": (SAFETY, "    if pending:\n", "    if False:\n"),
+    "pending writes are not looked for": ("_other_writes.py", "    if pending:\n", "    if False:\n"),
     "a second database is not looked for at the block's end": (
         CLAIM,
-        "        _safety.refuse_second_database(session, {connection})\n",
+        "        _other_writes.refuse_second_database(session, {connection})\n",
         "",
     ),
     "a second database is not looked for at COMMIT": (
         SAFETY,
-        "        refuse_second_database(session, current.connections)",
+        "        _other_writes.refuse_second_database(session, current.connections)",
         "        pass",
     ),
     "forgetting to complete is no error": (

@@ -120,6 +120,14 @@ def test_an_async_engine_is_configured_through_its_sync_engine(sqlite):
     assert list(engine.sync_engine.pool.dispatch.connect)
 
 
+def test_configuring_twice_is_configuring_once(sqlite):
+    configure(sqlite.engine)
+    with sqlite.sessions() as session, session.begin():
+        guard.execute(session, "order-1", pay, "order-1", action="pay")
+
+    assert sqlite.requests() == [("order-1", "completed")]
+
+
 def test_other_engines_and_bad_timeouts_are_refused():
     engine = create_engine("postgresql+psycopg://127.0.0.1/none")
     with pytest.raises(ValueError, match="SQLite"):
