@@ -52,7 +52,10 @@ class Caller:
 
     def __init__(self, explorer, number):
         self.explorer, self.number = explorer, number
-        self.engine = create_engine(explorer.port.url, isolation_level=explorer.level, pool_size=1, max_overflow=0)
+        # With a ping, so that every schedule begins alike, also after one in which this caller has crashed.
+        self.engine = create_engine(
+            explorer.port.url, isolation_level=explorer.level, pool_size=1, max_overflow=0, pool_pre_ping=True
+        )
         self.sessions = sessionmaker(self.engine)
         self.changed = threading.Condition()
         event.listen(self.engine, "before_cursor_execute", self._before_statement)
@@ -167,6 +170,7 @@ class Explorer:
                 break
             pick = choose or min
             choice = prefix[position] if position < len(prefix) else pick(ready)
+            assert choice in ready, ("the same choices have led elsewhere", prefix, order)
             taken.append(choice)
             options.append(ready)
             order.append((choice, self.callers[choice].trace[-1]))
