@@ -11,6 +11,7 @@ every fourth transaction fail for nothing. Statements run on the session's Conne
 
 from __future__ import annotations
 
+import time
 import uuid
 import warnings
 from collections.abc import Callable
@@ -166,11 +167,14 @@ def _insert_or_find(
     found: Inserted | StoredRequest | None = dialect.insert(connection, row) or dialect.find(
         connection, row.scope, row.request_id
     )
+    waited = 0.0
     if found is None and wait_timeout != 0:
+        began = time.monotonic()
         found = dialect.insert_waiting(connection, row, wait_timeout)
+        waited = time.monotonic() - began
         found = found or dialect.find(connection, row.scope, row.request_id)
     if found is None:
-        raise in_progress(Key(row.scope, row.request_id), wait_timeout or 0.0)
+        raise in_progress(Key(row.scope, row.request_id), waited)
     return found
 
 

@@ -94,7 +94,8 @@ def answer(request: Request, fingerprinter: Fingerprinter, stored: StoredRequest
         raise AlreadyClaimedError(message, **where)
     message = (
         f"{_name(key)} was claimed in a transaction that was committed without a result, by a COMMIT that the guard "
-        "could not see. Its business writes may be there: look for them, then complete or delete the row by hand."
+        "could not see. Its business writes may be there: look for them, then complete or delete the row by hand. (Or "
+        "another Session on this very Connection has claimed it just now: claim a request once and pass it on.)"
     )
     raise ExecutionInDoubtError(message, **where)
 
@@ -107,7 +108,7 @@ def _conflict(message: str, differs: str, stored: StoredRequest, where: dict[str
 def in_progress(key: Key, waited: float) -> ExecutionInProgressError:
     """Return the error for a request that somebody else holds."""
     message = (
-        f"{_name(key)} is being executed by somebody else (waited {waited:g} s). Your transaction is unharmed; retry "
+        f"{_name(key)} is being executed by somebody else (waited {waited:.3g} s). Your transaction is unharmed; retry "
         f"with the same request_id after {_RETRY_AFTER:g} s."
     )
     return ExecutionInProgressError(

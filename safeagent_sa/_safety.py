@@ -133,9 +133,13 @@ def _refuse_aborted(connection: Connection, dialect: Dialect) -> None:
 def _refuse_open(claim: OpenClaim) -> None:
     if claim.is_lost:
         raise lost(claim)
-    # The row itself tells whether the claim went away with a savepoint, which is fine.
     stored = claim.dialect.find(claim.connection, claim.row.scope, claim.row.request_id)
-    if stored is not None and stored.token == claim.row.token and stored.status == "claimed":
+    if stored is None or stored.token != claim.row.token:
+        # That the claim went away with its savepoint is fine. Any other way was a ROLLBACK as text, of which nobody
+        # knows when it was sent: what the block wrote after it is covered by nothing.
+        if not claim.is_savepoint_gone:
+            raise lost(claim)
+    elif stored.status == "claimed":
         raise not_completed(claim.row, "this COMMIT was refused")
 
 

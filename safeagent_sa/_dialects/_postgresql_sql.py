@@ -6,6 +6,8 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    BigInteger,
+    ColumnElement,
     String,
     Table,
     Text,
@@ -19,6 +21,8 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.visitors import InternalTraversal
 
 from ._base import NewClaim
 
@@ -26,6 +30,25 @@ from ._base import NewClaim
 # Our own part of the 64-bit space that all users of advisory locks in one database share. A collision costs a false
 # "in progress" or a short wait, never a second execution.
 _LOCK_SEED: Any = literal_column("7233173001")
+
+
+class _TableId(ColumnElement[int]):
+    """The oid of a table under the name that the statement writes to, whatever search_path or translation it is by.
+
+    So two tenants with a schema each do not wait for each other, and two names of one table make one lock.
+    """
+
+    type = BigInteger()
+    _traverse_internals = [("table", InternalTraversal.dp_clauseelement)]  # noqa: RUF012 - SQLAlchemy wants a list
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+
+@compiles(_TableId)
+def _compile_table_id(element: _TableId, compiler: Any, **_: Any) -> str:
+    # Dollar quotes: SQLAlchemy puts a translated schema's name in after this, and it may hold an apostrophe.
+    return f"$table${compiler.preparer.format_table(element.table)}$table$::regclass::oid::bigint"
 
 
 class Statements:
@@ -69,7 +92,8 @@ class Statements:
                 .values(status=literal_column("'completed'"), result=result, completed_at=func.clock_timestamp())
             )
 
-        lock_key = func.hashtextextended(bindparam("lock_name", type_=Text), _LOCK_SEED)
+        lock_seed = _LOCK_SEED + _TableId(table)
+        lock_key = func.hashtextextended(bindparam("lock_name", type_=Text), lock_seed)
         self.insert = claim(select(*values).where(func.pg_try_advisory_xact_lock(lock_key)))
         # OFFSET 0 keeps the planner from dropping a sub-select whose only work is to take the lock.
         lock = select(func.pg_advisory_xact_lock(lock_key).label("taken")).offset(literal_column("0")).subquery()
@@ -80,7 +104,7 @@ class Statements:
         new = _arrays("request_id", "fingerprint")
         each = {"request_id": new.c.request_id, "fingerprint": new.c.fingerprint}
         given = [each.get(name, value) for name, value in zip(names, values, strict=True)]
-        lock_keys = func.hashtextextended(bindparam("lock_prefix", type_=Text).concat(new.c.request_id), _LOCK_SEED)
+        lock_keys = func.hashtextextended(bindparam("lock_prefix", type_=Text).concat(new.c.request_id), lock_seed)
         free = func.pg_try_advisory_xact_lock(lock_keys)
         self.insert_many = claim(select(*given).select_from(new).where(free))
         ids = bindparam("request_ids", type_=ARRAY(Text))

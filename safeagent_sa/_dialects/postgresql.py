@@ -37,6 +37,14 @@ _LOSABLE = {"off", "local"}
 
 _SAVEPOINT = "safeagent_sa_wait"
 
+_TIMEOUTS = text(
+    "SELECT current_setting('lock_timeout') AS lock_timeout, current_setting('statement_timeout') AS statement_timeout, "
+    "extract(epoch FROM current_setting('statement_timeout')::interval) AS statement_seconds"
+)
+_SET_TIMEOUTS = text(
+    "SELECT set_config('lock_timeout', :lock_timeout, true), set_config('statement_timeout', :statement_timeout, true)"
+)
+
 # What PQtransactionStatus answers (manual, section 34.2): idle, active, in transaction, in error, unknown. The last means
 # that the connection is gone, and the transaction with it.
 _STATES = {
@@ -53,7 +61,6 @@ class PostgreSQL(Dialect):
 
     def __init__(self, table: Table) -> None:
         super().__init__(table)
-        self._lock_prefix = f"{table.fullname}\x1f"
         self._sql = Statements(table, self._owned, self._select_many)
 
     def ensure_transaction(self, connection: Connection) -> None:
@@ -72,10 +79,15 @@ class PostgreSQL(Dialect):
             return _inserted(connection.execute(self._sql.insert, self._parameters(claim)))
 
     def insert_waiting(self, connection: Connection, claim: NewClaim, timeout: float | None) -> Inserted | None:
-        """Wait for the lock, inside a savepoint that is gone when this returns."""
-        before = connection.execute(text("SELECT current_setting('lock_timeout')")).scalar_one()
+        """Wait for the lock, inside a savepoint that is gone when this returns.
+
+        The session's statement_timeout bounds the wait as well, but as a lock_timeout: its own error would abort the
+        caller's transaction.
+        """
+        before = connection.execute(_TIMEOUTS).one()
+        limits = [limit for limit in (timeout, float(before.statement_seconds) or None) if limit is not None]
         connection.execute(text(f"SAVEPOINT {_SAVEPOINT}"))
-        _set_lock_timeout(connection, _milliseconds(timeout))
+        _set_timeouts(connection, _milliseconds(min(limits, default=None)), "0")
         try:
             inserted = _inserted(connection.execute(self._sql.insert_waiting, self._parameters(claim)))
         except DBAPIError as error:
@@ -88,8 +100,8 @@ class PostgreSQL(Dialect):
             # Hands the lock to the next waiter at once instead of at the end of the caller's transaction.
             connection.execute(text(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}"))
         else:
-            # RELEASE would carry the setting into the caller's transaction.
-            _set_lock_timeout(connection, before)
+            # RELEASE would carry the settings into the caller's transaction.
+            _set_timeouts(connection, before.lock_timeout, before.statement_timeout)
         connection.execute(text(f"RELEASE SAVEPOINT {_SAVEPOINT}"))
         return inserted
 
@@ -161,7 +173,7 @@ class PostgreSQL(Dialect):
 
     def _lock_name(self, scope: str, request_id: str) -> str:
         # The unit separator cannot be part of a key, so no two keys share a lock name.
-        return f"{self._lock_prefix}{scope}\x1f{request_id}"
+        return f"{scope}\x1f{request_id}"
 
 
 def _inserted(result: CursorResult[Any]) -> Inserted | None:
@@ -193,8 +205,9 @@ def _milliseconds(timeout: float | None) -> str:
     return "0" if timeout is None else str(min(max(1, math.ceil(timeout * 1000)), 2**31 - 1))
 
 
-def _set_lock_timeout(connection: Connection, value: str) -> None:
-    connection.execute(text("SELECT set_config('lock_timeout', :value, true)"), {"value": value})
+def _set_timeouts(connection: Connection, lock_timeout: str, statement_timeout: str) -> None:
+    values = {"lock_timeout": lock_timeout, "statement_timeout": statement_timeout}
+    connection.execute(_SET_TIMEOUTS, values)
 
 
 def _sqlstate(error: DBAPIError) -> str | None:

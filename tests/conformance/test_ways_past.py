@@ -9,6 +9,7 @@ from support.app import Payment, deliver, pay
 from safeagent_sa import (
     ClaimLostError,
     ExecutionGuard,
+    ExecutionInProgressError,
     NotCompletedError,
     TransactionAbortedError,
 )
@@ -213,9 +214,36 @@ def test_a_very_long_wait_is_no_error(postgresql):
     with postgresql.sessions() as holder, guard.claim(holder, "order-1", action="pay") as execution:
         with postgresql.sessions() as session:
             session.execute(text("SET LOCAL statement_timeout = '50ms'"))
-            with pytest.raises(DBAPIError) as caught:
+            with pytest.raises(ExecutionInProgressError) as caught:
                 guard.execute(session, "order-1", pay, "x", action="pay", wait_timeout=1e9)
         execution.complete()
         holder.flush()
 
-    assert caught.value.orig.sqlstate == "57014"  # it did wait
+    assert caught.value.waited >= 0.05
+
+
+def test_a_rollback_as_text_that_nobody_saw_stops_the_commit(port):
+    with port.sessions() as session:
+        with pytest.raises(ZeroDivisionError), guard.claim(session, "order-1", action="pay"):
+            session.execute(text("ROLLBACK"))
+            if port.name == "sqlite":
+                session.execute(text("BEGIN"))
+            pay(session, "order-1")
+            raise ZeroDivisionError
+        with pytest.raises(ClaimLostError):
+            session.commit()
+
+    assert nothing_is_stored(port)
+
+
+def test_a_rollback_to_a_savepoint_as_text_stops_the_commit(port):
+    with port.sessions() as session:
+        session.execute(text("SAVEPOINT mine"))
+        with pytest.raises(ZeroDivisionError), guard.claim(session, "order-1", action="pay"):
+            session.execute(text("ROLLBACK TO SAVEPOINT mine"))
+            pay(session, "order-1")
+            raise ZeroDivisionError
+        with pytest.raises(ClaimLostError):
+            session.commit()
+
+    assert nothing_is_stored(port)

@@ -51,6 +51,17 @@ MUTANTS = {
     ),
     "a batch's row count is ignored": (BATCH, "== len(texts)", ">= 0"),
     "a batch that is not completed is stored": (BATCH, "            if text is None:", "            if False:"),
+    "tenants share their locks": (SQL, "_LOCK_SEED + _TableId(table)", "_LOCK_SEED"),
+    "a statement_timeout aborts a waiter": (
+        POSTGRESQL,
+        '_milliseconds(min(limits, default=None)), "0")',
+        "_milliseconds(timeout), before.statement_timeout)",
+    ),
+    "a row that went away unseen is fine": (
+        SAFETY,
+        "        if not claim.is_savepoint_gone:\n            raise lost",
+        "        if False:\n            raise lost",
+    ),
     "a batch ignores the locks": (
         SQL,
         "select(*given).select_from(new).where(free)",

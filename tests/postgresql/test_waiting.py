@@ -33,16 +33,26 @@ class Caller(threading.Thread):
 
     def is_waiting(self):
         """Wait until the server says that somebody waits for a lock."""
-        with self.port.engine.connect() as connection:
-            waiting = text(
-                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-            )
-            deadline = time.monotonic() + 30
-            while connection.scalar(waiting) == 0:
-                assert time.monotonic() < deadline, "nobody waits"
-                assert self.is_alive(), (self.execution, self.error)
-                connection.rollback()
+        deadline = time.monotonic() + 30
+        while not somebody_waits(self.port):
+            assert time.monotonic() < deadline, "nobody waits"
+            assert self.is_alive(), (self.execution, self.error)
         return True
+
+
+def somebody_waits(port):
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    with port.engine.connect() as connection:
+        return connection.scalar(waiting) > 0
+
+
+def roll_back_once_somebody_waits(port, holder):
+    deadline = time.monotonic() + 30
+    while not somebody_waits(port) and time.monotonic() < deadline:
+        pass
+    holder.rollback()
 
 
 @pytest.fixture
@@ -88,8 +98,36 @@ def test_a_timeout_leaves_the_transaction_usable_and_its_settings_alone(postgres
         assert session.scalar(text("SHOW lock_timeout")) == "7s"
     holder.rollback()
 
-    assert caught.value.waited == 0.05
+    assert caught.value.waited >= 0.05
     assert postgresql.payments("before") == 1
+
+
+def test_a_statement_timeout_bounds_the_wait_without_aborting(postgresql, holder):
+    with postgresql.sessions() as session, session.begin():
+        session.execute(text("SET LOCAL statement_timeout = '50ms'"))
+        pay(session, "before")
+        with pytest.raises(ExecutionInProgressError) as caught:
+            with guard.claim(session, "order-1", action="pay", wait_timeout=None):
+                pytest.fail("the block must not run")
+        assert session.scalar(text("SHOW statement_timeout")) == "50ms"
+    holder.rollback()
+
+    assert 0.05 <= caught.value.waited < 30
+    assert postgresql.payments("before") == 1
+
+
+def test_a_wait_leaves_the_statement_timeout_alone(postgresql, holder):
+    with postgresql.sessions() as session, session.begin():
+        session.execute(text("SET LOCAL statement_timeout = '2min'"))
+        ended = threading.Thread(target=roll_back_once_somebody_waits, args=(postgresql, holder))
+        ended.start()
+        with guard.claim(session, "order-1", action="pay", wait_timeout=None) as execution:
+            execution.complete(pay(session, "order-1"))
+        ended.join()
+        settings = "SELECT current_setting('statement_timeout'), current_setting('lock_timeout')"
+        assert tuple(session.execute(text(settings)).one()) == ("2min", "0")
+
+    assert postgresql.payments("order-1") == 1
 
 
 def test_a_waiter_gets_the_receipt_when_the_holder_commits(postgresql, holder):
@@ -262,11 +300,12 @@ def test_two_transactions_that_claim_in_opposite_order_end_quickly(postgresql):
 
 
 def test_a_foreign_error_while_waiting_is_not_swallowed(postgresql, holder):
-    with postgresql.sessions() as session:
-        session.execute(text("SET LOCAL statement_timeout = '50ms'"))
-        with pytest.raises(DBAPIError) as caught, guard.claim(session, "order-1", action="pay", wait_timeout=60):
-            pytest.fail("the block must not run")
-        session.rollback()
+    caller = Caller(postgresql, "order-1", wait_timeout=None)
+    assert caller.is_waiting()
+    with postgresql.engine.begin() as connection:
+        waiting = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        connection.execute(text(f"{waiting} AND datname = current_database()"))
+    caller.join()
     holder.rollback()
 
-    assert caught.value.orig.sqlstate == "57014"
+    assert caller.error.orig.sqlstate == "57014"
