@@ -5,7 +5,7 @@ The claim, the business writes and the receipt are rows of one transaction, your
     request_id ─► _keys ─► _fingerprint ─► _claim ─► _dialects ─► execution ─► your writes ─► _codec ─► _claim ─► COMMIT
                                                                                                               (_safety)
 
-`ExecutionGuard` is the door; `errors` has the tree of everything that it raises; `schema` has the table's migrations.
+`ExecutionGuard` is the door, and `aio.AsyncExecutionGuard` the one for AsyncSession; `errors` has the tree of everything that it raises; `schema` has the table's migrations.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from .errors import (
     SetupError,
     TransactionAbortedError,
     UnsupportedDialectError,
+    UnsupportedFunctionError,
     UnsupportedSessionError,
 )
 from .execution import Batch, Execution, ExecutionStatus, Receipt
@@ -88,6 +89,7 @@ __all__ = [
     "SetupError",
     "TransactionAbortedError",
     "UnsupportedDialectError",
+    "UnsupportedFunctionError",
     "UnsupportedSessionError",
     "__version__",
     "make_model",

@@ -24,7 +24,7 @@ from sqlalchemy import Connection, Engine, Insert, insert
 from sqlalchemy.orm import Session
 
 from . import _other_writes, _safety
-from ._dialects import Dialect, Inserted, NewClaim, StoredRequest, TransactionState, dialect_for
+from ._dialects import Dialect, Inserted, NewClaim, StoredRequest, dialect_for
 from ._fingerprint import Fingerprinter
 from ._keys import Key
 from ._outcome import Request, answer, in_progress
@@ -112,7 +112,7 @@ def begin(open_claim: _safety.OpenClaim, policy: Policy, inserted: Inserted) -> 
     """Watch over a row that was just inserted; take it back where it was committed by itself."""
     _safety.watch(open_claim)  # first of all, so that no error from here on leaves a row that nobody watches
     connection, dialect, row = open_claim.connection, open_claim.dialect, open_claim.row
-    if dialect.transaction_state(connection) is TransactionState.NONE:
+    if not dialect.is_in_transaction(connection):
         dialect.delete(connection, row)
         message = (
             "the claim was committed by itself: something put the connection into AUTOCOMMIT mode after the guard had "
@@ -191,7 +191,7 @@ def store(open_claim: _safety.OpenClaim, complete: Callable[[], bool]) -> None:
         # The business writes go first: one that fails does so in the block, and nothing of it is pending later.
         session.flush()
         _other_writes.refuse_second_database(session, {connection})
-        if dialect.transaction_state(connection) is not TransactionState.NONE and complete():
+        if dialect.is_in_transaction(connection) and complete():
             return
     open_claim.is_lost = True
     raise _safety.lost(open_claim)

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, NestedTransaction, RootTransaction, event
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from . import _other_writes
-from ._dialects import Dialect, NewClaim, TransactionState
+from ._dialects import Dialect, NewClaim
 from ._keys import Key
 from .errors import (
     ClaimLostError,
@@ -121,7 +121,7 @@ class _ConnectionWatch:
 
 
 def _refuse_aborted(connection: Connection, dialect: Dialect) -> None:
-    if dialect.transaction_state(connection) is TransactionState.ABORTED:
+    if dialect.is_aborted(connection):
         message = (
             "the server has aborted this transaction because of an earlier error that was swallowed; it would "
             "answer COMMIT with success and store nothing. Roll back and run the whole transaction again; put "
@@ -149,8 +149,8 @@ def plain_session(session: object) -> Session:
     if isinstance(found, Session):
         return found
     message = (
-        f"a claim needs a sqlalchemy.orm.Session, not {type(session).__name__}. From an AsyncSession, call a function "
-        "that takes the sync session: await async_session.run_sync(function)."
+        f"a claim needs a sqlalchemy.orm.Session, not {type(session).__name__}. For an AsyncSession use "
+        "safeagent_sa.aio.AsyncExecutionGuard, which has the same verbs."
     )
     raise UnsupportedSessionError(message)
 

@@ -68,10 +68,10 @@ class ExecutionStore:
             Exception: Everything that `ExecutionGuard.claim` raises. SafeAgent answers False there, which drops work
                 when the other execution fails.
         """
-        key = validate_key(self._guard._scope, request_id)  # noqa: SLF001 - another face of the guard
+        key = validate_key(self._guard._settings.scope, request_id)  # noqa: SLF001 - another face of the guard
         request = _outcome.Request(key, validate_action(action), None, self._policy.fingerprinter.make(None))
         _safety.refuse_pending_writes(self._session, key)
-        claim = _claim.claim(self._session, self._policy, request, self._guard._wait_timeout, has_block=False)  # noqa: SLF001
+        claim = _claim.claim(self._session, self._policy, request, self._guard._settings.wait_timeout, has_block=False)  # noqa: SLF001
         if claim.open_claim is not None:
             self._claims[request_id] = claim
         return claim.open_claim is not None
@@ -94,7 +94,7 @@ class ExecutionStore:
                 f"request_id {request_id!r} has no open claim in this store, so there is nothing to complete: "
                 "call insert_if_not_exists() first, and complete() once, only where it returned True"
             )
-            raise NotCompletedError(message, scope=self._guard._scope, request_id=request_id)  # noqa: SLF001
+            raise NotCompletedError(message, scope=self._guard._settings.scope, request_id=request_id)  # noqa: SLF001
         claim.execution.complete(result)
         del self._claims[request_id]
         _claim.settle(claim)
@@ -108,7 +108,7 @@ class ExecutionStore:
         Raises:
             Exception: Everything that `ExecutionGuard.get` raises.
         """
-        key = validate_key(self._guard._scope, request_id)  # noqa: SLF001
+        key = validate_key(self._guard._settings.scope, request_id)  # noqa: SLF001
         stored = _claim.find(self._session, self._policy, key)
         if stored is None:
             return None
@@ -124,4 +124,4 @@ class ExecutionStore:
 
     @property
     def _policy(self) -> Policy:
-        return self._guard._policy  # noqa: SLF001
+        return self._guard._settings.policy  # noqa: SLF001

@@ -24,7 +24,8 @@
     │   ├── ReadOnlyTransactionError    a claim in a transaction that may not write
     │   ├── PendingWritesError          unflushed objects from before the claim: a replay would write them, too
     │   ├── SecondDatabaseError         the session has written to another database, which cannot commit atomically
-    │   ├── UnsupportedSessionError     not a synchronous Session
+    │   ├── UnsupportedSessionError     not a Session, or an AsyncSession where the other kind is needed
+    │   ├── UnsupportedFunctionError    a coroutine function where a plain one is needed, or the other way round
     │   └── FingerprintKeyError         the key that made a stored fingerprint is not configured
     └── SetupError                      the database or engine is not ready for the guard
         ├── SchemaError                 the table is missing or older than this version
@@ -242,7 +243,11 @@ class SecondDatabaseError(MisuseError):
 
 
 class UnsupportedSessionError(MisuseError):
-    """The object given as session is not a synchronous SQLAlchemy Session."""
+    """The object given as session is not one that the guard works with: a Session, or an AsyncSession for its twin."""
+
+
+class UnsupportedFunctionError(MisuseError):
+    """The function cannot be run under a claim: a coroutine function in a synchronous guard, or the other way round."""
 
 
 class FingerprintKeyError(MisuseError):

@@ -1,19 +1,20 @@
-"""ExecutionGuard: the configuration of a guard and its verbs. Enter, yield, exit; the decisions are in `_claim`."""
+"""ExecutionGuard: its configuration and its verbs. The blocks are in `_blocks`, the decisions in `_claim`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import EllipsisType
 from typing import Any, Concatenate, Literal
 
 from sqlalchemy.orm import Session, scoped_session
 
-from . import _batch, _claim, _outcome, _safety, transactions
+from . import _blocks, _claim, _safety, transactions
 from ._fingerprint import Fingerprinter
-from ._keys import validate_action, validate_key
+from ._keys import validate_key
 from ._retry import Attempts
+from .errors import UnsupportedFunctionError
 from .execution import Batch, Execution, Receipt
 from .models import ExecutionRequest, ExecutionRequestMixin
 from .transactions import SessionFactory
@@ -26,11 +27,8 @@ DEFAULT_WAIT_TIMEOUT = 5.0
 DEFAULT_MAX_RESULT_BYTES = 1024 * 1024
 
 
-class ExecutionGuard:
-    """Claims request_ids inside your own session and transaction; it never commits, rolls back or closes them.
-
-    A guard holds configuration only: make one at import time and share it between threads.
-    """
+class GuardConfiguration:
+    """What every guard is made with: configuration only, to be shared between threads and tasks."""
 
     def __init__(
         self,
@@ -72,11 +70,19 @@ class ExecutionGuard:
         if synchronous_commit not in ("force", "warn"):
             message = f"synchronous_commit is 'force' or 'warn', not {synchronous_commit!r}"
             raise ValueError(message)
-        self._scope = validate_key(scope, "any").scope
-        self._wait_timeout = _valid_timeout(wait_timeout)
-        self._policy = _claim.Policy(model, Fingerprinter(fingerprint_keys), max_result_bytes, synchronous_commit)
+        self._settings = _blocks.Settings(
+            validate_key(scope, "any").scope,
+            _blocks.valid_timeout(wait_timeout),
+            _claim.Policy(model, Fingerprinter(fingerprint_keys), max_result_bytes, synchronous_commit),
+        )
 
-    @contextmanager
+
+class ExecutionGuard(GuardConfiguration):
+    """Claims request_ids inside your own session and transaction; it never commits, rolls back or closes them.
+
+    A guard holds configuration only: make one at import time and share it between threads.
+    """
+
     def claim(
         self,
         session: Session | scoped_session[Any],
@@ -87,7 +93,7 @@ class ExecutionGuard:
         scope: str | None = None,
         wait_timeout: float | EllipsisType | None = ...,
         savepoint: bool = False,
-    ) -> Generator[Execution]:
+    ) -> AbstractContextManager[Execution]:
         """Claim a request for the block; claim, business writes and result commit with your transaction, or none does.
 
         The claim is a row in the session's own transaction (a transaction is begun where none is). After the block its
@@ -105,8 +111,8 @@ class ExecutionGuard:
             savepoint: Put the block into a SAVEPOINT, so that an exception in it undoes the block's writes and the
                 claim, and your transaction can go on.
 
-        Yields:
-            The execution: new, to be completed in the block, or a replay with the stored result.
+        Returns:
+            A block with the execution: new, to be completed in the block, or a replay with the stored result.
 
         Raises:
             RequestConflictError: The request_id was used for another action or payload.
@@ -136,24 +142,17 @@ class ExecutionGuard:
             receipt = execution.result
             ```
         """
-        session = _safety.plain_session(session)
-        key = validate_key(self._scope if scope is None else scope, request_id)
-        fingerprint = self._policy.fingerprinter.make(payload)
-        request = _outcome.Request(key, validate_action(action), payload, fingerprint)
-        timeout = self._wait_timeout if wait_timeout is ... else _valid_timeout(wait_timeout)
-        _safety.refuse_pending_writes(session, key)
-        if savepoint:
-            _claim.connect(session, self._policy)  # refuses what is no transaction before there is a savepoint in it
-        with session.begin_nested() if savepoint else nullcontext():
-            claim = _claim.claim(session, self._policy, request, timeout)
-            try:
-                yield claim.execution
-            except BaseException:
-                _claim.abandon(claim)
-                raise
-            _claim.settle(claim)
+        return _blocks.claim(
+            self._settings,
+            _safety.plain_session(session),
+            request_id,
+            action=action,
+            payload=payload,
+            scope=scope,
+            wait_timeout=wait_timeout,
+            savepoint=savepoint,
+        )
 
-    @contextmanager
     def claim_many(
         self,
         session: Session | scoped_session[Any],
@@ -161,7 +160,7 @@ class ExecutionGuard:
         *,
         action: str,
         scope: str | None = None,
-    ) -> Generator[Batch]:
+    ) -> AbstractContextManager[Batch]:
         """Claim many requests for the block; all that are new commit with your transaction together, or none does.
 
         It sends two statements for the claims and one for the results, whatever their number, and never waits: what
@@ -173,8 +172,8 @@ class ExecutionGuard:
             action: What is done with each of them.
             scope: As in `claim`.
 
-        Yields:
-            The batch: `new` to be completed in the block, `replayed`, `in_progress`, `conflicts` and `settled`.
+        Returns:
+            A block with the batch: `new` to be completed in the block, `replayed`, `in_progress`, `conflicts` and `settled`.
 
         Raises:
             BatchTooLargeError: More ids than one transaction can safely lock; nothing was sent.
@@ -189,13 +188,7 @@ class ExecutionGuard:
             ```
         """
         session = _safety.plain_session(session)
-        found = _batch.claim(session, self._policy, self._scope if scope is None else scope, action, payloads)
-        try:
-            yield found.batch
-        except BaseException:
-            _batch.abandon(found)
-            raise
-        _batch.settle(found)
+        return _blocks.claim_many(self._settings, session, payloads, action=action, scope=scope)
 
     def execute(
         self,
@@ -228,6 +221,7 @@ class ExecutionGuard:
             The execution, whose `result` is the same for the first caller and for every retry.
 
         Raises:
+            UnsupportedFunctionError: `fn` is a coroutine function.
             InvalidResultError: `fn` returned what is no plain JSON.
             Exception: What `fn` raises, and everything that `claim` raises.
 
@@ -243,6 +237,11 @@ class ExecutionGuard:
             ```
         """
         session = _safety.plain_session(session)
+        if inspect.iscoroutinefunction(fn):
+            raise UnsupportedFunctionError(
+                f"{fn!r} is a coroutine function, which this guard would never await. Use "
+                "safeagent_sa.aio.AsyncExecutionGuard with an AsyncSession."
+            )
         with self.claim(
             session,
             request_id,
@@ -338,13 +337,4 @@ class ExecutionGuard:
                 print(receipt.result, receipt.completed_at)
             ```
         """
-        key = validate_key(self._scope if scope is None else scope, request_id)
-        stored = _claim.find(_safety.plain_session(session), self._policy, key)
-        return None if stored is None else _outcome.receipt_of(key, stored)
-
-
-def _valid_timeout(value: float | None) -> float | None:
-    if value is not None and not (math.isfinite(value) and value >= 0):
-        message = f"wait_timeout is a number of seconds, 0 or more, or None to wait without end; not {value}"
-        raise ValueError(message)
-    return value
+        return _blocks.get(self._settings, _safety.plain_session(session), request_id, scope=scope)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
@@ -48,12 +49,22 @@ def configure(engine: Any, *, busy_timeout: float = 5.0) -> None:
     milliseconds = math.ceil(busy_timeout * 1000)
 
     def on_connect(driver: Any, _record: Any) -> None:
-        driver.isolation_level = None
-        cursor = driver.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {milliseconds}")
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("PRAGMA synchronous = FULL")
-        cursor.close()
+        try:
+            driver.isolation_level = None
+            cursor = driver.cursor()
+            for pragma in (f"busy_timeout = {milliseconds}", "journal_mode = WAL", "synchronous = FULL"):
+                cursor.execute(f"PRAGMA {pragma}")
+                cursor.fetchall()
+            cursor.close()
+        except BaseException:  # a cancelled task too: the pool does not know this connection yet, nobody else closes it
+            driver.close()
+            raise
+
+    def on_close(driver: Any, _record: Any) -> None:
+        # A statement that a cancelled task never read to its end keeps a closed connection alive, and its transaction
+        # and lock with it, until its cursor is collected (sqlite.org/c3ref/close.html on sqlite3_close_v2).
+        with suppress(Exception):
+            driver.rollback()
 
     def on_begin(connection: Connection) -> None:
         # Again for each transaction: a connection that was lent out as AUTOCOMMIT comes back with the driver's default.
@@ -63,4 +74,5 @@ def configure(engine: Any, *, busy_timeout: float = 5.0) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     event.listen(engine, "connect", on_connect)
+    event.listen(engine, "close", on_close)
     event.listen(engine, "begin", on_begin)

@@ -5,9 +5,10 @@ The only module besides the owners of effects and of retention that ends a trans
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -15,6 +16,15 @@ from sqlalchemy.orm import Session
 from ._retry import Attempts
 from .errors import ExecutionInProgressError, UnsupportedSessionError
 from .execution import Execution
+
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+_SessionT = TypeVar("_SessionT")
+
+# What another attempt may help against; `Attempts` looks closer.
+_FAILURES = (DBAPIError, ExecutionInProgressError)
 
 
 class SessionFactory(Protocol):
@@ -25,29 +35,60 @@ class SessionFactory(Protocol):
         ...
 
 
+class AsyncSessionFactory(Protocol):
+    """What makes an AsyncSession of its own for each call: an `async_sessionmaker`, or any function that does."""
+
+    def __call__(self) -> AsyncSession:
+        """Return a session that is in no transaction."""
+        ...
+
+
 def run(session_factory: SessionFactory, body: Callable[[Session], Execution], attempts: Attempts) -> Execution:
     """Run `body` in a transaction of its own until it is committed, or an error is the caller's to see."""
     while True:
         try:
             return _once(session_factory, body)
-        except (DBAPIError, ExecutionInProgressError) as error:
+        except _FAILURES as error:
             pause = attempts.pause_after(error)
             if pause is None:
                 raise
         time.sleep(pause)
 
 
+async def run_async(
+    session_factory: AsyncSessionFactory,
+    body: Callable[[AsyncSession], Awaitable[Execution]],
+    attempts: Attempts,
+) -> Execution:
+    """Do as `run` does, for AsyncSession."""
+    from sqlalchemy.ext.asyncio import AsyncSession  # noqa: PLC0415 - needs greenlet
+
+    while True:
+        try:
+            async with _idle(session_factory(), AsyncSession) as session, session.begin():
+                return await body(session)
+        except _FAILURES as error:
+            pause = attempts.pause_after(error)
+            if pause is None:
+                raise
+        await asyncio.sleep(pause)
+
+
 def _once(session_factory: SessionFactory, body: Callable[[Session], Execution]) -> Execution:
-    session: Any = session_factory()
-    if not isinstance(session, Session):
+    with _idle(session_factory(), Session) as session, session.begin():
+        return body(session)
+
+
+def _idle(session: Any, kind: type[_SessionT]) -> _SessionT:
+    if not isinstance(session, kind):
+        factory = "sessionmaker(engine)" if kind is Session else "async_sessionmaker(engine)"
         raise UnsupportedSessionError(
-            f"run_transaction() needs a factory of sqlalchemy.orm.Session, such as sessionmaker(engine); this one made "
+            f"run_transaction() needs a factory of {kind.__name__}, such as {factory}; this one made "
             f"{type(session).__name__}"
         )
-    if session.in_transaction():
+    if session.in_transaction():  # type: ignore[attr-defined]
         raise UnsupportedSessionError(
             "run_transaction() commits, so it needs a session that is in no transaction; the factory gave one that is. "
             "Use guard.execute(session, ...) inside a transaction of yours."
         )
-    with session, session.begin():
-        return body(session)
+    return session

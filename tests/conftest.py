@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import uuid
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, create_engine, event, text
+from sqlalchemy import URL, create_engine, event, make_url, text
 from sqlalchemy.pool import NullPool
+from support.aio import AsyncPort
 from support.app import Port, make_engine
 from support.servers import Server, start
 
@@ -97,6 +99,57 @@ def sqlite(tmp_path: Path) -> Iterator[Port]:
 
 
 @pytest.fixture
+def aiosqlite(sqlite: Port) -> Iterator[Port]:
+    port = AsyncPort.of("sqlite", sqlite.url.replace("sqlite:", "sqlite+aiosqlite:"), sqlite)
+    yield port
+    assert port.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    port.dispose()
+
+
+@pytest.fixture(scope="session")
+def _async_postgresql(_shared_postgresql: Port) -> Iterator[dict[str, Port]]:
+    ports = {
+        driver: AsyncPort.of(
+            "postgresql",
+            make_url(_shared_postgresql.url)
+            .set(drivername=f"postgresql+{driver}")
+            .render_as_string(hide_password=False),
+            _shared_postgresql,
+            pool_size=40,
+        )
+        for driver in ("psycopg_async", "asyncpg")
+    }
+    yield ports
+    for port in ports.values():
+        port.dispose()
+
+
+@pytest.fixture
+def psycopg_async(postgresql: Port, _async_postgresql: dict[str, AsyncPort]) -> Iterator[Port]:
+    yield _async_postgresql["psycopg_async"]
+    assert _async_postgresql["psycopg_async"].engine.pool.checkedout() == 0
+
+
+@pytest.fixture
+def asyncpg(postgresql: Port, _async_postgresql: dict[str, AsyncPort]) -> Iterator[Port]:
+    yield _async_postgresql["asyncpg"]
+    assert _async_postgresql["asyncpg"].engine.pool.checkedout() == 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run the body of a test where the driver of its port can be awaited."""
+    names = pyfuncitem._fixtureinfo.argnames
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    for value in arguments.values():
+        if isinstance(value, AsyncPort):
+            run = value.run_coroutine if inspect.iscoroutinefunction(pyfuncitem.obj) else value.run
+            run(pyfuncitem.obj, **arguments)
+            return True
+    return None
+
+
+@pytest.fixture
 def statements(port: Port) -> Iterator[list[str]]:
     """Every statement that is sent to the port's database, in order."""
     sent: list[str] = []
@@ -109,9 +162,16 @@ def statements(port: Port) -> Iterator[list[str]]:
     event.remove(port.engine, "before_cursor_execute", note)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "aiosqlite", "postgresql", "psycopg_async", "asyncpg"])
 def port(request: pytest.FixtureRequest) -> Port:
     """Every database that the guard promises the same on."""
+    found: Port = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(params=["aiosqlite", "psycopg_async", "asyncpg"])
+def async_port(request: pytest.FixtureRequest) -> Port:
+    """Every async driver; a test may be a coroutine function."""
     found: Port = request.getfixturevalue(request.param)
     return found
 

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import UnsupportedDialectError
-from ._base import Dialect, Inserted, NewClaim, NewClaims, StoredRequest, TransactionState
+from ._base import Dialect, Inserted, NewClaim, NewClaims, StoredRequest
 from .postgresql import PostgreSQL
 from .sqlite import SQLite
 
@@ -19,7 +19,6 @@ __all__ = [
     "NewClaim",
     "NewClaims",
     "StoredRequest",
-    "TransactionState",
     "dialect_for",
     "is_transient",
     "may_have_written",

@@ -10,7 +10,6 @@ import datetime as dt
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from enum import Enum
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, bindparam, delete, select
@@ -64,14 +63,6 @@ class StoredRequest(NamedTuple):
     completed_at: dt.datetime | None
 
 
-class TransactionState(Enum):
-    """What the server makes of the transaction that SQLAlchemy believes to be open."""
-
-    NONE = "none"
-    OPEN = "open"
-    ABORTED = "aborted"
-
-
 class Dialect(ABC):
     """The statements of one database for one table; it decides nothing and holds no state."""
 
@@ -114,8 +105,12 @@ class Dialect(ABC):
         """Do as `complete` does for many rows in one statement, and return the number of rows."""
 
     @abstractmethod
-    def transaction_state(self, connection: Connection) -> TransactionState:
-        """Tell what the server makes of the transaction, from the driver where it knows."""
+    def is_in_transaction(self, connection: Connection) -> bool:
+        """Tell whether the server, too, has the transaction that SQLAlchemy believes to be open; asked after the claim."""
+
+    @abstractmethod
+    def is_aborted(self, connection: Connection) -> bool:
+        """Tell whether the server would answer COMMIT by rolling back without a word."""
 
     def make_durable(self, connection: Connection) -> None:  # noqa: B027 - nothing to do where `is_durable` is always true
         """Let the transaction's COMMIT be answered only when it cannot be lost any more."""

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, CursorResult, Table, text
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import AutocommitError, ReadOnlyTransactionError
-from ._base import Dialect, Inserted, NewClaim, NewClaims, StoredRequest, TransactionState, by_request_id
+from ._base import Dialect, Inserted, NewClaim, NewClaims, StoredRequest, by_request_id
 from ._postgresql_sql import Statements
 
 
@@ -30,6 +30,7 @@ _READ_ONLY_TRANSACTION = "25006"
 # serialization failure, deadlock (section 13.5 asks to run the whole transaction again); the server stops, has crashed,
 # or cannot accept connections yet
 _TRANSIENT = {"40001", "40P01", "57P01", "57P02", "57P03"}
+_CONNECTION_EXCEPTION = "08"
 
 # Values of synchronous_commit with which a COMMIT that was answered can be lost: by a crash of the server, or by a
 # failover to a synchronous standby.
@@ -45,15 +46,11 @@ _SET_TIMEOUTS = text(
     "SELECT set_config('lock_timeout', :lock_timeout, true), set_config('statement_timeout', :statement_timeout, true)"
 )
 
-# What PQtransactionStatus answers (manual, section 34.2): idle, active, in transaction, in error, unknown. The last means
-# that the connection is gone, and the transaction with it.
-_STATES = {
-    0: TransactionState.NONE,
-    1: TransactionState.OPEN,
-    2: TransactionState.OPEN,
-    3: TransactionState.ABORTED,
-    4: TransactionState.NONE,
-}
+# What PQtransactionStatus answers (manual, section 34.2), besides idle and unknown: with the latter the connection is
+# gone, and the transaction with it.
+_ACTIVE, _IN_TRANSACTION, _IN_ERROR = 1, 2, 3
+
+_HAS_WRITTEN = text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
 
 
 class PostgreSQL(Dialect):
@@ -144,29 +141,37 @@ class PostgreSQL(Dialect):
         """Set synchronous_commit for this transaction alone (manual, section 20.5)."""
         connection.execute(text("SELECT set_config('synchronous_commit', 'on', true)"))
 
-    def transaction_state(self, connection: Connection) -> TransactionState:
-        """Ask libpq, which psycopg shows; a driver that does not know costs a round trip."""
-        info = getattr(connection.connection.dbapi_connection, "info", None)
-        status = getattr(info, "transaction_status", None)
+    def is_in_transaction(self, connection: Connection) -> bool:
+        """Ask the driver: libpq, as psycopg shows it, or asyncpg; else the server, where the claim has left an id."""
+        status = _libpq_status(connection)
         if status is not None:
-            return _STATES[int(status)]
+            return status in (_ACTIVE, _IN_TRANSACTION, _IN_ERROR)
+        ask = getattr(connection.connection.driver_connection, "is_in_transaction", None)
+        return bool(ask()) if ask is not None else self.may_have_written(connection)
+
+    def is_aborted(self, connection: Connection) -> bool:
+        """Ask libpq; asyncpg does not tell an aborted transaction from an open one, so that it costs a round trip."""
+        status = _libpq_status(connection)
+        if status is not None:
+            return status == _IN_ERROR
         try:
             connection.execute(text("SELECT 1"))
         except DBAPIError as error:
             if _sqlstate(error) != _IN_FAILED_TRANSACTION:
                 raise
-            return TransactionState.ABORTED
-        return TransactionState.OPEN
+            return True
+        return False
 
     @staticmethod
     def is_transient(error: DBAPIError) -> bool:
-        """Know serialization failures, deadlocks, and a server that stops or starts."""
-        return _sqlstate(error) in _TRANSIENT
+        """Know serialization failures, deadlocks, a server that stops or starts, and lost connections as asyncpg has them."""
+        code = _sqlstate(error) or ""
+        return code in _TRANSIENT or code.startswith(_CONNECTION_EXCEPTION)
 
     @staticmethod
     def may_have_written(connection: Connection) -> bool:
         """Ask whether the transaction has an id: PostgreSQL gives one at the first write."""
-        return bool(connection.scalar(text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")))
+        return bool(connection.scalar(_HAS_WRITTEN))
 
     def _parameters(self, claim: NewClaim) -> dict[str, Any]:
         return claim._asdict() | {"lock_name": self._lock_name(claim.scope, claim.request_id)}
@@ -210,5 +215,11 @@ def _set_timeouts(connection: Connection, lock_timeout: str, statement_timeout: 
     connection.execute(_SET_TIMEOUTS, values)
 
 
+def _libpq_status(connection: Connection) -> int | None:
+    info = getattr(connection.connection.driver_connection, "info", None)
+    status = getattr(info, "transaction_status", None)
+    return None if status is None else int(status)
+
+
 def _sqlstate(error: DBAPIError) -> str | None:
-    return getattr(error.orig, "sqlstate", None)
+    return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Table, Text, bindparam, func, insert, literal
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import EngineNotConfiguredError
-from ._base import Dialect, Inserted, NewClaim, NewClaims, StoredRequest, TransactionState, by_request_id
+from ._base import Dialect, Inserted, NewClaim, NewClaims, StoredRequest, by_request_id
 
 
 class SQLite(Dialect):
@@ -60,7 +60,7 @@ class SQLite(Dialect):
         managed = (
             getattr(driver, "isolation_level", None) is not None and getattr(driver, "autocommit", -1) is not False
         )
-        if managed or self.transaction_state(connection) is not TransactionState.OPEN:
+        if managed or not self.is_in_transaction(connection):
             message = (
                 "this SQLite engine lets its driver begin and commit transactions by itself, so a claim could be "
                 "committed without the business writes. Call this once, where the engine is made:\n\n"
@@ -104,7 +104,11 @@ class SQLite(Dialect):
         code = getattr(error.orig, "sqlite_errorcode", None)
         return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
-    def transaction_state(self, connection: Connection) -> TransactionState:
-        """Ask the driver; SQLite aborts no transaction after a failed statement."""
-        driver: Any = connection.connection.dbapi_connection
-        return TransactionState.OPEN if driver.in_transaction else TransactionState.NONE
+    def is_in_transaction(self, connection: Connection) -> bool:
+        """Ask the driver."""
+        driver: Any = connection.connection.driver_connection
+        return bool(driver.in_transaction)
+
+    def is_aborted(self, connection: Connection) -> bool:
+        """Say no: a failed statement aborts no transaction of SQLite."""
+        return False

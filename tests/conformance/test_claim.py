@@ -1,8 +1,8 @@
 """The promise itself, the same on every database: once, and the same answer for every retry."""
 
 import datetime as dt
-import threading
 import uuid
+from functools import partial
 
 import pytest
 from sqlalchemy import event, select, update
@@ -389,46 +389,27 @@ def test_a_model_with_another_table_name_and_columns_of_its_own(port):
         Base.metadata.drop_all(port.engine)
 
 
-def test_threads_that_race_for_one_id_execute_it_once(port):
+def test_callers_that_race_for_one_id_execute_it_once(port):
     callers = 32
-    barrier = threading.Barrier(callers)
-    answers, failures = [], []
+    answers = []
 
     def call():
-        try:
-            barrier.wait()
-            answers.append(deliver(port, "hot", ExecutionGuard(wait_timeout=60)))
-        except BaseException as error:  # noqa: BLE001 - shown by the assertion
-            failures.append(error)
+        answers.append(deliver(port, "hot", ExecutionGuard(wait_timeout=60)))
 
-    threads = [threading.Thread(target=call) for _ in range(callers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    port.in_parallel([call] * callers)
 
-    assert failures == []
     assert sorted(answer.is_replay for answer in answers) == [False] + [True] * (callers - 1)
     assert {str(answer.result) for answer in answers} == {str(answers[0].result)}
     assert port.payments("hot") == 1
 
 
-def test_threads_with_ids_of_their_own_do_not_disturb_each_other(port):
+def test_callers_with_ids_of_their_own_do_not_disturb_each_other(port):
     names = [str(uuid.UUID(int=number)) for number in range(64)]
-    failures = []
 
     def call(mine):
-        try:
-            for name in mine:
-                deliver(port, name)
-        except BaseException as error:  # noqa: BLE001 - shown by the assertion
-            failures.append(error)
+        for name in mine:
+            deliver(port, name)
 
-    threads = [threading.Thread(target=call, args=(names[number::8],)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    port.in_parallel([partial(call, names[number::8]) for number in range(8)])
 
-    assert failures == []
     assert port.requests() == [(name, "completed") for name in names]

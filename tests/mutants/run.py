@@ -82,7 +82,11 @@ MUTANTS = {
         "            inserted = None\n        if inserted is None:\n            # Hands",
         "            connection.execute(text(f'ROLLBACK TO SAVEPOINT {_SAVEPOINT}'))\n            inserted = None\n        if False:\n            # Hands",
     ),
-    "lock_timeout leaks": (POSTGRESQL, "_set_lock_timeout(connection, before)", "pass"),
+    "lock_timeout leaks": (
+        POSTGRESQL,
+        "_set_timeouts(connection, before.lock_timeout, before.statement_timeout)",
+        "pass",
+    ),
     "no lock: the INSERT waits": (
         SQL,
         "select(*values).where(func.pg_try_advisory_xact_lock(lock_key))",
@@ -97,12 +101,12 @@ MUTANTS = {
     ),
     "AUTOCOMMIT is not looked for again": (
         CLAIM,
-        "if dialect.transaction_state(connection) is TransactionState.NONE:\n        dialect",
+        "if not dialect.is_in_transaction(connection):\n        dialect",
         "if False:\n        dialect",
     ),
     "an AUTOCOMMIT row is left behind": (CLAIM, "dialect.delete(connection, row)", "pass"),
     "SQLite engines are not checked": (SQLITE, "if managed or", "if False and managed or False and"),
-    "an aborted transaction may commit": (SAFETY, "is TransactionState.ABORTED:", "is None:"),
+    "an aborted transaction may commit": (SAFETY, "if dialect.is_aborted(connection):", "if False:"),
     "the Session's commit is not watched": (SAFETY, 'event.listen(session, "before_commit", _before_commit)', "pass"),
     "the Connection's commit is not watched": (
         SAFETY,
@@ -114,8 +118,8 @@ MUTANTS = {
     "a lost claim lets later writes commit": (SAFETY, "    if claim.is_lost:\n", "    if False:\n"),
     "a claim that went with its savepoint blocks the commit": (
         SAFETY,
-        'if stored is not None and stored.token == claim.row.token and stored.status == "claimed":',
-        "if True:",
+        "        if not claim.is_savepoint_gone:\n",
+        "        if True:\n",
     ),
     "pending writes are not looked for": ("_other_writes.py", "    if pending:\n", "    if False:\n"),
     "a second database is not looked for at the block's end": (
@@ -146,8 +150,8 @@ MUTANTS = {
     "one's own claim is taken for another's": (OUTCOME, "    if is_own:\n", "    if False:\n"),
     "the first caller gets what he gave": (
         "execution.py",
-        "self._value = _codec.decode(stored)",
-        "self._value = result",
+        "return _codec.decode(self._stored)\n\n    def _close",
+        "return result\n\n    def _close",
     ),
     "results are not checked for a round trip": ("_codec.py", "if _dump(decode(text)) != text:", "if False:"),
     "ids are normalised": (

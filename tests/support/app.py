@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +46,11 @@ class Port:
     def __post_init__(self) -> None:
         self.sessions = sessionmaker(self.engine)
 
+    @property
+    def looks_before_commit(self) -> list[str]:
+        """What is sent before COMMIT: asyncpg does not tell whether the transaction is aborted, so the server is asked."""
+        return ["SELECT 1"] if self.engine.driver == "asyncpg" else []
+
     def create_tables(self) -> None:
         # by the schema steps, as in production, and not by create_all()
         with self.engine.begin() as connection:
@@ -53,6 +61,18 @@ class Port:
         with self.engine.begin() as connection:
             for table in (*metadata.sorted_tables, *Base.metadata.sorted_tables):
                 connection.execute(table.delete())
+
+    def in_parallel(self, functions: list[Callable[[], Any]]) -> None:
+        """Call functions at once, each in a thread of its own; raise what the first one to fail has raised."""
+        barrier = threading.Barrier(len(functions))
+
+        def call(function: Callable[[], Any]) -> None:
+            barrier.wait()
+            function()
+
+        with ThreadPoolExecutor(len(functions)) as pool:
+            for done in [pool.submit(call, function) for function in functions]:
+                done.result()
 
     def payments(self, reference: str) -> int:
         with self.sessions() as session:

@@ -1,0 +1,286 @@
+"""AsyncExecutionGuard: the verbs of ExecutionGuard for AsyncSession, over psycopg's async mode, asyncpg and aiosqlite.
+
+There is one core, the synchronous one: each step of it is one `await session.run_sync(...)`, as SQLAlchemy's own async
+layer does it. Needs the extra `asyncio` (greenlet).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from types import EllipsisType
+from typing import Any, Concatenate, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+
+from . import _blocks, transactions
+from ._retry import Attempts
+from .errors import UnsupportedFunctionError, UnsupportedSessionError
+from .execution import Batch, Execution, Receipt
+from .guard import GuardConfiguration
+from .transactions import AsyncSessionFactory
+
+
+__all__ = ["AsyncExecutionGuard"]
+
+_ValueT = TypeVar("_ValueT")
+
+
+class AsyncExecutionGuard(GuardConfiguration):
+    """Claims request_ids inside your own AsyncSession and transaction; it never commits, rolls back or closes them.
+
+    Everything that ExecutionGuard promises holds here, and its handles are the same classes. A task that is cancelled
+    stores nothing, except where COMMIT was on its way: then nobody can know, and a retry with the same request_id tells.
+    """
+
+    def claim(
+        self,
+        session: AsyncSession | async_scoped_session[Any],
+        request_id: str,
+        *,
+        action: str,
+        payload: Any = None,
+        scope: str | None = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        savepoint: bool = False,
+    ) -> AbstractAsyncContextManager[Execution]:
+        """Claim a request for the block; claim, business writes and result commit with your transaction, or none does.
+
+        Args:
+            session: The session of the business writes.
+            request_id: As in `ExecutionGuard.claim`, like everything that follows.
+            action: What is done.
+            payload: The arguments that a retry must repeat.
+            scope: The tenant or namespace, instead of the guard's own.
+            wait_timeout: Seconds to wait for another claim of the same request; other tasks go on meanwhile.
+            savepoint: Put the block into a SAVEPOINT.
+
+        Returns:
+            A block (`async with`) with the execution: new, to be completed in the block, or a replay.
+
+        Raises:
+            UnsupportedSessionError: This is no AsyncSession.
+            Exception: What `ExecutionGuard.claim` raises.
+
+        Example:
+            ```python
+            async with AsyncSession(engine) as session, session.begin():
+                async with guard.claim(session, "payment_123", action="send_payment") as execution:
+                    if not execution.is_replay:
+                        session.add(Payment(amount=100))
+                        execution.complete({"status": "sent"})
+            ```
+        """
+        session = _plain_session(session)
+        block = _blocks.claim(
+            self._settings,
+            session.sync_session,
+            request_id,
+            action=action,
+            payload=payload,
+            scope=scope,
+            wait_timeout=wait_timeout,
+            savepoint=savepoint,
+        )
+        return _over(session, block)
+
+    def claim_many(
+        self,
+        session: AsyncSession | async_scoped_session[Any],
+        payloads: Mapping[str, Any],
+        *,
+        action: str,
+        scope: str | None = None,
+    ) -> AbstractAsyncContextManager[Batch]:
+        """Claim many requests for the block; all that are new commit with your transaction together, or none does.
+
+        Args:
+            session: The session of the business writes.
+            payloads: As in `ExecutionGuard.claim_many`, like everything that follows.
+            action: What is done with each of them.
+            scope: The tenant or namespace, instead of the guard's own.
+
+        Returns:
+            A block (`async with`) with the batch.
+
+        Raises:
+            UnsupportedSessionError: This is no AsyncSession.
+            Exception: What `ExecutionGuard.claim_many` raises.
+
+        Example:
+            ```python
+            async with guard.claim_many(session, {m.id: m.body for m in messages}, action="ingest") as batch:
+                for execution in batch.new:
+                    execution.complete(await ingest(session, execution.request_id))
+            ```
+        """
+        session = _plain_session(session)
+        block = _blocks.claim_many(self._settings, session.sync_session, payloads, action=action, scope=scope)
+        return _over(session, block)
+
+    async def execute(
+        self,
+        session: AsyncSession | async_scoped_session[Any],
+        request_id: str,
+        fn: Callable[Concatenate[AsyncSession, ...], Awaitable[Any]],
+        *args: Any,
+        action: str,
+        payload: Any = None,
+        scope: str | None = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        savepoint: bool = False,
+        **kwargs: Any,
+    ) -> Execution:
+        """Await a function under a claim; its writes and its return value commit with your transaction, or none does.
+
+        Args:
+            session: The session of the business writes, given to `fn` as its first argument.
+            request_id: As in `ExecutionGuard.execute`, like everything that is not named here.
+            fn: The business function, a coroutine function; it is not called on a replay.
+            *args: Further arguments of `fn`.
+            action: What is done.
+            payload: The arguments that a retry must repeat.
+            scope: The tenant or namespace, instead of the guard's own.
+            wait_timeout: Seconds to wait for another claim of the same request.
+            savepoint: Put the call into a SAVEPOINT.
+            **kwargs: Keyword arguments of `fn`.
+
+        Returns:
+            The execution, whose `result` is the same for the first caller and for every retry.
+
+        Raises:
+            UnsupportedFunctionError: `fn` returned something that cannot be awaited.
+            Exception: What `fn` raises, and everything that `claim` raises.
+
+        Example:
+            ```python
+            async def send_payment(session: AsyncSession, amount: int) -> dict[str, str]:
+                session.add(Payment(amount=amount))
+                return {"status": "sent"}
+
+
+            async with AsyncSession(engine) as session, session.begin():
+                execution = await guard.execute(session, "payment_123", send_payment, 100, action="send_payment")
+            ```
+        """
+        session = _plain_session(session)
+        async with self.claim(
+            session,
+            request_id,
+            action=action,
+            payload=payload,
+            scope=scope,
+            wait_timeout=wait_timeout,
+            savepoint=savepoint,
+        ) as execution:
+            if not execution.is_replay:
+                returned: Any = fn(session, *args, **kwargs)
+                if not inspect.isawaitable(returned):
+                    raise UnsupportedFunctionError(
+                        f"AsyncExecutionGuard awaits what it runs, and {fn!r} returned something else. Write it with "
+                        "`async def`, or run it through session.run_sync under an ExecutionGuard."
+                    )
+                execution.complete(await returned)
+        return execution
+
+    async def run_transaction(
+        self,
+        session_factory: AsyncSessionFactory,
+        request_id: str,
+        fn: Callable[Concatenate[AsyncSession, ...], Awaitable[Any]],
+        *args: Any,
+        action: str,
+        payload: Any = None,
+        scope: str | None = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        attempts: int = 5,
+        max_seconds: float = 30.0,
+        **kwargs: Any,
+    ) -> Execution:
+        """Await a function under a claim in a transaction of its own, which is committed when this returns.
+
+        Args:
+            session_factory: What makes a new session, such as `async_sessionmaker(engine)`.
+            request_id: As in `ExecutionGuard.run_transaction`, like everything that is not named here.
+            fn: The business function, a coroutine function; it is called again on another attempt.
+            *args: Further arguments of `fn`.
+            action: What is done.
+            payload: The arguments that a retry must repeat.
+            scope: The tenant or namespace, instead of the guard's own.
+            wait_timeout: Seconds to wait for another claim of the same request, for each attempt.
+            attempts: The most attempts, the first one included.
+            max_seconds: No attempt begins after so many seconds.
+            **kwargs: Keyword arguments of `fn`.
+
+        Returns:
+            The execution, committed.
+
+        Raises:
+            UnsupportedSessionError: The factory gives no AsyncSession, or one in a transaction.
+            ValueError: `attempts` or `max_seconds` is too small.
+            Exception: What `fn` raises, and everything that `claim` raises, once no attempt is left.
+
+        Example:
+            ```python
+            execution = await guard.run_transaction(Sessions, "payment_123", send_payment, 100, action="send_payment")
+            ```
+        """
+        options = {"action": action, "payload": payload, "scope": scope, "wait_timeout": wait_timeout, **kwargs}
+        return await transactions.run_async(
+            session_factory,
+            lambda session: self.execute(session, request_id, fn, *args, **options),
+            Attempts(attempts, max_seconds),
+        )
+
+    async def get(
+        self, session: AsyncSession | async_scoped_session[Any], request_id: str, *, scope: str | None = None
+    ) -> Receipt | None:
+        """Read a receipt in the session's transaction; nothing is claimed, written or waited for.
+
+        Args:
+            session: Any AsyncSession that sees the table; on a replica the answer may be old.
+            request_id: The id of the request.
+            scope: The tenant or namespace, instead of the guard's own.
+
+        Returns:
+            The receipt, or None where the request is unknown or not finished.
+
+        Raises:
+            UnsupportedSessionError: This is no AsyncSession.
+            Exception: What `ExecutionGuard.get` raises.
+
+        Example:
+            ```python
+            receipt = await guard.get(session, "payment_123")
+            ```
+        """
+        return await _plain_session(session).run_sync(
+            lambda sync_session: _blocks.get(self._settings, sync_session, request_id, scope=scope)
+        )
+
+
+@asynccontextmanager
+async def _over(session: AsyncSession, block: AbstractContextManager[_ValueT]) -> AsyncGenerator[_ValueT]:
+    """Enter and leave a synchronous block where its database calls can be awaited."""
+    value = await session.run_sync(lambda _: block.__enter__())
+    try:
+        yield value
+    except BaseException as error:
+        left = (type(error), error, error.__traceback__)
+        # A block without a savepoint sends nothing here, so that a cancelled task is not held up.
+        if not await session.run_sync(lambda _: block.__exit__(*left)):
+            raise
+    else:
+        await session.run_sync(lambda _: block.__exit__(None, None, None))
+
+
+def _plain_session(session: object) -> AsyncSession:
+    found = session() if isinstance(session, async_scoped_session) else session
+    if isinstance(found, AsyncSession):
+        return found
+    message = (
+        f"AsyncExecutionGuard needs a sqlalchemy.ext.asyncio.AsyncSession, not {type(session).__name__}. For a "
+        "synchronous Session use safeagent_sa.ExecutionGuard, which has the same verbs."
+    )
+    raise UnsupportedSessionError(message)

@@ -1,0 +1,146 @@
+"""A task is cancelled wherever it stands: nothing is left open, and a retry agrees with what was committed."""
+
+import asyncio
+import random
+import statistics
+import time
+
+import pytest
+from sqlalchemy import text
+from support.app import Payment
+
+from safeagent_sa.aio import AsyncExecutionGuard
+
+
+SEED = 20261123
+guard = AsyncExecutionGuard(wait_timeout=60)
+
+
+async def pay(session, reference):
+    payment = Payment(reference=reference, amount=100)
+    session.add(payment)
+    await session.flush()
+    return {"receipt": payment.id}
+
+
+async def deliver(port, name):
+    async with port.async_sessions() as session, session.begin():
+        execution = await guard.execute(session, name, pay, name, action="pay")
+    return execution.result
+
+
+async def deliver_whole(port, name):
+    return (await guard.run_transaction(port.async_sessions, name, pay, name, action="pay")).result
+
+
+async def cancelled_after(turns, coroutine):
+    """Run a coroutine, cancel it after so many turns of the loop; return its answer, or None, and the turns it had."""
+    loop, taken = asyncio.get_running_loop(), 0
+    task = loop.create_task(coroutine)
+
+    def turn():
+        nonlocal taken
+        if task.done():
+            return
+        taken += 1
+        if taken > turns:
+            task.cancel()
+        else:
+            loop.call_soon(turn)
+
+    loop.call_soon(turn)
+    try:
+        return await task, taken
+    except asyncio.CancelledError:
+        return None, taken
+
+
+async def nothing_is_open(port):
+    """Wait until every connection is back; SQLAlchemy ends a cancelled session in a task of its own."""
+    deadline = time.monotonic() + 30
+    while port.engine.pool.checkedout():
+        assert time.monotonic() < deadline, "a connection is still out"
+        await asyncio.sleep(0)
+    if port.name == "postgresql":
+        with port.twin.engine.connect() as connection:
+            query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
+            while connection.scalar(text(query)):  # the server ends what it was told to a moment later
+                assert time.monotonic() < deadline, "a transaction is still open"
+                connection.rollback()
+
+
+@pytest.mark.parametrize("delivery", [deliver, deliver_whole])
+@pytest.mark.parametrize("points", [60, pytest.param(1000, marks=[pytest.mark.stress, pytest.mark.timeout(1800)])])
+async def test_a_task_cancelled_at_a_random_point_leaves_nothing_open(async_port, points, delivery):
+    chance = random.Random(SEED)
+    turns = [(await cancelled_after(10**9, delivery(async_port, f"warm-{number}")))[1] for number in range(12)]
+    usual = int(statistics.median(turns[2:]))  # the first ones connect
+    cancelled = stored = 0
+    for number in range(points):
+        name = f"order-{number}"
+        answer, _ = await cancelled_after(chance.randrange(usual), delivery(async_port, name))
+        await nothing_is_open(async_port)
+        before = async_port.payments(name)
+        retries = [await deliver(async_port, name) for _ in range(2)]
+
+        assert retries[0] == retries[1]
+        assert answer is None or answer == retries[0]
+        assert async_port.payments(name) == 1
+        cancelled += answer is None
+        stored += answer is None and before == 1
+    print(f"\n{points} points, seed {SEED}: {cancelled} cancelled, {stored} of them committed all the same")
+
+    assert cancelled > points / 4
+
+
+@pytest.mark.parametrize("driver", ["psycopg_async", "asyncpg"])
+def test_a_waiter_that_is_cancelled_waits_no_more(request, driver):
+    port = request.getfixturevalue(driver)
+
+    def waiting():
+        with port.twin.engine.connect() as connection:
+            query = (
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            return connection.scalar(text(query))
+
+    async def cancel_a_waiter():
+        async with port.async_sessions() as holder, guard.claim(holder, "order-1", action="pay") as execution:
+            task = asyncio.create_task(deliver(port, "order-1"))
+            while not waiting():
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            while waiting():
+                await asyncio.sleep(0)
+            execution.complete({"receipt": 0})
+            await holder.flush()
+        await nothing_is_open(port)
+
+    port.runner.run(asyncio.wait_for(cancel_a_waiter(), 60))
+
+    assert port.requests() == []
+
+
+async def test_a_block_that_is_cancelled_cannot_be_committed(async_port):
+    async with async_port.async_sessions() as session:
+        reached = asyncio.Event()
+
+        async def work():
+            async with guard.claim(session, "order-1", action="pay"):
+                await pay(session, "order-1")
+                reached.set()
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(work())
+        await reached.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(Exception, match="order-1"):
+            await session.commit()
+        await session.rollback()
+
+    assert async_port.requests() == []
+    assert async_port.payments("order-1") == 0

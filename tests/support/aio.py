@@ -1,0 +1,159 @@
+"""Runs the synchronous tests on async drivers: the body of a test in a greenlet, its guard behind AsyncExecutionGuard.
+
+So every test of the conformance suite is written once, and on an async port each `guard.claim(...)` in it goes through
+`async with AsyncExecutionGuard().claim(...)` on an AsyncSession, and each statement through the async driver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only, greenlet_spawn
+
+import support.app
+from safeagent_sa import ExecutionGuard, sqlite
+from safeagent_sa.aio import AsyncExecutionGuard
+from support.app import Port
+
+
+def make_async_engine(url: Any, **options: Any) -> Any:
+    engine = create_async_engine(url, **options)
+    if engine.dialect.name == "sqlite":
+        sqlite.configure(engine, busy_timeout=30)
+    return engine
+
+
+@dataclass
+class AsyncPort(Port):
+    """A port whose engine is async; `twin` is the same database through a synchronous driver, to set up and look in."""
+
+    twin: Port
+    runner: asyncio.Runner = field(default_factory=asyncio.Runner)
+    async_engine: Any = None
+
+    @classmethod
+    def of(cls, name: str, url: str, twin: Port, **options: Any) -> AsyncPort:
+        async_engine = make_async_engine(url, **options)
+        return cls(name, url, async_engine.sync_engine, twin, async_engine=async_engine)
+
+    def create_tables(self) -> None:
+        self.twin.create_tables()
+
+    def clear(self) -> None:
+        self.twin.clear()
+
+    def payments(self, reference: str) -> int:
+        return self.twin.payments(reference)
+
+    def requests(self) -> list[tuple[str, str]]:
+        return self.twin.requests()
+
+    def run(self, function: Any, **arguments: Any) -> Any:
+        """Call a synchronous function where the async driver can be awaited; its guards go through the façade."""
+        modules = [support.app, inspect.getmodule(function)]
+        with through_the_facade(modules):
+            return self.runner.run(greenlet_spawn(function, **arguments))
+
+    def run_coroutine(self, function: Any, **arguments: Any) -> None:
+        """Await a test that is a coroutine function, on the loop that the port's connections belong to."""
+        self.runner.run(function(**arguments))
+
+    @property
+    def async_sessions(self) -> Any:
+        return async_sessionmaker(self.async_engine)
+
+    def in_parallel(self, functions: list[Any]) -> None:
+        """Call functions at once, each in a task of its own."""
+
+        async def all_of_them() -> None:
+            async with asyncio.TaskGroup() as group:
+                for function in functions:
+                    group.create_task(greenlet_spawn(function))
+
+        await_only(all_of_them())
+
+    def dispose(self) -> None:
+        self.runner.run(self.async_engine.dispose())
+        self.runner.close()
+
+
+@contextmanager
+def through_the_facade(modules: list[Any]) -> Any:
+    """Let every guard of these modules, and the class itself, go through the façade."""
+    patches = []
+    for module in modules:
+        for name, value in vars(module).items():
+            if value is ExecutionGuard:
+                patches.append(mock.patch.object(module, name, Facade))
+            elif type(value) is ExecutionGuard:
+                patches.append(mock.patch.object(module, name, Facade.like(value)))
+    for patch in patches:
+        patch.start()
+    try:
+        yield
+    finally:
+        for patch in patches:
+            patch.stop()
+
+
+class Facade:
+    """Has the synchronous verbs, and awaits those of an AsyncExecutionGuard for each."""
+
+    def __init__(self, **options: Any) -> None:
+        self.guard = AsyncExecutionGuard(**options)
+        self._settings = self.guard._settings
+
+    @classmethod
+    def like(cls, guard: ExecutionGuard) -> Facade:
+        made = cls()
+        made._settings = made.guard._settings = guard._settings
+        return made
+
+    def claim(self, session: Any, *arguments: Any, **options: Any) -> Any:
+        return _awaited(self.guard.claim(_async(session), *arguments, **options))
+
+    def claim_many(self, session: Any, *arguments: Any, **options: Any) -> Any:
+        return _awaited(self.guard.claim_many(_async(session), *arguments, **options))
+
+    def execute(self, session: Any, request_id: str, fn: Any, *arguments: Any, **options: Any) -> Any:
+        return await_only(self.guard.execute(_async(session), request_id, _coroutine(fn), *arguments, **options))
+
+    def run_transaction(self, factory: Any, request_id: str, fn: Any, *arguments: Any, **options: Any) -> Any:
+        return await_only(
+            self.guard.run_transaction(lambda: _async(factory()), request_id, _coroutine(fn), *arguments, **options)
+        )
+
+    def get(self, session: Any, *arguments: Any, **options: Any) -> Any:
+        return await_only(self.guard.get(_async(session), *arguments, **options))
+
+
+@contextmanager
+def _awaited(block: Any) -> Any:
+    value = await_only(block.__aenter__())
+    try:
+        yield value
+    except BaseException as error:
+        if not await_only(block.__aexit__(type(error), error, error.__traceback__)):
+            raise
+    else:
+        await_only(block.__aexit__(None, None, None))
+
+
+def _async(session: Any) -> Any:
+    """Return an AsyncSession around a Session; anything else as it is."""
+    session = session() if hasattr(session, "registry") else session
+    return AsyncSession(sync_session_class=lambda **_: session) if isinstance(session, Session) else session
+
+
+def _coroutine(fn: Any) -> Any:
+    async def awaited(session: AsyncSession, *arguments: Any, **options: Any) -> Any:
+        return await session.run_sync(fn, *arguments, **options)
+
+    return awaited
