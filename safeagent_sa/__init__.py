@@ -34,6 +34,7 @@ from .errors import (
     PendingWritesError,
     ReadOnlyTransactionError,
     ReceiptExpiredError,
+    ReceiptTypeError,
     RequestConflictError,
     SafeAgentError,
     SchemaError,
@@ -42,6 +43,7 @@ from .errors import (
     TransactionAbortedError,
     UnsupportedDialectError,
     UnsupportedFunctionError,
+    UnsupportedResultTypeError,
     UnsupportedSessionError,
 )
 from .execution import Batch, Execution, ExecutionStatus, Receipt
@@ -82,6 +84,7 @@ __all__ = [
     "ReadOnlyTransactionError",
     "Receipt",
     "ReceiptExpiredError",
+    "ReceiptTypeError",
     "RequestConflictError",
     "SafeAgentError",
     "SchemaError",
@@ -90,6 +93,7 @@ __all__ = [
     "TransactionAbortedError",
     "UnsupportedDialectError",
     "UnsupportedFunctionError",
+    "UnsupportedResultTypeError",
     "UnsupportedSessionError",
     "__version__",
     "make_model",

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from . import _batch, _claim, _outcome, _safety
 from ._keys import validate_action, validate_key
+from ._results import PLAIN, ResultType
 from .execution import Batch, Execution, Receipt
 
 
@@ -43,11 +44,12 @@ def claim(
     scope: str | None,
     wait_timeout: float | EllipsisType | None,
     savepoint: bool,
-) -> Generator[Execution]:
+    result_type: ResultType = PLAIN,
+) -> Generator[Execution[Any]]:
     """Claim a request for the block."""
     policy = settings.policy
     key = validate_key(settings.scope_or(scope), request_id)
-    request = _outcome.Request(key, validate_action(action), payload, policy.fingerprinter.make(payload))
+    request = _outcome.Request(key, validate_action(action), payload, policy.fingerprinter.make(payload), result_type)
     timeout = settings.wait_timeout if wait_timeout is ... else valid_timeout(wait_timeout)
     _safety.refuse_pending_writes(session, key)
     if savepoint:

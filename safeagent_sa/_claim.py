@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, Insert, insert
@@ -70,7 +70,7 @@ class Policy:
 class Claim:
     """A claim that was granted: the handle for the caller, and the open claim unless it is a replay."""
 
-    execution: Execution
+    execution: Execution[Any]
     open_claim: _safety.OpenClaim | None
 
 
@@ -105,7 +105,10 @@ def claim(
 
     open_claim = _safety.OpenClaim(session, connection, dialect, row, found.proof, has_block)
     begin(open_claim, policy, found)
-    return Claim(Execution(*request.key, request.action, max_result_bytes=policy.max_result_bytes), open_claim)
+    execution: Execution[Any] = Execution(
+        *request.key, request.action, max_result_bytes=policy.max_result_bytes, result_type=request.result_type
+    )
+    return Claim(execution, open_claim)
 
 
 def begin(open_claim: _safety.OpenClaim, policy: Policy, inserted: Inserted) -> None:
@@ -197,8 +200,15 @@ def store(open_claim: _safety.OpenClaim, complete: Callable[[], bool]) -> None:
     raise _safety.lost(open_claim)
 
 
-def replay(session: Session, policy: Policy, request: Request, stored: StoredRequest) -> Execution:
+def replay(session: Session, policy: Policy, request: Request, stored: StoredRequest) -> Execution[Any]:
     """Return the replay of a stored request, or raise what else it asks for."""
     is_own = _safety.is_own(session, stored.token)
     receipt = answer(request, policy.fingerprinter, stored, is_own=is_own)
-    return Execution(*request.key, stored.action, max_result_bytes=policy.max_result_bytes, receipt=receipt)
+    return Execution(
+        *request.key,
+        stored.action,
+        max_result_bytes=policy.max_result_bytes,
+        result_type=request.result_type,
+        receipt=receipt,
+        stored=stored.result,
+    )

@@ -13,6 +13,7 @@ from . import _codec
 from ._dialects import StoredRequest
 from ._fingerprint import Fingerprinter
 from ._keys import Key
+from ._results import PLAIN, ResultType
 from .errors import (
     AlreadyClaimedError,
     ExecutionFailedError,
@@ -37,6 +38,7 @@ class Request:
     action: str
     payload: Any
     fingerprint: str
+    result_type: ResultType = PLAIN
 
 
 def receipt_of(key: Key, stored: StoredRequest) -> Receipt | None:

@@ -10,14 +10,15 @@ import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from types import EllipsisType
-from typing import Any, Concatenate, TypeVar
+from typing import Any, Concatenate, TypeVar, overload
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
 from . import _blocks, transactions
+from ._results import annotation_of, result_type_of
 from ._retry import Attempts
 from .errors import UnsupportedFunctionError, UnsupportedSessionError
-from .execution import Batch, Execution, Receipt
+from .execution import Batch, Execution, Receipt, ResultT
 from .guard import GuardConfiguration
 from .transactions import AsyncSessionFactory
 
@@ -34,6 +35,7 @@ class AsyncExecutionGuard(GuardConfiguration):
     stores nothing, except where COMMIT was on its way: then nobody can know, and a retry with the same request_id tells.
     """
 
+    @overload
     def claim(
         self,
         session: AsyncSession | async_scoped_session[Any],
@@ -42,9 +44,37 @@ class AsyncExecutionGuard(GuardConfiguration):
         action: str,
         payload: Any = None,
         scope: str | None = None,
+        result_type: type[ResultT],
         wait_timeout: float | EllipsisType | None = ...,
         savepoint: bool = False,
-    ) -> AbstractAsyncContextManager[Execution]:
+    ) -> AbstractAsyncContextManager[Execution[ResultT]]: ...
+
+    @overload
+    def claim(
+        self,
+        session: AsyncSession | async_scoped_session[Any],
+        request_id: str,
+        *,
+        action: str,
+        payload: Any = None,
+        scope: str | None = None,
+        result_type: Any = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        savepoint: bool = False,
+    ) -> AbstractAsyncContextManager[Execution[Any]]: ...
+
+    def claim(
+        self,
+        session: AsyncSession | async_scoped_session[Any],
+        request_id: str,
+        *,
+        action: str,
+        payload: Any = None,
+        scope: str | None = None,
+        result_type: Any = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        savepoint: bool = False,
+    ) -> AbstractAsyncContextManager[Execution[Any]]:
         """Claim a request for the block; claim, business writes and result commit with your transaction, or none does.
 
         Args:
@@ -53,6 +83,7 @@ class AsyncExecutionGuard(GuardConfiguration):
             action: What is done.
             payload: The arguments that a retry must repeat.
             scope: The tenant or namespace, instead of the guard's own.
+            result_type: What results are, so that a replay gives the same type.
             wait_timeout: Seconds to wait for another claim of the same request; other tasks go on meanwhile.
             savepoint: Put the block into a SAVEPOINT.
 
@@ -82,6 +113,7 @@ class AsyncExecutionGuard(GuardConfiguration):
             scope=scope,
             wait_timeout=wait_timeout,
             savepoint=savepoint,
+            result_type=result_type_of(result_type),
         )
         return _over(session, block)
 
@@ -119,6 +151,23 @@ class AsyncExecutionGuard(GuardConfiguration):
         block = _blocks.claim_many(self._settings, session.sync_session, payloads, action=action, scope=scope)
         return _over(session, block)
 
+    @overload
+    async def execute(
+        self,
+        session: AsyncSession | async_scoped_session[Any],
+        request_id: str,
+        fn: Callable[Concatenate[AsyncSession, ...], Awaitable[ResultT]],
+        *args: Any,
+        action: str,
+        payload: Any = None,
+        scope: str | None = None,
+        result_type: type[ResultT] | None = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        savepoint: bool = False,
+        **kwargs: Any,
+    ) -> Execution[ResultT]: ...
+
+    @overload
     async def execute(
         self,
         session: AsyncSession | async_scoped_session[Any],
@@ -128,10 +177,26 @@ class AsyncExecutionGuard(GuardConfiguration):
         action: str,
         payload: Any = None,
         scope: str | None = None,
+        result_type: Any,
         wait_timeout: float | EllipsisType | None = ...,
         savepoint: bool = False,
         **kwargs: Any,
-    ) -> Execution:
+    ) -> Execution[Any]: ...
+
+    async def execute(
+        self,
+        session: AsyncSession | async_scoped_session[Any],
+        request_id: str,
+        fn: Callable[Concatenate[AsyncSession, ...], Awaitable[Any]],
+        *args: Any,
+        action: str,
+        payload: Any = None,
+        scope: str | None = None,
+        result_type: Any = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        savepoint: bool = False,
+        **kwargs: Any,
+    ) -> Execution[Any]:
         """Await a function under a claim; its writes and its return value commit with your transaction, or none does.
 
         Args:
@@ -142,6 +207,7 @@ class AsyncExecutionGuard(GuardConfiguration):
             action: What is done.
             payload: The arguments that a retry must repeat.
             scope: The tenant or namespace, instead of the guard's own.
+            result_type: What results are; None for what `fn` is annotated to give.
             wait_timeout: Seconds to wait for another claim of the same request.
             savepoint: Put the call into a SAVEPOINT.
             **kwargs: Keyword arguments of `fn`.
@@ -173,6 +239,7 @@ class AsyncExecutionGuard(GuardConfiguration):
             scope=scope,
             wait_timeout=wait_timeout,
             savepoint=savepoint,
+            result_type=annotation_of(fn) if result_type is None else result_type,
         ) as execution:
             if not execution.is_replay:
                 returned: Any = fn(session, *args, **kwargs)
@@ -184,6 +251,24 @@ class AsyncExecutionGuard(GuardConfiguration):
                 execution.complete(await returned)
         return execution
 
+    @overload
+    async def run_transaction(
+        self,
+        session_factory: AsyncSessionFactory,
+        request_id: str,
+        fn: Callable[Concatenate[AsyncSession, ...], Awaitable[ResultT]],
+        *args: Any,
+        action: str,
+        payload: Any = None,
+        scope: str | None = None,
+        result_type: type[ResultT] | None = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        attempts: int = 5,
+        max_seconds: float = 30.0,
+        **kwargs: Any,
+    ) -> Execution[ResultT]: ...
+
+    @overload
     async def run_transaction(
         self,
         session_factory: AsyncSessionFactory,
@@ -193,11 +278,28 @@ class AsyncExecutionGuard(GuardConfiguration):
         action: str,
         payload: Any = None,
         scope: str | None = None,
+        result_type: Any,
         wait_timeout: float | EllipsisType | None = ...,
         attempts: int = 5,
         max_seconds: float = 30.0,
         **kwargs: Any,
-    ) -> Execution:
+    ) -> Execution[Any]: ...
+
+    async def run_transaction(
+        self,
+        session_factory: AsyncSessionFactory,
+        request_id: str,
+        fn: Callable[Concatenate[AsyncSession, ...], Awaitable[Any]],
+        *args: Any,
+        action: str,
+        payload: Any = None,
+        scope: str | None = None,
+        result_type: Any = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        attempts: int = 5,
+        max_seconds: float = 30.0,
+        **kwargs: Any,
+    ) -> Execution[Any]:
         """Await a function under a claim in a transaction of its own, which is committed when this returns.
 
         Args:
@@ -208,6 +310,7 @@ class AsyncExecutionGuard(GuardConfiguration):
             action: What is done.
             payload: The arguments that a retry must repeat.
             scope: The tenant or namespace, instead of the guard's own.
+            result_type: What results are; None for what `fn` is annotated to give.
             wait_timeout: Seconds to wait for another claim of the same request, for each attempt.
             attempts: The most attempts, the first one included.
             max_seconds: No attempt begins after so many seconds.
@@ -226,7 +329,14 @@ class AsyncExecutionGuard(GuardConfiguration):
             execution = await guard.run_transaction(Sessions, "payment_123", send_payment, 100, action="send_payment")
             ```
         """
-        options = {"action": action, "payload": payload, "scope": scope, "wait_timeout": wait_timeout, **kwargs}
+        options = {
+            "action": action,
+            "payload": payload,
+            "scope": scope,
+            "result_type": result_type,
+            "wait_timeout": wait_timeout,
+            **kwargs,
+        }
         return await transactions.run_async(
             session_factory,
             lambda session: self.execute(session, request_id, fn, *args, **options),

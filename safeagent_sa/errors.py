@@ -6,6 +6,7 @@
     │   ├── ExecutionInProgressError    somebody else is at it; try again after `retry_after` seconds
     │   ├── ExecutionInDoubtError       it may have happened; a person or a probe must settle it
     │   ├── ExecutionFailedError        it ran before, and a failure is on record
+    │   ├── ReceiptTypeError            its stored result does not fit the result type that is asked for now
     │   └── ReceiptExpiredError         it ran before, and its receipt was purged
     ├── InvalidInputError (ValueError)  refused before any SQL; the transaction stays usable
     │   ├── InvalidRequestIdError
@@ -26,6 +27,7 @@
     │   ├── SecondDatabaseError         the session has written to another database, which cannot commit atomically
     │   ├── UnsupportedSessionError     not a Session, or an AsyncSession where the other kind is needed
     │   ├── UnsupportedFunctionError    a coroutine function where a plain one is needed, or the other way round
+    │   ├── UnsupportedResultTypeError  a result type without a JSON form, or pydantic is not installed
     │   └── FingerprintKeyError         the key that made a stored fingerprint is not configured
     └── SetupError                      the database or engine is not ready for the guard
         ├── SchemaError                 the table is missing or older than this version
@@ -114,6 +116,16 @@ class ExecutionFailedError(OutcomeError):
 
     error: str | None
     attempt: int
+
+
+class ReceiptTypeError(OutcomeError):
+    """The stored result does not fit the result type: the type has changed since; `execution.receipt` has it as it is.
+
+    Attributes:
+        fields: Where it does not fit, such as `("amount", "lines.0.price")`.
+    """
+
+    fields: tuple[str, ...]
 
 
 class ReceiptExpiredError(OutcomeError):
@@ -248,6 +260,10 @@ class UnsupportedSessionError(MisuseError):
 
 class UnsupportedFunctionError(MisuseError):
     """The function cannot be run under a claim: a coroutine function in a synchronous guard, or the other way round."""
+
+
+class UnsupportedResultTypeError(MisuseError):
+    """Results of this type cannot be stored: it has no JSON form, or needs pydantic, which is not installed."""
 
 
 class FingerprintKeyError(MisuseError):

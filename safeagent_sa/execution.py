@@ -9,16 +9,23 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Generic, cast
 
-from . import _codec
+from typing_extensions import TypeVar
+
+from ._results import PLAIN, MisfitError, ResultType
 from .errors import (
     AlreadyCompletedError,
     ExecutionInProgressError,
     NotCompletedError,
     OutcomeError,
+    ReceiptTypeError,
     RequestConflictError,
 )
+
+
+# Any where nothing says what the results are, as with a plain `claim`.
+ResultT = TypeVar("ResultT", default=Any)
 
 
 class ExecutionStatus(StrEnum):
@@ -46,7 +53,7 @@ class Receipt:
         scope: The scope of the request.
         request_id: The id of the request.
         action: What was done.
-        result: The decoded result.
+        result: The result as plain JSON values, whatever type the caller wants it in.
         attempt: The number of the attempt that completed.
         created_at: When the claim's transaction began, by the database's clock; timezone-aware.
         completed_at: When the result was written, by the database's clock; timezone-aware.
@@ -61,17 +68,25 @@ class Receipt:
     completed_at: dt.datetime
 
 
-class Execution:
+class Execution(Generic[ResultT]):
     """What a claim gives: a new execution to complete, or the replay of an earlier one.
 
     It holds plain values and does no I/O; it is never committed or rolled back, the rows behind it are, with your
     transaction. Executions come from the guard; do not construct them.
     """
 
-    __slots__ = ("_closed", "_max_result_bytes", "_stored", "action", "receipt", "request_id", "scope")
+    __slots__ = ("_closed", "_max_result_bytes", "_stored", "_type", "action", "receipt", "request_id", "scope")
 
     def __init__(
-        self, scope: str, request_id: str, action: str, *, max_result_bytes: int, receipt: Receipt | None = None
+        self,
+        scope: str,
+        request_id: str,
+        action: str,
+        *,
+        max_result_bytes: int,
+        result_type: ResultType = PLAIN,
+        receipt: Receipt | None = None,
+        stored: str | None = None,
     ) -> None:
         self.scope = scope
         self.request_id = request_id
@@ -79,7 +94,8 @@ class Execution:
         self.receipt = receipt
         """The receipt that a replay found, None for a new execution."""
         self._max_result_bytes = max_result_bytes
-        self._stored: str | None = None
+        self._type = result_type
+        self._stored = stored
         self._closed = False
 
     @property
@@ -90,31 +106,30 @@ class Execution:
     @property
     def status(self) -> ExecutionStatus:
         """`COMPLETED` once there is a result, else `CLAIMED`."""
-        done = self.is_replay or self._stored is not None
-        return ExecutionStatus.COMPLETED if done else ExecutionStatus.CLAIMED
+        return ExecutionStatus.COMPLETED if self._stored is not None else ExecutionStatus.CLAIMED
 
     @property
-    def result(self) -> Any:
+    def result(self) -> ResultT:
         """The result: the same value for the first caller and for every retry.
 
         Raises:
             NotCompletedError: This is a new execution and `complete()` was not called yet.
+            ReceiptTypeError: The result was stored for another type than the one that is asked for now.
         """
-        if self.receipt is not None:
-            return self.receipt.result
         if self._stored is None:
             message = f"{self!r} has no result yet: call complete(result) inside the block first"
             raise NotCompletedError(message, scope=self.scope, request_id=self.request_id)
-        return _codec.decode(self._stored)
+        return self._decoded(self._stored)
 
-    def complete(self, result: Any = None) -> Any:
+    def complete(self, result: ResultT = cast("Any", None)) -> ResultT:  # noqa: B008 - None, whatever the type
         """Hand over the result; it is written when the block ends and commits with your transaction.
 
         Args:
-            result: Plain JSON values, at most the guard's `max_result_bytes` bytes of JSON.
+            result: Plain JSON values, or a value of the `result_type`; at most the guard's `max_result_bytes` bytes of
+                JSON.
 
         Returns:
-            The result as a retry will see it: decoded from the text that is stored (tuples are lists by then).
+            The result as a retry will see it: decoded from the text that is stored (plain tuples are lists by then).
 
         Raises:
             InvalidResultError: The result cannot be stored and given back unchanged. The claim stays open.
@@ -133,8 +148,20 @@ class Execution:
             raise self._refuse("its block has ended: call complete() inside the block")
         if self._stored is not None:
             raise self._refuse("it has a result already: complete() is called once")
-        self._stored = _codec.encode(result, max_bytes=self._max_result_bytes)
-        return _codec.decode(self._stored)
+        self._stored = self._type.encode(result, max_bytes=self._max_result_bytes)
+        return self._decoded(self._stored)
+
+    def _decoded(self, text: str) -> ResultT:
+        try:
+            return cast("ResultT", self._type.decode(text))
+        except MisfitError as misfit:
+            message = (
+                f"the stored result of {self!r} does not fit the result type any more, at {', '.join(misfit.fields)}. Give "
+                "the type's new fields defaults, or ask for the type that it was stored as; execution.receipt.result has "
+                "it as plain JSON values."
+            )
+            where = {"scope": self.scope, "request_id": self.request_id}
+            raise ReceiptTypeError(message, fields=misfit.fields, **where) from None
 
     def _close(self) -> str | None:
         """End the block: refuse `complete()` from now on, and return the text to store."""
@@ -169,8 +196,8 @@ class Batch:
         settled: Failed, in doubt or expired: not to be executed, and without a result.
     """
 
-    new: list[Execution] = field(default_factory=list)
-    replayed: list[Execution] = field(default_factory=list)
+    new: list[Execution[Any]] = field(default_factory=list)
+    replayed: list[Execution[Any]] = field(default_factory=list)
     in_progress: list[ExecutionInProgressError] = field(default_factory=list)
     conflicts: list[RequestConflictError] = field(default_factory=list)
     settled: list[OutcomeError] = field(default_factory=list)

@@ -6,16 +6,17 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import EllipsisType
-from typing import Any, Concatenate, Literal
+from typing import Any, Concatenate, Literal, overload
 
 from sqlalchemy.orm import Session, scoped_session
 
 from . import _blocks, _claim, _safety, transactions
 from ._fingerprint import Fingerprinter
 from ._keys import validate_key
+from ._results import annotation_of, result_type_of
 from ._retry import Attempts
 from .errors import UnsupportedFunctionError
-from .execution import Batch, Execution, Receipt
+from .execution import Batch, Execution, Receipt, ResultT
 from .models import ExecutionRequest, ExecutionRequestMixin
 from .transactions import SessionFactory
 
@@ -83,6 +84,7 @@ class ExecutionGuard(GuardConfiguration):
     A guard holds configuration only: make one at import time and share it between threads.
     """
 
+    @overload
     def claim(
         self,
         session: Session | scoped_session[Any],
@@ -91,9 +93,37 @@ class ExecutionGuard(GuardConfiguration):
         action: str,
         payload: Any = None,
         scope: str | None = None,
+        result_type: type[ResultT],
         wait_timeout: float | EllipsisType | None = ...,
         savepoint: bool = False,
-    ) -> AbstractContextManager[Execution]:
+    ) -> AbstractContextManager[Execution[ResultT]]: ...
+
+    @overload
+    def claim(
+        self,
+        session: Session | scoped_session[Any],
+        request_id: str,
+        *,
+        action: str,
+        payload: Any = None,
+        scope: str | None = None,
+        result_type: Any = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        savepoint: bool = False,
+    ) -> AbstractContextManager[Execution[Any]]: ...
+
+    def claim(
+        self,
+        session: Session | scoped_session[Any],
+        request_id: str,
+        *,
+        action: str,
+        payload: Any = None,
+        scope: str | None = None,
+        result_type: Any = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        savepoint: bool = False,
+    ) -> AbstractContextManager[Execution[Any]]:
         """Claim a request for the block; claim, business writes and result commit with your transaction, or none does.
 
         The claim is a row in the session's own transaction (a transaction is begun where none is). After the block its
@@ -106,6 +136,8 @@ class ExecutionGuard(GuardConfiguration):
             action: What is done; a retry under another action is a conflict.
             payload: The arguments that a retry must repeat; plain values, stored as a fingerprint only.
             scope: The tenant or namespace, instead of the guard's own; take it from the authenticated principal.
+            result_type: What results are, so that a replay gives the same type: a dataclass, TypedDict, pydantic model,
+                datetime, Decimal and whatever else pydantic knows (extra `pydantic`). None for plain JSON.
             wait_timeout: Seconds to wait for another claim of the same request, instead of the guard's own setting;
                 0 to fail at once, None to wait as long as it takes. On SQLite the engine's busy timeout decides.
             savepoint: Put the block into a SAVEPOINT, so that an exception in it undoes the block's writes and the
@@ -128,6 +160,7 @@ class ExecutionGuard(GuardConfiguration):
             PendingWritesError: The session holds unflushed changes from before the claim.
             ReadOnlyTransactionError: The transaction may not write.
             SecondDatabaseError: The session has written to another database in the same transaction.
+            UnsupportedResultTypeError: The result type has no JSON form, or pydantic is not installed.
             SetupError: The engine or its database is not one that can keep the promise.
             sqlalchemy.exc.DBAPIError: As the database raised it. SQLSTATE 40001 and 40P01 ask for the whole
                 transaction to be run again (PostgreSQL manual, section 13.5).
@@ -151,6 +184,7 @@ class ExecutionGuard(GuardConfiguration):
             scope=scope,
             wait_timeout=wait_timeout,
             savepoint=savepoint,
+            result_type=result_type_of(result_type),
         )
 
     def claim_many(
@@ -190,6 +224,23 @@ class ExecutionGuard(GuardConfiguration):
         session = _safety.plain_session(session)
         return _blocks.claim_many(self._settings, session, payloads, action=action, scope=scope)
 
+    @overload
+    def execute(
+        self,
+        session: Session | scoped_session[Any],
+        request_id: str,
+        fn: Callable[Concatenate[Session, ...], ResultT],
+        *args: Any,
+        action: str,
+        payload: Any = None,
+        scope: str | None = None,
+        result_type: type[ResultT] | None = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        savepoint: bool = False,
+        **kwargs: Any,
+    ) -> Execution[ResultT]: ...
+
+    @overload
     def execute(
         self,
         session: Session | scoped_session[Any],
@@ -199,10 +250,26 @@ class ExecutionGuard(GuardConfiguration):
         action: str,
         payload: Any = None,
         scope: str | None = None,
+        result_type: Any,
         wait_timeout: float | EllipsisType | None = ...,
         savepoint: bool = False,
         **kwargs: Any,
-    ) -> Execution:
+    ) -> Execution[Any]: ...
+
+    def execute(
+        self,
+        session: Session | scoped_session[Any],
+        request_id: str,
+        fn: Callable[Concatenate[Session, ...], Any],
+        *args: Any,
+        action: str,
+        payload: Any = None,
+        scope: str | None = None,
+        result_type: Any = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        savepoint: bool = False,
+        **kwargs: Any,
+    ) -> Execution[Any]:
         """Run a function under a claim; its writes and its return value commit with your transaction, or none does.
 
         Args:
@@ -213,6 +280,7 @@ class ExecutionGuard(GuardConfiguration):
             action: As in `claim`.
             payload: As in `claim`; the arguments of `fn` are not looked at.
             scope: As in `claim`.
+            result_type: As in `claim`; None for what `fn` is annotated to return.
             wait_timeout: As in `claim`, in seconds.
             savepoint: As in `claim`.
             **kwargs: Keyword arguments of `fn`.
@@ -222,7 +290,7 @@ class ExecutionGuard(GuardConfiguration):
 
         Raises:
             UnsupportedFunctionError: `fn` is a coroutine function.
-            InvalidResultError: `fn` returned what is no plain JSON.
+            InvalidResultError: `fn` returned what is neither plain JSON nor of the result type.
             Exception: What `fn` raises, and everything that `claim` raises.
 
         Example:
@@ -250,10 +318,45 @@ class ExecutionGuard(GuardConfiguration):
             scope=scope,
             wait_timeout=wait_timeout,
             savepoint=savepoint,
+            result_type=annotation_of(fn) if result_type is None else result_type,
         ) as execution:
             if not execution.is_replay:
                 execution.complete(fn(session, *args, **kwargs))
         return execution
+
+    @overload
+    def run_transaction(
+        self,
+        session_factory: SessionFactory,
+        request_id: str,
+        fn: Callable[Concatenate[Session, ...], ResultT],
+        *args: Any,
+        action: str,
+        payload: Any = None,
+        scope: str | None = None,
+        result_type: type[ResultT] | None = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        attempts: int = 5,
+        max_seconds: float = 30.0,
+        **kwargs: Any,
+    ) -> Execution[ResultT]: ...
+
+    @overload
+    def run_transaction(
+        self,
+        session_factory: SessionFactory,
+        request_id: str,
+        fn: Callable[Concatenate[Session, ...], Any],
+        *args: Any,
+        action: str,
+        payload: Any = None,
+        scope: str | None = None,
+        result_type: Any,
+        wait_timeout: float | EllipsisType | None = ...,
+        attempts: int = 5,
+        max_seconds: float = 30.0,
+        **kwargs: Any,
+    ) -> Execution[Any]: ...
 
     def run_transaction(
         self,
@@ -264,11 +367,12 @@ class ExecutionGuard(GuardConfiguration):
         action: str,
         payload: Any = None,
         scope: str | None = None,
+        result_type: Any = None,
         wait_timeout: float | EllipsisType | None = ...,
         attempts: int = 5,
         max_seconds: float = 30.0,
         **kwargs: Any,
-    ) -> Execution:
+    ) -> Execution[Any]:
         """Run a function under a claim in a transaction of its own, which is committed when this returns.
 
         It opens a session, executes, commits, and runs the whole transaction again after serialization failures,
@@ -284,6 +388,7 @@ class ExecutionGuard(GuardConfiguration):
             action: As in `claim`.
             payload: As in `claim`.
             scope: As in `claim`.
+            result_type: As in `execute`.
             wait_timeout: As in `claim`, in seconds for each attempt.
             attempts: The most attempts, the first one included.
             max_seconds: No attempt begins after so many seconds.
@@ -302,7 +407,14 @@ class ExecutionGuard(GuardConfiguration):
             execution = guard.run_transaction(SessionLocal, "payment_123", send_payment, 100, action="send_payment")
             ```
         """
-        options = {"action": action, "payload": payload, "scope": scope, "wait_timeout": wait_timeout, **kwargs}
+        options = {
+            "action": action,
+            "payload": payload,
+            "scope": scope,
+            "result_type": result_type,
+            "wait_timeout": wait_timeout,
+            **kwargs,
+        }
         return transactions.run(
             session_factory,
             lambda session: self.execute(session, request_id, fn, *args, **options),

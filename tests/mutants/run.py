@@ -150,10 +150,16 @@ MUTANTS = {
     "one's own claim is taken for another's": (OUTCOME, "    if is_own:\n", "    if False:\n"),
     "the first caller gets what he gave": (
         "execution.py",
-        "return _codec.decode(self._stored)\n\n    def _close",
-        "return result\n\n    def _close",
+        "return self._decoded(self._stored)\n\n    def _decoded",
+        "return result\n\n    def _decoded",
     ),
     "results are not checked for a round trip": ("_codec.py", "if _dump(decode(text)) != text:", "if False:"),
+    "typed results are not compared": ("_results.py", "if self._plain(decoded) != plain or", "if False and"),
+    "typed results come back plain": (
+        "_results.py",
+        'self._adapter.validate_json(f"[{text}]")[0]',
+        "_codec.decode(text)",
+    ),
     "ids are normalised": (
         "_keys.py",
         "    return Key(scope, request_id)",

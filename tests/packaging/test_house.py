@@ -35,7 +35,11 @@ def test_modules_are_small_and_end_no_transaction_of_the_caller(path):
     tree = ast.parse(source)
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     texts = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, documented)]
-    lines = len(source.splitlines()) - sum(len(text.splitlines()) for text in texts)
+    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    overloads = [node for node in functions if any(ast.unparse(name) == "overload" for name in node.decorator_list)]
+    told_twice = sum(len(text.splitlines()) for text in texts)
+    told_twice += sum(node.end_lineno - node.lineno + 3 for node in overloads)
+    lines = len(source.splitlines()) - told_twice
     assert lines <= 250, "look for the second idea in it"
     if path.name in OWNERS or "cli" in path.parts:
         return

@@ -7,6 +7,7 @@ So every test of the conformance suite is written once, and on an async port eac
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -153,6 +154,7 @@ def _async(session: Any) -> Any:
 
 
 def _coroutine(fn: Any) -> Any:
+    @functools.wraps(fn, updated=())
     async def awaited(session: AsyncSession, *arguments: Any, **options: Any) -> Any:
         return await session.run_sync(fn, *arguments, **options)
 

@@ -1,0 +1,228 @@
+"""Typed results: a replay equals the first answer in type and value, and a type that has changed has an error."""
+
+from __future__ import annotations
+
+import builtins
+import datetime as dt
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import Enum
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import pydantic
+import pytest
+from support.app import Payment
+from typing_extensions import TypedDict  # pydantic takes that of the standard library from Python 3.12 on
+
+from safeagent_sa import (
+    ExecutionGuard,
+    InvalidResultError,
+    ReceiptTypeError,
+    UnsupportedResultTypeError,
+)
+
+
+guard = ExecutionGuard()
+
+
+class Currency(Enum):
+    EUR = "eur"
+
+
+class Line(NamedTuple):
+    sku: str
+    count: int
+
+
+class Totals(TypedDict):
+    net: Decimal
+
+
+@dataclass(frozen=True)
+class Receipt:
+    id: UUID
+    amount: Decimal
+    paid_at: dt.datetime
+    lines: tuple[Line, ...] = ()
+
+
+class Model(pydantic.BaseModel):
+    currency: Currency
+    receipts: list[Receipt] = []
+    day: dt.date | None = None
+
+
+RECEIPT = Receipt(
+    UUID(int=7), Decimal("10.10"), dt.datetime(2026, 11, 23, 8, 30, tzinfo=dt.timezone.utc), (Line("a", 2),)
+)
+VALUES = [
+    (Receipt, RECEIPT),
+    (Model, Model(currency=Currency.EUR, receipts=[RECEIPT], day=dt.date(2026, 11, 23))),
+    (Totals, {"net": Decimal("1E+3")}),
+    (Line, Line("a", 1)),
+    (list[Receipt], [RECEIPT]),
+    (Receipt | Model | None, Model(currency=Currency.EUR)),
+    (Receipt | Model | None, None),
+    (dict[str, Decimal], {"a": Decimal("0.1")}),
+    (dict[int, str], {1: "one"}),
+    (tuple[int, str], (1, "one")),
+    (set[int], {1, 2}),
+    (dt.datetime, RECEIPT.paid_at),
+    (dt.timedelta, dt.timedelta(days=1, microseconds=1)),
+    (Decimal, Decimal("0.10")),
+    (UUID, UUID(int=1)),
+    (Currency, Currency.EUR),
+    (bytes, b"\xff\x00"),
+    (int | str, "1"),
+]
+
+
+@pytest.mark.parametrize(("kind", "value"), VALUES, ids=lambda value: str(value)[:40])
+def test_a_replay_equals_the_first_answer_in_type_and_value(port, kind, value):
+    def pay(session, value) -> Any:
+        session.add(Payment(reference="order-1", amount=100))
+        return value
+
+    answers = []
+    for _ in range(2):
+        with port.sessions() as session, session.begin():
+            execution = guard.execute(session, "order-1", pay, value, action="pay", result_type=kind)
+        answers.append(execution.result)
+
+    assert answers == [value, value]
+    assert {type(answer) for answer in answers} == {type(value)}
+    assert kind is not Decimal or str(answers[1]) == str(value)
+    assert port.payments("order-1") == 1
+
+
+def test_the_annotation_of_the_function_is_enough(port):
+    def pay(session) -> Receipt:
+        return RECEIPT
+
+    for _ in range(2):
+        with port.sessions() as session, session.begin():
+            assert guard.execute(session, "order-1", pay, action="pay").result == RECEIPT
+    assert guard.run_transaction(port.sessions, "order-1", pay, action="pay").result == RECEIPT
+
+
+def test_complete_takes_and_gives_the_type(port):
+    with port.sessions() as session, session.begin():
+        with guard.claim(session, "order-1", action="pay", result_type=Receipt) as execution:
+            assert execution.complete(RECEIPT) == RECEIPT
+    with port.sessions() as session, session.begin():
+        with guard.claim(session, "order-1", action="pay", result_type=Receipt) as execution:
+            assert execution.is_replay
+            assert execution.result == RECEIPT
+        assert execution.receipt.result["amount"] == "10.10"
+        with guard.claim(session, "order-1", action="pay") as execution:
+            assert execution.result == execution.receipt.result
+
+
+def test_a_type_that_has_changed_names_the_request_and_the_field(port):
+    @dataclass(frozen=True)
+    class Newer(Receipt):
+        fee: Decimal = field(kw_only=True)
+
+    with port.sessions() as session, session.begin():
+        guard.execute(session, "order-1", lambda _: [RECEIPT], action="pay", result_type=list[Receipt], scope="acme")
+    with port.sessions() as session, session.begin():
+        with guard.claim(session, "order-1", action="pay", result_type=list[Newer], scope="acme") as execution:
+            assert execution.is_replay
+        with pytest.raises(ReceiptTypeError, match=r"'order-1'.*0\.fee") as caught:
+            _ = execution.result
+        assert (caught.value.scope, caught.value.request_id, caught.value.fields) == ("acme", "order-1", ("0.fee",))
+        assert "10.10" not in str(caught.value)
+        assert caught.value.__cause__ is None
+        assert execution.receipt.result[0]["amount"] == "10.10"
+
+
+class NotStorable:
+    pass
+
+
+WRONG = [
+    (Receipt, {"id": 1}, "not what Receipt allows"),
+    (Receipt, Model(currency=Currency.EUR), "but a Model"),
+    (Decimal, Decimal("NaN"), "does not come back|another value"),
+    (Decimal | str, "1.5", "another value"),
+    (bytes | str, "AA==", "another value"),
+    (float | Receipt, float("nan"), "not plain JSON|another value"),
+]
+
+
+@pytest.mark.parametrize(("kind", "value", "match"), WRONG, ids=lambda value: str(value)[:40])
+def test_a_value_that_would_come_back_as_another_one_is_refused(port, kind, value, match):
+    with port.sessions() as session:
+        with pytest.raises(InvalidResultError, match=match):
+            guard.execute(session, "order-1", lambda _: value, action="pay", result_type=kind)
+        session.rollback()
+    assert port.requests() == []
+
+
+def test_a_subclass_that_the_annotation_does_not_hold_is_refused(port):
+    class Wider(Model):
+        secret: str
+
+    with port.sessions() as session:
+        with pytest.raises(InvalidResultError) as caught:
+            guard.execute(
+                session,
+                "order-1",
+                lambda _: Wider(currency=Currency.EUR, secret="hunter2"),
+                action="pay",
+                result_type=Model,
+            )
+        assert "hunter2" not in str(caught.value)
+        assert caught.value.__cause__ is None
+        session.rollback()
+    assert port.requests() == []
+
+
+def test_a_type_without_a_json_form_is_refused_before_any_sql(port):
+    def pay(session) -> Payment:
+        raise AssertionError
+
+    with port.sessions() as session:
+        with pytest.raises(UnsupportedResultTypeError, match="return their keys"):
+            guard.execute(session, "order-1", pay, action="pay")
+        with pytest.raises(UnsupportedResultTypeError, match="NotStorable"):
+            guard.claim(session, "order-1", action="pay", result_type=NotStorable)
+        assert not session.in_transaction()
+
+
+@pytest.fixture
+def without_pydantic(monkeypatch):
+    real = builtins.__import__
+
+    def refusing(name, *arguments, **options):
+        if name == "pydantic":
+            raise ImportError(name)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", refusing)
+
+
+class Unseen(NamedTuple):
+    a: int
+
+
+PLAIN = [None, Any, int, dict[str, Any], dict, list[dict[str, int | None]], str | None, "list[str]"]
+
+
+@pytest.mark.parametrize("kind", PLAIN, ids=str)
+def test_plain_json_needs_no_pydantic(port, without_pydantic, kind):
+    def pay(session):
+        return [{"a": 1}]
+
+    pay.__annotations__["return"] = kind
+    for _ in range(2):
+        with port.sessions() as session, session.begin():
+            assert guard.execute(session, "order-1", pay, action="pay").result == [{"a": 1}]
+
+
+def test_other_types_without_pydantic_say_what_to_install(port, without_pydantic):
+    with port.sessions() as session:
+        with pytest.raises(UnsupportedResultTypeError, match=r"pip install \"safeagent_sa\[pydantic\]\""):
+            guard.claim(session, "order-1", action="pay", result_type=Unseen)
+        assert not session.in_transaction()
