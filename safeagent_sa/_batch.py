@@ -10,18 +10,21 @@ Ids are locked in the order of their bytes and nobody waits, so two batches cann
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from . import _claim, _safety
 from ._claim import Policy
-from ._dialects import NewClaims, StoredRequest
+from ._dialects import NewClaims
+from ._endings import Audience
 from ._keys import validate_action, validate_key
 from ._outcome import Request, in_progress
 from .errors import BatchTooLargeError, ExecutionInProgressError, OutcomeError, RequestConflictError
+from .events import InProgress
 from .execution import Batch, Execution
 
 
@@ -67,13 +70,19 @@ def claim(session: Session, policy: Policy, scope: str, action: str, payloads: M
     if inserted:
         # One stands for all: they were inserted by one statement, so they stay or go together.
         request_id, one = next(iter(inserted.items()))
-        open_claim = _safety.OpenClaim(session, connection, dialect, claims.row(request_id), one.proof)
+        audience = Audience(policy.listeners, [claims.row(each) for each in inserted])
+        open_claim = _safety.OpenClaim(session, connection, dialect, claims.row(request_id), one.proof, audience)
         _claim.begin(open_claim, policy, one)
     for request_id, request in requests.items():  # in the caller's order
         if request_id in inserted:
             batch.new.append(Execution(*request.key, action, max_result_bytes=policy.max_result_bytes))
+            continue
+        audience = Audience(policy.listeners, (claims.row(request_id),))
+        if request_id in stored:
+            _sort(batch, partial(_claim.replay, session, policy, request, stored[request_id], audience))
         else:
-            _sort(batch, session, policy, request, stored.get(request_id))
+            audience.tell(InProgress)
+            batch.in_progress.append(in_progress(request.key, 0.0))
     return BatchClaim(batch, claims, open_claim)
 
 
@@ -103,6 +112,7 @@ def settle(batch_claim: BatchClaim) -> None:
         abandon(batch_claim)
         raise
     _safety.discharge(open_claim)
+    open_claim.audience.completed()
 
 
 def abandon(batch_claim: BatchClaim) -> None:
@@ -114,12 +124,9 @@ def abandon(batch_claim: BatchClaim) -> None:
         _safety.abandon(batch_claim.open_claim)
 
 
-def _sort(batch: Batch, session: Session, policy: Policy, request: Request, stored: StoredRequest | None) -> None:
-    if stored is None:
-        batch.in_progress.append(in_progress(request.key, 0.0))
-        return
+def _sort(batch: Batch, replay: Callable[[], Execution[Any]]) -> None:
     try:
-        batch.replayed.append(_claim.replay(session, policy, request, stored))
+        batch.replayed.append(replay())
     except RequestConflictError as error:
         batch.conflicts.append(error)
     except ExecutionInProgressError as error:

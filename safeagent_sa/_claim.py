@@ -25,10 +25,12 @@ from sqlalchemy.orm import Session
 
 from . import _other_writes, _safety
 from ._dialects import Dialect, Inserted, NewClaim, StoredRequest, dialect_for
+from ._endings import Audience
 from ._fingerprint import Fingerprinter
 from ._keys import Key
 from ._outcome import Request, answer, in_progress
-from .errors import AutocommitError, DurabilityWarning
+from .errors import AutocommitError, DurabilityWarning, ExecutionInProgressError, RequestConflictError
+from .events import Conflict, InProgress, Listener, Replayed, Waited
 from .execution import Execution
 from .models import ExecutionRequestMixin
 
@@ -41,6 +43,7 @@ class Policy:
     fingerprinter: Fingerprinter
     max_result_bytes: int
     synchronous_commit: Literal["force", "warn"]
+    listeners: tuple[Listener, ...] = ()
 
     def make_durable(self, connection: Connection, dialect: Dialect) -> None:
         """Do what the guard is told to where the server may lose a COMMIT that it has answered."""
@@ -99,11 +102,12 @@ def claim(
     """
     connection, dialect = connect(session, policy)
     row = NewClaim(*request.key, request.action, request.fingerprint, uuid.uuid4())
-    found = _insert_or_find(connection, dialect, row, wait_timeout)
+    audience = Audience(policy.listeners, (row,))
+    found = _insert_or_find(connection, dialect, row, wait_timeout, audience)
     if isinstance(found, StoredRequest):
-        return Claim(replay(session, policy, request, found), None)
+        return Claim(replay(session, policy, request, found, audience), None)
 
-    open_claim = _safety.OpenClaim(session, connection, dialect, row, found.proof, has_block)
+    open_claim = _safety.OpenClaim(session, connection, dialect, row, found.proof, audience, has_block)
     begin(open_claim, policy, found)
     execution: Execution[Any] = Execution(
         *request.key, request.action, max_result_bytes=policy.max_result_bytes, result_type=request.result_type
@@ -124,6 +128,7 @@ def begin(open_claim: _safety.OpenClaim, policy: Policy, inserted: Inserted) -> 
         raise AutocommitError(message)
     if not inserted.is_durable:
         policy.make_durable(connection, dialect)
+    open_claim.audience.claimed(open_claim.session)
 
 
 def settle(claim: Claim) -> None:
@@ -146,6 +151,7 @@ def settle(claim: Claim) -> None:
         _safety.abandon(open_claim)
         raise
     _safety.discharge(open_claim)
+    open_claim.audience.completed()
 
 
 def abandon(claim: Claim) -> None:
@@ -164,7 +170,7 @@ def _connect(session: Session, policy: Policy) -> tuple[Connection, Dialect]:
 
 
 def _insert_or_find(
-    connection: Connection, dialect: Dialect, row: NewClaim, wait_timeout: float | None
+    connection: Connection, dialect: Dialect, row: NewClaim, wait_timeout: float | None, audience: Audience
 ) -> Inserted | StoredRequest:
     """Return that our row was inserted, or the row that was there before."""
     found: Inserted | StoredRequest | None = dialect.insert(connection, row) or dialect.find(
@@ -175,8 +181,10 @@ def _insert_or_find(
         began = time.monotonic()
         found = dialect.insert_waiting(connection, row, wait_timeout)
         waited = time.monotonic() - began
+        audience.tell(Waited, seconds=waited)
         found = found or dialect.find(connection, row.scope, row.request_id)
     if found is None:
+        audience.tell(InProgress)
         raise in_progress(Key(row.scope, row.request_id), waited)
     return found
 
@@ -200,10 +208,20 @@ def store(open_claim: _safety.OpenClaim, complete: Callable[[], bool]) -> None:
     raise _safety.lost(open_claim)
 
 
-def replay(session: Session, policy: Policy, request: Request, stored: StoredRequest) -> Execution[Any]:
+def replay(
+    session: Session, policy: Policy, request: Request, stored: StoredRequest, audience: Audience
+) -> Execution[Any]:
     """Return the replay of a stored request, or raise what else it asks for."""
     is_own = _safety.is_own(session, stored.token)
-    receipt = answer(request, policy.fingerprinter, stored, is_own=is_own)
+    try:
+        receipt = answer(request, policy.fingerprinter, stored, is_own=is_own)
+    except RequestConflictError as error:
+        audience.tell(Conflict, differs=error.differs)
+        raise
+    except ExecutionInProgressError:
+        audience.tell(InProgress)
+        raise
+    audience.tell(Replayed)
     return Execution(
         *request.key,
         stored.action,

@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from . import _other_writes
 from ._dialects import Dialect, NewClaim
+from ._endings import Audience
 from ._keys import Key
 from .errors import (
     ClaimLostError,
@@ -45,6 +46,7 @@ class OpenClaim:
     dialect: Dialect
     row: NewClaim
     proof: str
+    audience: Audience
     has_block: bool = True
     is_lost: bool = False
     _root: SessionTransaction = field(init=False)
@@ -216,7 +218,8 @@ def not_completed(row: NewClaim, consequence: str) -> NotCompletedError:
 
 
 def lost(claim: OpenClaim) -> ClaimLostError:
-    """Return the error for a claim whose row has gone."""
+    """Tell of a claim whose row has gone, and return the error for it."""
+    claim.audience.lost()
     message = (
         f"the claim of request_id {claim.row.request_id!r} (scope {claim.row.scope!r}) is gone: its transaction or "
         "savepoint was committed, rolled back or closed inside the claim's block. Nothing that was written since is "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import EllipsisType
 from typing import Any, Concatenate, Literal, overload
@@ -16,6 +16,7 @@ from ._keys import validate_key
 from ._results import annotation_of, result_type_of
 from ._retry import Attempts
 from .errors import UnsupportedFunctionError
+from .events import Listener
 from .execution import Batch, Execution, Receipt, ResultT
 from .models import ExecutionRequest, ExecutionRequestMixin
 from .transactions import SessionFactory
@@ -40,6 +41,7 @@ class GuardConfiguration:
         max_result_bytes: int = DEFAULT_MAX_RESULT_BYTES,
         fingerprint_keys: Sequence[bytes] | None = None,
         synchronous_commit: Literal["force", "warn"] = "force",
+        listeners: Iterable[Listener] = (),
     ) -> None:
         """Configure a guard; nothing is sent to any database and nothing is registered anywhere.
 
@@ -54,6 +56,8 @@ class GuardConfiguration:
             synchronous_commit: What to do where PostgreSQL's setting of that name is off or local, so that a COMMIT
                 that was answered can be lost: "force" turns it on for the claiming transaction alone, "warn" gives a
                 DurabilityWarning once for each engine.
+            listeners: Called with each event of `safeagent_sa.events`, in the thread and transaction of the claim; what
+                they raise is logged and goes nowhere else.
 
         Raises:
             InvalidScopeError: The scope cannot be stored.
@@ -74,7 +78,9 @@ class GuardConfiguration:
         self._settings = _blocks.Settings(
             validate_key(scope, "any").scope,
             _blocks.valid_timeout(wait_timeout),
-            _claim.Policy(model, Fingerprinter(fingerprint_keys), max_result_bytes, synchronous_commit),
+            _claim.Policy(
+                model, Fingerprinter(fingerprint_keys), max_result_bytes, synchronous_commit, tuple(listeners)
+            ),
         )
 
 

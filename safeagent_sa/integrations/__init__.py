@@ -1,0 +1,1 @@
+"""One framework, one module, one extra; nothing here is imported by the rest."""

@@ -1,0 +1,118 @@
+"""Spans and metrics of the guard for OpenTelemetry (extra `otel`)."""
+
+from __future__ import annotations
+
+import time
+
+from opentelemetry import metrics, trace
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from ..events import (
+    Claimed,
+    Committed,
+    Completed,
+    Conflict,
+    Event,
+    InProgress,
+    Lost,
+    Replayed,
+    RolledBack,
+    Waited,
+)
+
+
+__all__ = ["OpenTelemetryListener"]
+
+_SCOPE = "safeagent_sa"
+
+# What a claim came to, as the attribute `safeagent.outcome` says it.
+_OUTCOMES: dict[type[Event], str] = {
+    Claimed: "claimed",
+    Replayed: "replayed",
+    Conflict: "conflict",
+    InProgress: "in_progress",
+}
+_ENDS: dict[type[Event], str] = {Committed: "committed", RolledBack: "rolled_back"}
+
+
+class OpenTelemetryListener:
+    """Counts claims, measures waits and executions, and makes a span of each execution; it writes to no transaction.
+
+    Metrics, each with `safeagent.action`; ids stay out of them, as each would be a time series of its own:
+
+    * `safeagent.claims` (counter): `safeagent.outcome` is claimed, replayed, conflict or in_progress
+    * `safeagent.wait.duration` (histogram, seconds)
+    * `safeagent.execution.duration` (histogram, seconds), from the claim to the end of the transaction:
+      `safeagent.outcome` is committed or rolled_back
+    * `safeagent.lost_claims` (counter)
+
+    A span `safeagent.execution` for each execution, made when its transaction has ended, with the same attributes and
+    `safeagent.request_id` and `safeagent.scope`. Whatever is no new execution becomes an event of the current span.
+    Names and units follow the OpenTelemetry semantic conventions ("Naming", "Metrics semantic conventions").
+
+    Example:
+        ```python
+        from safeagent_sa.integrations.opentelemetry import OpenTelemetryListener
+
+        guard = ExecutionGuard(listeners=[OpenTelemetryListener()])
+        ```
+    """
+
+    def __init__(
+        self,
+        *,
+        tracer_provider: trace.TracerProvider | None = None,
+        meter_provider: metrics.MeterProvider | None = None,
+    ) -> None:
+        """Take the providers; nothing is registered.
+
+        Args:
+            tracer_provider: None for the global one.
+            meter_provider: None for the global one.
+        """
+        self._tracer = trace.get_tracer(_SCOPE, tracer_provider=tracer_provider)
+        meter = metrics.get_meter(_SCOPE, meter_provider=meter_provider)
+        self._claims = meter.create_counter("safeagent.claims", "{claim}", "Claims, by what came of them")
+        self._lost = meter.create_counter("safeagent.lost_claims", "{claim}", "Claims that left their transaction")
+        self._waits = meter.create_histogram("safeagent.wait.duration", "s", "Waits for another claim of the request")
+        self._executions = meter.create_histogram(
+            "safeagent.execution.duration", "s", "From a claim to the end of its transaction"
+        )
+
+    def __call__(self, event: Event) -> None:
+        """Record an event."""
+        action = {"safeagent.action": event.action}
+        kind = type(event)
+        if kind in _OUTCOMES:
+            self._claims.add(1, action | {"safeagent.outcome": _OUTCOMES[kind]})
+        if isinstance(event, Waited):
+            self._waits.record(event.seconds, action)
+        elif isinstance(event, Lost):
+            self._lost.add(1, action)
+        elif isinstance(event, (Committed, RolledBack)):
+            ended = action | {"safeagent.outcome": _ENDS[kind]}
+            self._executions.record(event.seconds, ended)
+            self._record_span(event, ended)
+        if not isinstance(event, (Claimed, Completed, Committed, RolledBack)):
+            trace.get_current_span().add_event(f"safeagent.{_snake(kind.__name__)}", _ids(event) | action)
+
+    def _record_span(self, event: Committed | RolledBack, attributes: dict[str, str]) -> None:
+        now = time.time_ns()
+        span = self._tracer.start_span(
+            "safeagent.execution",
+            kind=SpanKind.INTERNAL,
+            attributes=_ids(event) | attributes,
+            start_time=now - round(event.seconds * 1e9),
+        )
+        if isinstance(event, RolledBack):
+            answer = "its COMMIT was not answered" if event.was_commit_sent else "rolled back"
+            span.set_status(Status(StatusCode.ERROR, answer))
+        span.end(now)
+
+
+def _ids(event: Event) -> dict[str, str]:
+    return {"safeagent.request_id": event.request_id, "safeagent.scope": event.scope}
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
