@@ -3,7 +3,7 @@
 Canonical form, version 1: JSON in UTF-8 without blanks, object keys sorted by code point, no escapes that JSON does not
 require. Numbers compare by value as RFC 8785 has it (`100`, `100.0` and `1e2` are one number); values beyond JSON that
 payloads commonly hold become strings: Decimal (without trailing zeros), UUID, date, time and datetime (ISO 8601), Enum
-(its value). The stored text names the version and the algorithm, so that a later version can still check old rows:
+(its value). Dataclasses and pydantic models become objects of their fields. The stored text names the version and the algorithm, so that a later version can still check old rows:
 
     v1-sha256:<hex>                    without keys
     v1-hmac-sha256:<key id>:<hex>      with `fingerprint_keys`: amounts and phone numbers cannot be guessed from it
@@ -17,6 +17,7 @@ import hmac
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -130,6 +131,11 @@ def _canonical(value: Any, path: str, depth: int) -> Any:  # noqa: C901, PLR0911
         return {str(key): _canonical(item, f"{path}.{key}", depth - 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_canonical(item, f"{path}[{index}]", depth - 1) for index, item in enumerate(value)]
+    if is_dataclass(kind):
+        return _canonical({each.name: getattr(value, each.name) for each in fields(value)}, path, depth - 1)
+    if hasattr(kind, "model_fields") and hasattr(kind, "model_dump"):  # pydantic's, without importing it
+        named = {name: getattr(value, name) for name in kind.model_fields}
+        return _canonical(named | (value.model_extra or {}), path, depth - 1)
     raise _refuse(path, f"is a {kind.__qualname__}, which has no canonical form; convert it to plain values")
 
 

@@ -7,14 +7,16 @@ layer does it. Needs the extra `asyncio` (greenlet).
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from types import EllipsisType
-from typing import Any, Concatenate, TypeVar, overload
+from typing import Any, Concatenate, Protocol, TypeVar, overload
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
 from . import _blocks, transactions
+from ._idempotent import ParamsT, Plan, SelfT
+from ._keys import validate_action
 from ._results import annotation_of, result_type_of
 from ._retry import Attempts
 from .errors import UnsupportedFunctionError, UnsupportedSessionError
@@ -26,6 +28,18 @@ from .transactions import AsyncSessionFactory
 __all__ = ["AsyncExecutionGuard"]
 
 _ValueT = TypeVar("_ValueT")
+
+
+class AsyncOpensSession(Protocol):
+    """A decorator that takes the session away from a function, or from a method, and gives it one itself."""
+
+    @overload
+    def __call__(self, fn: Callable[Concatenate[AsyncSession, ParamsT], ResultT], /) -> Callable[ParamsT, ResultT]: ...
+
+    @overload
+    def __call__(
+        self, fn: Callable[Concatenate[SelfT, AsyncSession, ParamsT], ResultT], /
+    ) -> Callable[Concatenate[SelfT, ParamsT], ResultT]: ...
 
 
 class AsyncExecutionGuard(GuardConfiguration):
@@ -342,6 +356,116 @@ class AsyncExecutionGuard(GuardConfiguration):
             lambda session: self.execute(session, request_id, fn, *args, **options),
             Attempts(attempts, max_seconds),
         )
+
+    @overload
+    def idempotent(
+        self,
+        *,
+        request_id: str | Callable[..., str],
+        action: str,
+        payload: Sequence[str] | Callable[..., Any] | None = None,
+        scope: str | Callable[..., str] | None = None,
+        result_type: Any = None,
+        session_factory: None = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        savepoint: bool = False,
+    ) -> Callable[[Callable[ParamsT, ResultT]], Callable[ParamsT, ResultT]]: ...
+
+    @overload
+    def idempotent(
+        self,
+        *,
+        request_id: str | Callable[..., str],
+        action: str,
+        payload: Sequence[str] | Callable[..., Any] | None = None,
+        scope: str | Callable[..., str] | None = None,
+        result_type: Any = None,
+        session_factory: AsyncSessionFactory,
+        wait_timeout: float | EllipsisType | None = ...,
+        attempts: int = 5,
+        max_seconds: float = 30.0,
+    ) -> AsyncOpensSession: ...
+
+    def idempotent(
+        self,
+        *,
+        request_id: str | Callable[..., str],
+        action: str,
+        payload: Sequence[str] | Callable[..., Any] | None = None,
+        scope: str | Callable[..., str] | None = None,
+        result_type: Any = None,
+        session_factory: AsyncSessionFactory | None = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        savepoint: bool = False,
+        attempts: int = 5,
+        max_seconds: float = 30.0,
+    ) -> Any:
+        """Make a decorator: each call is a request, and its writes and return value commit with the session's transaction.
+
+        The session is found among the function's parameters by its annotation. With `session_factory` the function
+        still takes a session, the caller no longer gives one, and each call is a whole transaction that is committed
+        when it returns, as with `run_transaction`.
+
+        Args:
+            request_id: A template over the arguments, such as `"order:{order_id}:pay"` (attributes and indexes too), or
+                a function of those arguments that it names. A part that is None, empty or of a type without a stable
+                text is an error of the call.
+            action: What is done.
+            payload: What a retry must repeat: names of arguments, or a function of those that it names; None for all
+                arguments but the session (and `self`).
+            scope: The tenant or namespace, or a function of the arguments that it names; None for the guard's own.
+            result_type: What results are; None for what the function is annotated to return.
+            session_factory: What makes a session for each call; None where the caller gives one.
+            wait_timeout: As in `claim`, in seconds.
+            savepoint: As in `claim`; not with `session_factory`.
+            attempts: As in `run_transaction`, with `session_factory`.
+            max_seconds: As in `run_transaction`, in seconds, with `session_factory`.
+
+        Returns:
+            A decorator. For type checkers the session is the first parameter, or the second of a method, where
+            `session_factory` takes it away; else the signature stays as it is.
+
+        Raises:
+            UnsupportedFunctionError: At the decoration: the function has no session, or two, or is of another kind.
+            ValueError: At the decoration: the template is none, or names what is no argument.
+            InvalidRequestIdError: At a call: a part of the id is missing, None, empty or not stable.
+            ReceiptTypeError: At a call: the stored result does not fit the result type any more.
+            Exception: At a call: what the function raises, and everything that `execute` raises.
+
+        Example:
+            ```python
+            @guard.idempotent(request_id="order:{order_id}:pay", action="send_payment")
+            async def pay(session: AsyncSession, order_id: int, amount: Decimal) -> PaymentReceipt: ...
+            ```
+        """
+        validate_action(action)
+
+        def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
+            plan = Plan(
+                fn,
+                request_id=request_id,
+                payload=payload,
+                scope=scope,
+                result_type=result_type,
+                opens_session=session_factory is not None,
+                is_async=True,
+            )
+
+            async def wrapper(*args: Any, **kwargs: Any) -> Any:
+                call = plan.call(args, kwargs)
+                options = call.options | {"action": action, "wait_timeout": wait_timeout}
+                if session_factory is None:
+                    execution = await self.execute(
+                        call.session, call.request_id, call.fn, savepoint=savepoint, **options
+                    )
+                else:
+                    options |= {"attempts": attempts, "max_seconds": max_seconds}
+                    execution = await self.run_transaction(session_factory, call.request_id, call.fn, **options)
+                return execution.result
+
+            return plan.dress(wrapper)
+
+        return decorate
 
     async def get(
         self, session: AsyncSession | async_scoped_session[Any], request_id: str, *, scope: str | None = None

@@ -131,6 +131,30 @@ class Facade:
             self.guard.run_transaction(lambda: _async(factory()), request_id, _coroutine(fn), *arguments, **options)
         )
 
+    def idempotent(self, *, session_factory: Any = None, **options: Any) -> Any:
+        if session_factory is not None:
+            options["session_factory"] = lambda: _async(session_factory())
+
+        def decorate(fn: Any) -> Any:
+            if inspect.iscoroutinefunction(fn) or not inspect.isfunction(fn) or inspect.isgeneratorfunction(fn):
+                return self.guard.idempotent(**options)(fn)
+
+            @functools.wraps(fn)
+            async def awaited(*arguments: Any, **named: Any) -> Any:
+                named = {name: _sync(value) for name, value in named.items()}
+                return await greenlet_spawn(fn, *map(_sync, arguments), **named)
+
+            decorated = self.guard.idempotent(**options)(awaited)
+
+            @functools.wraps(decorated)
+            def called(*arguments: Any, **named: Any) -> Any:
+                named = {name: _async(value) for name, value in named.items()}
+                return await_only(decorated(*map(_async, arguments), **named))
+
+            return called
+
+        return decorate
+
     def get(self, session: Any, *arguments: Any, **options: Any) -> Any:
         return await_only(self.guard.get(_async(session), *arguments, **options))
 
@@ -151,6 +175,10 @@ def _async(session: Any) -> Any:
     """Return an AsyncSession around a Session; anything else as it is."""
     session = session() if hasattr(session, "registry") else session
     return AsyncSession(sync_session_class=lambda **_: session) if isinstance(session, Session) else session
+
+
+def _sync(value: Any) -> Any:
+    return value.sync_session if isinstance(value, AsyncSession) else value
 
 
 def _coroutine(fn: Any) -> Any:

@@ -2,10 +2,12 @@
 
 import datetime as dt
 import json
+from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
 from uuid import UUID
 
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +21,17 @@ KEY, OLD_KEY = b"0123456789abcdef", b"fedcba9876543210"
 
 class Colour(Enum):
     RED = "red"
+
+
+@dataclass
+class Order:
+    sku: str
+    amount: Decimal
+
+
+class OrderModel(pydantic.BaseModel, extra="allow"):
+    sku: str
+    amount: Decimal = pydantic.Field(default=Decimal(1), exclude=True)
 
 
 CANONICAL = [
@@ -44,6 +57,8 @@ CANONICAL = [
     (dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.timezone.utc), '"2026-01-02T03:04:05+00:00"'),
     (dt.time(3, 4), '"03:04:00"'),
     (Colour.RED, '"red"'),
+    (Order("a", Decimal("1.0")), '{"amount":"1","sku":"a"}'),
+    ({"orders": [OrderModel(sku="a", note="late")]}, '{"orders":[{"amount":"1","note":"late","sku":"a"}]}'),
 ]
 
 # (payload, plain fingerprint, fingerprint under KEY); computed once by other means than this library

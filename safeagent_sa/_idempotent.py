@@ -1,0 +1,259 @@
+"""What `idempotent` reads out of a function's signature and of each call: session, request_id, payload.
+
+Everything that can be wrong with the signature is an error where the function is decorated; what can be wrong with the
+arguments is an error of the call, before any SQL.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import inspect
+import string
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import Enum
+from typing import Any, ParamSpec, TypeVar
+from uuid import UUID
+
+from ._results import annotation_of
+from .errors import InvalidRequestIdError, UnsupportedFunctionError
+
+
+_SESSIONS = {"Session", "scoped_session", "AsyncSession", "async_scoped_session"}
+
+# Their text names the value, and is the same in every process: of a float, or of an object's repr, nobody knows that.
+_STABLE = (str, int, UUID, Decimal, dt.date, dt.time)
+
+ParamsT = ParamSpec("ParamsT")
+SelfT = TypeVar("SelfT")
+FnT = TypeVar("FnT", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What one call of the decorated function asks for."""
+
+    request_id: str
+    session: Any
+    fn: Callable[[Any], Any]
+    """Calls the function; with the session that it is given, where the caller gave none."""
+    options: dict[str, Any]
+    """The further arguments of the guard's verb."""
+
+
+class Plan:
+    """How calls of one function become requests."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        request_id: str | Callable[..., str],
+        payload: Sequence[str] | Callable[..., Any] | None,
+        scope: str | Callable[..., str] | None,
+        result_type: Any,
+        opens_session: bool,
+        is_async: bool,
+    ) -> None:
+        _refuse_other_kinds(fn, is_async=is_async)
+        self._fn = fn
+        self._signature = inspect.signature(fn)
+        self._session = _session_parameter(fn, self._signature)
+        self._opens_session = opens_session
+        parameters = [each for each in self._signature.parameters.values() if each.name != self._session]
+        self.signature = self._signature.replace(parameters=parameters) if opens_session else self._signature
+        names = [each.name for each in parameters]
+        self._request_id = (
+            _Template(request_id, names, fn) if isinstance(request_id, str) else _named(request_id, names)
+        )
+        self._scope = scope if scope is None or isinstance(scope, str) else _named(scope, names)
+        # The first argument of a method is the object that it belongs to, and no part of the request.
+        self._payload = _payload_of(payload, names[1:] if names[:1] in (["self"], ["cls"]) else names, names, fn)
+        self._result_type = result_type
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Return what a call asks for, or raise the TypeError of a call with wrong arguments."""
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = dict(bound.arguments)
+        session = None if self._opens_session else arguments.pop(self._session)
+
+        def with_session(opened: Any) -> Any:
+            if not self._opens_session:
+                return self._fn(*args, **kwargs)
+            given = {**bound.arguments, self._session: opened}
+            every = {name: given[name] for name in self._signature.parameters}
+            whole = inspect.BoundArguments(self._signature, every)
+            return self._fn(*whole.args, **whole.kwargs)
+
+        scope = self._scope(arguments) if callable(self._scope) else self._scope
+        # At a call, since annotations may name what is defined later.
+        result_type = annotation_of(self._fn) if self._result_type is None else self._result_type
+        options = {"payload": self._payload(arguments), "scope": scope, "result_type": result_type}
+        return Call(self._request_id(arguments), session, with_session, options)
+
+    def dress(self, wrapper: FnT) -> FnT:
+        """Let the wrapper look like the function, without the session where it opens one itself."""
+        functools.update_wrapper(wrapper, self._fn)
+        if self._opens_session:
+            wrapper.__signature__ = self.signature  # type: ignore[attr-defined]
+            wrapper.__annotations__ = {
+                name: kind for name, kind in self._fn.__annotations__.items() if name != self._session
+            }
+        return wrapper
+
+
+class _Template:
+    """Makes a request_id from a text such as "order:{order_id}:pay" and the arguments of a call."""
+
+    def __init__(self, template: str, names: list[str], fn: Callable[..., Any]) -> None:
+        self._template = template
+        self._formatter = string.Formatter()
+        try:
+            self._parts = list(self._formatter.parse(template))
+        except ValueError as error:
+            raise ValueError(f"request_id={template!r} is no template: {error}") from None
+        fields = [field for _, field, _, _ in self._parts if field is not None]
+        if not fields:
+            raise ValueError(
+                f"request_id={template!r} names no argument, so every call would be the same request. Put those in that "
+                'tell requests apart, such as "order:{order_id}:pay".'
+            )
+        for named in fields:
+            root = named.partition(".")[0].partition("[")[0]
+            if root not in names:
+                raise ValueError(
+                    f"request_id={template!r}: {root!r} is no argument of {fn.__qualname__}(), which has {', '.join(names)}"
+                )
+        for (_, field, spec, conversion), (literal, following, _, _) in zip(
+            self._parts, [*self._parts[1:], ("end", None, None, None)], strict=True
+        ):
+            if "{" in (spec or "") or conversion not in (None, "s"):
+                raise ValueError(
+                    f"request_id={template!r}: {{{field}}} has a format that is made at each call; use a callable"
+                )
+            if field is not None and following is not None and not literal:
+                raise ValueError(
+                    f"request_id={template!r}: {{{field}}} and {{{following}}} stand side by side, so two pairs of values "
+                    "could make one id; put a separator between them"
+                )
+
+    def __call__(self, arguments: Mapping[str, Any]) -> str:
+        """Return the id, or raise InvalidRequestIdError for a part that is missing or names nothing stable."""
+        made = []
+        for number, (literal, field, spec, _) in enumerate(self._parts):
+            made.append(literal)
+            if field is None:
+                continue
+            text = self._text(field, spec or "", arguments)
+            rest = self._parts[number + 1 :]
+            separator = rest[0][0] if rest else ""
+            is_last = all(following is None for _, following, _, _ in rest)
+            if not is_last and (text + separator).find(separator) != len(text):
+                raise self._refuse(
+                    field, f"holds the separator {separator!r}, so that two requests could get one id; use a callable"
+                )
+            made.append(text)
+        return "".join(made)
+
+    def _text(self, field: str, spec: str, arguments: Mapping[str, Any]) -> str:
+        try:
+            value, _ = self._formatter.get_field(field, (), arguments)
+        except (AttributeError, LookupError, TypeError):
+            raise self._refuse(field, "is missing from the arguments of this call") from None
+        value = value.value if isinstance(value, Enum) else value
+        if value is None or value == "":
+            raise self._refuse(field, "is None" if value is None else "is empty")
+        if not isinstance(value, _STABLE):
+            raise self._refuse(
+                field,
+                f"is of type {type(value).__qualname__}, whose text may differ from one delivery to the next; use str, "
+                "int, UUID, Decimal, date or an Enum of them",
+            )
+        try:
+            text = format(value, spec) if spec else str(value)
+        except ValueError:
+            raise self._refuse(
+                field, f"is a {type(value).__qualname__}, which the format {spec!r} is not for"
+            ) from None
+        if not text:
+            raise self._refuse(field, "is empty")
+        return text
+
+    def _refuse(self, field: str, problem: str) -> InvalidRequestIdError:
+        message = f"request_id={self._template!r}: {{{field}}} {problem}. Nothing was sent to the database."
+        return InvalidRequestIdError(message)
+
+
+def _session_parameter(fn: Callable[..., Any], signature: inspect.Signature) -> str:
+    try:
+        kinds = typing.get_type_hints(fn)
+    except Exception:  # noqa: BLE001 - an annotation is any expression; then their texts must do
+        kinds = {}
+    found = [name for name, each in signature.parameters.items() if _is_session(kinds.get(name, each.annotation))]
+    if len(found) != 1:
+        problem = (
+            "two parameters that are annotated as sessions" if found else "no parameter that is annotated as a session"
+        )
+        raise UnsupportedFunctionError(
+            f"{fn.__qualname__}() has {problem}; idempotent needs one, annotated as sqlalchemy.orm.Session or "
+            "sqlalchemy.ext.asyncio.AsyncSession: `session: Session`"
+        )
+    return found[0]
+
+
+def _is_session(annotation: Any) -> bool:
+    if isinstance(annotation, str):
+        return annotation.partition("[")[0].rpartition(".")[2].strip() in _SESSIONS
+    origin = typing.get_origin(annotation) or annotation
+    if origin is typing.Annotated:
+        return _is_session(typing.get_args(annotation)[0])
+    if isinstance(origin, type):
+        return any(kind.__module__.startswith("sqlalchemy.") and kind.__name__ in _SESSIONS for kind in origin.__mro__)
+    return any(_is_session(argument) for argument in typing.get_args(annotation))
+
+
+def _payload_of(
+    payload: Sequence[str] | Callable[..., Any] | None, default: list[str], names: list[str], fn: Callable[..., Any]
+) -> Callable[[Mapping[str, Any]], Any]:
+    if callable(payload):
+        return _named(payload, names)
+    if isinstance(payload, str):
+        raise TypeError(f"payload is a sequence of names, such as [{payload!r}], or a callable; not one str")
+    chosen = default if payload is None else list(payload)
+    for name in chosen:
+        if name not in names:
+            raise ValueError(f"payload names {name!r}, which is no argument of {fn.__qualname__}()")
+    return lambda arguments: {name: arguments[name] for name in chosen}
+
+
+def _named(function: Callable[..., Any], names: list[str]) -> Callable[[Mapping[str, Any]], Any]:
+    """Let a function take those arguments of a call that it names."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        wanted = names
+    else:
+        wanted = [each.name for each in parameters if each.name in names]
+        missing = [each.name for each in parameters if each.name not in names and each.default is each.empty]
+        if missing:
+            raise ValueError(f"{function!r} wants {', '.join(missing)}, and the function has {', '.join(names)}")
+    return lambda arguments: function(**{name: arguments[name] for name in wanted})
+
+
+def _refuse_other_kinds(fn: Any, *, is_async: bool) -> None:
+    problem = None
+    if isinstance(fn, (staticmethod, classmethod, property)):
+        problem = f"is a {type(fn).__name__}: put @{type(fn).__name__} on top of the decorator"
+    elif inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        problem = "is a generator, whose values cannot be replayed: return a list"
+    elif not callable(fn) or isinstance(fn, type):
+        problem = "is no function"
+    elif inspect.iscoroutinefunction(fn) and not is_async:
+        problem = "is a coroutine function: use AsyncExecutionGuard"
+    elif is_async and not inspect.iscoroutinefunction(fn):
+        problem = "is no coroutine function: use ExecutionGuard, or write it with `async def`"
+    if problem is not None:
+        raise UnsupportedFunctionError(f"{getattr(fn, '__qualname__', fn)!s} {problem}")

@@ -1,0 +1,384 @@
+"""The decorator: builds id and payload from the arguments, finds the session, and replays the typed return value."""
+
+import datetime as dt
+import enum
+import inspect
+import uuid
+from dataclasses import dataclass
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Annotated, Optional
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+from support.app import Payment
+
+from safeagent_sa import (
+    ExecutionGuard,
+    InvalidPayloadError,
+    InvalidRequestIdError,
+    RequestConflictError,
+    UnsupportedFunctionError,
+    UnsupportedSessionError,
+)
+from safeagent_sa.aio import AsyncExecutionGuard
+
+
+guard = ExecutionGuard()
+
+
+@dataclass(frozen=True)
+class PaymentReceipt:
+    payment_id: int
+    amount: Decimal
+
+
+def insert(session, reference):
+    payment = Payment(reference=reference, amount=100)
+    session.add(payment)
+    session.flush()
+    return payment.id
+
+
+def twice(port, call):
+    """Deliver a call twice, each time in a transaction of its own; return both answers."""
+    answers = []
+    for _ in range(2):
+        with port.sessions() as session, session.begin():
+            answers.append(call(session))
+    return answers
+
+
+def test_the_second_call_replays_the_typed_value(port):
+    @guard.idempotent(request_id="order:{order_id}:pay", action="send_payment")
+    def pay(session: Session, order_id: int, amount: Decimal) -> PaymentReceipt:
+        """Pay an order."""
+        return PaymentReceipt(insert(session, f"order-{order_id}"), amount)
+
+    first, second = twice(port, lambda session: pay(session, 42, amount=Decimal("1.50")))
+
+    assert first == second
+    assert type(second) is PaymentReceipt
+    assert port.payments("order-42") == 1
+    assert port.requests() == [("order:42:pay", "completed")]
+    assert (pay.__name__, pay.__doc__) == ("pay", "Pay an order.")
+    assert list(inspect.signature(pay).parameters) == ["session", "order_id", "amount"]
+
+
+def test_all_arguments_but_the_session_are_the_payload(port):
+    @guard.idempotent(request_id="{order_id}", action="pay")
+    def pay(order_id: str, amount: int = 5, *, session: Session, note: str = "") -> int:
+        return insert(session, order_id)
+
+    with port.sessions() as session, session.begin():
+        pay("order-1", session=session)
+    with port.sessions() as session, session.begin():
+        pay("order-1", 5, note="", session=session)  # the defaults, spelt out
+        with pytest.raises(RequestConflictError):
+            pay("order-1", 6, session=session)
+        with pytest.raises(RequestConflictError):
+            pay("order-1", note="again", session=session)
+    assert port.payments("order-1") == 1
+
+
+def test_chosen_arguments_or_a_callable_are_the_payload(port):
+    @guard.idempotent(request_id="{order_id}", action="pay", payload=["amount"])
+    def pay(session: Session, order_id: str, amount: int, trace: object = None) -> int:
+        return insert(session, order_id)
+
+    @guard.idempotent(request_id="{order_id}", action="pay", payload=lambda amount: {"amount": amount})
+    def pay_again(session: Session, order_id: str, amount: int, trace: object = None) -> int:
+        raise AssertionError
+
+    with port.sessions() as session, session.begin():
+        pay(session, "order-1", 5, trace=object())
+    with port.sessions() as session, session.begin():
+        pay(session, "order-1", 5, trace=object())
+        pay_again(session, "order-1", 5)  # the same payload, made in another way
+        with pytest.raises(RequestConflictError):
+            pay(session, "order-1", 6)
+        with pytest.raises(RequestConflictError):
+            pay_again(session, "order-1", 6)
+    assert port.payments("order-1") == 1
+
+
+def test_what_has_no_canonical_form_must_be_left_out_by_name(port):
+    @guard.idempotent(request_id="{order_id}", action="pay")
+    def pay(session: Session, order_id: str, request: object) -> int:
+        raise AssertionError
+
+    with port.sessions() as session:
+        with pytest.raises(InvalidPayloadError, match=r"\$\.request is a object"):
+            pay(session, "order-1", object())
+        assert not session.in_transaction()
+
+
+def test_scope_is_a_text_or_made_from_arguments(port):
+    @guard.idempotent(request_id="{order_id}", action="pay", scope=lambda tenant: tenant)
+    def pay(session: Session, tenant: str, order_id: str) -> int:
+        return insert(session, order_id)
+
+    for tenant in ("acme", "globex"):
+        twice(port, lambda session, tenant=tenant: pay(session, tenant, "order-1"))
+    assert port.payments("order-1") == 2
+
+
+def test_methods_and_other_decorators(port):
+    class Shop:
+        currency = "eur"
+
+        @guard.idempotent(request_id="{self.currency}:{order_id}", action="pay")
+        def pay(self, session: Session, order_id: str) -> int:
+            return insert(session, f"{self.currency}-{order_id}")
+
+        @classmethod
+        @guard.idempotent(request_id="class:{order_id}", action="pay")
+        def pay_all(cls, session: Session, order_id: str) -> int:
+            return insert(session, f"{cls.currency}-{order_id}")
+
+        @staticmethod
+        @guard.idempotent(request_id="static:{order_id}", action="pay")
+        def pay_static(session: Session, order_id: str) -> int:
+            return insert(session, order_id)
+
+    for call in (Shop().pay, Shop.pay_all, Shop.pay_static):
+        first, second = twice(port, lambda session, call=call: call(session, "order-1"))
+        assert first == second
+    assert port.payments("eur-order-1") == 2
+    assert port.payments("order-1") == 1
+
+
+def test_with_a_factory_each_call_is_a_whole_transaction(port):
+    @guard.idempotent(request_id="order:{order_id}", action="pay", session_factory=port.sessions)
+    def pay(session: Session, order_id: int, amount: Decimal = Decimal(5)) -> PaymentReceipt:
+        return PaymentReceipt(insert(session, f"order-{order_id}"), amount)
+
+    class Shop:
+        @guard.idempotent(request_id="shop:{order_id}", action="pay", session_factory=port.sessions)
+        def pay(self, session: Session, /, order_id: int, *, amount: int = 5) -> int:
+            assert isinstance(self, Shop)
+            return insert(session, f"shop-{order_id}-{amount}")
+
+    assert list(inspect.signature(pay).parameters) == ["order_id", "amount"]
+    assert "session" not in pay.__annotations__
+    assert pay(42) == pay(order_id=42, amount=Decimal("5.0"))
+    assert Shop().pay(7, amount=6) == Shop().pay(7, amount=6)
+    assert port.payments("order-42") == 1
+    assert port.payments("shop-7-6") == 1
+    with pytest.raises(TypeError, match="order_id"):
+        pay()
+
+
+def test_an_exception_leaves_nothing_and_the_next_call_executes(port):
+    failures = [ZeroDivisionError]
+
+    @guard.idempotent(request_id="{order_id}", action="pay", session_factory=port.sessions)
+    def pay(session: Session, order_id: str) -> int:
+        made = insert(session, order_id)
+        if failures:
+            raise failures.pop()
+        return made
+
+    with pytest.raises(ZeroDivisionError):
+        pay("order-1")
+    assert port.requests() == []
+    pay("order-1")
+    assert port.payments("order-1") == 1
+
+
+def test_options_of_the_claim_are_handed_on(port):
+    @guard.idempotent(request_id="{order_id}", action="pay", savepoint=True, wait_timeout=0, result_type=PaymentReceipt)
+    def pay(session: Session, order_id: str):
+        insert(session, order_id)
+        raise ZeroDivisionError
+
+    with port.sessions() as session, session.begin():
+        with pytest.raises(ZeroDivisionError):
+            pay(session, "order-1")
+        insert(session, "order-2")
+    assert port.payments("order-1") == 0
+    assert port.payments("order-2") == 1
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+STABLE = [
+    ("order:{x}", "a b", "order:a b"),
+    ("order:{x}:pay", 7, "order:7:pay"),
+    ("{x}", uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+    ("{x}", Decimal("1.50"), "1.50"),
+    ("{x:%Y-%m-%d}", dt.datetime(2026, 11, 23, 8, tzinfo=dt.timezone.utc), "2026-11-23"),
+    ("{x}", dt.date(2026, 11, 23), "2026-11-23"),
+    ("{x}", Colour.RED, "red"),
+    ("{x.id}-{x.lines[0]}", SimpleNamespace(id=1, lines=["a"]), "1-a"),
+    ("{x[sku]}", {"sku": "b"}, "b"),
+    ("{{{x}}}", 1, "{1}"),
+    ("{x:05d}", 7, "00007"),
+]
+
+
+@pytest.mark.parametrize(("template", "value", "expected"), STABLE, ids=str)
+def test_templates(sqlite, template, value, expected):
+    @guard.idempotent(request_id=template, action="pay", payload=[])
+    def pay(session: Session, x: object) -> None:
+        insert(session, "x")
+
+    twice(sqlite, lambda session: pay(session, value))
+    assert sqlite.requests() == [(expected, "completed")]
+
+
+UNSTABLE = [
+    ("order:{x}", None, "is None"),
+    ("order:{x}", "", "is empty"),
+    ("order:{x.id}", SimpleNamespace(id=None), "x.id} is None"),
+    ("order:{x.id}", object(), "is missing"),
+    ("order:{x[id]}", {}, "is missing"),
+    ("order:{x[0]}", [], "is missing"),
+    ("order:{x[0]}", None, "is missing"),
+    ("order:{x}", 1.5, "of type float"),
+    ("order:{x}", object(), "of type object"),
+    ("order:{x}", b"a", "of type bytes"),
+    ("order:{x}", ["a"], "of type list"),
+    ("order:{x:d}", "a", "the format 'd' is not for"),
+    ("{x}:{y}", "a:b", "holds the separator ':'"),
+    ("{x}::{y}", "a:", "holds the separator '::'"),
+    ("{x}", " a", "white space"),
+    ("{x}", "a" * 300, "300 bytes"),
+]
+
+
+@pytest.mark.parametrize(("template", "value", "match"), UNSTABLE, ids=str)
+def test_a_part_that_names_nothing_is_an_error_before_any_sql(sqlite, template, value, match):
+    @guard.idempotent(request_id=template, action="pay", payload=[])
+    def pay(session: Session, x: object, y: str = "y") -> None:
+        raise AssertionError
+
+    with sqlite.sessions() as session:
+        with pytest.raises(InvalidRequestIdError, match=match):
+            pay(session, value)
+        assert not session.in_transaction()
+
+
+def test_a_callable_makes_the_id(port):
+    @guard.idempotent(request_id=lambda order_id, **_: f"order-{order_id}", action="pay")
+    def pay(session: Session, order_id: int, amount: int) -> int:
+        return insert(session, "order-1")
+
+    @guard.idempotent(request_id=lambda order_id: order_id, action="pay")
+    def pay_nothing(session: Session, order_id: str | None) -> int:
+        raise AssertionError
+
+    twice(port, lambda session: pay(session, 1, 5))
+    assert port.requests() == [("order-1", "completed")]
+    with port.sessions() as session:
+        for bad in (None, ""):
+            with pytest.raises(InvalidRequestIdError):
+                pay_nothing(session, bad)
+
+
+def plain(session: Session, order_id: int) -> None:
+    raise AssertionError
+
+
+def no_session(order_id: int) -> None:
+    raise AssertionError
+
+
+def unannotated(session, order_id) -> None:
+    raise AssertionError
+
+
+def two_sessions(one: Session, other: Session, order_id: int) -> None:
+    raise AssertionError
+
+
+def generator(session: Session, order_id: int):
+    yield order_id
+
+
+async def coroutine(session: AsyncSession, order_id: int) -> None:
+    raise AssertionError
+
+
+WRONG_FUNCTIONS = [
+    (no_session, "no parameter that is annotated"),
+    (unannotated, "no parameter that is annotated"),
+    (two_sessions, "two parameters"),
+    (generator, "a generator"),
+    (coroutine, "use AsyncExecutionGuard"),
+    (staticmethod(plain), "put @staticmethod on top"),
+    (classmethod(plain), "put @classmethod on top"),
+    (Session, "no function"),
+    (7, "no function"),
+]
+
+
+@pytest.mark.parametrize(("fn", "match"), WRONG_FUNCTIONS, ids=str)
+def test_functions_that_cannot_be_guarded_are_refused_where_they_are_decorated(fn, match):
+    with pytest.raises(UnsupportedFunctionError, match=match):
+        guard.idempotent(request_id="{order_id}", action="pay")(fn)
+
+
+def test_the_async_guard_refuses_plain_functions():
+    with pytest.raises(UnsupportedFunctionError, match="async def"):
+        AsyncExecutionGuard().idempotent(request_id="{order_id}", action="pay")(plain)
+
+
+WRONG_OPTIONS = [
+    ({"request_id": "order"}, "names no argument"),
+    ({"request_id": "{order}"}, "'order' is no argument of plain"),
+    ({"request_id": "{session}"}, "'session' is no argument"),
+    ({"request_id": "{}"}, "is no argument"),
+    ({"request_id": "{0}"}, "is no argument"),
+    ({"request_id": "{order_id"}, "is no template"),
+    ({"request_id": "{order_id}{order_id}"}, "side by side"),
+    ({"request_id": "{order_id!r}"}, "use a callable"),
+    ({"request_id": "{order_id:{order_id}}"}, "use a callable"),
+    ({"request_id": lambda other: other}, "wants other"),
+    ({"request_id": "{order_id}", "payload": ["other"]}, "payload names 'other'"),
+    ({"request_id": "{order_id}", "payload": "order_id"}, "a sequence of names"),
+    ({"request_id": "{order_id}", "scope": lambda tenant: tenant}, "wants tenant"),
+]
+
+
+@pytest.mark.parametrize(("options", "match"), WRONG_OPTIONS, ids=str)
+def test_options_that_fit_no_call_are_refused_where_the_function_is_decorated(options, match):
+    with pytest.raises((ValueError, TypeError), match=match):
+        guard.idempotent(action="pay", **options)(plain)
+
+
+def test_the_session_is_found_by_its_annotation(port):
+    class OurSession(Session):
+        pass
+
+    def in_annotated(s: Annotated[Session, "a dependency"], order_id: int) -> int:
+        return insert(s, "order-1")
+
+    def optional(s: Optional[Session], order_id: int) -> int:  # noqa: UP045 - as older code has it
+        return insert(s, "order-1")
+
+    def in_text(s: "nowhere.Session", order_id: "Nothing") -> int:  # noqa: F821 - for type checkers only
+        return insert(s, "order-1")
+
+    def subclass(s: OurSession, order_id: int) -> int:
+        return insert(s, "order-1")
+
+    for number, fn in enumerate((in_annotated, optional, in_text, subclass)):
+        decorated = guard.idempotent(request_id=f"{number}-{{order_id}}", action="pay")(fn)
+        first, second = twice(port, lambda session, decorated=decorated: decorated(session, 1))
+        assert first == second
+    assert port.payments("order-1") == 4
+
+
+def test_a_session_of_another_kind_at_the_call(sqlite):
+    decorated = guard.idempotent(request_id="{order_id}", action="pay")(plain)
+    with pytest.raises(UnsupportedSessionError):
+        decorated(None, 1)
+
+
+def test_bad_actions_are_refused_where_the_function_is_decorated():
+    with pytest.raises(ValueError, match="action is empty"):
+        guard.idempotent(request_id="{order_id}", action="")
