@@ -176,6 +176,13 @@ def async_port(request: pytest.FixtureRequest) -> Port:
     return found
 
 
+@pytest.fixture(params=["postgresql", "psycopg_async", "asyncpg"])
+def on_postgresql(request: pytest.FixtureRequest) -> Port:
+    """PostgreSQL by every driver."""
+    found: Port = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of each kind."""

@@ -1,23 +1,26 @@
 """The connection is lost at every single message of a guarded transaction; a retry settles each of them."""
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
-from support.app import Port, deliver, make_engine, pay
+from support.aio import another_way
+from support.app import deliver, pay
 from support.wire import MessageProxy
 
 from safeagent_sa import ExecutionGuard
 
 
-@pytest.fixture
-def through(postgresql):
+# psycopg speaks through libpq in both of its modes
+@pytest.fixture(params=["psycopg", pytest.param("psycopg_async", marks=pytest.mark.stress), "asyncpg"])
+def through(postgresql, request):
     """The same database behind a proxy, with one connection."""
-    proxy = MessageProxy(postgresql.url)
-    port = Port("through the proxy", proxy.url, make_engine(proxy.url, pool_size=1, max_overflow=0))
+    url = make_url(postgresql.url).set(drivername=f"postgresql+{request.param}")
+    proxy = MessageProxy(url.render_as_string(hide_password=False))
+    port = another_way(postgresql, proxy.url, pool_size=1, max_overflow=0)
     port.proxy = proxy
     yield port
-    port.engine.dispose()
+    port.dispose()
     proxy.close()
 
 

@@ -1,5 +1,6 @@
 """Every order of the statements of several callers of one request, with and without a fault; zero violations."""
 
+import itertools
 import random
 
 import pytest
@@ -9,13 +10,27 @@ from support.explorer import Explorer, Fault
 LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 SEED = 20261122
 
+# of a new execution: claim, business write, completion, COMMIT; on asyncpg the server is asked for its state before that
+STEPS = {"psycopg": 4, "psycopg_async": 4, "asyncpg": 5}
+
+
+def pairs():
+    stress = pytest.mark.stress
+    for driver, level in itertools.product(STEPS, LEVELS):
+        yield pytest.param(driver, level, marks=[] if driver == "psycopg" or level == LEVELS[0] else stress)
+
+
+@pytest.fixture(params=["psycopg", "psycopg_async", "asyncpg"])
+def driver(request):
+    return request.param
+
 
 @pytest.fixture
-def explorer(postgresql):
+def explorer(postgresql, driver):
     made = []
 
     def make(**options):
-        made.append(Explorer(postgresql, **options))
+        made.append(Explorer(postgresql, driver=driver, **options))
         return made[-1]
 
     yield make
@@ -23,12 +38,15 @@ def explorer(postgresql):
         found.close()
 
 
+# By default one level on each driver and one driver on each level; the other pairs in the long runs.
 @pytest.mark.parametrize("wait_timeout", [None, 0])
-@pytest.mark.parametrize("level", LEVELS)
-def test_all_interleavings_of_two_callers(explorer, level, wait_timeout):
+@pytest.mark.parametrize(("driver", "level"), list(pairs()))
+def test_all_interleavings_of_two_callers(explorer, driver, level, wait_timeout):
     found = explorer(level=level, wait_timeout=wait_timeout)
     traces = found.explore()
-    print(f"\n{level}, wait_timeout={wait_timeout}: {found.report.schedules} schedules, {found.report.violations=}")
+    print(
+        f"\n{driver}, {level}, wait_timeout={wait_timeout}: {found.report.schedules} schedules, {found.report.violations=}"
+    )
 
     assert found.report.violations == []
     assert len({str(trace) for trace in traces}) == len(traces)
@@ -41,17 +59,13 @@ def faults(steps):
     return [Fault(0, step, "crash") for step in range(steps)] + [Fault(0, steps - 1, "lost answer")]
 
 
-# of a new execution: claim, business write, completion, COMMIT
-STEPS = 4
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_some_interleavings_of_two_callers_with_a_fault(explorer, level):
+@pytest.mark.parametrize(("driver", "level"), list(pairs()))
+def test_some_interleavings_of_two_callers_with_a_fault(explorer, driver, level):
     chance = random.Random(SEED)
     found = explorer(level=level)
-    for fault in faults(STEPS):
+    for fault in faults(STEPS[driver]):
         found.explore(fault, limit=6, choose=chance.choice)
-    print(f"\n{level}: seed {SEED}, {found.report.schedules} schedules, {found.report.faults} faults")
+    print(f"\n{driver}, {level}: seed {SEED}, {found.report.schedules} schedules, {found.report.faults} faults")
 
     assert found.report.violations == []
     assert found.report.faults > 0
@@ -61,30 +75,33 @@ def test_some_interleavings_of_two_callers_with_a_fault(explorer, level):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("wait_timeout", [None, 0])
 @pytest.mark.parametrize("level", LEVELS)
-def test_all_interleavings_of_two_callers_with_every_fault(explorer, level, wait_timeout):
+def test_all_interleavings_of_two_callers_with_every_fault(explorer, driver, level, wait_timeout):
     found = explorer(level=level, wait_timeout=wait_timeout)
-    for fault in [*faults(STEPS), *(Fault(0, step, "crash") for step in range(STEPS, 12))]:
+    steps = STEPS[driver]
+    for fault in [*faults(steps), *(Fault(0, step, "crash") for step in range(steps, 12))]:
         found.explore(fault)
-    print(f"\n{level}, wait_timeout={wait_timeout}: {found.report.schedules} schedules, {found.report.faults} faults")
+    print(
+        f"\n{driver}, {level}, wait_timeout={wait_timeout}: {found.report.schedules} schedules, {found.report.faults} faults"
+    )
 
     assert found.report.violations == []
 
 
 @pytest.mark.stress
 @pytest.mark.timeout(7200)
-def test_all_interleavings_of_three_callers(explorer):
+def test_all_interleavings_of_three_callers(explorer, driver):
     found = explorer(callers=3, wait_timeout=0)
     found.explore()
-    print(f"\nthree callers: {found.report.schedules} schedules")
+    print(f"\n{driver}, three callers: {found.report.schedules} schedules")
 
     assert found.report.violations == []
 
 
-def test_some_interleavings_of_three_callers(explorer):
+def test_some_interleavings_of_three_callers(explorer, driver):
     chance = random.Random(SEED)
     found = explorer(callers=3)
     found.explore(limit=60, choose=chance.choice)
-    print(f"\nthree callers: seed {SEED}, {found.report.schedules} schedules")
+    print(f"\n{driver}, three callers: seed {SEED}, {found.report.schedules} schedules")
 
     assert found.report.violations == []
 

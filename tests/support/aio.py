@@ -21,7 +21,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 import support.app
 from safeagent_sa import ExecutionGuard, sqlite
 from safeagent_sa.aio import AsyncExecutionGuard
-from support.app import Port
+from support.app import Port, make_engine
 
 
 def make_async_engine(url: Any, **options: Any) -> Any:
@@ -83,6 +83,13 @@ class AsyncPort(Port):
     def dispose(self) -> None:
         self.runner.run(self.async_engine.dispose())
         self.runner.close()
+
+
+def another_way(twin: Port, url: str, **options: Any) -> Port:
+    """Return a port to the same database by another URL, which may have another driver."""
+    if url.startswith(("postgresql+psycopg_async:", "postgresql+asyncpg:")):
+        return AsyncPort.of(twin.name, url, twin, **options)
+    return Port(twin.name, url, make_engine(url, **options))
 
 
 @contextmanager

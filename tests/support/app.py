@@ -74,6 +74,9 @@ class Port:
             for done in [pool.submit(call, function) for function in functions]:
                 done.result()
 
+    def dispose(self) -> None:
+        self.engine.dispose()
+
     def payments(self, reference: str) -> int:
         with self.sessions() as session:
             return session.scalar(select(func.count()).where(Payment.reference == reference)) or 0

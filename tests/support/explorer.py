@@ -5,15 +5,19 @@ it go on. After each step the explorer waits until the caller stands before its 
 (the server's own lock table says so). A schedule is the list of choices; all of them are tried, depth first.
 """
 
+import asyncio
 import itertools
 import threading
 import time
 from dataclasses import dataclass, field
 
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import create_engine, event, make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import sessionmaker
+from sqlalchemy.util import greenlet_spawn
 
 from safeagent_sa import ExecutionGuard
+from support.aio import Facade
 from support.app import deliver, pay
 
 
@@ -53,9 +57,10 @@ class Caller:
     def __init__(self, explorer, number):
         self.explorer, self.number = explorer, number
         # With a ping, so that every schedule begins alike, also after one in which this caller has crashed.
-        self.engine = create_engine(
-            explorer.port.url, isolation_level=explorer.level, pool_size=1, max_overflow=0, pool_pre_ping=True
-        )
+        options = {"isolation_level": explorer.level, "pool_size": 1, "max_overflow": 0, "pool_pre_ping": True}
+        self.runner = asyncio.Runner() if explorer.is_async else None
+        self.made = (create_async_engine if explorer.is_async else create_engine)(explorer.url, **options)
+        self.engine = self.made.sync_engine if explorer.is_async else self.made
         self.sessions = sessionmaker(self.engine)
         self.changed = threading.Condition()
         event.listen(self.engine, "before_cursor_execute", self._before_statement)
@@ -73,19 +78,30 @@ class Caller:
             self.state = "running"
             self.changed.notify_all()
 
+    def close(self):
+        if self.runner is None:
+            self.made.dispose()
+        else:
+            self.runner.run(self.made.dispose())
+            self.runner.close()
+
     def _run(self):
         try:
-            with self.sessions() as session, session.begin():
-                driver = session.connection().connection.driver_connection
-                self.pid = driver.info.backend_pid
-                guard = self.explorer.guard
-                with guard.claim(session, REQUEST, action="pay", payload={"amount": 100}) as execution:
-                    if not execution.is_replay:
-                        execution.complete(pay(session, REQUEST))
-            self.answer = execution.result
+            # An async driver is awaited in the loop of this caller alone, which stands still whenever he does.
+            self.answer = self.runner.run(greenlet_spawn(self._deliver)) if self.runner else self._deliver()
         except BaseException as error:  # noqa: BLE001 - the checks look at it
             self.error = error
         self._become("ended")
+
+    def _deliver(self):
+        with self.sessions() as session, session.begin():
+            driver = session.connection().connection.driver_connection
+            self.pid = driver.get_server_pid() if hasattr(driver, "get_server_pid") else driver.info.backend_pid
+            guard = self.explorer.guard
+            with guard.claim(session, REQUEST, action="pay", payload={"amount": 100}) as execution:
+                if not execution.is_replay:
+                    execution.complete(pay(session, REQUEST))
+        return execution.result
 
     def _become(self, state):
         with self.changed:
@@ -130,9 +146,11 @@ class Caller:
 class Explorer:
     """All schedules of some callers of one request on one isolation level."""
 
-    def __init__(self, port, *, callers=2, level="READ COMMITTED", wait_timeout=None):
+    def __init__(self, port, *, driver="psycopg", callers=2, level="READ COMMITTED", wait_timeout=None):
         self.port, self.level = port, level
-        self.guard = ExecutionGuard(wait_timeout=wait_timeout)
+        self.url = make_url(port.url).set(drivername=f"postgresql+{driver}")
+        self.is_async = driver != "psycopg"
+        self.guard = (Facade if self.is_async else ExecutionGuard)(wait_timeout=wait_timeout)
         self.report = Report()
         self.monitor = create_engine(port.url, isolation_level="AUTOCOMMIT").connect()
         self.callers = [Caller(self, number) for number in range(callers)]
@@ -141,7 +159,7 @@ class Explorer:
         self.monitor.close()
         self.monitor.engine.dispose()
         for caller in self.callers:
-            caller.engine.dispose()
+            caller.close()
 
     def explore(self, fault=None, limit=None, choose=None):
         """Run every schedule (or `limit` random ones, by `choose`); return one trace for each."""

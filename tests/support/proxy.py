@@ -1,5 +1,6 @@
 """A proxy in front of PostgreSQL that loses the connection around COMMIT, as a network does."""
 
+import re
 import socket
 import threading
 from contextlib import suppress
@@ -8,8 +9,8 @@ from pathlib import Path
 from sqlalchemy import make_url
 
 
-# libpq sends COMMIT as a simple query: 'Q', length, text, NUL (manual, section 55.7)
-_COMMIT = b"COMMIT\x00"
+# COMMIT is sent as a simple query: 'Q', length, text, NUL (manual, section 55.7); asyncpg puts a semicolon
+_COMMIT = re.compile(rb"COMMIT;?\x00")
 
 
 class Proxy:
@@ -75,7 +76,7 @@ class Proxy:
                     end.shutdown(socket.SHUT_RDWR)
 
     def _from_client(self, data, state):
-        if _COMMIT in data and self.lose is not None:
+        if _COMMIT.search(data) and self.lose is not None:
             with self._lock:
                 kind, self.lose = self.lose, None
                 self.lost += 1

@@ -4,6 +4,8 @@ import socket
 import struct
 from contextlib import suppress
 
+from sqlalchemy import make_url
+
 from support.proxy import Proxy
 
 
@@ -20,8 +22,8 @@ class MessageProxy(Proxy):
         self.counts = {"client": 0, "server": 0}
         super().__init__(url)
         # no negotiation before the first message, which is then the one without a type
-        self.url += "&" if "?" in self.url else "?"
-        self.url += "sslmode=disable&gssencmode=disable"
+        plain = {"ssl": "disable"} if "asyncpg" in self.url else {"sslmode": "disable", "gssencmode": "disable"}
+        self.url = make_url(self.url).update_query_dict(plain).render_as_string(hide_password=False)
 
     def arm(self, direction, number):
         self.counts = {"client": 0, "server": 0}
