@@ -6,8 +6,9 @@ from support.processes import Worker
 from support.worker import STEPS
 
 
+@pytest.mark.parametrize("port", ["sqlite", "postgresql", "asyncpg"], indirect=True)
 def test_processes_that_race_for_one_id_execute_it_once(port):
-    callers = 32
+    callers = 16
     workers = [Worker(port, "hot", stop_at="start") for _ in range(callers)]
     for worker in workers:
         worker.wait_until_stopped()

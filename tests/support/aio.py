@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
+from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -35,12 +36,12 @@ def make_async_engine(url: Any, **options: Any) -> Any:
 class AsyncPort(Port):
     """A port whose engine is async; `twin` is the same database through a synchronous driver, to set up and look in."""
 
-    twin: Port
+    twin: Port | None
     runner: asyncio.Runner = field(default_factory=asyncio.Runner)
     async_engine: Any = None
 
     @classmethod
-    def of(cls, name: str, url: str, twin: Port, **options: Any) -> AsyncPort:
+    def of(cls, name: str, url: str, twin: Port | None, **options: Any) -> AsyncPort:
         async_engine = make_async_engine(url, **options)
         return cls(name, url, async_engine.sync_engine, twin, async_engine=async_engine)
 
@@ -85,11 +86,12 @@ class AsyncPort(Port):
         self.runner.close()
 
 
-def another_way(twin: Port, url: str, **options: Any) -> Port:
+def another_way(twin: Port | None, url: str, **options: Any) -> Port:
     """Return a port to the same database by another URL, which may have another driver."""
-    if url.startswith(("postgresql+psycopg_async:", "postgresql+asyncpg:")):
-        return AsyncPort.of(twin.name, url, twin, **options)
-    return Port(twin.name, url, make_engine(url, **options))
+    name = make_url(url).get_backend_name()
+    if url.startswith(("postgresql+psycopg_async:", "postgresql+asyncpg:", "sqlite+aiosqlite:")):
+        return AsyncPort.of(name, url, twin, **options)
+    return Port(name, url, make_engine(url, **options))
 
 
 @contextmanager

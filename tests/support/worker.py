@@ -17,7 +17,8 @@ from safeagent_sa import ExecutionGuard
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from support.app import Port, make_engine, pay
+from support.aio import AsyncPort, another_way
+from support.app import pay
 
 
 STEPS = ["start", "begun", "claimed", "written", "settled", "committed"]
@@ -29,9 +30,16 @@ def main(url, request_id, stop_at=None):
             print(f"at {step}", flush=True)
             sys.stdin.readline()
 
-    guard = ExecutionGuard(wait_timeout=60)
-    port = Port("worker", url, make_engine(url, poolclass=NullPool))
+    port = another_way(None, url, poolclass=NullPool)
     reach("start")
+    if isinstance(port, AsyncPort):
+        port.run(deliver, port=port, request_id=request_id, reach=reach)
+    else:
+        deliver(port, request_id, reach)
+
+
+def deliver(port, request_id, reach):
+    guard = ExecutionGuard(wait_timeout=60)
     with port.sessions() as session:
         session.connection()
         reach("begun")
