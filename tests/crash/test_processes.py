@@ -23,6 +23,7 @@ def test_processes_that_race_for_one_id_execute_it_once(port):
     assert port.requests() == [("hot", "completed")]
 
 
+@pytest.mark.parametrize("port", ["sqlite", "postgresql", "asyncpg"], indirect=True)
 @pytest.mark.parametrize("step", STEPS)
 def test_a_process_killed_at_any_step_leaves_all_or_nothing(port, step):
     worker = Worker(port, "order-1", stop_at=step)

@@ -53,7 +53,7 @@ def test_the_wheel_has_every_module_and_data_file(dist):
     with zipfile.ZipFile(next(dist.glob("*.whl"))) as wheel:
         inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
     expected = set()
-    for name in tracked("safeagent_sa", *MAPPED):
+    for name in tracked("safeagent_sa", "pytest_safeagent_sa.py", *MAPPED):
         top, _, rest = name.partition("/")
         expected.add(f"{MAPPED[top]}/{rest}" if top in MAPPED else name)
 
@@ -73,7 +73,10 @@ def test_the_sdist_has_all_to_work_on_the_library(dist):
         inside = {name.partition("/")[2] for name in sdist.getnames()}
 
     assert {"alembic.ini", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile"} <= inside
-    assert tracked("docs", "tests", "migrations", "examples", "benchmarks", "safeagent_sa") <= inside
+    assert (
+        tracked("docs", "tests", "migrations", "examples", "benchmarks", "safeagent_sa", "pytest_safeagent_sa.py")
+        <= inside
+    )
 
 
 def test_the_installed_wheel_needs_no_extra(fresh, tmp_path):
@@ -84,6 +87,15 @@ def test_the_installed_wheel_needs_no_extra(fresh, tmp_path):
         "assert not {'typer', 'rich', 'psycopg', 'greenlet'} & set(sys.modules)",
         cwd=tmp_path,
     )
+
+
+def test_pytest_finds_the_plugin_of_the_installed_wheel(dist, tmp_path):
+    """The extra `testing` brings all that the fixture needs; without pytest the entry point is never loaded."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", f"{next(dist.glob('*.whl'))}[testing]")
+    (tmp_path / "test_it.py").write_text("def test_it(explore_faults):\n    assert callable(explore_faults)\n")
+    assert "1 passed" in run(python, "-m", "pytest", "test_it.py", cwd=tmp_path)
 
 
 def test_the_command_line_without_its_extra_says_what_to_install(fresh, tmp_path):

@@ -1,0 +1,41 @@
+"""For your own test suite: prove that your handler runs once under faults, and helpers for everyday tests.
+
+    explore_faults()        one delivery for each boundary of your handler with a fault there, and what came of it
+    assert_executed_once    one completed execution under a request_id
+    deliver_at_once         the same delivery from many threads or tasks at the same moment
+    rolled_back_session     a session whose commits are undone when the test ends
+    in_progress, put_in_doubt, expire_lease     what other workers would leave behind
+
+Extra `testing`. With pytest, the fixture `explore_faults` is there by itself.
+"""
+
+from ._boundaries import Boundary, Fault, InjectedFault
+from ._effects import EffectRecorder
+from ._explorer import explore_faults
+from ._helpers import (
+    assert_executed_once,
+    deliver_at_once,
+    expire_lease,
+    in_progress,
+    put_in_doubt,
+    rolled_back_session,
+)
+from ._report import FaultReport, Trial, Violation
+
+
+__all__ = [
+    "Boundary",
+    "EffectRecorder",
+    "Fault",
+    "FaultReport",
+    "InjectedFault",
+    "Trial",
+    "Violation",
+    "assert_executed_once",
+    "deliver_at_once",
+    "expire_lease",
+    "explore_faults",
+    "in_progress",
+    "put_in_doubt",
+    "rolled_back_session",
+]

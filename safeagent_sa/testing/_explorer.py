@@ -1,0 +1,245 @@
+"""Delivers a request once for each boundary of its handler with a fault there, delivers it again, and compares."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ExecutionInDoubtError
+from ..models import ExecutionRequest, ExecutionRequestMixin
+from ._boundaries import EXIT_STATUS, Boundary, Fault, Watch, terminate_backend
+from ._database import Contents, Database, difference, stable_columns, state_of
+from ._effects import EffectRecorder
+from ._handler import Handler
+from ._ids import different_ids
+from ._report import Delivery, FaultReport, Trial, Violation
+
+
+def explore_faults(
+    deliver: Callable[[], Any],
+    session_factory: Any,
+    *,
+    effects: EffectRecorder | None = None,
+    ignore: Collection[str] = (),
+    at_once: int = 1,
+    model: type[ExecutionRequestMixin] = ExecutionRequest,
+    reset: Callable[[], None] | None = None,
+    check: bool = True,
+) -> FaultReport:
+    """Deliver a request again and again with a fault at each of its boundaries; what it commits is undone after each.
+
+    One undisturbed delivery shows the boundaries: every statement, flush, savepoint, COMMIT and declared effect. Then,
+    for each of them and for each fault that can happen there, the request is delivered with the fault, and twice more
+    without one. Whatever came out must be as if it had been delivered once: the business rows are there once; a receipt
+    is there if and only if they are; all answers are equal; effects were done at most once, or the request is in doubt;
+    no transaction is left open; every delivery claims the same request_id.
+
+    All tables that the database has are compared, but for generated values (columns that two undisturbed deliveries
+    fill differently), and put back to what they held before. Never point it at a database whose rows you need.
+
+    Args:
+        deliver: Delivers the request once, as in production, in a transaction of its own; it may be a coroutine
+            function. Its return value is the answer.
+        session_factory: The `sessionmaker` or `async_sessionmaker` that the handler uses; faults are injected into its
+            engine.
+        effects: What stands for the outside world in the handler.
+        ignore: Tables that may change on every delivery, such as an audit log.
+        at_once: How many deliveries come at the same moment after the fault, from threads or tasks.
+        model: The model that the guard is configured with.
+        reset: Brings the database back to where the first delivery found it; None to put all rows back.
+        check: Raise at the end if the promise did not hold.
+
+    Returns:
+        The report: what was tried at each boundary and what came out.
+
+    Raises:
+        Violation: The handler does not keep the promise; the message is the report with a timeline.
+        ValueError: The undisturbed delivery does nothing, or the database cannot be explored.
+        Exception: What the undisturbed delivery raises.
+
+    Example:
+        ```python
+        def test_a_payment_runs_once(explore_faults):
+            explore_faults(lambda: handle_payment("order-1", 100), SessionLocal)
+        ```
+    """
+    __tracebackhide__ = True  # pytest shows the caller's line and the report, and nothing in between
+    explorer = _Explorer(deliver, session_factory, _Options(effects, frozenset(ignore), at_once, model, reset))
+    try:
+        report = explorer.explore()
+    finally:
+        explorer.close()
+    if check and report.violations:
+        violation = Violation(f"{report.headline}\n{report}")
+        violation.report = report
+        raise violation
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    effects: EffectRecorder | None
+    ignored: frozenset[str]
+    at_once: int
+    model: type[ExecutionRequestMixin]
+    reset: Callable[[], None] | None
+
+
+class _Explorer:
+    def __init__(self, deliver: Callable[[], Any], session_factory: Any, options: _Options) -> None:
+        self._handler = Handler(deliver, session_factory)
+        self._options, self._effects = options, options.effects
+        self._engine, self._do = self._handler.engine, self._handler.do
+        self._database: Database = self._do(lambda: Database.of(self._engine, options.model, options.ignored))
+        self._watch = Watch(self._engine, self._database.requests, terminate_backend(self._database.quiet))
+        self._has_server = self._engine.dialect.name != "sqlite"
+
+    def close(self) -> None:
+        self._do(self._engine.dispose)
+        self._do(self._database.quiet.dispose)
+        self._handler.close()
+
+    def explore(self) -> FaultReport:
+        self._before: Contents = self._do(self._database.read)
+        with self._handler.listened() as sessions, self._watch.listening(sessions, self._effects):
+            clean = self._undisturbed()
+            self._claims_once = self._watch.claims
+            first = self._do(self._database.read)
+            self._completed_once = self._do(self._database.completed)
+            self._fired_once = None if self._effects is None else self._effects.fired
+            self._put_back()
+            self._undisturbed()
+            second = self._do(self._database.read)
+            self._stable = stable_columns(self._database.business, first, second)
+            self._state_before = state_of(self._before, self._stable)
+            self._state_once = state_of(first, self._stable)
+            if not clean:
+                raise ValueError(
+                    "the delivery reached no boundary: does the handler use this session_factory's engine?"
+                )
+            report = FaultReport(tuple(clean))
+            for boundary in clean:
+                for fault in boundary.faults(has_server=self._has_server, can_fork=hasattr(os, "fork")):
+                    self._put_back()
+                    report.trials.append(self._try(boundary, fault))
+            self._put_back()
+        return report
+
+    def _undisturbed(self) -> list[Boundary]:
+        with self._watch.delivery():
+            self._handler.call()
+        return self._watch.seen
+
+    def _try(self, boundary: Boundary, fault: Fault) -> Trial:
+        violations: list[str] = []
+        answers: list[Any] = []
+        claims = set()
+        deliveries = [self._hit(boundary, fault, answers)]
+        claims |= self._watch.claims
+        violations += self._check_the_hit()
+        for at_once in (self._options.at_once, 1):
+            deliveries.append(self._deliver_again(answers, violations, at_once))
+            claims |= self._watch.claims
+        violations += self._check_once(answers)
+        told_by_payload = {(scope, action, fingerprint) for scope, _, action, fingerprint in self._claims_once}
+        anew = [each for each in claims - self._claims_once if (each[0], *each[2:]) in told_by_payload]
+        if anew:
+            violations.insert(0, different_ids(sorted({each[1] for each in [*anew, *self._claims_once]})))
+        return Trial(boundary, fault, tuple(deliveries), tuple(dict.fromkeys(violations)))
+
+    def _hit(self, boundary: Boundary, fault: Fault, answers: list[Any]) -> Delivery:
+        if fault in (Fault.KILLED_BEFORE, Fault.KILLED_AFTER):
+            with self._watch.delivery(boundary.number, fault):
+                was_killed = self._handler.call_in_a_process() == EXIT_STATUS
+            outcome = "killed" if was_killed else "ended before the boundary"
+            return Delivery((boundary,), outcome, boundary if was_killed else None)
+        with self._watch.delivery(boundary.number, fault):
+            try:
+                answers.append(self._handler.call())
+                outcome = f"answered {answers[-1]!r}"
+            except Exception as error:  # noqa: BLE001 - whatever the handler makes of the fault
+                outcome = _told(error)
+        return Delivery(tuple(self._watch.seen), outcome, self._watch.struck)
+
+    def _deliver_again(self, answers: list[Any], violations: list[str], at_once: int) -> Delivery:
+        with self._watch.delivery():
+            try:
+                found = self._handler.call_at_once(at_once) if at_once > 1 else [self._handler.call()]
+                answers += found
+                outcome = f"answered {', '.join(sorted({repr(answer) for answer in found}))}"
+            except ExecutionInDoubtError as error:
+                outcome = _told(error)
+                if self._effects is None:
+                    violations.append("the request is in doubt, without an effect that could be")
+            except Exception as error:  # noqa: BLE001 - whatever the handler raises
+                outcome = _told(error)
+                violations.append(f"a later delivery failed: {outcome}")
+        return Delivery(tuple(self._watch.seen), outcome)
+
+    def _check_the_hit(self) -> list[str]:
+        """Look at what the delivery with the fault has left."""
+        told = self._left_open()
+        found = state_of(self._do(self._database.read), self._stable)
+        is_none, is_once = found == self._state_before, found == self._state_once
+        if not is_none and not is_once:
+            told.append(
+                f"a part of the business rows was committed ({difference(self._state_once, found)}, of one delivery): "
+                "all writes of a request belong into the one transaction that claims it"
+            )
+        completed = self._do(self._database.completed)
+        if self._completed_once and self._state_before != self._state_once:
+            if is_once and completed != self._completed_once and not self._do(self._database.in_doubt):
+                told.append(
+                    "business rows were committed without a receipt: write them inside the block that claims the request"
+                )
+            if is_none and sum(completed.values()) >= sum(self._completed_once.values()):
+                told.append(
+                    "a receipt was committed without the business rows, so no retry will ever write them: claim in the "
+                    "session and transaction that writes them, and let errors out of the block"
+                )
+        return told
+
+    def _left_open(self) -> list[str]:
+        told = self._do(lambda: self._database.open_transactions(self._engine))
+        if told is None:
+            return []
+        gc.collect()  # a session that nobody holds gives its connection back now, and not in the middle of another trial
+        if self._do(lambda: self._database.open_transactions(self._engine)) is not None:
+            told += ", and is still held, so that later deliveries may have to wait for it"
+        return [told]
+
+    def _check_once(self, answers: list[Any]) -> list[str]:
+        """Look at what all deliveries together have left."""
+        told = self._left_open()
+        is_in_doubt = bool(self._do(self._database.in_doubt))
+        differs = difference(self._state_once, state_of(self._do(self._database.read), self._stable))
+        if differs is not None and not is_in_doubt:
+            told.append(f"the business rows are not those of one delivery: {differs}")
+        if any(answer != answers[0] for answer in answers):
+            told.append(
+                f"the answers differ: {', '.join(sorted({repr(answer) for answer in answers}))[:300]}; answer with the "
+                "execution's result, which is the same for the first delivery and every retry"
+            )
+        if self._effects is not None and self._fired_once is not None:
+            for name, times in (self._effects.fired - self._fired_once).items():
+                told.append(
+                    f"the effect {name!r} was done {times} time(s) too often: no transaction can take it back, so give the "
+                    "provider an idempotency key that is the same on every attempt"
+                )
+        return told
+
+    def _put_back(self) -> None:
+        if self._options.reset is None:
+            self._do(lambda: self._database.write(self._before))
+        else:
+            self._options.reset()
+        if self._effects is not None:
+            self._effects.reset()
+
+
+def _told(error: BaseException) -> str:
+    first = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {first[0][:160] if first else ''}"
