@@ -1,7 +1,7 @@
 """What a result is as a value and as stored text: plain JSON as it is, every other type through pydantic.
 
-A typed result passes only if its text gives the same value back and that value the same text: so the first caller and
-every retry get equal values of one type. Plain JSON types need nothing and are not checked against their annotation.
+A typed result passes only if its text gives an equal value back and that value an equal text, but for the order of sets: so
+the first caller and every retry get equal values of one type. Plain JSON types need nothing and are not checked against their annotation.
 """
 
 from __future__ import annotations
@@ -61,9 +61,10 @@ class TypedResult(ResultType):
         try:
             one: Any = tuple.__class_getitem__(annotation)
             self._adapter = pydantic.TypeAdapter(one, config=config)
-        except (pydantic.PydanticUserError, NameError, TypeError):
+        except (pydantic.PydanticUserError, NameError, TypeError) as error:
+            reason = str(error).splitlines()[0]
             message = (
-                f"results cannot be of type {self._name}: pydantic has no JSON form for it. Return plain values, a "
+                f"results cannot be of type {self._name}: pydantic has no JSON form for it ({reason}). Return plain values, a "
                 "dataclass, TypedDict, NamedTuple or pydantic model, or name another type with result_type=. Rows of the "
                 "ORM are no results: return their keys."
             )
@@ -72,16 +73,22 @@ class TypedResult(ResultType):
 
     def encode(self, value: Any, *, max_bytes: int) -> str:
         """Return the text to store, or raise InvalidResultError."""
-        plain = self._plain(value)
-        text = _codec.encode(plain, max_bytes=max_bytes)
-        try:
-            decoded = self.decode(text)
-        except MisfitError as misfit:
-            raise self._refuse(f"and its field {' and '.join(misfit.fields)} does not come back from JSON") from None
-        has_equality: bool = type(value).__eq__ is not object.__eq__  # type: ignore[comparison-overlap]
-        if self._plain(decoded) != plain or (has_equality and decoded != value):
-            raise self._refuse("and would come back from JSON as another value")
-        return text
+        # A model that is built by its fields' aliases must be stored by them; one whose aliases are for output alone, not.
+        misfits: tuple[str, ...] = ()
+        for by_alias in (True, False):
+            plain = self._plain(value, by_alias=by_alias)
+            text = _codec.encode(plain, max_bytes=max_bytes)
+            try:
+                decoded = self.decode(text)
+            except MisfitError as misfit:
+                misfits = misfits or misfit.fields
+                continue
+            has_equality: bool = type(value).__eq__ is not object.__eq__  # type: ignore[comparison-overlap]
+            again = self._plain(decoded, by_alias=by_alias)
+            if _without_order(again) != _without_order(plain) or (has_equality and decoded != value):
+                raise self._refuse("and would come back from JSON as another value")
+            return text
+        raise self._refuse(f"and its field {' and '.join(misfits)} does not come back from JSON")
 
     def decode(self, text: str) -> Any:
         """Return the value of a stored text, or raise MisfitError."""
@@ -92,9 +99,9 @@ class TypedResult(ResultType):
             places = [".".join(map(str, entry["loc"][1:])) or "the result" for entry in error.errors(include_url=False)]
             raise MisfitError(tuple(dict.fromkeys(places))) from None
 
-    def _plain(self, value: Any) -> Any:
+    def _plain(self, value: Any, *, by_alias: bool) -> Any:
         try:
-            return self._adapter.dump_python((value,), mode="json", warnings="error")[0]
+            return self._adapter.dump_python((value,), mode="json", by_alias=by_alias, warnings="error")[0]
         except ValueError:  # pydantic's serialization errors, whose messages quote the value
             raise self._refuse(f"but a {type(value).__qualname__}, or holds what its fields do not allow") from None
 
@@ -104,6 +111,15 @@ class TypedResult(ResultType):
             "open. Return what the annotation says, or name the right type with result_type=."
         )
         return InvalidResultError(message)
+
+
+def _without_order(plain: Any) -> Any:
+    """Return plain JSON with its lists sorted: the list that a set is written as has no order that it would keep."""
+    if isinstance(plain, dict):
+        return {key: _without_order(each) for key, each in plain.items()}
+    if isinstance(plain, list):
+        return sorted(map(_without_order, plain), key=repr)
+    return plain
 
 
 PLAIN = ResultType()

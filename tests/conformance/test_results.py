@@ -53,6 +53,14 @@ class Model(pydantic.BaseModel):
     day: dt.date | None = None
 
 
+class Camel(pydantic.BaseModel):
+    receipt_id: int = pydantic.Field(alias="receiptId")
+
+
+class CamelOutside(pydantic.BaseModel):
+    receipt_id: int = pydantic.Field(serialization_alias="receiptId")
+
+
 RECEIPT = Receipt(
     UUID(int=7), Decimal("10.10"), dt.datetime(2026, 11, 23, 8, 30, tzinfo=dt.timezone.utc), (Line("a", 2),)
 )
@@ -68,6 +76,10 @@ VALUES = [
     (dict[int, str], {1: "one"}),
     (tuple[int, str], (1, "one")),
     (set[int], {1, 2}),
+    # the copy that comes back may have another order
+    (list[frozenset[int]], [frozenset(range(n, 10**6, 9973 + n)) for n in range(20)]),
+    (Camel, Camel(receiptId=1)),
+    (CamelOutside, CamelOutside(receipt_id=1)),
     (dt.datetime, RECEIPT.paid_at),
     (dt.timedelta, dt.timedelta(days=1, microseconds=1)),
     (Decimal, Decimal("0.10")),
