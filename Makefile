@@ -17,7 +17,7 @@ demo: $(READY)  ## the guard at work, on a SQLite file or on DATABASE_URL
 	$(BIN)/safeagent-sa demo
 
 test: $(READY)  ## the whole suite, with a real PostgreSQL
-	$(BIN)/python -m pytest --cov $(ARGS)
+	$(BIN)/python -m pytest --cov -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(READY)  ## formatting, lint, layers, types
 	$(BIN)/ruff format --check .

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import URL, create_engine, event, make_url, text
@@ -16,10 +17,33 @@ from support.app import Port, make_engine
 from support.servers import Server, start
 
 
+_given: dict[str, Any] = {}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    _given.update(getattr(config, "workerinput", {}))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Give pytest-xdist's workers the one server of the run; each makes databases of its own on it."""
+    if isinstance(found := _server(), Server):
+        node.workerinput["postgresql"] = found.url.render_as_string(hide_password=False)
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name no address: the ids of one test must be the same in every process."""
+    if " at 0x" not in repr(val):
+        return None
+    return getattr(val, "__name__", type(val).__name__)
+
+
 @cache
 def _server() -> Server | RuntimeError:
     """Start the server once, where it is first asked for: by the header, or by the first test under -q."""
     try:
+        if "postgresql" in _given:
+            return Server(make_url(_given["postgresql"]), "of the whole run", stop=lambda: None)
         return start()
     except RuntimeError as error:
         return error

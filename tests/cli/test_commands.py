@@ -12,11 +12,18 @@ from support.app import deliver
 from typer.testing import CliRunner
 
 from safeagent_sa import ExecutionGuard, ExecutionRequest, __version__
+from safeagent_sa.cli import _console
 from safeagent_sa.cli._app import app as command_line
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """A terminal that shows whole words; its width is read when the command line is imported."""
+    monkeypatch.setattr(_console.out, "width", 120)
+
+
 def run(*arguments, **environment):
-    return CliRunner().invoke(command_line, arguments, env={"COLUMNS": "120", **environment})
+    return CliRunner().invoke(command_line, arguments, env=environment)
 
 
 def tables(url, schema=None):

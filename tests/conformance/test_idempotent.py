@@ -220,7 +220,7 @@ STABLE = [
 ]
 
 
-@pytest.mark.parametrize(("template", "value", "expected"), STABLE, ids=str)
+@pytest.mark.parametrize(("template", "value", "expected"), STABLE)
 def test_templates(sqlite, template, value, expected):
     @guard.idempotent(request_id=template, action="pay", payload=[])
     def pay(session: Session, x: object) -> None:
@@ -250,7 +250,7 @@ UNSTABLE = [
 ]
 
 
-@pytest.mark.parametrize(("template", "value", "match"), UNSTABLE, ids=str)
+@pytest.mark.parametrize(("template", "value", "match"), UNSTABLE)
 def test_a_part_that_names_nothing_is_an_error_before_any_sql(sqlite, template, value, match):
     @guard.idempotent(request_id=template, action="pay", payload=[])
     def pay(session: Session, x: object, y: str = "y") -> None:
@@ -316,7 +316,7 @@ WRONG_FUNCTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("fn", "match"), WRONG_FUNCTIONS, ids=str)
+@pytest.mark.parametrize(("fn", "match"), WRONG_FUNCTIONS)
 def test_functions_that_cannot_be_guarded_are_refused_where_they_are_decorated(fn, match):
     with pytest.raises(UnsupportedFunctionError, match=match):
         guard.idempotent(request_id="{order_id}", action="pay")(fn)
@@ -344,7 +344,7 @@ WRONG_OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("options", "match"), WRONG_OPTIONS, ids=str)
+@pytest.mark.parametrize(("options", "match"), WRONG_OPTIONS)
 def test_options_that_fit_no_call_are_refused_where_the_function_is_decorated(options, match):
     with pytest.raises((ValueError, TypeError), match=match):
         guard.idempotent(action="pay", **options)(plain)

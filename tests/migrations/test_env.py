@@ -195,7 +195,9 @@ def test_an_upgrade_waits_for_one_that_runs_and_finds_nothing_to_do(new_database
             stderr=subprocess.PIPE,
             text=True,
         )
-        waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'")
+        waiting = text(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"
+        )
         while watcher.scalar(waiting) == 0:
             assert second.poll() is None, second.communicate()
             watcher.rollback()

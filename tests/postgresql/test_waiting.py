@@ -225,7 +225,9 @@ def test_a_waiter_that_lost_gives_the_lock_back_at_once(postgresql, holder):
     holder.commit()
     assert replayed.wait(60)
     with postgresql.sessions() as session:
-        locks = session.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"))
+        here = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        query = f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND {here}"
+        locks = session.scalar(text(query))
     finish.set()
     loser.join()
 
