@@ -14,7 +14,8 @@
     │   ├── InvalidActionError
     │   ├── InvalidPayloadError
     │   ├── InvalidResultError
-    │   └── BatchTooLargeError          more ids at once than one transaction can safely lock
+    │   ├── BatchTooLargeError          more ids at once than one transaction can safely lock
+    │   └── RetentionTooShortError      a purge of receipts that retries may still ask for
     ├── MisuseError                     a mistake in the calling code: fix the code
     │   ├── NotCompletedError           the block ended, or a COMMIT came, without a stored result
     │   ├── AlreadyCompletedError       complete() a second time, on a replay, or after the block
@@ -172,6 +173,10 @@ class BatchTooLargeError(InvalidInputError):
 
     size: int
     limit: int
+
+
+class RetentionTooShortError(InvalidInputError):
+    """A purge would drop receipts that are less than 24 hours old, and was not told that it may."""
 
 
 class MisuseError(SafeAgentError):

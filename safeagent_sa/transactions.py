@@ -15,13 +15,13 @@ from sqlalchemy.orm import Session
 
 from ._retry import Attempts
 from .errors import ExecutionInProgressError, UnsupportedSessionError
-from .execution import Execution
 
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
 _SessionT = TypeVar("_SessionT")
+_ValueT = TypeVar("_ValueT")
 
 # What another attempt may help against; `Attempts` looks closer.
 _FAILURES = (DBAPIError, ExecutionInProgressError)
@@ -43,7 +43,7 @@ class AsyncSessionFactory(Protocol):
         ...
 
 
-def run(session_factory: SessionFactory, body: Callable[[Session], Execution], attempts: Attempts) -> Execution:
+def run(session_factory: SessionFactory, body: Callable[[Session], _ValueT], attempts: Attempts) -> _ValueT:
     """Run `body` in a transaction of its own until it is committed, or an error is the caller's to see."""
     while True:
         try:
@@ -57,9 +57,9 @@ def run(session_factory: SessionFactory, body: Callable[[Session], Execution], a
 
 async def run_async(
     session_factory: AsyncSessionFactory,
-    body: Callable[[AsyncSession], Awaitable[Execution]],
+    body: Callable[[AsyncSession], Awaitable[_ValueT]],
     attempts: Attempts,
-) -> Execution:
+) -> _ValueT:
     """Do as `run` does, for AsyncSession."""
     from sqlalchemy.ext.asyncio import AsyncSession  # noqa: PLC0415 - needs greenlet
 
@@ -74,7 +74,7 @@ async def run_async(
         await asyncio.sleep(pause)
 
 
-def _once(session_factory: SessionFactory, body: Callable[[Session], Execution]) -> Execution:
+def _once(session_factory: SessionFactory, body: Callable[[Session], _ValueT]) -> _ValueT:
     with _idle(session_factory(), Session) as session, session.begin():
         return body(session)
 
@@ -83,12 +83,11 @@ def _idle(session: Any, kind: type[_SessionT]) -> _SessionT:
     if not isinstance(session, kind):
         factory = "sessionmaker(engine)" if kind is Session else "async_sessionmaker(engine)"
         raise UnsupportedSessionError(
-            f"run_transaction() needs a factory of {kind.__name__}, such as {factory}; this one made "
-            f"{type(session).__name__}"
+            f"this needs a factory of {kind.__name__}, such as {factory}; this one made {type(session).__name__}"
         )
     if session.in_transaction():  # type: ignore[attr-defined]
         raise UnsupportedSessionError(
-            "run_transaction() commits, so it needs a session that is in no transaction; the factory gave one that is. "
+            "this commits, so it needs a session that is in no transaction; the factory gave one that is. "
             "Use guard.execute(session, ...) inside a transaction of yours."
         )
     return session

@@ -7,22 +7,20 @@ import json
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
-from sqlalchemy import Connection, RowMapping, Table, create_engine, select
+from sqlalchemy import Connection, RowMapping, Table, select
 
 from .. import _codec
 from ..execution import ExecutionStatus
 from ..models import TABLE_NAME
-from ..schema import verify
-from . import _urls
 from ._console import Stop, in_sentences, out
-from ._options import Schema, TableName, Url, model_of
+from ._database import opened
+from ._options import Schema, TableName, Url
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -112,20 +110,8 @@ def _as_table(rows: list[dict[str, Any]]) -> RichTable:
 
 @contextmanager
 def _opened(url: str | None, schema: str | None, table_name: str) -> Generator[tuple[Connection, Table]]:
-    """Connect, and check that the table is there and ours."""
-    model = model_of(table_name, schema)
-    database = _urls.synchronous(_urls.required(url))
-    name = database.database
-    is_file = database.get_backend_name() == "sqlite" and name and not name.startswith(("file:", ":"))
-    if is_file and not Path(str(name)).is_file():  # SQLite would make an empty one
-        raise Stop(f"there is no SQLite database {name}")
-    engine = create_engine(database)
-    try:
-        with engine.connect() as connection:
-            verify(connection, model=model)
-            yield connection, model.__table__  # type: ignore[attr-defined]
-    finally:
-        engine.dispose()
+    with opened(url, schema, table_name) as (engine, model), engine.connect() as connection:
+        yield connection, model.__table__  # type: ignore[attr-defined]
 
 
 def _plain(row: RowMapping) -> dict[str, Any]:

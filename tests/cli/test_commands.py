@@ -1,5 +1,6 @@
 """`migrate`, `list`, `show` and `demo`, as a person or a script calls them."""
 
+import datetime as dt
 import json
 import os
 import subprocess
@@ -169,3 +170,31 @@ def test_the_demo_on_postgresql_leaves_nothing_behind(new_database):
 
     assert schemas == {"information_schema", "public"}
     assert tables(url) == set()
+
+
+def test_purge(port):
+    for number in (1, 2, 3):
+        deliver(port, f"order-{number}")
+    with port.sessions() as session, session.begin():
+        then = dt.datetime.now(dt.timezone.utc) - dt.timedelta(days=100)
+        session.execute(
+            update(ExecutionRequest).where(ExecutionRequest.request_id != "order-3").values(completed_at=then)
+        )
+
+    done = run("purge", "--url", port.url, "--older-than", "12w", "--dry-run")
+    assert (done.exit_code, done.output) == (0, "2 receipt(s) would be purged; nothing was changed\n")
+    done = run("purge", "--url", port.url, "--older-than", "90d", "--batch-size", "1")
+    assert (done.exit_code, done.output) == (0, "2 receipt(s) purged; tombstones are kept\n")
+    done = run("purge", "--url", port.url, "--older-than", "2000h", "--delete")
+    assert (done.exit_code, done.output) == (0, "2 row(s) deleted\n")
+    assert port.requests() == [("order-3", "completed")]
+
+
+def test_purge_refuses_what_is_too_short_or_no_age(port):
+    done = run("purge", "--url", port.url, "--older-than", "23h")
+    assert done.exit_code == 1
+    assert "allow_under_24_hours" in done.output
+    assert run("purge", "--url", port.url, "--older-than", "0h", "--allow-under-24-hours").exit_code == 0
+    done = run("purge", "--url", port.url, "--older-than", "soon")
+    assert done.exit_code == 2
+    assert "such as 90d" in done.output

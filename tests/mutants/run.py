@@ -164,6 +164,11 @@ MUTANTS = {
         'self._adapter.validate_json(f"[{text}]")[0]',
         "_codec.decode(text)",
     ),
+    "a purge waits for locked rows": ("retention.py", ".with_for_update(skip_locked=True)", ".with_for_update()"),
+    "a purge drops what has not ended": ("retention.py", "columns.status.in_(ended), ", ""),
+    "a purge takes the young as well": ("retention.py", "< cutoff)", "< cutoff + self.older_than)"),
+    "a purge deletes its tombstones": ("retention.py", "if self.tombstone:", "if False:"),
+    "a purge of minutes is not refused": ("retention.py", "and not is_short_allowed", "and False"),
     "ids are normalised": (
         "_keys.py",
         "    return Key(scope, request_id)",

@@ -1,0 +1,38 @@
+"""Connects a command to the database that it is about, and checks that the table there is ours."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Engine, create_engine
+
+from .. import sqlite
+from ..models import ExecutionRequestMixin
+from ..schema import verify
+from . import _urls
+from ._console import Stop
+from ._options import model_of
+
+
+@contextmanager
+def opened(
+    url: str | None, schema: str | None, table_name: str
+) -> Generator[tuple[Engine, type[ExecutionRequestMixin]]]:
+    """Give an engine and the model of the table."""
+    model = model_of(table_name, schema)
+    database = _urls.synchronous(_urls.required(url))
+    name = database.database
+    is_sqlite = database.get_backend_name() == "sqlite"
+    if is_sqlite and name and not name.startswith(("file:", ":")) and not Path(name).is_file():
+        raise Stop(f"there is no SQLite database {name}")  # SQLite would make an empty one
+    engine = create_engine(database)
+    if is_sqlite:
+        sqlite.configure(engine)
+    try:
+        with engine.connect() as connection:
+            verify(connection, model=model)
+        yield engine, model
+    finally:
+        engine.dispose()

@@ -1,0 +1,77 @@
+"""`safeagent-sa purge`: drop old receipts, batch by batch, with a progress bar."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import re
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sqlalchemy.orm import sessionmaker
+
+from .. import retention
+from ..models import TABLE_NAME
+from ._console import err, in_sentences, out
+from ._database import opened
+from ._options import Schema, TableName, Url
+
+
+_UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+
+
+def _parse_age(text: str) -> dt.timedelta:
+    found = re.fullmatch(r"(\d{1,6})([hdw])", text)
+    if found is None:
+        raise typer.BadParameter("a number and h, d or w, such as 90d")
+    return dt.timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+@in_sentences
+def purge(
+    *,
+    older_than: Annotated[
+        dt.timedelta,
+        typer.Option(
+            "--older-than", parser=_parse_age, metavar="AGE", help="How long ago it ended, such as 90d or 36h."
+        ),
+    ],
+    url: Url = None,
+    schema: Schema = None,
+    table_name: TableName = TABLE_NAME,
+    scope: Annotated[str | None, typer.Option("--scope", help="Only receipts of this scope.")] = None,
+    is_deleting: Annotated[
+        bool, typer.Option("--delete", help="Delete the rows; their requests can run again. Default: tombstones.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=10_000, help="Rows of one transaction.")] = 1000,
+    is_dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
+    allow_under_24_hours: Annotated[
+        bool, typer.Option("--allow-under-24-hours", help="Accept a shorter age: no retry comes that late.")
+    ] = False,
+) -> None:
+    """Drop old receipts, and keep tombstones: a purged request is never executed again.
+
+    Only executions that ended are touched. Each batch commits by itself, so the command can be stopped and started again.
+    """
+    with opened(url, schema, table_name) as (engine, model):
+        run = functools.partial(
+            retention.purge,
+            sessionmaker(engine),
+            older_than=older_than,
+            tombstone=not is_deleting,
+            batch_size=batch_size,
+            scope=scope,
+            model=model,
+            allow_under_24_hours=allow_under_24_hours,
+        )
+        total = run(dry_run=True)
+        what = "row(s)" if is_deleting else "receipt(s)"
+        if is_dry_run:
+            out.print(f"{total} {what} would be {'deleted' if is_deleting else 'purged'}; nothing was changed")
+            return
+        columns = (TextColumn("purging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+            task = progress.add_task("purging", total=total)
+            done = run(on_batch=lambda so_far: progress.update(task, completed=so_far))
+    out.print(f"{done} {what} {'deleted' if is_deleting else 'purged; tombstones are kept'}")

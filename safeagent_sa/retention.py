@@ -1,0 +1,254 @@
+"""Retention: drop receipts that nobody will ask for any more, while claims run.
+
+A purge owns its transactions: one short one for each batch, in the order of the key, so that the table is walked once
+without an index of its own. There is no time-to-live anywhere: receipts stay until somebody calls this.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    DateTime,
+    Delete,
+    Table,
+    Update,
+    and_,
+    bindparam,
+    delete,
+    func,
+    literal,
+    null,
+    select,
+    tuple_,
+    type_coerce,
+    update,
+)
+from sqlalchemy.orm import Session
+
+from . import transactions
+from ._dialects import dialect_for
+from ._retry import Attempts
+from .errors import RetentionTooShortError
+from .execution import ExecutionStatus
+from .models import ExecutionRequest, ExecutionRequestMixin
+from .transactions import AsyncSessionFactory, SessionFactory
+
+
+__all__ = ["purge", "purge_async"]
+
+# Most clients and brokers give up on a request within a day; whoever is sure of less says so by its own argument.
+SHORTEST = dt.timedelta(hours=24)
+
+# A transaction that locks more rows for longer than a claim should have to wait.
+_MAX_BATCH = 10_000
+
+
+def purge(
+    session_factory: SessionFactory,
+    *,
+    older_than: dt.timedelta,
+    tombstone: bool = True,
+    batch_size: int = 1000,
+    scope: str | None = None,
+    model: type[ExecutionRequestMixin] = ExecutionRequest,
+    dry_run: bool = False,
+    allow_under_24_hours: bool = False,
+    on_batch: Callable[[int], None] | None = None,
+) -> int:
+    """Drop old receipts in transactions of its own, which commit batch by batch; nothing of yours commits with them.
+
+    Only executions that ended are touched: completed and failed ones. A request that is claimed, leased or in doubt
+    stays, however old it is. Rows that another transaction has locked are left for the next purge.
+
+    Args:
+        session_factory: Makes the sessions; each is given back after its batch.
+        older_than: How long ago an execution must have ended, by the database's clock; at least 24 hours.
+        tombstone: Keep each row without its result: a retry gets ReceiptExpiredError and never runs again. False deletes
+            the rows, tombstones of the same age too: **a retry that comes after that runs again**.
+        batch_size: Rows of one transaction, 1 to 10,000.
+        scope: Only this scope; None for all of them.
+        model: The model that the guard is configured with.
+        dry_run: Only count.
+        allow_under_24_hours: Accept a shorter `older_than`, because no retry can come that late.
+        on_batch: Called with the number of requests so far, after each batch is committed.
+
+    Returns:
+        How many requests were purged, or would be.
+
+    Raises:
+        RetentionTooShortError: `older_than` is less than 24 hours, and `allow_under_24_hours` is not set.
+        ValueError: `batch_size` is out of range.
+        UnsupportedSessionError: The factory gives no Session, or one that is in a transaction.
+        AutocommitError: The connection commits every statement by itself.
+        EngineNotConfiguredError: A SQLite engine without `sqlite.configure()`.
+        sqlalchemy.exc.IntegrityError: With `tombstone=False`: rows of yours refer to a request. Batches before it are
+            committed.
+
+    Example:
+        ```python
+        purged = purge(SessionLocal, older_than=timedelta(days=90))
+        ```
+    """
+    plan = _Plan.of(older_than, batch_size, model, scope, tombstone=tombstone, is_short_allowed=allow_under_24_hours)
+    cutoff = transactions.run(session_factory, plan.cutoff, Attempts(*_ATTEMPTS))
+    if dry_run:
+        return transactions.run(session_factory, lambda session: plan.count(session, cutoff), Attempts(*_ATTEMPTS))
+    done, after = 0, None
+    while True:
+        batch = transactions.run(session_factory, partial(plan.purge, cutoff=cutoff, after=after), Attempts(*_ATTEMPTS))
+        if batch.last is None:
+            return done
+        done, after = done + batch.count, batch.last
+        if on_batch is not None:
+            on_batch(done)
+
+
+async def purge_async(
+    session_factory: AsyncSessionFactory,
+    *,
+    older_than: dt.timedelta,
+    tombstone: bool = True,
+    batch_size: int = 1000,
+    scope: str | None = None,
+    model: type[ExecutionRequestMixin] = ExecutionRequest,
+    dry_run: bool = False,
+    allow_under_24_hours: bool = False,
+    on_batch: Callable[[int], None] | None = None,
+) -> int:
+    """Do as `purge` does, in transactions of its own, through an `async_sessionmaker`.
+
+    Args:
+        session_factory: Makes the sessions; each is given back after its batch.
+        older_than: As in `purge`, like everything that follows.
+        tombstone: Keep each row without its result.
+        batch_size: Rows of one transaction, 1 to 10,000.
+        scope: Only this scope; None for all of them.
+        model: The model that the guard is configured with.
+        dry_run: Only count.
+        allow_under_24_hours: Accept a shorter `older_than`.
+        on_batch: Called with the number of requests so far, after each batch is committed.
+
+    Returns:
+        How many requests were purged, or would be.
+
+    Raises:
+        Exception: What `purge` raises.
+
+    Example:
+        ```python
+        purged = await purge_async(async_sessions, older_than=timedelta(days=90))
+        ```
+    """
+    plan = _Plan.of(older_than, batch_size, model, scope, tombstone=tombstone, is_short_allowed=allow_under_24_hours)
+
+    async def run(step: Callable[..., Any], *arguments: Any) -> Any:
+        body = lambda session: session.run_sync(step, *arguments)  # noqa: E731 - a name says no more
+        return await transactions.run_async(session_factory, body, Attempts(*_ATTEMPTS))
+
+    cutoff = await run(plan.cutoff)
+    if dry_run:
+        counted: int = await run(plan.count, cutoff)
+        return counted
+    done, after = 0, None
+    while True:
+        batch: _Batch = await run(plan.purge, cutoff, after)
+        if batch.last is None:
+            return done
+        done, after = done + batch.count, batch.last
+        if on_batch is not None:
+            on_batch(done)
+
+
+# Attempts and seconds of one batch: what fails that often is not the bad luck of meeting a claim.
+_ATTEMPTS = (5, 60.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    count: int
+    last: tuple[str, str] | None
+    """The last key, or None where there was nothing more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What to purge, and the statements of one batch."""
+
+    table: Table
+    model: type[ExecutionRequestMixin]
+    older_than: dt.timedelta
+    batch_size: int
+    scope: str | None
+    tombstone: bool
+
+    @classmethod
+    def of(
+        cls,
+        older_than: dt.timedelta,
+        batch_size: int,
+        model: type[ExecutionRequestMixin],
+        scope: str | None,
+        *,
+        tombstone: bool,
+        is_short_allowed: bool,
+    ) -> _Plan:
+        if older_than < dt.timedelta(0) or (older_than < SHORTEST and not is_short_allowed):
+            raise RetentionTooShortError(
+                f"older_than={older_than} is less than 24 hours: a retry that comes later than that finds no receipt. "
+                "Nothing was purged. Give a longer time, or allow_under_24_hours=True where you know that no client, "
+                "broker or person tries again that late."
+            )
+        if not 1 <= batch_size <= _MAX_BATCH:
+            raise ValueError(f"batch_size must be 1 to {_MAX_BATCH}, not {batch_size}")
+        table: Table = model.__table__  # type: ignore[attr-defined]
+        return cls(table, model, older_than, batch_size, scope, tombstone)
+
+    def cutoff(self, session: Session) -> dt.datetime:
+        """Return the moment before which executions must have ended: one for the whole purge, so that it ends."""
+        now: dt.datetime | None = session.connection(bind_arguments={"mapper": self.model}).scalar(
+            select(type_coerce(func.current_timestamp(), DateTime(timezone=True)))
+        )
+        assert now is not None
+        return now - self.older_than
+
+    def count(self, session: Session, cutoff: dt.datetime) -> int:
+        """Count without a lock."""
+        query = select(func.count()).select_from(self.table).where(self._is_old(cutoff))
+        return session.connection(bind_arguments={"mapper": self.model}).scalar(query) or 0
+
+    def purge(self, session: Session, cutoff: dt.datetime, after: tuple[str, str] | None) -> _Batch:
+        """Purge the next batch in the order of the key."""
+        connection = session.connection(bind_arguments={"mapper": self.model, "clause": update(self.model)})
+        dialect_for(connection.dialect.name, self.table).ensure_transaction(connection)
+        key = (self.table.c.scope, self.table.c.request_id)
+        chosen = select(*key).where(self._is_old(cutoff)).order_by(*key).limit(self.batch_size)
+        if after is not None:
+            # As a row value, which both databases look up in the primary key.
+            chosen = chosen.where(tuple_(*key) > tuple_(*map(literal, after)))
+        # The lock holds until our COMMIT: what is chosen here is still old and ended when it is written below.
+        rows = connection.execute(chosen.with_for_update(skip_locked=True)).all()
+        if not rows:
+            return _Batch(0, None)
+        # Row by row, which drivers send as one batch: thousands of keys in one IN exhaust PostgreSQL's parser.
+        owned = (key[0] == bindparam("key_scope"), key[1] == bindparam("key_request_id"))
+        if self.tombstone:
+            dropped = {"status": ExecutionStatus.EXPIRED.value, "result": null(), "error": null()}
+            change: Update | Delete = update(self.table).where(*owned).values(dropped)
+        else:
+            change = delete(self.table).where(*owned)
+        connection.execute(change, [{"key_scope": row.scope, "key_request_id": row.request_id} for row in rows])
+        return _Batch(len(rows), (rows[-1].scope, rows[-1].request_id))
+
+    def _is_old(self, cutoff: dt.datetime) -> ColumnElement[bool]:
+        columns = self.table.c
+        ended = [ExecutionStatus.COMPLETED.value, ExecutionStatus.FAILED.value]
+        if not self.tombstone:
+            ended.append(ExecutionStatus.EXPIRED.value)
+        wanted = and_(columns.status.in_(ended), func.coalesce(columns.completed_at, columns.created_at) < cutoff)
+        return wanted if self.scope is None else and_(columns.scope == self.scope, wanted)
