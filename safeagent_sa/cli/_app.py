@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import _demo, _migrate, _purge, _requests, _revision
+from . import _demo, _doctor, _migrate, _purge, _requests, _revision
 from ._console import forgive_unprintable
 
 
@@ -40,5 +40,6 @@ app.command("revision")(_revision.revision)
 app.command("migrate")(_migrate.migrate)
 app.command("list")(_requests.list_requests)
 app.command("show")(_requests.show_request)
+app.command("doctor")(_doctor.doctor)
 app.command("purge")(_purge.purge)
 app.command("demo")(_demo.demo)

@@ -20,7 +20,18 @@ from ._options import model_of
 def opened(
     url: str | None, schema: str | None, table_name: str
 ) -> Generator[tuple[Engine, type[ExecutionRequestMixin]]]:
-    """Give an engine and the model of the table."""
+    """Give an engine and the model of the table, which is there and ours."""
+    with connected(url, schema, table_name) as (engine, model):
+        with engine.connect() as connection:
+            verify(connection, model=model)
+        yield engine, model
+
+
+@contextmanager
+def connected(
+    url: str | None, schema: str | None, table_name: str
+) -> Generator[tuple[Engine, type[ExecutionRequestMixin]]]:
+    """Give an engine and the model of the table, whether it is there or not."""
     model = model_of(table_name, schema)
     database = _urls.synchronous(_urls.required(url))
     name = database.database
@@ -31,8 +42,6 @@ def opened(
     if is_sqlite:
         sqlite.configure(engine)
     try:
-        with engine.connect() as connection:
-            verify(connection, model=model)
         yield engine, model
     finally:
         engine.dispose()

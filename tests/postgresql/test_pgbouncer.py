@@ -3,6 +3,7 @@
 Chosen by `-m pgbouncer` (`make pgbouncer`), since few machines have the program; then it fails where it is missing.
 """
 
+import json
 import os
 import pwd
 import shutil
@@ -18,8 +19,10 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 from support.app import Port, deliver, pay
+from typer.testing import CliRunner
 
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError
+from safeagent_sa.cli._app import app as command_line
 
 
 pytestmark = pytest.mark.pgbouncer
@@ -141,3 +144,9 @@ def test_a_wait_that_timed_out_leaks_no_setting_to_the_next_client(pooled, postg
         assert session.scalar(text("SHOW lock_timeout")) == "0"
         assert session.scalar(text("SHOW synchronous_commit")) == "on"
     assert advisory_locks(postgresql) == 0
+
+
+def test_the_doctor_sees_the_pooler(pooled):
+    done = CliRunner().invoke(command_line, ["doctor", "--url", pooled.url, "--json"])
+    found = {finding["code"]: finding["severity"] for finding in json.loads(done.stdout)}
+    assert found["pooler"] == "warning"

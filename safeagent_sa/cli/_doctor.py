@@ -1,0 +1,214 @@
+"""`safeagent-sa doctor`: looks at a database with the eyes of the guard, and says what to do. Reads only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.text import Text
+from sqlalchemy import Connection, Engine, Table, func, inspect, select, text
+
+from ..errors import SchemaError
+from ..execution import ExecutionStatus
+from ..models import TABLE_NAME
+from ..schema import verify
+from ._console import in_sentences, out
+from ._database import connected
+from ._options import Schema, TableName, Url
+
+
+_COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
+
+# An index on one of these makes every completion write to it, too (manual, section 73.7: heap-only tuples).
+_CHANGING = {"status", "token", "attempt", "result", "error", "lease_expires_at", "effect_started_at", "completed_at"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        code: Stable, for scripts.
+        severity: "problem": the promise does not hold or claims fail; "warning": it costs or will hurt; "ok".
+        found: What is there.
+        advice: What to do, or "".
+    """
+
+    code: str
+    severity: Literal["ok", "warning", "problem"]
+    found: str
+    advice: str = ""
+
+
+@in_sentences
+def doctor(
+    *,
+    url: Url = None,
+    schema: Schema = None,
+    table_name: TableName = TABLE_NAME,
+    is_strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Look at the database as the app's role, and say what to do. Exits with 1 where the guard's promise is in danger.
+
+    Give it the URL that the app uses: grants, poolers and settings of a role are seen only that way.
+    """
+    with connected(url, schema, table_name) as (engine, model):
+        findings = list(_look(engine, model.__table__, model))  # type: ignore[attr-defined]
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            line = Text.assemble(
+                (f"{finding.severity:<8}", _COLOURS[finding.severity]), f"{finding.code}: {finding.found}"
+            )
+            out.print(line, soft_wrap=True)
+            if finding.advice:
+                out.print(Text(f"        → {finding.advice}"), soft_wrap=True)
+    bad = {"problem", "warning"} if is_strict else {"problem"}
+    if bad & {finding.severity for finding in findings}:
+        raise typer.Exit(1)
+
+
+def _look(engine: Engine, table: Table, model: Any) -> Iterator[Finding]:
+    with engine.connect() as connection:
+        try:
+            verify(connection, model=model)
+        except SchemaError as error:
+            yield Finding("schema", "problem", f"{table.fullname} is not what this version needs", str(error))
+            return
+        yield Finding("schema", "ok", f"{table.fullname} is what this version needs")
+        if connection.dialect.name == "postgresql":
+            yield from _settings(connection)
+            yield from _server(connection)
+            yield from _grants(connection, table)
+            yield from _storage(connection, table)
+        else:
+            yield from _sqlite(connection)
+        yield from _requests(connection, table)
+
+
+def _settings(connection: Connection) -> Iterator[Finding]:
+    names = ("default_transaction_isolation", "synchronous_commit", "idle_in_transaction_session_timeout", "fsync")
+    shown = {name: connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in names}
+    level = shown["default_transaction_isolation"]
+    advice = "" if level == "read committed" else "run transactions again after 40001, as run_transaction does"
+    yield Finding("isolation", "ok", level, advice)
+    is_durable = shown["synchronous_commit"] not in ("off", "local")
+    yield Finding(
+        "synchronous-commit",
+        "ok" if is_durable else "warning",
+        shown["synchronous_commit"],
+        ""
+        if is_durable
+        else "the guard turns it on for its own transactions; with synchronous_commit='warn' a crash loses some",
+    )
+    timeout = shown["idle_in_transaction_session_timeout"]
+    yield Finding(
+        "idle-timeout",
+        "warning" if timeout == "0" else "ok",
+        f"idle_in_transaction_session_timeout = {timeout}",
+        "a client that goes silent holds its claims for ever: ALTER ROLE ... SET idle_in_transaction_session_timeout = '60s'"
+        if timeout == "0"
+        else "",
+    )
+    if shown["fsync"] == "off":
+        yield Finding(
+            "fsync", "problem", "fsync is off", "a crash of the server can lose or damage anything: turn it on"
+        )
+
+
+def _server(connection: Connection) -> Iterator[Finding]:
+    if connection.scalar(text("SELECT pg_is_in_recovery()")):
+        yield Finding("primary", "problem", "this is a replica", "claims write, replays included: use the primary")
+    elif connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "on":
+        yield Finding("primary", "problem", "transactions are read-only", "look for default_transaction_read_only")
+    else:
+        yield Finding("primary", "ok", "this is a primary, and transactions may write")
+    # A pooler gives its clients a process id of its own, to be cancelled by.
+    driver: Any = connection.connection.driver_connection
+    if driver.info.backend_pid != connection.scalar(text("SELECT pg_backend_pid()")):
+        advice = (
+            "in transaction pooling set prepare_threshold=None for psycopg, or let the pooler keep prepared statements"
+        )
+        yield Finding("pooler", "warning", "a pooler stands between this client and the server", advice)
+    else:
+        yield Finding("pooler", "ok", "no pooler in between")
+
+
+def _grants(connection: Connection, table: Table) -> Iterator[Finding]:
+    name = connection.dialect.identifier_preparer.format_table(table)
+    query = text("SELECT has_table_privilege(CAST(:name AS text), CAST(:grant AS text))")
+    missing = [
+        grant
+        for grant in ("SELECT", "INSERT", "UPDATE")
+        if not connection.scalar(query, {"name": name, "grant": grant})
+    ]
+    role = connection.scalar(text("SELECT current_user"))
+    advice = f"GRANT {', '.join(missing)} ON {name} TO {role}" if missing else ""
+    found = f"{role} lacks {', '.join(missing)}" if missing else f"{role} may SELECT, INSERT and UPDATE"
+    yield Finding("grants", "problem" if missing else "ok", found, advice)
+
+
+def _storage(connection: Connection, table: Table) -> Iterator[Finding]:
+    name = connection.dialect.identifier_preparer.format_table(table)
+    collations = connection.execute(
+        text(
+            "SELECT attname, collname FROM pg_attribute JOIN pg_collation c ON c.oid = attcollation "
+            "WHERE attrelid = to_regclass(CAST(:name AS text)) AND attname IN ('scope', 'request_id') AND collname <> 'C'"
+        ),
+        {"name": name},
+    ).all()
+    found = ", ".join(f"{column} is {collation}" for column, collation in collations)
+    advice = 'an upgrade of the operating system\'s locales can break this key: ALTER COLUMN ... TYPE varchar(255) COLLATE "C"'
+    yield Finding("collation", "warning" if found else "ok", found or 'keys are COLLATE "C"', advice if found else "")
+    spoiling = [
+        str(index["name"])
+        for index in inspect(connection).get_indexes(table.name, schema=table.schema)
+        if _CHANGING & {*index["column_names"], *index.get("dialect_options", {}).get("postgresql_include", ())}
+        or index.get("dialect_options", {}).get("postgresql_where")
+    ]
+    advice = f"every completion writes to it, and old row versions stay longer: DROP INDEX {', '.join(spoiling)}"
+    found = ", ".join(spoiling) if spoiling else "no index but those of the key"
+    yield Finding("indexes", "warning" if spoiling else "ok", found, advice if spoiling else "")
+
+
+def _sqlite(connection: Connection) -> Iterator[Finding]:
+    mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
+    advice = (
+        ""
+        if mode == "wal"
+        else "safeagent_sa.sqlite.configure(engine) turns WAL on, in which readers do not block claims"
+    )
+    yield Finding("journal", "ok" if mode == "wal" else "warning", f"journal_mode = {mode}", advice)
+
+
+def _requests(connection: Connection, table: Table) -> Iterator[Finding]:
+    query = select(table.c.status, func.count(), func.min(table.c.created_at)).group_by(table.c.status)
+    try:
+        counts = {status: (count, oldest) for status, count, oldest in connection.execute(query)}
+    except Exception as error:
+        if (
+            getattr(getattr(error, "orig", None), "sqlstate", None) != "42501"
+        ):  # insufficient_privilege: told by `grants`
+            raise
+        return
+    unseen = (
+        "were committed without a result, by a COMMIT that the guard could not see: look for their business rows, then "
+        "complete or delete them by hand; schema.add_commit_check() lets PostgreSQL refuse such a COMMIT"
+    )
+    unknown = "may or may not have happened: find out and resolve them"
+    told: dict[ExecutionStatus, tuple[str, Literal["warning", "problem"], str]] = {
+        ExecutionStatus.CLAIMED: ("incomplete-claims", "problem", unseen),
+        ExecutionStatus.IN_DOUBT: ("in-doubt", "warning", unknown),
+    }
+    for status, (code, severity, advice) in told.items():
+        count, oldest = counts.get(status.value, (0, None))
+        # A claim that is not committed is nobody else's to see: what is seen here is no running one.
+        if count:
+            yield Finding(code, severity, f"{count} {status.value}, the oldest from {oldest}", f"they {advice}")
+        else:
+            yield Finding(code, "ok", f"no request is {status.value}")

@@ -1,0 +1,130 @@
+"""`safeagent-sa doctor`: each finding is made for real, and told with what to do."""
+
+import json
+
+import pytest
+from sqlalchemy import create_engine, make_url, text
+from support.app import Port, deliver, make_engine
+from typer.testing import CliRunner
+
+from safeagent_sa.cli._app import app as command_line
+
+
+@pytest.fixture
+def own(new_database):
+    """A database of this test's own, whose settings it may change."""
+    url = new_database().render_as_string(hide_password=False)
+    port = Port("postgresql", url, make_engine(url))
+    port.create_tables()
+    yield port
+    port.engine.dispose()
+
+
+def examine(url, *options):
+    done = CliRunner().invoke(command_line, ["doctor", "--url", url, "--json", *options])
+    return done.exit_code, {finding["code"]: finding for finding in json.loads(done.stdout)}
+
+
+def change(port, *statements):
+    with port.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+    port.engine.dispose()
+
+
+def test_a_healthy_database(own):
+    deliver(own, "order-1")
+    name = make_url(own.url).database
+    change(own, f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '60s'")
+    _, findings = examine(own.url)
+    # the suite's own server runs without fsync, for speed, and that is told
+    assert {code for code, finding in findings.items() if finding["severity"] != "ok"} <= {"fsync"}
+    assert set(findings) - {"fsync"} == {
+        "schema",
+        "isolation",
+        "synchronous-commit",
+        "idle-timeout",
+        "primary",
+        "pooler",
+        "grants",
+        "collation",
+        "indexes",
+        "incomplete-claims",
+        "in-doubt",
+    }
+    assert not any(finding["advice"] for code, finding in findings.items() if code != "fsync")
+
+
+SICK = {
+    "idle-timeout": ("warning", ["ALTER DATABASE {db} SET idle_in_transaction_session_timeout = 0"], "ALTER ROLE"),
+    "synchronous-commit": ("warning", ["ALTER DATABASE {db} SET synchronous_commit = off"], "turns it on"),
+    "primary": (
+        "problem",
+        ["ALTER DATABASE {db} SET default_transaction_read_only = on"],
+        "default_transaction_read_only",
+    ),
+    "isolation": ("ok", ["ALTER DATABASE {db} SET default_transaction_isolation = 'serializable'"], "40001"),
+    "collation": (
+        "warning",
+        ['ALTER TABLE execution_requests ALTER request_id TYPE varchar(255) COLLATE "POSIX"'],
+        'COLLATE "C"',
+    ),
+    "indexes": ("warning", ["CREATE INDEX by_status ON execution_requests (status)"], "DROP INDEX by_status"),
+    "incomplete-claims": ("problem", ["UPDATE execution_requests SET status = 'claimed'"], "add_commit_check"),
+    "in-doubt": ("warning", ["UPDATE execution_requests SET status = 'in_doubt'"], "resolve"),
+    "schema": ("problem", ["DROP TABLE execution_requests"], "safeagent-sa"),
+}
+
+
+@pytest.mark.parametrize("code", SICK)
+def test_each_finding_is_told_with_what_to_do(own, code):
+    severity, statements, advice = SICK[code]
+    deliver(own, "order-1")
+    change(own, *(statement.format(db=make_url(own.url).database) for statement in statements))
+    status, findings = examine(own.url)
+    assert findings[code]["severity"] == severity
+    assert advice in findings[code]["advice"]
+    assert findings[code]["found"]
+    if severity == "problem":
+        assert status == 1
+    if severity == "warning":
+        assert examine(own.url, "--strict")[0] == 1
+
+
+@pytest.mark.parametrize("index", ["(created_at) WHERE status = 'claimed'", "(action) INCLUDE (completed_at)"])
+def test_partial_and_covering_indexes_are_seen_as_well(own, index):
+    change(own, f"CREATE INDEX spoiling ON execution_requests {index}")
+    assert "spoiling" in examine(own.url)[1]["indexes"]["found"]
+
+
+@pytest.mark.parametrize("grant", ["SELECT", "INSERT", "UPDATE"])
+def test_a_missing_grant_is_named(own, grant):
+    role = f"doctor_{make_url(own.url).database}"
+    granted = ", ".join({"SELECT", "INSERT", "UPDATE"} - {grant})
+    change(own, f"CREATE ROLE {role} LOGIN PASSWORD 'x'", f"GRANT {granted} ON execution_requests TO {role}")
+    try:
+        url = make_url(own.url).set(username=role, password="x").render_as_string(hide_password=False)
+        status, findings = examine(url)
+        assert status == 1
+        assert findings["grants"]["advice"] == f"GRANT {grant} ON execution_requests TO {role}"
+    finally:
+        change(own, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
+def test_sqlite(sqlite):
+    deliver(sqlite, "order-1")
+    status, findings = examine(sqlite.url)
+    assert (status, findings["journal"]["severity"]) == (0, "ok")
+    assert set(findings) == {"schema", "journal", "incomplete-claims", "in-doubt"}
+
+
+def test_the_text_form(sqlite):
+    engine = create_engine(sqlite.url)
+    deliver(sqlite, "order-1")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE execution_requests SET status = 'claimed'"))
+    engine.dispose()
+    done = CliRunner().invoke(command_line, ["doctor", "--url", sqlite.url])
+    assert done.exit_code == 1
+    assert "problem incomplete-claims: 1 claimed, the oldest from " in done.output
+    assert "→ they were committed without a result" in done.output
