@@ -12,7 +12,18 @@ import datetime as dt
 import uuid
 from typing import Any
 
-from sqlalchemy import CheckConstraint, DateTime, Integer, MetaData, PrimaryKeyConstraint, String, Text, Uuid, text
+from sqlalchemy import (
+    CheckConstraint,
+    DateTime,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Text,
+    Uuid,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
 from sqlalchemy.schema import conv
 
@@ -59,6 +70,8 @@ class ExecutionRequestMixin:
     attempt: Mapped[int] = mapped_column(Integer(), nullable=False, server_default=text("1"))
     result: Mapped[str | None] = mapped_column(Text())
     error: Mapped[str | None] = mapped_column(Text())
+    payload: Mapped[str | None] = mapped_column(Text())
+    details: Mapped[str | None] = mapped_column(Text())
     lease_expires_at: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True))
     effect_started_at: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True))
     created_at: Mapped[dt.datetime] = mapped_column(
@@ -74,14 +87,17 @@ class ExecutionRequestMixin:
 def table_args(name: str) -> tuple[Any, ...]:
     """Return the constraints of a table of this name, in the form of `__table_args__`.
 
-    There is no index on status, not even a partial one: it would make every completion write to an index.
+    There is no index on status, not even a partial one: it would make every completion write to an index. The one that
+    is there holds the effects of an outbox, and no column of it changes with a claim.
     """
+    has_payload = text("payload IS NOT NULL")
     allowed = ", ".join(f"'{status}'" for status in _STATUSES)
     return (
         PrimaryKeyConstraint("scope", "request_id", name=conv(f"pk_{name}")),
         CheckConstraint("length(request_id) > 0", name=conv(f"ck_{name}_request_id")),
         CheckConstraint(f"status IN ({allowed})", name=conv(f"ck_{name}_status")),
         CheckConstraint("status <> 'completed' OR result IS NOT NULL", name=conv(f"ck_{name}_result")),
+        Index(conv(f"ix_{name}_due"), "lease_expires_at", postgresql_where=has_payload, sqlite_where=has_payload),
     )
 
 

@@ -45,6 +45,9 @@ __all__ = ["purge", "purge_async"]
 # Most clients and brokers give up on a request within a day; whoever is sure of less says so by its own argument.
 SHORTEST = dt.timedelta(hours=24)
 
+# What a tombstone does not keep.
+_DROPPED = ("result", "error", "payload", "details")
+
 # A transaction that locks more rows for longer than a claim should have to wait.
 _MAX_BATCH = 10_000
 
@@ -238,7 +241,7 @@ class _Plan:
         # Row by row, which drivers send as one batch: thousands of keys in one IN exhaust PostgreSQL's parser.
         owned = (key[0] == bindparam("key_scope"), key[1] == bindparam("key_request_id"))
         if self.tombstone:
-            dropped = {"status": ExecutionStatus.EXPIRED.value, "result": null(), "error": null()}
+            dropped = {"status": ExecutionStatus.EXPIRED.value} | dict.fromkeys(_DROPPED, null())
             change: Update | Delete = update(self.table).where(*owned).values(dropped)
         else:
             change = delete(self.table).where(*owned)

@@ -1,8 +1,11 @@
 """The command line `safeagent-sa`; the library never imports it, and it needs the extra `cli`.
 
     revision    _revision ─► _history       one revision for an app's own Alembic history
+    adopt       _adopt ─► _revision         the same for a database that has a table of SafeAgent's
     migrate     _migrate ─► _standalone     the packaged revisions, for those who have none
     list, show  _requests                   a look at stored requests
+    doctor      _doctor                     what is wrong with a database, and what to do
+    purge       _purge                      drop old receipts
     demo        _demo ─► _demo_scenes ─► _demo_stage ─► _demo_worker
 
 `_app` lists the commands; `_console`, `_options` and `_urls` are what they share.

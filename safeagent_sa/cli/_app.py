@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import _demo, _doctor, _migrate, _purge, _requests, _revision
+from . import _adopt, _demo, _doctor, _migrate, _purge, _requests, _revision
 from ._console import forgive_unprintable
 
 
@@ -37,6 +37,7 @@ def _main(
 
 
 app.command("revision")(_revision.revision)
+app.command("adopt")(_adopt.adopt)
 app.command("migrate")(_migrate.migrate)
 app.command("list")(_requests.list_requests)
 app.command("show")(_requests.show_request)

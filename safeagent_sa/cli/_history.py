@@ -20,9 +20,13 @@ from ..models import TABLE_NAME
 from ._console import Stop
 
 
+# upgrade() has a default for `to` as well, which is not the same in every version and so says nothing.
+_REACHED_BY_DEFAULT: dict[str, dict[str, Any]] = {"upgrade": {}, "downgrade": {"to": 0}, "adopt_safeagent": {"to": 1}}
+
+
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A call of `safeagent_sa.schema.upgrade` or `downgrade` that a revision makes on its way up."""
+    """A call of `safeagent_sa.schema` that moves the table to a step, in a revision on its way up."""
 
     line: int
     table: tuple[str, str | None] | None
@@ -65,7 +69,7 @@ def moves_in(source: str) -> list[Move]:
     moves = []
     for call in _calls_on_the_way_up(tree):
         module, _, verb = _dotted(call.func, names).rpartition(".")
-        if module == "safeagent_sa.schema" and verb in {"upgrade", "downgrade"}:
+        if module == "safeagent_sa.schema" and verb in _REACHED_BY_DEFAULT:
             given = _arguments(call, verb)
             is_named = {"table_name", "schema"} <= given.keys()
             to = given.get("to")
@@ -81,8 +85,7 @@ def _arguments(call: ast.Call, verb: str) -> dict[str, Any]:
     words = {word.arg: word.value for word in call.keywords if word.arg}
     given = inspect.signature(getattr(safeagent, verb)).bind_partial(*call.args, **words).arguments
     readable = {name: value for name, node in given.items() for value in _literal(node)}
-    # upgrade() has a default for `to` as well, which is not the same in every version and so says nothing.
-    defaults = {"table_name": TABLE_NAME, "schema": None} | ({"to": 0} if verb == "downgrade" else {})
+    defaults = {"table_name": TABLE_NAME, "schema": None} | _REACHED_BY_DEFAULT[verb]
     return readable | {name: value for name, value in defaults.items() if name not in given}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +22,11 @@ Url = Annotated[
 Schema = Annotated[
     str | None, typer.Option("--schema", help="The PostgreSQL schema of the table; the connection's own by default.")
 ]
+AlembicConfig = Annotated[
+    Path, typer.Option("--config", "-c", envvar="ALEMBIC_CONFIG", help="The app's Alembic configuration.")
+]
+Head = Annotated[str, typer.Option("--head", help="The head to add to, where there are several.")]
+Message = Annotated[str | None, typer.Option("--message", "-m", help="The message of the revision.")]
 TableName = Annotated[str, typer.Option("--table-name", help="The name of the table.")]
 
 

@@ -20,7 +20,7 @@ from ..models import TABLE_NAME
 from ..schema import LATEST
 from ._console import Stop, in_sentences, out
 from ._history import moves_in, reached_step
-from ._options import Schema, TableName, model_of
+from ._options import AlembicConfig, Head, Message, Schema, TableName, model_of
 
 
 IMPORT = "from safeagent_sa import schema as safeagent"
@@ -29,9 +29,7 @@ IMPORT = "from safeagent_sa import schema as safeagent"
 @in_sentences
 def revision(
     *,
-    config: Annotated[
-        Path, typer.Option("--config", "-c", envvar="ALEMBIC_CONFIG", help="The app's Alembic configuration.")
-    ] = Path("alembic.ini"),
+    config: AlembicConfig = Path("alembic.ini"),
     from_: Annotated[
         int | None,
         typer.Option(
@@ -39,10 +37,10 @@ def revision(
         ),
     ] = None,
     to: Annotated[int, typer.Option("--to", min=1, max=LATEST, help="The schema step to reach.")] = LATEST,
-    head: Annotated[str, typer.Option("--head", help="The head to add to, where there are several.")] = "head",
+    head: Head = "head",
     table_name: TableName = TABLE_NAME,
     schema: Schema = None,
-    message: Annotated[str | None, typer.Option("--message", "-m", help="The message of the revision.")] = None,
+    message: Message = None,
 ) -> None:
     """Add one revision to your app's Alembic history.
 
@@ -60,16 +58,32 @@ def revision(
     if reached >= to:
         out.print(f"✓ {table_name} is at schema step {reached} of {LATEST} already: nothing to write")
         return
-    _one_head(script, head)
+    options = options_text(table_name, schema)
+    upgrade = f"safeagent.upgrade(op, from_={reached}, to={to}{options})"
+    downgrade = f"safeagent.downgrade(op, from_={to}, to={reached}{options})"
+    write(script, config, head, message or f"{'change' if reached else 'add'} {table_name}", (upgrade, downgrade))
+    model = f"make_model(Base{options.replace('table_name', 'tablename')})"
+    hint = model if options else "target_metadata = [Base.metadata, safeagent_sa.metadata] in env.py"
+    out.print(
+        f"  so that autogenerate knows the table: {hint}, or the mixin on your Base", markup=False, soft_wrap=True
+    )
+
+
+def options_text(table_name: str, schema: str | None) -> str:
+    """Return the arguments of a step for a table that is not the usual one."""
     options = "" if table_name == TABLE_NAME else f", table_name={json.dumps(table_name)}"
-    options += f", schema={json.dumps(schema)}" if schema else ""
-    lines: dict[str, Any] = {
-        "imports": IMPORT,
-        "upgrades": f"safeagent.upgrade(op, from_={reached}, to={to}{options})",
-        "downgrades": f"safeagent.downgrade(op, from_={to}, to={reached}{options})",
-    }
-    path = _write(script, head, message or f"{'change' if reached else 'add'} {table_name}", app_config(config), lines)
-    _report(path, config, options)
+    return options + (f", schema={json.dumps(schema)}" if schema else "")
+
+
+def write(script: ScriptDirectory, config: Path, head: str, message: str, calls: tuple[str, str]) -> None:
+    """Write one revision that makes these calls of `safeagent_sa.schema`, up and down, and say what comes next."""
+    _one_head(script, head)
+    lines = {"imports": IMPORT, "upgrades": calls[0], "downgrades": calls[1]}
+    path = _write(script, head, message, app_config(config), lines)
+    place = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    option = "" if config == Path("alembic.ini") else f"-c {config} "
+    out.print(f"✓ {place}", markup=False, soft_wrap=True)
+    out.print(f"  next: alembic {option}upgrade head", markup=False, soft_wrap=True)
 
 
 def app_config(path: Path) -> Config:
@@ -113,16 +127,4 @@ def _write(script: ScriptDirectory, head: str, message: str, config: Config, lin
         "template `multidb` does not), so nothing was written. Make an empty revision, `alembic revision -m "
         f'"{message}"`, and paste these lines where they belong:\n\n'
         f"    {lines['imports']}\n\n    {lines['upgrades']}\n\n    {lines['downgrades']}\n"
-    )
-
-
-def _report(path: Path, config: Path, options: str) -> None:
-    place = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    option = "" if config == Path("alembic.ini") else f"-c {config} "
-    out.print(f"✓ {place}", markup=False, soft_wrap=True)
-    out.print(f"  next: alembic {option}upgrade head", markup=False, soft_wrap=True)
-    model = f"make_model(Base{options.replace('table_name', 'tablename')})"
-    hint = model if options else "target_metadata = [Base.metadata, safeagent_sa.metadata] in env.py"
-    out.print(
-        f"  so that autogenerate knows the table: {hint}, or the mixin on your Base", markup=False, soft_wrap=True
     )

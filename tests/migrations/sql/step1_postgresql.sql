@@ -8,6 +8,8 @@ CREATE TABLE execution_requests (
     attempt INTEGER DEFAULT 1 NOT NULL, 
     result TEXT, 
     error TEXT, 
+    payload TEXT, 
+    details TEXT, 
     lease_expires_at TIMESTAMP WITH TIME ZONE, 
     effect_started_at TIMESTAMP WITH TIME ZONE, 
     created_at TIMESTAMP WITH TIME ZONE DEFAULT CURRENT_TIMESTAMP NOT NULL, 
@@ -19,3 +21,5 @@ CREATE TABLE execution_requests (
 );
 
 ALTER TABLE execution_requests SET (fillfactor = 80);
+
+CREATE INDEX ix_execution_requests_due ON execution_requests (lease_expires_at) WHERE payload IS NOT NULL;

@@ -8,6 +8,8 @@ CREATE TABLE execution_requests (
     attempt INTEGER DEFAULT 1 NOT NULL, 
     result TEXT, 
     error TEXT, 
+    payload TEXT, 
+    details TEXT, 
     lease_expires_at DATETIME, 
     effect_started_at DATETIME, 
     created_at DATETIME DEFAULT CURRENT_TIMESTAMP NOT NULL, 
@@ -17,3 +19,5 @@ CREATE TABLE execution_requests (
     CONSTRAINT ck_execution_requests_status CHECK (status IN ('claimed', 'completed', 'leased', 'failed', 'in_doubt', 'expired')), 
     CONSTRAINT ck_execution_requests_result CHECK (status <> 'completed' OR result IS NOT NULL)
 );
+
+CREATE INDEX ix_execution_requests_due ON execution_requests (lease_expires_at) WHERE payload IS NOT NULL;

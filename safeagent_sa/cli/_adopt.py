@@ -1,0 +1,94 @@
+"""`safeagent-sa adopt`: one revision that turns the table of a SafeAgent store into ours; before that, what it would do."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from alembic.script import ScriptDirectory
+from rich.table import Table
+
+from ..models import TABLE_NAME
+from ..schema import _adoption
+from ..schema._safeagent_stores import STORES
+from ._console import Stop, in_sentences, out
+from ._database import connected
+from ._history import reached_step
+from ._options import AlembicConfig, Head, Message, Schema, TableName, Url, model_of
+from ._revision import app_config, options_text, write
+
+
+class StoreName(StrEnum):
+    """The stores of SafeAgent, as a choice on the command line."""
+
+    SQLITE = "SQLiteExecutionStore"
+    PG = "PgExecutionStore"
+    POSTGRES = "PostgresExecutionStore"
+
+
+_BECOMES = {
+    "completed": "finished: a retry gets the result",
+    "failed": "recorded as failed: a retry gets ExecutionFailedError",
+    "in_doubt": "unfinished or unreadable: not executed again before somebody has found out",
+}
+
+
+@in_sentences
+def adopt(
+    *,
+    url: Url = None,
+    store: Annotated[
+        StoreName | None, typer.Option("--store", help="The store that made the table; found out by default.")
+    ] = None,
+    is_dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would become what.")] = False,
+    scope: Annotated[str, typer.Option("--scope", help="The scope of all these requests.")] = "",
+    time_zone: Annotated[
+        str | None,
+        typer.Option(
+            "--time-zone", help="Where PostgresExecutionStore wrote its timestamps; the connection's own by default."
+        ),
+    ] = None,
+    config: AlembicConfig = Path("alembic.ini"),
+    head: Head = "head",
+    table_name: TableName = TABLE_NAME,
+    schema: Schema = None,
+    message: Message = None,
+) -> None:
+    """Turn the table of a SafeAgent store into ours, by one revision in your app's Alembic history.
+
+    Counts first what would become what, where it is told a database. The old table is kept under another name, and
+    `alembic downgrade` takes it all back. With --store no database is needed.
+    """
+    model_of(table_name, schema)  # refuses names that would fail much later
+    if store is None or is_dry_run or url is not None:
+        store = _examine(url, schema, store)
+    if is_dry_run:
+        out.print("nothing was changed")
+        return
+    script = ScriptDirectory.from_config(app_config(config))
+    if reached_step(script, table_name, schema):
+        raise Stop(
+            f"the history makes {table_name} already, empty; the adoption must be what makes it. Take that revision back "
+            "and remove it, or adopt into a table of another name: --table-name safeagent_requests."
+        )
+    options = options_text(table_name, schema)
+    options += f", scope={json.dumps(scope)}" if scope else ""
+    options += f", time_zone={json.dumps(time_zone)}" if time_zone else ""
+    calls = [f'safeagent.{verb}(op, "{store}"{options})' for verb in ("adopt_safeagent", "give_back_safeagent")]
+    write(script, config, head, message or "adopt the records of SafeAgent", (calls[0], calls[1]))
+
+
+def _examine(url: str | None, schema: str | None, wanted: StoreName | None) -> StoreName:
+    """Print what would become what, and return which store made the table."""
+    with connected(url, schema, TABLE_NAME) as (engine, _), engine.connect() as connection:
+        store = STORES[wanted] if wanted else _adoption.detect(connection, schema)
+        counts = _adoption.counts(connection, store, schema)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for status, meaning in _BECOMES.items():
+        table.add_row(str(counts.get(status, 0)), status, meaning)
+    out.print(f"{sum(counts.values())} record(s) of {store.name}", markup=False)
+    out.print(table)
+    return StoreName(store.name)
