@@ -1,14 +1,16 @@
 # The two commands of the README are `make demo` and `make test`; each does all of its own set-up.
-# SQLALCHEMY=2.0 (or 2.1) runs a target against the newest release of that line, in an environment of its own.
+# SQLALCHEMY=2.0 (or 2.1) runs a target against the newest release of that line, in an environment of its own; so does
+# ALEMBIC=1.14.
 
 PYTHON ?= python3
 SQLALCHEMY ?=
-VENV := .venv$(if $(SQLALCHEMY),-sqlalchemy-$(SQLALCHEMY))
+ALEMBIC ?=
+VENV := .venv$(if $(SQLALCHEMY),-sqlalchemy-$(SQLALCHEMY))$(if $(ALEMBIC),-alembic-$(ALEMBIC))
 BIN := $(VENV)/bin
-PIN := $(if $(SQLALCHEMY),'sqlalchemy==$(SQLALCHEMY).*')
+PIN := $(if $(SQLALCHEMY),'sqlalchemy==$(SQLALCHEMY).*') $(if $(ALEMBIC),'alembic==$(ALEMBIC).*')
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check format bench stress pgbouncer mutants clean
+.PHONY: help demo test check format bench stress pgbouncer roads mutants clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
@@ -38,6 +40,9 @@ stress: $(READY)  ## the long runs
 
 pgbouncer: $(READY)  ## the protocol through PgBouncer, which must be installed
 	$(BIN)/python -m pytest -m pgbouncer $(ARGS)
+
+roads: $(READY)  ## every way into an app's migrations, such as with ALEMBIC=1.14
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/migrations tests/cli/test_revision.py tests/docs/test_migrations.py tests/docs/test_adopt_safeagent.py $(ARGS)
 
 mutants: $(READY)  ## break the protocol on purpose, and see that the suite notices
 	$(BIN)/python tests/mutants/run.py

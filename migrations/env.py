@@ -23,6 +23,9 @@ from safeagent_sa.models import ExecutionRequestMixin, make_model
 # Any number that is no one else's: two upgrades at once would otherwise both create the table, and one would die of it.
 LOCK_KEY = 7233173002
 
+# Everybody queues behind a migration that waits for a lock on the table. A limit that was set already is kept.
+LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', '5s', true) WHERE current_setting('lock_timeout') = '0'")
+
 config = context.config
 arguments = context.get_x_argument(as_dictionary=True)
 schema: str | None = config.attributes.get("schema") or arguments.get("schema")
@@ -82,6 +85,7 @@ def run(connection: Connection) -> None:
     with context.begin_transaction():
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
+            connection.execute(LOCK_TIMEOUT)
         migrate()
 
 

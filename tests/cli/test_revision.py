@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from alembic import __version__ as alembic_version
 from sqlalchemy import create_engine, inspect, text
 from typer.testing import CliRunner
 
@@ -134,6 +135,9 @@ def test_an_async_template_works(folder):
     assert "execution_requests" in tables("sqlite:///app.db")
 
 
+@pytest.mark.skipif(
+    tuple(map(int, alembic_version.split(".")[:2])) < (1, 16), reason="Alembic reads pyproject.toml from 1.16 on"
+)
 def test_a_configuration_in_pyproject_works(folder):
     make_app(folder, template="pyproject")
     done = revision()

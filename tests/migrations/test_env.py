@@ -167,7 +167,7 @@ def test_offline_sql_makes_the_schema_too(new_database):
 
 
 def test_two_upgrades_at_once_both_succeed(new_database):
-    for _ in range(3):
+    for _ in range(20):
         url = new_database().render_as_string(hide_password=False)
         command_line = [sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), "upgrade", "head"]
         environment = {"PATH": "/usr/bin:/bin", "DATABASE_URL": url}

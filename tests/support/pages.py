@@ -1,0 +1,118 @@
+"""Follows a how-to page to the letter, in an app that a new user might have: commands are run, edits are made."""
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = {"alembic": "alembic", "safeagent-sa": "safeagent_sa"}
+
+MODELS = """
+from sqlalchemy import MetaData
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention={
+        "ix": "ix_%(column_0_label)s", "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s", "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s"})
+
+
+class Order(Base):
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
+"""
+ORDERS = """
+def upgrade() -> None:
+    op.create_table("orders", sa.Column("id", sa.Integer(), nullable=False), sa.PrimaryKeyConstraint("id", name="pk_orders"))
+    op.execute("INSERT INTO orders (id) VALUES (1)")
+
+
+def downgrade() -> None:
+    op.drop_table("orders")
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    section: str
+    language: str
+    text: str
+
+
+def blocks(page):
+    """The code of a page in docs/, in order, each with the heading that it stands under."""
+    section, found = "", []
+    for heading, language, text in re.findall(
+        r"^(?:#+ ([^\n]*)|```(\w+)\n(.*?)^```$)", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL
+    ):
+        section = heading or section
+        if language:
+            found.append(Block(section, language, text))
+    return found
+
+
+class App:
+    """An app with a history of its own: one table, one row, a naming convention."""
+
+    def __init__(self, folder, url, template="generic"):
+        self.folder, self.url = folder, url
+        folder.mkdir()
+        self.run(f"alembic init -t {template} migrations")
+        (folder / "models.py").write_text(MODELS)
+        self.edit("alembic.ini", r"^sqlalchemy\.url = .*$", "sqlalchemy.url = " + url.replace("%", "%%"))
+        self.run("alembic revision -m orders")
+        (path,) = self.versions()
+        source = path.read_text()
+        path.write_text(source[: source.index("def upgrade")] + ORDERS)
+        self.first = path.name.partition("_")[0]
+        self.run("alembic upgrade head")
+
+    def versions(self):
+        return list((self.folder / "migrations" / "versions").glob("*.py"))
+
+    def edit(self, name, pattern, replacement):
+        path = self.folder / name
+        edited, count = re.subn(pattern, lambda _: replacement, path.read_text(), flags=re.MULTILINE)
+        assert count, f"{pattern} is not in {name}"
+        path.write_text(edited)
+
+    def run(self, line, **environment):
+        *settings, program = re.match(r"((?:\w+=\S+ )*)(.*)", line).groups()
+        words = shlex.split(program, comments=True)
+        command = [sys.executable, "-m", PROGRAMS[words[0]], *words[1:]]
+        return self.python(*command[1:], **dict(each.split("=", 1) for each in shlex.split(settings[0])), **environment)
+
+    def python(self, *arguments, **environment):
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PATH": "/usr/bin:/bin", "DATABASE_URL": self.url, "PYTHONPATH": ".", **environment},
+        )
+        assert done.returncode == 0, f"{arguments}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def follow(self, block):
+        """Do what a block says; return what its commands print."""
+        said = []
+        if block.language == "sh":
+            said = [self.run(line) for line in block.text.splitlines()]
+        elif block.text.startswith("# "):
+            where, lines = block.text.split("\n", 1)
+            name = re.match(r"# ([\w/.]+)", where).group(1)
+            path = self.folder / name
+            if where.endswith("at the end"):
+                path.write_text(path.read_text() + lines)
+            elif where.endswith("under [alembic]"):
+                self.edit(name, r"^\[alembic\]$", f"[alembic]\n{lines}")
+            else:
+                self.edit(name, re.escape(where.partition(": ")[2]), lines.rstrip())
+        return said
