@@ -9,7 +9,7 @@ import hmac
 from dataclasses import dataclass
 from typing import Any
 
-from . import _codec
+from . import _codec, _verdicts
 from ._dialects import StoredRequest
 from ._fingerprint import Fingerprinter
 from ._keys import Key
@@ -19,7 +19,6 @@ from .errors import (
     ExecutionFailedError,
     ExecutionInDoubtError,
     ExecutionInProgressError,
-    OutcomeError,
     ReceiptExpiredError,
     RequestConflictError,
 )
@@ -58,11 +57,9 @@ def receipt_of(key: Key, stored: StoredRequest) -> Receipt | None:
         case ExecutionStatus.CLAIMED | ExecutionStatus.LEASED:
             return None
         case ExecutionStatus.FAILED:
-            message = f"{_name(key)} was executed before and is on record as failed; retry it under a new request_id"
-            raise ExecutionFailedError(message, error=stored.error, attempt=stored.attempt, **where)
+            raise failed(key, stored.error, stored.attempt)
         case ExecutionStatus.IN_DOUBT:
-            message = f"{_name(key)} may or may not have happened; find out and resolve it before it is tried again"
-            raise ExecutionInDoubtError(message, **where)
+            raise in_doubt(key)
         case ExecutionStatus.EXPIRED:
             message = f"{_name(key)} was executed before and its receipt was purged; it is not executed again"
             raise ReceiptExpiredError(message, **where)
@@ -78,14 +75,9 @@ def answer(request: Request, fingerprinter: Fingerprinter, stored: StoredRequest
         is_own: Whether it is an open claim of the caller's own transaction.
     """
     key = request.key
-    where = {"scope": key.scope, "request_id": key.request_id}
-    if stored.action != request.action:
-        message = f"{_name(key)} was used for the action {stored.action!r} before, now for {request.action!r}"
-        raise _conflict(message, "action", stored, where)
-    same = hmac.compare_digest(stored.fingerprint.encode(), request.fingerprint.encode())
-    if not same and not fingerprinter.matches(stored.fingerprint, request.payload):
-        message = f"{_name(key)} was used for the action {stored.action!r} with another payload before"
-        raise _conflict(message, "payload", stored, where)
+    found = conflict(request, fingerprinter, stored)
+    if found is not None:
+        raise found
     receipt = receipt_of(key, stored)
     if receipt is not None:
         return receipt
@@ -93,18 +85,51 @@ def answer(request: Request, fingerprinter: Fingerprinter, stored: StoredRequest
         raise in_progress(key, 0.0)
     if is_own:
         message = f"{_name(key)} is claimed by this very transaction already; claim a request once and pass it on"
-        raise AlreadyClaimedError(message, **where)
+        raise AlreadyClaimedError(message, scope=key.scope, request_id=key.request_id)
     message = (
         f"{_name(key)} was claimed in a transaction that was committed without a result, by a COMMIT that the guard "
         "could not see. Its business writes may be there: look for them, then complete or delete the row by hand. (Or "
         "another Session on this very Connection has claimed it just now: claim a request once and pass it on.)"
     )
-    raise ExecutionInDoubtError(message, **where)
+    raise ExecutionInDoubtError(message, scope=key.scope, request_id=key.request_id)
 
 
-def _conflict(message: str, differs: str, stored: StoredRequest, where: dict[str, str]) -> OutcomeError:
+def conflict(request: Request, fingerprinter: Fingerprinter, stored: StoredRequest) -> RequestConflictError | None:
+    """Return the error for a request that differs from the stored one, or None."""
+    if stored.action != request.action:
+        message = f"{_name(request.key)} was used for the action {stored.action!r} before, now for {request.action!r}"
+        return _conflict(message, "action", stored, request.key)
+    same = hmac.compare_digest(stored.fingerprint.encode(), request.fingerprint.encode())
+    if not same and not fingerprinter.matches(stored.fingerprint, request.payload):
+        message = f"{_name(request.key)} was used for the action {stored.action!r} with another payload before"
+        return _conflict(message, "payload", stored, request.key)
+    return None
+
+
+def failed(key: Key, error: str | None, attempt: int) -> ExecutionFailedError:
+    """Return the error for an execution that is on record as failed."""
+    told = _verdicts.read(error)
+    reason = f" ({told['error_type']}: {told['error_message']})" if told["error_type"] else ""
+    message = (
+        f"{_name(key)} is on record as failed{reason}, so it is not executed again; a new attempt is a new request_id"
+    )
+    return ExecutionFailedError(message, scope=key.scope, request_id=key.request_id, attempt=attempt, **told)
+
+
+def in_doubt(key: Key) -> ExecutionInDoubtError:
+    """Return the error for an execution of which nobody knows whether it happened."""
+    message = (
+        f"{_name(key)} may or may not have happened, so it is not executed again by itself. Find out, and tell with "
+        "guard.resolve(session, request_id, landed(result) or not_landed(), by=...) or `safeagent-sa resolve`."
+    )
+    return ExecutionInDoubtError(message, scope=key.scope, request_id=key.request_id)
+
+
+def _conflict(message: str, differs: str, stored: StoredRequest, key: Key) -> RequestConflictError:
     advice = ". One request_id names one intent: send the original arguments, or a new request_id for a new intent."
-    return RequestConflictError(message + advice, differs=differs, stored_action=stored.action, **where)
+    return RequestConflictError(
+        message + advice, differs=differs, stored_action=stored.action, scope=key.scope, request_id=key.request_id
+    )
 
 
 def in_progress(key: Key, waited: float) -> ExecutionInProgressError:

@@ -21,7 +21,7 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 from sqlalchemy import Connection, NestedTransaction, RootTransaction, event
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
-from . import _other_writes
+from . import _open_here, _other_writes
 from ._dialects import Dialect, NewClaim
 from ._endings import Audience
 from ._keys import Key
@@ -34,6 +34,7 @@ from .errors import (
 
 
 _INFO_KEY = "safeagent_sa"
+
 _BLOCKS_KEY = "safeagent_sa.blocks"
 
 
@@ -236,6 +237,7 @@ def _watch_of(session: Session) -> _Watch:
         event.listen(session, "before_commit", _before_commit)
     if current is None or current.root() is not root:
         current = session.info[_INFO_KEY] = _Watch(ref(root))
+        _open_here.note(session, current.root)
     return current
 
 

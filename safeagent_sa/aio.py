@@ -7,27 +7,29 @@ layer does it. Needs the extra `asyncio` (greenlet).
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from types import EllipsisType
-from typing import Any, Concatenate, Protocol, TypeVar, overload
+from typing import Any, Concatenate, Protocol, overload
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
-from . import _blocks, transactions
+from . import _blocks, _doubt, transactions
+from ._async_blocks import over, plain_session
+from ._configuration import GuardConfiguration
+from ._doubt import Doubt
 from ._idempotent import ParamsT, Plan, SelfT
 from ._keys import validate_action
 from ._results import annotation_of, result_type_of
 from ._retry import Attempts
-from .errors import UnsupportedFunctionError, UnsupportedSessionError
+from ._verdicts import Verdict
+from .effects import AsyncEffect, WhenInDoubt
+from .errors import UnsupportedFunctionError
 from .execution import Batch, Execution, Receipt, ResultT
-from .guard import GuardConfiguration
 from .transactions import AsyncSessionFactory
 
 
 __all__ = ["AsyncExecutionGuard"]
-
-_ValueT = TypeVar("_ValueT")
 
 
 class AsyncOpensSession(Protocol):
@@ -117,7 +119,7 @@ class AsyncExecutionGuard(GuardConfiguration):
                         execution.complete({"status": "sent"})
             ```
         """
-        session = _plain_session(session)
+        session = plain_session(session)
         block = _blocks.claim(
             self._settings,
             session.sync_session,
@@ -129,7 +131,7 @@ class AsyncExecutionGuard(GuardConfiguration):
             savepoint=savepoint,
             result_type=result_type_of(result_type),
         )
-        return _over(session, block)
+        return over(session, block)
 
     def claim_many(
         self,
@@ -161,9 +163,9 @@ class AsyncExecutionGuard(GuardConfiguration):
                     execution.complete(await ingest(session, execution.request_id))
             ```
         """
-        session = _plain_session(session)
+        session = plain_session(session)
         block = _blocks.claim_many(self._settings, session.sync_session, payloads, action=action, scope=scope)
-        return _over(session, block)
+        return over(session, block)
 
     @overload
     async def execute(
@@ -244,7 +246,7 @@ class AsyncExecutionGuard(GuardConfiguration):
                 execution = await guard.execute(session, "payment_123", send_payment, 100, action="send_payment")
             ```
         """
-        session = _plain_session(session)
+        session = plain_session(session)
         async with self.claim(
             session,
             request_id,
@@ -489,32 +491,116 @@ class AsyncExecutionGuard(GuardConfiguration):
             receipt = await guard.get(session, "payment_123")
             ```
         """
-        return await _plain_session(session).run_sync(
+        return await plain_session(session).run_sync(
             lambda sync_session: _blocks.get(self._settings, sync_session, request_id, scope=scope)
         )
 
+    def effect(
+        self,
+        action: str,
+        *,
+        lease: float = 60.0,
+        when_in_doubt: WhenInDoubt = "park",
+        retry_on: tuple[type[Exception], ...] = (),
+        on_success: Callable[[AsyncSession, Any], Any] | None = None,
+        result_type: Any = None,
+    ) -> AsyncEffect[Any]:
+        """Configure a call of another system; nothing is sent, and nothing of it commits with a transaction of yours.
 
-@asynccontextmanager
-async def _over(session: AsyncSession, block: AbstractContextManager[_ValueT]) -> AsyncGenerator[_ValueT]:
-    """Enter and leave a synchronous block where its database calls can be awaited."""
-    value = await session.run_sync(lambda _: block.__enter__())
-    try:
-        yield value
-    except BaseException as error:
-        left = (type(error), error, error.__traceback__)
-        # A block without a savepoint sends nothing here, so that a cancelled task is not held up.
-        if not await session.run_sync(lambda _: block.__exit__(*left)):
-            raise
-    else:
-        await session.run_sync(lambda _: block.__exit__(None, None, None))
+        Args:
+            action: As in `ExecutionGuard.effect`, like everything that follows.
+            lease: How long one attempt may take, in seconds.
+            when_in_doubt: `"park"`, `"retry"` or a probe, which may be a coroutine function.
+            retry_on: Errors of the call that prove that nothing happened.
+            on_success: Writes rows of yours with the result; it gets the AsyncSession and may be a coroutine function.
+            result_type: What results are.
 
+        Returns:
+            The effect, to be shared between tasks.
 
-def _plain_session(session: object) -> AsyncSession:
-    found = session() if isinstance(session, async_scoped_session) else session
-    if isinstance(found, AsyncSession):
-        return found
-    message = (
-        f"AsyncExecutionGuard needs a sqlalchemy.ext.asyncio.AsyncSession, not {type(session).__name__}. For a "
-        "synchronous Session use safeagent_sa.ExecutionGuard, which has the same verbs."
-    )
-    raise UnsupportedSessionError(message)
+        Raises:
+            Exception: What `ExecutionGuard.effect` raises.
+
+        Example:
+            ```python
+            charge = guard.effect("stripe.charge", lease=60)
+            execution = await charge.execute(async_sessions, "order:42:charge", do_charge, order)
+            ```
+        """
+        return AsyncEffect(
+            self._settings,
+            action,
+            lease=lease,
+            when_in_doubt=when_in_doubt,
+            retry_on=retry_on,
+            on_success=on_success,
+            result_type=result_type,
+        )
+
+    async def in_doubt(
+        self,
+        session: AsyncSession | async_scoped_session[Any],
+        *,
+        older_than: float = 0.0,
+        scope: str | None = None,
+        limit: int = 100,
+    ) -> list[Doubt]:
+        """Read the requests of which nobody knows whether they happened, in the session's transaction; nothing is written.
+
+        Args:
+            session: Any AsyncSession that sees the table.
+            older_than: Only those whose last attempt began so many seconds ago.
+            scope: Only this scope.
+            limit: The most to read, the oldest first.
+
+        Returns:
+            The requests.
+
+        Example:
+            ```python
+            doubts = await guard.in_doubt(session, older_than=300)
+            ```
+        """
+        return await plain_session(session).run_sync(
+            lambda plain: _doubt.in_doubt(self._settings, plain, older_than=older_than, scope=scope, limit=limit)
+        )
+
+    async def resolve(
+        self,
+        session: AsyncSession | async_scoped_session[Any],
+        request_id: str,
+        verdict: Verdict,
+        *,
+        by: str,
+        evidence: Any = None,
+        scope: str | None = None,
+        result_type: Any = None,
+    ) -> Receipt | None:
+        """Record what has become of a request in doubt; it commits with your transaction.
+
+        Args:
+            session: The session of your transaction.
+            request_id: As in `ExecutionGuard.resolve`, like everything that follows.
+            verdict: What was found out.
+            by: Who has found out.
+            evidence: What it was found out by, as plain JSON values.
+            scope: The tenant or namespace.
+            result_type: What the result is.
+
+        Returns:
+            The receipt where it has landed, else None.
+
+        Raises:
+            Exception: What `ExecutionGuard.resolve` raises.
+
+        Example:
+            ```python
+            await guard.resolve(session, "order:42:charge", not_landed(), by="alice")
+            ```
+        """
+        kind = result_type_of(result_type)
+        return await plain_session(session).run_sync(
+            lambda plain: _doubt.resolve(
+                self._settings, plain, request_id, verdict, by=by, evidence=evidence, scope=scope, result_type=kind
+            )
+        )

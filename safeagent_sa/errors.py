@@ -6,6 +6,7 @@
     │   ├── ExecutionInProgressError    somebody else is at it; try again after `retry_after` seconds
     │   ├── ExecutionInDoubtError       it may have happened; a person or a probe must settle it
     │   ├── ExecutionFailedError        it ran before, and a failure is on record
+    │   ├── LeaseLostError              this attempt at an effect is not the current one any more
     │   ├── ReceiptTypeError            its stored result does not fit the result type that is asked for now
     │   └── ReceiptExpiredError         it ran before, and its receipt was purged
     ├── InvalidInputError (ValueError)  refused before any SQL; the transaction stays usable
@@ -26,6 +27,8 @@
     │   ├── ReadOnlyTransactionError    a claim in a transaction that may not write
     │   ├── PendingWritesError          unflushed objects from before the claim: a replay would write them, too
     │   ├── SecondDatabaseError         the session has written to another database, which cannot commit atomically
+    │   ├── EffectInTransactionError    an effect fired while a guarded transaction is open
+    │   ├── NotInDoubtError             a request that is not in doubt, or was resolved in another way
     │   ├── UnsupportedSessionError     not a Session, or an AsyncSession where the other kind is needed
     │   ├── UnsupportedFunctionError    a coroutine function where a plain one is needed, or the other way round
     │   ├── UnsupportedResultTypeError  a result type without a JSON form, or pydantic is not installed
@@ -108,14 +111,28 @@ class ExecutionInDoubtError(OutcomeError):
 
 
 class ExecutionFailedError(OutcomeError):
-    """An earlier execution was recorded as failed.
+    """An execution was recorded as failed: it is proven that nothing happened.
 
     Attributes:
-        error: The recorded error as JSON text, or None.
+        error_type: The name of the recorded error's type, or None.
+        error_message: Its message, or None.
+        data: What was recorded with it, as plain JSON values.
         attempt: The number of attempts so far.
     """
 
-    error: str | None
+    error_type: str | None
+    error_message: str | None
+    data: Any
+    attempt: int
+
+
+class LeaseLostError(OutcomeError):
+    """An attempt at an effect took longer than its lease, and is not the current one any more.
+
+    Attributes:
+        attempt: Which attempt it was.
+    """
+
     attempt: int
 
 
@@ -257,6 +274,24 @@ class PendingWritesError(MisuseError):
 
 class SecondDatabaseError(MisuseError):
     """The session has written through a second connection, whose COMMIT is not atomic with the claim's."""
+
+
+class EffectInTransactionError(MisuseError):
+    """An effect was to be fired while a guarded transaction of the same thread or task is open."""
+
+
+class NotInDoubtError(MisuseError):
+    """The request is not in doubt, or was resolved in another way before.
+
+    Attributes:
+        scope: The scope of the request.
+        request_id: The id of the request.
+        status: What it is on record as, or None where it is unknown.
+    """
+
+    scope: str
+    request_id: str
+    status: str | None
 
 
 class UnsupportedSessionError(MisuseError):

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import EllipsisType
-from typing import Any, Concatenate, Literal, Protocol, overload
+from typing import Any, Concatenate, Protocol, overload
 
 from sqlalchemy.orm import Session, scoped_session
 
-from . import _blocks, _claim, _safety, transactions
-from ._fingerprint import Fingerprinter
+from . import _blocks, _doubt, _safety, transactions
+from ._configuration import GuardConfiguration
+from ._doubt import Doubt
 from ._idempotent import ParamsT, Plan, SelfT
-from ._keys import validate_action, validate_key
+from ._keys import validate_action
 from ._results import annotation_of, result_type_of
 from ._retry import Attempts
+from ._verdicts import Verdict
+from .effects import Effect, WhenInDoubt
 from .errors import UnsupportedFunctionError
-from .events import Listener
 from .execution import Batch, Execution, Receipt, ResultT
-from .models import ExecutionRequest, ExecutionRequestMixin
 from .transactions import SessionFactory
-
-
-# A waiter holds a connection of the pool while it waits, so the default is bounded; business transactions are shorter.
-DEFAULT_WAIT_TIMEOUT = 5.0
-
-# Receipts are read on every retry; what is larger belongs into a table of its own.
-DEFAULT_MAX_RESULT_BYTES = 1024 * 1024
 
 
 class OpensSession(Protocol):
@@ -40,61 +34,6 @@ class OpensSession(Protocol):
     def __call__(
         self, fn: Callable[Concatenate[SelfT, Session, ParamsT], ResultT], /
     ) -> Callable[Concatenate[SelfT, ParamsT], ResultT]: ...
-
-
-class GuardConfiguration:
-    """What every guard is made with: configuration only, to be shared between threads and tasks."""
-
-    def __init__(
-        self,
-        *,
-        model: type[ExecutionRequestMixin] = ExecutionRequest,
-        scope: str = "",
-        wait_timeout: float | None = DEFAULT_WAIT_TIMEOUT,
-        max_result_bytes: int = DEFAULT_MAX_RESULT_BYTES,
-        fingerprint_keys: Sequence[bytes] | None = None,
-        synchronous_commit: Literal["force", "warn"] = "force",
-        listeners: Iterable[Listener] = (),
-    ) -> None:
-        """Configure a guard; nothing is sent to any database and nothing is registered anywhere.
-
-        Args:
-            model: The mapped table: the ready-made one, your class with the mixin, or one from `make_model()`.
-            scope: The tenant or namespace of every request, unless a call names another; part of the key.
-            wait_timeout: How long a claim waits for another one of the same request, in seconds; 0 to fail at once,
-                None to wait as long as it takes.
-            max_result_bytes: The largest result, in bytes of JSON text.
-            fingerprint_keys: Secrets of at least 16 bytes, newest first; payload fingerprints are then HMACs
-                (RFC 2104), which nobody who reads the table can guess small payloads from. None for plain hashes.
-            synchronous_commit: What to do where PostgreSQL's setting of that name is off or local, so that a COMMIT
-                that was answered can be lost: "force" turns it on for the claiming transaction alone, "warn" gives a
-                DurabilityWarning once for each engine.
-            listeners: Called with each event of `safeagent_sa.events`, in the thread and transaction of the claim; what
-                they raise is logged and goes nowhere else.
-
-        Raises:
-            InvalidScopeError: The scope cannot be stored.
-            ValueError: A number is negative or not finite, a key is too short, or a word is none of those above.
-            TypeError: A key is not bytes.
-
-        Example:
-            ```python
-            guard = ExecutionGuard(scope="billing", wait_timeout=2.0)
-            ```
-        """
-        if max_result_bytes < 1:
-            message = f"max_result_bytes must be at least 1, not {max_result_bytes}"
-            raise ValueError(message)
-        if synchronous_commit not in ("force", "warn"):
-            message = f"synchronous_commit is 'force' or 'warn', not {synchronous_commit!r}"
-            raise ValueError(message)
-        self._settings = _blocks.Settings(
-            validate_key(scope, "any").scope,
-            _blocks.valid_timeout(wait_timeout),
-            _claim.Policy(
-                model, Fingerprinter(fingerprint_keys), max_result_bytes, synchronous_commit, tuple(listeners)
-            ),
-        )
 
 
 class ExecutionGuard(GuardConfiguration):
@@ -577,3 +516,133 @@ class ExecutionGuard(GuardConfiguration):
             ```
         """
         return _blocks.get(self._settings, _safety.plain_session(session), request_id, scope=scope)
+
+    def effect(
+        self,
+        action: str,
+        *,
+        lease: float = 60.0,
+        when_in_doubt: WhenInDoubt = "park",
+        retry_on: tuple[type[Exception], ...] = (),
+        on_success: Callable[[Session, Any], Any] | None = None,
+        result_type: Any = None,
+    ) -> Effect[Any]:
+        """Configure a call of another system; nothing is sent, and nothing of it commits with a transaction of yours.
+
+        Args:
+            action: What is done.
+            lease: How long one attempt may take, in seconds, unless it calls `heartbeat()`. Longer than the call's own
+                time-out: an attempt that outlives its lease is in doubt for everybody else.
+            when_in_doubt: What to do where an earlier attempt may have happened: `"park"` raises ExecutionInDoubtError until
+                somebody has resolved it; `"retry"` makes the call again under the same idempotency key, for systems that
+                keep such keys; a probe, `probe(effect)`, finds out and returns `landed(result)`, `not_landed()`,
+                `landed_more_than_once()` or `cannot_tell()` of `safeagent_sa.effects`.
+            retry_on: Errors of the call that prove that nothing happened, such as a refused connection or a rate limit:
+                they are raised as they are, and the request is free for the next attempt.
+            on_success: `on_success(session, result)` writes rows of yours in the transaction that records the result.
+            result_type: What results are; None for what the call is annotated to return.
+
+        Returns:
+            The effect, to be shared between threads.
+
+        Raises:
+            InvalidActionError: The action cannot be stored.
+            ValueError: `lease` or `when_in_doubt` is none.
+
+        Example:
+            ```python
+            charge = guard.effect("stripe.charge", lease=60, when_in_doubt="retry", retry_on=(RateLimitError,))
+            execution = charge.execute(SessionLocal, "order:42:charge", do_charge, order, payload={"amount": 100})
+            ```
+        """
+        return Effect(
+            self._settings,
+            action,
+            lease=lease,
+            when_in_doubt=when_in_doubt,
+            retry_on=retry_on,
+            on_success=on_success,
+            result_type=result_type,
+        )
+
+    def in_doubt(
+        self,
+        session: Session | scoped_session[Any],
+        *,
+        older_than: float = 0.0,
+        scope: str | None = None,
+        limit: int = 100,
+    ) -> list[Doubt]:
+        """Read the requests of which nobody knows whether they happened, in the session's transaction; nothing is written.
+
+        It reads the whole table, for there is no index that would make every completion dearer: ask now and then.
+
+        Args:
+            session: Any session that sees the table.
+            older_than: Only those whose last attempt began so many seconds ago.
+            scope: Only this scope; None for all of them.
+            limit: The most to read, the oldest first.
+
+        Returns:
+            The requests, with the idempotency keys to look for in the other system.
+
+        Example:
+            ```python
+            for doubt in guard.in_doubt(session, older_than=300):
+                print(doubt.request_id, doubt.idempotency_key, doubt.error_message)
+            ```
+        """
+        plain = _safety.plain_session(session)
+        return _doubt.in_doubt(self._settings, plain, older_than=older_than, scope=scope, limit=limit)
+
+    def resolve(
+        self,
+        session: Session | scoped_session[Any],
+        request_id: str,
+        verdict: Verdict,
+        *,
+        by: str,
+        evidence: Any = None,
+        scope: str | None = None,
+        result_type: Any = None,
+    ) -> Receipt | None:
+        """Record what has become of a request in doubt; it commits with your transaction.
+
+        Who has found out, and by what, is kept with the request. Saying the same again changes nothing.
+
+        Args:
+            session: The session of your transaction.
+            request_id: The id of the request.
+            verdict: `landed(result)`: a retry gets the result. `not_landed()`: the effect is free for its next attempt (a
+                request without an effect is on record as failed). `landed_more_than_once()` and `cannot_tell()` are noted,
+                and the request stays in doubt. All are of `safeagent_sa.effects`.
+            by: Who has found out.
+            evidence: What it was found out by, as plain JSON values.
+            scope: The tenant or namespace, instead of the guard's own.
+            result_type: What the result is; None for plain JSON.
+
+        Returns:
+            The receipt where it has landed, else None.
+
+        Raises:
+            NotInDoubtError: It is unknown, somebody may still be at it, or it was resolved in another way.
+            InvalidResultError: The result, or the evidence, cannot be stored.
+            TypeError: This is no verdict.
+            ValueError: `by` is empty.
+
+        Example:
+            ```python
+            with SessionLocal() as session, session.begin():
+                guard.resolve(session, "order:42:charge", landed({"charge": "ch_1"}), by="alice", evidence="dashboard")
+            ```
+        """
+        return _doubt.resolve(
+            self._settings,
+            _safety.plain_session(session),
+            request_id,
+            verdict,
+            by=by,
+            evidence=evidence,
+            scope=scope,
+            result_type=result_type_of(result_type),
+        )

@@ -112,6 +112,10 @@ class Dialect(ABC):
     def is_aborted(self, connection: Connection) -> bool:
         """Tell whether the server would answer COMMIT by rolling back without a word."""
 
+    def is_durable(self, connection: Connection) -> bool:
+        """Tell whether the transaction's COMMIT will be answered only when it cannot be lost any more."""
+        return True
+
     def make_durable(self, connection: Connection) -> None:  # noqa: B027 - nothing to do where `is_durable` is always true
         """Let the transaction's COMMIT be answered only when it cannot be lost any more."""
 

@@ -50,6 +50,8 @@ _SET_TIMEOUTS = text(
 # gone, and the transaction with it.
 _ACTIVE, _IN_TRANSACTION, _IN_ERROR = 1, 2, 3
 
+_SYNCHRONOUS_COMMIT = text("SELECT current_setting('synchronous_commit')")
+
 _HAS_WRITTEN = text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
 
 
@@ -136,6 +138,10 @@ class PostgreSQL(Dialect):
             "results": list(results.values()),
         }
         return connection.execute(self._sql.complete_many, parameters).rowcount
+
+    def is_durable(self, connection: Connection) -> bool:
+        """Ask for synchronous_commit."""
+        return connection.scalar(_SYNCHRONOUS_COMMIT) not in _LOSABLE
 
     def make_durable(self, connection: Connection) -> None:
         """Set synchronous_commit for this transaction alone (manual, section 20.5)."""

@@ -368,7 +368,7 @@ def test_every_stored_status_has_its_own_answer_and_none_executes_again(port, st
     assert caught.value.request_id == "order-1"
     assert port.payments("order-1") == 1
     if status == "failed":
-        assert (caught.value.error, caught.value.attempt) == ('{"type": "Timeout"}', 1)
+        assert (caught.value.error_type, caught.value.error_message, caught.value.attempt) == ("Timeout", None, 1)
 
 
 def test_a_model_with_another_table_name_and_columns_of_its_own(port):

@@ -167,6 +167,54 @@ class Facade:
     def get(self, session: Any, *arguments: Any, **options: Any) -> Any:
         return await_only(self.guard.get(_async(session), *arguments, **options))
 
+    def in_doubt(self, session: Any, **options: Any) -> Any:
+        return await_only(self.guard.in_doubt(_async(session), **options))
+
+    def resolve(self, session: Any, *arguments: Any, **options: Any) -> Any:
+        return await_only(self.guard.resolve(_async(session), *arguments, **options))
+
+    def effect(self, action: str, **options: Any) -> Any:
+        if callable(options.get("when_in_doubt")):
+            options["when_in_doubt"] = _awaited_call(options["when_in_doubt"])
+        if options.get("on_success") is not None:
+            options["on_success"] = _coroutine(options["on_success"])
+        return EffectFacade(self.guard.effect(action, **options))
+
+
+class EffectFacade:
+    """Has the verb of an Effect, and awaits that of an AsyncEffect."""
+
+    def __init__(self, effect: Any) -> None:
+        self.effect = effect
+
+    def execute(self, factory: Any, request_id: str, fn: Any, *arguments: Any, **options: Any) -> Any:
+        return await_only(
+            self.effect.execute(lambda: _async(factory()), request_id, _awaited_call(fn), *arguments, **options)
+        )
+
+
+class ContextFacade:
+    """An EffectContext whose heartbeat is awaited."""
+
+    def __init__(self, context: Any) -> None:
+        self.context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.context, name)
+
+    def heartbeat(self) -> None:
+        await_only(self.context.heartbeat())
+
+
+def _awaited_call(fn: Any) -> Any:
+    """Return a coroutine function that does as a function of an effect does."""
+
+    async def awaited(context: Any, *arguments: Any, **options: Any) -> Any:
+        return await greenlet_spawn(fn, ContextFacade(context), *arguments, **options)
+
+    awaited.__annotations__ = dict(getattr(fn, "__annotations__", {}))
+    return awaited
+
 
 @contextmanager
 def _awaited(block: Any) -> Any:

@@ -1,0 +1,185 @@
+"""Requests in doubt: which there are, and what a person has found out about one. Steps in the caller's transaction."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Table, and_, func, null, or_, select
+from sqlalchemy.orm import Session
+
+from . import _blocks, _claim, _codec, _lease, _outcome, _safety, _verdicts
+from ._keys import Key, validate_key
+from ._lease import Found
+from ._results import ResultType
+from ._verdicts import Answer, Verdict
+from .errors import NotInDoubtError
+from .execution import ExecutionStatus, Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A request of which nobody knows whether it has happened.
+
+    Attributes:
+        scope: The scope of the request.
+        request_id: The id of the request.
+        action: What is done.
+        attempt: The number of attempts so far.
+        since: When the last attempt began, by the database's clock; timezone-aware.
+        idempotency_key: What the call carried, to look for in the other system.
+        error_type: The type of the error that the call has raised, or None where the process died.
+        error_message: Its message.
+        details: What is known besides, such as earlier answers of probes; plain JSON values.
+    """
+
+    scope: str
+    request_id: str
+    action: str
+    attempt: int
+    since: dt.datetime
+    idempotency_key: str
+    error_type: str | None
+    error_message: str | None
+    details: Any
+
+
+def in_doubt(
+    settings: _blocks.Settings, session: Session, *, older_than: float, scope: str | None, limit: int
+) -> list[Doubt]:
+    """Read the requests in doubt, the oldest first."""
+    policy = settings.policy
+    connection = session.connection(bind_arguments={"mapper": policy.model})
+    table: Table = policy.model.__table__  # type: ignore[attr-defined]
+    columns = table.c
+    began = func.coalesce(columns.effect_started_at, columns.created_at, type_=columns.created_at.type)
+    query = (
+        _lease.query_of(connection, table)
+        .add_columns(columns.scope, columns.request_id, began)
+        .where(_is_in_doubt(connection, columns), _lease.age_of(connection, began) >= older_than)
+        .order_by(began)
+        .limit(limit)
+    )
+    if scope is not None:
+        query = query.where(columns.scope == scope)
+    doubts = []
+    for row in connection.execute(query).all():
+        *stored, scope_, request_id, since = list(row)
+        found = _lease.found_of(stored)
+        if _safety.is_own(session, found.stored.token):
+            continue
+        told = _verdicts.read(found.stored.error)
+        doubts.append(
+            Doubt(
+                scope_,
+                request_id,
+                found.stored.action,
+                found.stored.attempt,
+                since if since.tzinfo else since.replace(tzinfo=dt.timezone.utc),
+                _verdicts.idempotency_key(Key(scope_, request_id), found.stored.action),
+                told["error_type"],
+                told["error_message"],
+                _codec.decode(found.details) if found.details else None,
+            )
+        )
+    return doubts
+
+
+def _is_in_doubt(connection: Any, columns: Any) -> ColumnElement[bool]:
+    is_started = and_(columns.status == _lease.LEASED, columns.effect_started_at.is_not(None))
+    return or_(
+        columns.status == _lease.IN_DOUBT,
+        columns.status == ExecutionStatus.CLAIMED.value,  # committed without a result, or it could not be seen
+        and_(is_started, _lease.age_of(connection, columns.lease_expires_at) >= 0),
+    )
+
+
+def resolve(
+    settings: _blocks.Settings,
+    session: Session,
+    request_id: str,
+    verdict: Verdict,
+    *,
+    by: str,
+    evidence: Any,
+    scope: str | None,
+    result_type: ResultType,
+) -> Receipt | None:
+    """Record what a person has found out."""
+    policy = settings.policy
+    key = validate_key(settings.scope_or(scope), request_id)
+    if not isinstance(verdict, Verdict):
+        raise TypeError(
+            f"a verdict is landed(result), not_landed(), landed_more_than_once() or cannot_tell(), not {verdict!r}"
+        )
+    if not by:
+        raise ValueError("by= names who has found out; it is kept with the request")
+    text = result_type.encode(verdict.result, max_bytes=policy.max_result_bytes)
+    note = {"resolved": verdict.answer.value, "by": by, "evidence": evidence}
+    _verdicts.noted(None, note)  # refuses evidence that is not JSON before any SQL
+    found = _lease.find(session, policy, key, is_locking=True)
+    if found is None or not _is_resolvable(session, found):
+        if found is None or not _is_resolved_so(found, verdict, text):
+            raise _not_in_doubt(key, found)
+        return _receipt(key, found)
+    connection, _ = _claim.connect(session, policy)
+    note["at"] = str(connection.scalar(select(_lease.now(connection))))
+    values = _values(connection, found, verdict, text) | {"details": _verdicts.noted(found.details, note)}
+    # A new token: should the process of the last attempt still live, it writes nothing any more.
+    values["token"] = uuid.uuid4()
+    lease = _lease.Lease(key, found.stored.token, found.stored.attempt, is_in_doubt=True)
+    if not _lease.write(session, policy, lease, values, found.stored.status):
+        raise _not_in_doubt(key, found)
+    found = _lease.find(session, policy, key)
+    assert found is not None  # just written
+    return _receipt(key, found)
+
+
+def _values(connection: Any, found: Found, verdict: Verdict, text: str) -> dict[str, Any]:
+    if verdict.answer is Answer.LANDED:
+        values = {"status": "completed", "result": text, "error": null(), "payload": null()}
+        return values | {"completed_at": _lease.now(connection), "lease_expires_at": null()}
+    if verdict.answer is not Answer.NOT_LANDED:
+        return {"status": _lease.IN_DOUBT}
+    if found.is_started or found.payload is not None:
+        return {"status": _lease.LEASED, "lease_expires_at": _lease.now(connection), "effect_started_at": null()}
+    # No effect, whose next attempt would find it: a claim in a transaction only ever inserts.
+    failure = _verdicts.recorded("it has not happened, as was found out later")
+    return {"status": "failed", "error": failure, "completed_at": _lease.now(connection)}
+
+
+def _is_resolvable(session: Session, found: Found) -> bool:
+    match found.stored.status:
+        case ExecutionStatus.IN_DOUBT:
+            return True
+        case ExecutionStatus.LEASED:
+            return found.is_started and found.is_expired
+        case ExecutionStatus.CLAIMED:
+            return not _safety.is_own(session, found.stored.token)
+    return False
+
+
+def _is_resolved_so(found: Found, verdict: Verdict, text: str) -> bool:
+    """Tell whether the same was said before."""
+    if verdict.answer is Answer.LANDED:
+        return found.stored.status == ExecutionStatus.COMPLETED and found.stored.result == text
+    said = [entry.get("resolved") for entry in _verdicts.history(found.details)]
+    is_open = found.stored.status in (ExecutionStatus.LEASED, ExecutionStatus.FAILED)
+    return verdict.answer is Answer.NOT_LANDED and is_open and said[-1:] == [Answer.NOT_LANDED]
+
+
+def _receipt(key: Key, found: Found) -> Receipt | None:
+    is_completed = found.stored.status == ExecutionStatus.COMPLETED
+    return _outcome.receipt_of(key, found.stored) if is_completed else None
+
+
+def _not_in_doubt(key: Key, found: Found | None) -> NotInDoubtError:
+    status = None if found is None else found.stored.status
+    what = f"is {status}" if status else "is unknown here"
+    message = (
+        f"request_id {key.request_id!r} (scope {key.scope!r}) {what}, so there is no doubt to resolve, or it was resolved in "
+        "another way. A lease that has not ended belongs to somebody who may still be at it. Nothing was changed."
+    )
+    return NotInDoubtError(message, scope=key.scope, request_id=key.request_id, status=status)

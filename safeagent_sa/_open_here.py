@@ -1,0 +1,41 @@
+"""Which guarded transactions are open in this thread, or task: effects must not be fired while one is."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from weakref import ReferenceType, WeakKeyDictionary
+
+from sqlalchemy.orm import Session, SessionTransaction
+
+
+# By thread, for sessions are not shared between threads; the task tells those of one event loop apart.
+_here = threading.local()
+
+
+def note(session: Session, root: ReferenceType[SessionTransaction]) -> None:
+    """Note that a claim was made in a session's transaction."""
+    _sessions()[session] = (_task(), root)
+
+
+def is_guarded_transaction_open() -> bool:
+    """Tell whether a session that has claimed in this thread, and task, is still in that transaction."""
+    task = _task()
+    return any(
+        owner == task and root() is not None and root() is session.get_transaction()
+        for session, (owner, root) in list(_sessions().items())
+    )
+
+
+def _sessions() -> WeakKeyDictionary[Session, tuple[int | None, ReferenceType[SessionTransaction]]]:
+    if not hasattr(_here, "sessions"):
+        _here.sessions = WeakKeyDictionary()
+    found: WeakKeyDictionary[Session, tuple[int | None, ReferenceType[SessionTransaction]]] = _here.sessions
+    return found
+
+
+def _task() -> int | None:
+    try:
+        return id(asyncio.current_task())
+    except RuntimeError:  # no loop runs in this thread
+        return None

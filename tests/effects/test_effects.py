@@ -1,0 +1,656 @@
+"""Effects on every database and driver: what is recorded, what is replayed, and what is never fired again."""
+
+import math
+
+import pytest
+from sqlalchemy import event, select, update
+from sqlalchemy.exc import IntegrityError
+from support.app import Payment, deliver
+from support.effects import Died, Provider, die
+
+from safeagent_sa import (
+    EffectInTransactionError,
+    ExecutionFailedError,
+    ExecutionGuard,
+    ExecutionInDoubtError,
+    ExecutionInProgressError,
+    ExecutionRequest,
+    InvalidInputError,
+    InvalidResultError,
+    LeaseLostError,
+    NotInDoubtError,
+    ReceiptExpiredError,
+    RequestConflictError,
+    UnsupportedFunctionError,
+    UnsupportedSessionError,
+)
+from safeagent_sa.effects import cannot_tell, landed, landed_more_than_once, not_landed
+from safeagent_sa.testing import expire_lease, put_in_doubt
+
+
+class RateLimited(Exception):
+    pass
+
+
+class Declined(Exception):
+    pass
+
+
+def raising(error):
+    def hook(_effect):
+        raise error
+
+    return hook
+
+
+def charge(port, provider, request_id="charge-1", payload=None, **options):
+    effect = ExecutionGuard().effect("charge", **options)
+    return effect.execute(port.sessions, request_id, provider, payload=payload)
+
+
+def crash(port, provider, request_id="charge-1", **options):
+    """A worker that dies in the call, after or before the charge, and whose lease has ended since."""
+    with pytest.raises(Died):
+        charge(port, provider, request_id, **options)
+    provider.before = provider.after = None
+    end_lease(port, request_id)
+
+
+def end_lease(port, request_id="charge-1"):
+    with port.sessions() as session, session.begin():
+        expire_lease(session.connection(), request_id)
+
+
+def row(port, request_id="charge-1"):
+    with port.sessions() as session:
+        return session.scalars(select(ExecutionRequest).where(ExecutionRequest.request_id == request_id)).one()
+
+
+def test_a_call_is_made_once_and_its_result_is_replayed(port):
+    provider = Provider()
+    first = charge(port, provider, payload={"amount": 100})
+    again = charge(port, provider, payload={"amount": 100})
+    assert provider.charges == ["charge-1"]
+    assert first.result == again.result == {"charge": 1, "amount": 100}
+    assert (first.is_replay, again.is_replay) == (False, True)
+    with port.sessions() as session:
+        receipt = ExecutionGuard().get(session, "charge-1")
+    assert (receipt.result, receipt.attempt) == (first.result, 1)
+    stored = row(port)
+    assert (stored.status, stored.lease_expires_at, stored.payload) == ("completed", None, None)
+    assert stored.created_at <= stored.completed_at
+
+
+def test_no_transaction_is_open_during_the_call(port):
+    seen = []
+
+    def look(_effect):
+        seen.append((port.engine.pool.checkedout(), row(port).status, row(port).effect_started_at is not None))
+
+    provider = Provider()
+    provider.before = look
+    charge(port, provider)
+    assert seen == [(0, "leased", True)]
+
+
+def test_another_action_or_payload_is_a_conflict_in_every_state(port):
+    provider = Provider()
+    charge(port, provider, payload=1)
+    with pytest.raises(RequestConflictError):
+        charge(port, provider, payload=2)
+    provider.after = die
+    crash(port, provider, "charge-2", payload=1)
+    for options in ({}, {"when_in_doubt": "retry"}):
+        with pytest.raises(RequestConflictError):
+            charge(port, provider, "charge-2", payload=2, **options)
+    with pytest.raises(RequestConflictError):
+        ExecutionGuard().effect("refund").execute(port.sessions, "charge-1", provider, payload=1)
+    with pytest.raises(RequestConflictError):
+        ExecutionGuard().effect("refund", when_in_doubt="retry").execute(port.sessions, "charge-2", provider, payload=1)
+    assert provider.charges == ["charge-1", "charge-2"]
+
+
+def test_the_idempotency_key_is_stable_and_tells_nothing(port):
+    provider = Provider()
+    provider.before = raising(RateLimited())
+    for _ in range(2):
+        with pytest.raises(RateLimited):
+            charge(port, provider, retry_on=(RateLimited,))
+    provider.before = None
+    charge(port, provider, retry_on=(RateLimited,))
+    charge(port, provider, "charge-2")
+    ExecutionGuard(scope="tenant").effect("charge").execute(port.sessions, "charge-1", provider)
+    ExecutionGuard().effect("refund").execute(port.sessions, "refund-1", provider)
+    first, *_ = provider.keys
+    assert provider.keys[:3] == [first] * 3
+    assert len(set(provider.keys)) == 4
+    assert len(first) == 73
+    assert "charge" not in first
+
+
+def test_an_error_that_is_declared_safe_frees_the_request(port):
+    provider = Provider()
+    provider.before = raising(RateLimited("slow down"))
+    with pytest.raises(RateLimited, match="slow down"):
+        charge(port, provider, retry_on=(RateLimited,))
+    stored = row(port)
+    assert (stored.status, stored.effect_started_at) == ("leased", None)
+    assert "RateLimited" in stored.error
+    provider.before = None
+    assert charge(port, provider).result["charge"] == 1
+    assert provider.attempts == [1, 2]
+    assert row(port).error is None
+
+
+def test_a_proof_that_nothing_happened_is_recorded_and_replayed(port):
+    provider = Provider()
+
+    def decline(effect):
+        error = Declined("no money")
+        raise effect.not_done(error, data={"code": 51}) from error
+
+    provider.before = decline
+    answers = []
+    for _ in range(2):
+        with pytest.raises(ExecutionFailedError) as failed:
+            charge(port, provider)
+        answers.append(failed.value)
+        provider.before = None
+    assert isinstance(answers[0].__cause__, Declined)
+    for told in answers:
+        assert (told.error_type, told.error_message, told.data) == ("Declined", "no money", {"code": 51})
+        assert told.attempt == 1
+        assert "no money" in str(told)
+    assert provider.charges == []
+    assert row(port).completed_at is not None
+
+
+def test_a_proof_in_words(port):
+    provider = Provider()
+    provider.before = lambda effect: (_ for _ in ()).throw(effect.not_done("card \x00 declined"))
+    with pytest.raises(ExecutionFailedError) as failed:
+        charge(port, provider)
+    assert (failed.value.error_type, failed.value.error_message) == ("NotDone", "card  declined")
+    with port.sessions() as session, pytest.raises(ExecutionFailedError):
+        ExecutionGuard().get(session, "charge-1")
+
+
+def test_every_other_error_is_in_doubt_and_not_fired_again(port):
+    provider = Provider()
+    provider.after = raising(TimeoutError("no answer"))
+    with pytest.raises(ExecutionInDoubtError, match="resolve") as first:
+        charge(port, provider)
+    assert isinstance(first.value.__cause__, TimeoutError)
+    provider.after = None
+    for _ in range(3):
+        with pytest.raises(ExecutionInDoubtError):
+            charge(port, provider)
+    assert provider.charges == ["charge-1"]
+    stored = row(port)
+    assert (stored.status, stored.result) == ("in_doubt", None)
+    assert "TimeoutError" in stored.error
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_crash_in_the_call_is_in_doubt_once_the_lease_has_ended(port, when):
+    provider = Provider()
+    setattr(provider, when, die)
+    with pytest.raises(Died):
+        charge(port, provider)
+    provider.before = provider.after = None
+    fired = list(provider.charges)
+    with pytest.raises(ExecutionInProgressError) as held:
+        charge(port, provider)
+    assert 50 < held.value.retry_after <= 60
+    end_lease(port)
+    for _ in range(2):
+        with pytest.raises(ExecutionInDoubtError):
+            charge(port, provider)
+    assert row(port).status == "in_doubt"
+    assert provider.charges == fired
+
+
+def test_a_crash_before_the_mark_is_taken_over(port):
+    provider = Provider()
+    effect = ExecutionGuard().effect("charge", lease=60)
+    statements = []
+
+    def fail_at_the_mark(_connection, _cursor, statement, *_):
+        if "effect_started_at=" in statement.replace(" ", ""):
+            statements.append(statement)
+            raise Died
+
+    event.listen(port.engine, "before_cursor_execute", fail_at_the_mark)
+    with pytest.raises(Died):
+        effect.execute(port.sessions, "charge-1", provider)
+    event.remove(port.engine, "before_cursor_execute", fail_at_the_mark)
+    assert len(statements) == 1
+    assert row(port).status == "leased"
+    with pytest.raises(ExecutionInProgressError):
+        charge(port, provider)
+    end_lease(port)
+    assert charge(port, provider).result["charge"] == 1
+    assert provider.attempts == [2]
+
+
+def test_retry_makes_the_call_again_under_the_same_key(port):
+    provider = Provider()
+    provider.after = die
+    crash(port, provider, when_in_doubt="retry")
+    assert charge(port, provider, when_in_doubt="retry").result["charge"] == 2
+    assert provider.attempts == [1, 2]
+    assert len(set(provider.keys)) == 1
+    provider.after = raising(TimeoutError())
+    with pytest.raises(ExecutionInDoubtError):
+        charge(port, provider, "charge-2", when_in_doubt="retry")
+    provider.after = None
+    assert not charge(port, provider, "charge-2", when_in_doubt="retry").is_replay
+
+
+def test_a_probe_that_finds_the_effect_records_it(port):
+    provider = Provider()
+    provider.after = die
+    crash(port, provider)
+    asked = []
+
+    def probe(effect):
+        asked.append((effect.request_id, effect.idempotency_key, effect.attempt))
+        return landed({"charge": 1, "amount": 100})
+
+    found = charge(port, provider, when_in_doubt=probe)
+    assert (found.is_replay, found.result) == (True, {"charge": 1, "amount": 100})
+    assert asked == [("charge-1", provider.keys[0], 2)]
+    assert charge(port, provider, when_in_doubt=probe).is_replay
+    assert len(asked) == 1
+    assert provider.charges == ["charge-1"]
+    assert '"probe":"landed"' in row(port).details
+
+
+def test_a_probe_that_finds_nothing_lets_the_call_be_made(port):
+    provider = Provider()
+    provider.before = die
+    crash(port, provider)
+    assert not charge(port, provider, when_in_doubt=lambda effect: not_landed()).is_replay
+    assert (provider.charges, provider.attempts) == (["charge-1"], [1, 2])
+
+
+@pytest.mark.parametrize("verdict", [cannot_tell, landed_more_than_once])
+def test_a_probe_that_settles_nothing_leaves_it_in_doubt(port, verdict):
+    provider = Provider()
+    provider.after = die
+    crash(port, provider)
+    for _ in range(2):
+        with pytest.raises(ExecutionInDoubtError):
+            charge(port, provider, when_in_doubt=lambda effect: verdict())
+    assert provider.charges == ["charge-1"]
+    assert row(port).status == "in_doubt"
+    assert row(port).details.count(verdict().answer) == 2
+
+
+@pytest.mark.parametrize("wrong", [lambda effect: 1 / 0, lambda effect: True])
+def test_a_probe_that_fails_leaves_it_in_doubt(port, wrong):
+    provider = Provider()
+    provider.after = die
+    crash(port, provider)
+    with pytest.raises((ZeroDivisionError, TypeError)):
+        charge(port, provider, when_in_doubt=wrong)
+    assert row(port).status == "in_doubt"
+    assert provider.charges == ["charge-1"]
+
+
+def test_a_crash_in_a_probe_is_in_doubt_as_before(port):
+    provider = Provider()
+    provider.after = die
+    crash(port, provider)
+    with pytest.raises(Died):
+        charge(port, provider, when_in_doubt=die)
+    end_lease(port)
+    with pytest.raises(ExecutionInDoubtError):
+        charge(port, provider)
+
+
+def add_payment(session, result):
+    session.add(Payment(reference="charge-1", amount=result["amount"]))
+
+
+def test_business_rows_commit_with_the_outcome(port):
+    provider = Provider()
+    charge(port, provider, on_success=add_payment)
+    charge(port, provider, on_success=add_payment)
+    assert port.payments("charge-1") == 1
+
+
+def test_business_rows_that_cannot_be_written_leave_it_in_doubt_with_the_result(port):
+    provider = Provider()
+
+    def violate(session, result):
+        session.add(Payment(reference=None, amount=1))
+
+    with pytest.raises(IntegrityError):
+        charge(port, provider, on_success=violate)
+    assert row(port).status == "in_doubt"
+    assert '"landed":{"charge":1,"amount":100}' in row(port).details
+    with pytest.raises(ExecutionInDoubtError):
+        charge(port, provider, on_success=add_payment)
+    found = charge(port, provider, on_success=add_payment, when_in_doubt=lambda effect: landed({"amount": 7}))
+    assert found.result == {"amount": 7}
+    assert port.payments("charge-1") == 1
+
+
+def test_a_result_that_cannot_be_stored_is_in_doubt(port):
+    provider = Provider()
+    provider.after = None
+
+    def call(effect):
+        provider(effect)
+        return object()
+
+    with pytest.raises(InvalidResultError):
+        ExecutionGuard().effect("charge").execute(port.sessions, "charge-1", call)
+    assert row(port).status == "in_doubt"
+
+
+def test_a_worker_that_was_taken_over_is_told_and_writes_nothing(port):
+    """It stands still past its lease; another one makes the call again; then it goes on."""
+    provider, other = Provider(), Provider()
+
+    def be_late(_effect):
+        end_lease(port)
+        assert charge(port, other, when_in_doubt="retry").result == {"charge": 1, "amount": 100}
+
+    provider.after = be_late
+    with pytest.raises(LeaseLostError, match="heartbeat") as late:
+        charge(port, provider, when_in_doubt="retry")
+    assert late.value.attempt == 1
+    stored = row(port)
+    assert (stored.status, stored.attempt) == ("completed", 2)
+
+
+@pytest.mark.parametrize("outcome", ["error", "not_done", "retry_on"])
+def test_a_late_worker_records_no_other_outcome_either(port, outcome):
+    provider, other = Provider(), Provider()
+
+    def be_late(effect):
+        end_lease(port)
+        charge(port, other, when_in_doubt="retry")
+        raise {"error": TimeoutError(), "not_done": effect.not_done("declined"), "retry_on": RateLimited()}[outcome]
+
+    provider.after = be_late
+    with pytest.raises(LeaseLostError):
+        charge(port, provider, when_in_doubt="retry", retry_on=(RateLimited,))
+    assert row(port).status == "completed"
+
+
+def test_a_late_worker_that_nobody_has_replaced_settles_the_doubt(port):
+    provider = Provider()
+
+    def be_late(_effect):
+        end_lease(port)
+        with pytest.raises(ExecutionInDoubtError):
+            charge(port, Provider())
+
+    provider.after = be_late
+    assert charge(port, provider).result["charge"] == 1
+    assert row(port).status == "completed"
+    assert charge(port, provider).is_replay
+
+
+def test_a_late_worker_does_not_undo_what_a_person_has_resolved(port):
+    provider = Provider()
+
+    def be_late(_effect):
+        end_lease(port)
+        resolve(port, "charge-1", landed("by hand"))
+
+    provider.after = be_late
+    with pytest.raises(LeaseLostError):
+        charge(port, provider)
+    assert charge(port, provider).result == "by hand"
+
+
+def test_heartbeat_lets_the_lease_begin_anew(port):
+    provider = Provider()
+
+    def beat(effect):
+        end_lease(port)
+        effect.heartbeat()
+        with pytest.raises(ExecutionInProgressError):
+            charge(port, Provider())
+
+    provider.before = beat
+    assert charge(port, provider).result["charge"] == 1
+
+
+def test_heartbeat_tells_a_worker_that_was_taken_over(port):
+    provider = Provider()
+
+    def beat(effect):
+        end_lease(port)
+        charge(port, Provider(), when_in_doubt="retry")
+        effect.heartbeat()
+
+    provider.before = beat
+    with pytest.raises(LeaseLostError):
+        charge(port, provider, when_in_doubt="retry")
+    assert provider.charges == []
+
+
+def test_an_effect_is_refused_while_a_guarded_transaction_is_open(port):
+    provider = Provider()
+    with port.sessions() as session:
+        deliver(port, "order-0")
+        session.begin()
+        with ExecutionGuard().claim(session, "order-1", action="pay") as execution:
+            with pytest.raises(EffectInTransactionError, match=r"effects\.add"):
+                charge(port, provider)
+            execution.complete("done")
+        with pytest.raises(EffectInTransactionError):
+            charge(port, provider)
+        session.commit()
+        assert port.requests() == [("order-0", "completed"), ("order-1", "completed")]
+        assert charge(port, provider).result["charge"] == 1
+        # One that has claimed nothing is the caller's own business, where the database has more than one writer.
+        if port.name == "postgresql":
+            session.begin()
+            session.execute(select(1))
+            charge(port, provider)
+            session.rollback()
+
+
+def test_an_uncommitted_claim_of_the_same_id_is_in_progress(port):
+    if port.name == "sqlite":
+        return  # one writer at a time: the effect waits for the database
+    with port.sessions() as session:
+        session.begin()
+        with ExecutionGuard().claim(session, "charge-1", action="charge") as execution:
+            execution.complete("done")
+        port_of_another_thread = Provider()
+        raised = []
+
+        def fire():
+            try:
+                charge(port, port_of_another_thread)
+            except ExecutionInProgressError as error:
+                raised.append(error)
+
+        port.in_parallel([fire])
+        session.commit()
+    assert len(raised) == 1
+    assert charge(port, Provider()).result == "done"
+
+
+def resolve(port, request_id, verdict, by="alice", **options):
+    with port.sessions() as session, session.begin():
+        return ExecutionGuard().resolve(session, request_id, verdict, by=by, **options)
+
+
+def doubts(port, **options):
+    with port.sessions() as session:
+        return ExecutionGuard().in_doubt(session, **options)
+
+
+def test_what_is_in_doubt_is_listed_with_what_to_look_for(port):
+    provider = Provider()
+    provider.after = raising(TimeoutError("no answer"))
+    with pytest.raises(ExecutionInDoubtError):
+        charge(port, provider)
+    provider.after = die
+    crash(port, provider, "charge-2")
+    with pytest.raises(Died):
+        provider.after = die
+        charge(port, provider, "charge-3")  # still has its lease
+    provider.after = None
+    charge(port, provider, "charge-4")
+    first, second = doubts(port)
+    assert (first.request_id, first.error_type, first.error_message) == ("charge-1", "TimeoutError", "no answer")
+    assert (second.request_id, second.error_type, second.attempt) == ("charge-2", None, 1)
+    assert [first.idempotency_key, second.idempotency_key] == provider.keys[:2]
+    assert first.since.tzinfo is not None
+    assert [doubt.request_id for doubt in doubts(port, limit=1)] == ["charge-1"]
+    assert doubts(port, older_than=3600) == []
+    assert doubts(port, scope="other") == []
+    with port.sessions() as session, session.begin():
+        long_ago = first.since.replace(year=2000)
+        session.execute(update(ExecutionRequest).values(effect_started_at=long_ago, created_at=long_ago))
+    assert len(doubts(port, older_than=3600)) == 2
+
+
+def test_a_person_resolves_what_has_landed(port):
+    provider = Provider()
+    provider.after = die
+    crash(port, provider)
+    receipt = resolve(port, "charge-1", landed({"charge": 1}), evidence={"seen": "dashboard"})
+    assert receipt.result == {"charge": 1}
+    found = charge(port, provider)
+    assert (found.is_replay, found.result) == (True, {"charge": 1})
+    assert resolve(port, "charge-1", landed({"charge": 1})) == receipt
+    for other in (landed({"charge": 2}), not_landed()):
+        with pytest.raises(NotInDoubtError) as refused:
+            resolve(port, "charge-1", other)
+        assert refused.value.status == "completed"
+    details = row(port).details
+    assert '"by":"alice"' in details
+    assert '"evidence":{"seen":"dashboard"}' in details
+    assert '"at":"20' in details
+    assert details.count("resolved") == 1
+
+
+def test_a_person_resolves_what_has_not_landed(port):
+    provider = Provider()
+    provider.before = die
+    crash(port, provider)
+    assert resolve(port, "charge-1", not_landed()) is None
+    assert resolve(port, "charge-1", not_landed()) is None
+    assert row(port).details.count("resolved") == 1
+    assert not charge(port, provider).is_replay
+    assert (provider.charges, provider.attempts) == (["charge-1"], [1, 2])
+    with pytest.raises(NotInDoubtError):
+        resolve(port, "charge-1", not_landed())
+
+
+@pytest.mark.parametrize("verdict", [cannot_tell, landed_more_than_once])
+def test_what_a_person_cannot_settle_is_noted(port, verdict):
+    provider = Provider()
+    provider.after = die
+    crash(port, provider)
+    resolve(port, "charge-1", verdict())
+    (doubt,) = doubts(port)
+    assert doubt.details["history"][0]["resolved"] == verdict().answer
+    resolve(port, "charge-1", landed(1))
+    assert row(port).details.count("resolved") == 2
+
+
+def test_only_what_is_in_doubt_can_be_resolved(port):
+    provider = Provider()
+    charge(port, provider)
+    deliver(port, "order-1")
+    provider.after = die
+    with pytest.raises(Died):
+        charge(port, provider, "charge-2")
+    for request_id in ("charge-1", "charge-2", "order-1", "unknown"):
+        with pytest.raises(NotInDoubtError, match=request_id):
+            resolve(port, request_id, landed("other"))
+    with pytest.raises(TypeError, match="landed"):
+        resolve(port, "charge-2", "landed")
+    with pytest.raises(ValueError, match="by"):
+        resolve(port, "charge-2", not_landed(), by="")
+    with pytest.raises(InvalidInputError):
+        resolve(port, "charge-2", landed(object()))
+    with pytest.raises(InvalidInputError):
+        resolve(port, "charge-2", not_landed(), evidence=object())
+
+
+def test_a_claim_without_a_result_can_be_resolved(port):
+    with port.sessions() as session, session.begin():
+        for request_id in ("order-1", "order-2"):
+            put_in_doubt(session.connection(), request_id, action="pay")
+        session.execute(
+            update(ExecutionRequest).where(ExecutionRequest.request_id == "order-2").values(status="claimed")
+        )
+    assert len(doubts(port)) == 2
+    resolve(port, "order-1", landed("found"))
+    resolve(port, "order-2", not_landed())
+    assert resolve(port, "order-2", not_landed()) is None
+    guard = ExecutionGuard()
+    with port.sessions() as session, session.begin():
+        assert guard.execute(session, "order-1", lambda _: "again", action="pay").result == "found"
+        with pytest.raises(ExecutionFailedError):
+            guard.execute(session, "order-2", lambda _: "again", action="pay")
+
+
+def test_an_open_claim_is_not_resolved_by_its_own_transaction(port):
+    guard = ExecutionGuard()
+    with port.sessions() as session, session.begin():
+        with guard.claim(session, "order-1", action="pay") as execution:
+            assert guard.in_doubt(session) == []
+            with pytest.raises(NotInDoubtError):
+                guard.resolve(session, "order-1", landed(1), by="me")
+            execution.complete(2)
+
+
+def test_a_purged_effect_is_not_fired_again(port):
+    provider = Provider()
+    charge(port, provider)
+    with port.sessions() as session, session.begin():
+        session.execute(update(ExecutionRequest).values(status="expired", result=None))
+    with pytest.raises(ReceiptExpiredError):
+        charge(port, provider, when_in_doubt="retry")
+    assert provider.charges == ["charge-1"]
+
+
+def test_arguments_are_passed_on_and_results_are_typed(port):
+    from decimal import Decimal
+
+    def call(effect, base, *, plus) -> Decimal:
+        return Decimal(base) + plus
+
+    effect = ExecutionGuard().effect("charge")
+    for _ in range(2):
+        assert effect.execute(port.sessions, "charge-1", call, "1.50", plus=1).result == Decimal("2.50")
+
+
+@pytest.mark.parametrize("lease", [-1, math.inf, math.nan])
+def test_a_lease_is_a_number_of_seconds(lease):
+    with pytest.raises(ValueError, match="seconds"):
+        ExecutionGuard().effect("charge", lease=lease)
+
+
+def test_mistakes_are_named_before_anything_is_sent(sqlite):
+    guard = ExecutionGuard()
+    with pytest.raises(ValueError, match="park"):
+        guard.effect("charge", when_in_doubt="again")
+    with pytest.raises(InvalidInputError):
+        guard.effect("")
+    effect = guard.effect("charge")
+    with pytest.raises(InvalidInputError):
+        effect.execute(sqlite.sessions, "", Provider())
+
+    async def call(_effect):
+        """Never awaited."""
+
+    with pytest.raises(UnsupportedFunctionError):
+        effect.execute(sqlite.sessions, "charge-1", call)
+    with sqlite.sessions() as session, session.begin():
+        with pytest.raises(UnsupportedSessionError):
+            effect.execute(lambda: session, "charge-1", Provider())
+    assert sqlite.requests() == []

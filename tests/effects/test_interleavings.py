@@ -1,0 +1,213 @@
+"""Every order of the steps of several workers at one effect, with a crash or a lost answer at each; the worst clock.
+
+Each step of an effect is a transaction or the call. The way through them is a generator, so that a test can walk several
+at once, step by step. After each step every lease has ended, as if the clocks were as wrong as they can be.
+"""
+
+import itertools
+import random
+
+import pytest
+from sqlalchemy import literal_column, select, update
+
+from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionRequest, LeaseLostError, OutcomeError, _lease
+from safeagent_sa._effect_flow import Call, Transact
+from safeagent_sa.effects import landed, not_landed
+
+
+SEED = 20261124
+TABLE = ExecutionRequest.__table__
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def port(request):
+    return request.getfixturevalue(request.param)
+
+
+class Worker:
+    """One delivery of the request: where it stands, and what became of it."""
+
+    def __init__(self, world):
+        self.world, self.outcome, self.steps = world, None, 0
+        request = world.effect.request("charge-1", None, None, world.call)
+        self.flow = world.effect.flow(
+            request,
+            lambda session, token: _lease.take(session, world.effect.terms, request, token),
+            Call(world.call, (), {}),
+            lambda lease: lambda: None,
+        )
+        self.resume(lambda: next(self.flow))
+
+    def resume(self, how):
+        try:
+            self.next = how()
+        except StopIteration as end:
+            self.next, self.outcome = None, end.value.result
+        except (OutcomeError, TimeoutError) as error:
+            self.next, self.outcome = None, error
+
+    def step(self, fault):
+        """Do the next step; a fault is a crash before or after it, or an answer that is lost so that it is done again."""
+        number, self.steps = self.steps, self.steps + 1
+        kind = fault[1] if fault is not None and fault[0] == number else None
+        if kind == "crash before":
+            self.next = None
+            return
+        try:
+            for _ in range(2 if kind == "lost answer" and isinstance(self.next, Transact) else 1):
+                value = self.do(self.next)
+        except Exception as error:  # noqa: BLE001 - it is the flow that decides
+            thrown = error
+            self.resume(lambda: self.flow.throw(thrown))
+        else:
+            if kind == "crash after":
+                self.next = None
+                return
+            self.resume(lambda: self.flow.send(value))
+
+    def do(self, step):
+        if isinstance(step, Call):
+            return step.fn(*step.args, **step.kwargs)
+        with self.world.port.sessions() as session, session.begin():
+            return step.step(session)
+
+
+class World:
+    """One request, the other system, and all that was ever said about it."""
+
+    def __init__(self, port, policy):
+        self.port, self.policy = port, policy
+        self.effect = ExecutionGuard().effect("charge", when_in_doubt=self.probe if policy == "probe" else policy)
+        self.violations, self.schedules, self.faults = [], 0, 0
+
+    def call(self, _effect):
+        self.charges += 1
+        return self.charges
+
+    def probe(self, _effect):
+        return landed(self.charges) if self.charges else not_landed()
+
+    def run(self, workers, choose, fault=None):
+        """Walk the workers; `choose` picks who goes next. Return the choices that there were."""
+        with self.port.engine.begin() as connection:
+            connection.execute(TABLE.delete())
+        self.charges, receipts, taken = 0, set(), []
+        crew = [Worker(self) for _ in range(workers)]
+        while ready := [number for number, worker in enumerate(crew) if worker.next is not None]:
+            choice = choose(len(taken), ready)
+            taken.append((choice, ready))
+            crew[choice].step(fault if choice == 0 else None)
+            receipts |= self.look()
+        last = Worker(self)
+        while last.next is not None:
+            last.step(None)
+            receipts |= self.look()
+        self.schedules += 1
+        self.check([worker.outcome for worker in (*crew, last)], receipts, [choice for choice, _ in taken], fault)
+        return taken
+
+    def look(self):
+        """Return the receipt, if there is one, and let the lease end."""
+        with self.port.engine.begin() as connection:
+            is_postgresql = connection.dialect.name == "postgresql"
+            past = literal_column("TIMESTAMP '2000-01-01'" if is_postgresql else "'2000-01-01 00:00:00'")
+            connection.execute(update(TABLE).where(TABLE.c.status == "leased").values(lease_expires_at=past))
+            return set(connection.scalars(select(TABLE.c.result).where(TABLE.c.status == "completed")))
+
+    def check(self, outcomes, receipts, order, fault):
+        acknowledged = {str(outcome) for outcome in outcomes if isinstance(outcome, int)}
+        wrong = [
+            len(receipts) > 1,  # recorded at most once
+            not acknowledged <= receipts,  # and what was answered is what is recorded
+            self.policy == "park" and self.charges > 1,  # fired at most once
+            self.policy == "park" and fault is None and not acknowledged,  # nobody gives up without a reason
+            self.policy == "retry" and not acknowledged,  # somebody gets there, whatever happens
+            not all(isinstance(each, (int, type(None), OutcomeError)) for each in outcomes),
+        ]
+        if any(wrong):
+            self.violations.append((order, fault, outcomes, receipts, self.charges))
+
+    def explore(self, workers, fault=None):
+        """Every order."""
+        prefix = []
+        while prefix is not None:
+            path = prefix
+            taken = self.run(workers, lambda at, ready: path[at] if at < len(path) else ready[0], fault)  # noqa: B023
+            prefix = _next(taken)
+
+
+def _next(taken):
+    for position in reversed(range(len(taken))):
+        choice, ready = taken[position]
+        later = [option for option in ready if option > choice]
+        if later:
+            return [*[each for each, _ in taken[:position]], later[0]]
+    return None
+
+
+FAULTS = [None, *itertools.product(range(5), ["crash before", "crash after", "lost answer"])]
+
+
+def pairs():
+    for name, policy in itertools.product(["sqlite", "postgresql"], ["park", "retry", "probe"]):
+        is_long = name == "postgresql" and policy != "park"
+        yield pytest.param(name, policy, marks=[pytest.mark.stress] if is_long else [])
+
+
+@pytest.mark.parametrize(("port", "policy"), pairs(), indirect=["port"])
+def test_all_interleavings_of_two_workers_with_every_fault(port, policy):
+    world = World(port, policy)
+    for fault in FAULTS:
+        world.explore(2, fault)
+    print(f"\n{port.name}, {policy}: {world.schedules} schedules, {len(FAULTS)} faults")
+    assert world.violations == []
+    assert world.schedules >= 100
+
+
+def random_schedules(port, policy, count):
+    chance = random.Random(SEED)
+    world = World(port, policy)
+    for _ in range(count):
+        world.run(3, lambda _at, ready: chance.choice(ready), chance.choice(FAULTS))
+    print(f"\n{port.name}, {policy}: seed {SEED}, {world.schedules} schedules of three workers")
+    assert world.violations == []
+
+
+@pytest.mark.parametrize("policy", ["park", "retry", "probe"])
+def test_some_interleavings_of_three_workers(port, policy):
+    random_schedules(port, policy, 100)
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("policy", ["park", "retry", "probe"])
+def test_five_thousand_interleavings_of_three_workers(port, policy):
+    random_schedules(port, policy, 5000)
+
+
+def test_without_the_mark_the_exploration_finds_a_second_call(sqlite, monkeypatch):
+    monkeypatch.setattr(_lease, "start", lambda *_: None)
+    world = World(sqlite, "park")
+    world.explore(2)
+    assert any(charges > 1 for *_, charges in world.violations)
+
+
+def test_without_the_fence_the_exploration_finds_a_second_receipt(sqlite, monkeypatch):
+    def complete(session, policy, lease, result, details=None):
+        session.execute(update(TABLE).values(status="completed", result=result))
+        return True
+
+    monkeypatch.setattr(_lease, "complete", complete)
+    world = World(sqlite, "retry")
+    world.explore(2)
+    assert any(len(receipts) > 1 for _, _, _, receipts, _ in world.violations)
+
+
+def test_a_worker_that_outlives_its_lease_is_told(sqlite):
+    world = World(sqlite, "retry")
+    seen = []
+    check = world.check
+    world.check = lambda outcomes, *rest: (seen.extend(outcomes), check(outcomes, *rest))
+    world.explore(2)
+    assert any(isinstance(outcome, LeaseLostError) for outcome in seen)
+    assert not any(isinstance(outcome, ExecutionInDoubtError) for outcome in seen)
