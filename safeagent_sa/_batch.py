@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from . import _claim, _safety
+from . import _claim, _outbox, _safety
 from ._claim import Policy
 from ._dialects import NewClaims
 from ._endings import Audience
@@ -86,8 +86,8 @@ def claim(session: Session, policy: Policy, scope: str, action: str, payloads: M
     return BatchClaim(batch, claims, open_claim)
 
 
-def settle(batch_claim: BatchClaim) -> None:
-    """Store the results of all new executions.
+def settle(batch_claim: BatchClaim, policy: Policy) -> None:
+    """Store the results of all new executions, and the effects that they leave to a relay.
 
     Raises:
         NotCompletedError: One of them was not completed.
@@ -108,6 +108,7 @@ def settle(batch_claim: BatchClaim) -> None:
                 open_claim.dialect.complete_many(open_claim.connection, claims, open_claim.proof, texts) == len(texts)
             ),
         )
+        _outbox.store(open_claim.connection, policy.model, policy.fingerprinter, batch_claim.batch.new)
     except BaseException:
         abandon(batch_claim)
         raise

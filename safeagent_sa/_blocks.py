@@ -61,7 +61,7 @@ def claim(
         except BaseException:
             _claim.abandon(claim)
             raise
-        _claim.settle(claim)
+        _claim.settle(claim, policy)
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def claim_many(
     except BaseException:
         _batch.abandon(found)
         raise
-    _batch.settle(found)
+    _batch.settle(found, settings.policy)
 
 
 def get(settings: Settings, session: Session, request_id: str, *, scope: str | None) -> Receipt | None:

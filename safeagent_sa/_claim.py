@@ -23,7 +23,7 @@ from weakref import WeakSet
 from sqlalchemy import Connection, Engine, Insert, insert
 from sqlalchemy.orm import Session
 
-from . import _other_writes, _safety
+from . import _other_writes, _outbox, _safety
 from ._dialects import Dialect, Inserted, NewClaim, StoredRequest, dialect_for
 from ._endings import Audience
 from ._fingerprint import Fingerprinter
@@ -131,8 +131,8 @@ def begin(open_claim: _safety.OpenClaim, policy: Policy, inserted: Inserted) -> 
     open_claim.audience.claimed(open_claim.session)
 
 
-def settle(claim: Claim) -> None:
-    """Store the result of a new execution; do nothing for a replay.
+def settle(claim: Claim, policy: Policy) -> None:
+    """Store the result of a new execution and the effects that it leaves to a relay; do nothing for a replay.
 
     Raises:
         NotCompletedError: `complete()` was not called.
@@ -146,6 +146,7 @@ def settle(claim: Claim) -> None:
         if result is None:
             raise _safety.not_completed(open_claim.row, "the block cannot end without an exception")
         store(open_claim, lambda: _complete(open_claim, result) == 1)
+        _outbox.store(open_claim.connection, policy.model, policy.fingerprinter, (execution,))
     except BaseException:
         execution._discard()  # noqa: SLF001
         _safety.abandon(open_claim)

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Table, and_, func, null, or_, select
 from sqlalchemy.orm import Session
 
-from . import _blocks, _claim, _codec, _lease, _outcome, _safety, _verdicts
+from . import _blocks, _claim, _clock, _codec, _lease, _outcome, _safety, _verdicts
 from ._keys import Key, validate_key
 from ._lease import Found
 from ._results import ResultType
@@ -58,7 +58,7 @@ def in_doubt(
     query = (
         _lease.query_of(connection, table)
         .add_columns(columns.scope, columns.request_id, began)
-        .where(_is_in_doubt(connection, columns), _lease.age_of(connection, began) >= older_than)
+        .where(_is_in_doubt(connection, columns), _clock.age_of(connection, began) >= older_than)
         .order_by(began)
         .limit(limit)
     )
@@ -92,7 +92,7 @@ def _is_in_doubt(connection: Any, columns: Any) -> ColumnElement[bool]:
     return or_(
         columns.status == _lease.IN_DOUBT,
         columns.status == ExecutionStatus.CLAIMED.value,  # committed without a result, or it could not be seen
-        and_(is_started, _lease.age_of(connection, columns.lease_expires_at) >= 0),
+        and_(is_started, _clock.age_of(connection, columns.lease_expires_at) >= 0),
     )
 
 
@@ -120,12 +120,12 @@ def resolve(
     note = {"resolved": verdict.answer.value, "by": by, "evidence": evidence}
     _verdicts.noted(None, note)  # refuses evidence that is not JSON before any SQL
     found = _lease.find(session, policy, key, is_locking=True)
-    if found is None or not _is_resolvable(session, found):
+    if found is None or not _is_resolvable(session, found, verdict):
         if found is None or not _is_resolved_so(found, verdict, text):
             raise _not_in_doubt(key, found)
         return _receipt(key, found)
     connection, _ = _claim.connect(session, policy)
-    note["at"] = str(connection.scalar(select(_lease.now(connection))))
+    note["at"] = str(connection.scalar(select(_clock.now(connection))))
     values = _values(connection, found, verdict, text) | {"details": _verdicts.noted(found.details, note)}
     # A new token: should the process of the last attempt still live, it writes nothing any more.
     values["token"] = uuid.uuid4()
@@ -140,17 +140,18 @@ def resolve(
 def _values(connection: Any, found: Found, verdict: Verdict, text: str) -> dict[str, Any]:
     if verdict.answer is Answer.LANDED:
         values = {"status": "completed", "result": text, "error": null(), "payload": null()}
-        return values | {"completed_at": _lease.now(connection), "lease_expires_at": null()}
+        return values | {"completed_at": _clock.now(connection), "lease_expires_at": null()}
     if verdict.answer is not Answer.NOT_LANDED:
         return {"status": _lease.IN_DOUBT}
     if found.is_started or found.payload is not None:
-        return {"status": _lease.LEASED, "lease_expires_at": _lease.now(connection), "effect_started_at": null()}
+        values = {"status": _lease.LEASED, "effect_started_at": null(), "completed_at": null()}
+        return values | {"lease_expires_at": _clock.now(connection)}
     # No effect, whose next attempt would find it: a claim in a transaction only ever inserts.
     failure = _verdicts.recorded("it has not happened, as was found out later")
-    return {"status": "failed", "error": failure, "completed_at": _lease.now(connection)}
+    return {"status": "failed", "error": failure, "completed_at": _clock.now(connection)}
 
 
-def _is_resolvable(session: Session, found: Found) -> bool:
+def _is_resolvable(session: Session, found: Found, verdict: Verdict) -> bool:
     match found.stored.status:
         case ExecutionStatus.IN_DOUBT:
             return True
@@ -158,6 +159,8 @@ def _is_resolvable(session: Session, found: Found) -> bool:
             return found.is_started and found.is_expired
         case ExecutionStatus.CLAIMED:
             return not _safety.is_own(session, found.stored.token)
+        case ExecutionStatus.FAILED:  # a dead letter, to be delivered once more
+            return found.payload is not None and verdict.answer is Answer.NOT_LANDED
     return False
 
 

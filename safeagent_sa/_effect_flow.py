@@ -105,6 +105,7 @@ class Call:
 
 
 Flow: TypeAlias = Generator[Any, Any, Any]
+RetryLater: TypeAlias = Callable[[Session, Lease, str], Any]
 Take: TypeAlias = Callable[[Session, uuid.UUID], Any]
 
 
@@ -156,10 +157,14 @@ class EffectBase:
         take: Take,
         call: Call,
         extend: Callable[[Lease], Callable[[], Any]],
+        *,
+        taken: Lease | None = None,
+        retry_later: RetryLater | None = None,
     ) -> Flow:
         """Go through the transactions of one attempt, and yield what is to be done; return the execution."""
         token = uuid.uuid4()
-        taken = yield Transact(lambda session: take(session, token))
+        if taken is None:
+            taken = yield Transact(lambda session: take(session, token))
         if isinstance(taken, OutcomeError):
             raise taken
         if not isinstance(taken, Lease):
@@ -179,7 +184,8 @@ class EffectBase:
             raise failed(key, text, lease.attempt) from (error.__cause__ or error.__context__)
         except self.retry_on as error:
             text = recorded(error)
-            yield Transact(lambda session: self._retry_later(session, lease, text))
+            later = retry_later or self._retry_later
+            yield Transact(lambda session: later(session, lease, text))
             raise
         except Exception as error:
             text = recorded(error)

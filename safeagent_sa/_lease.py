@@ -16,10 +16,11 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Float, Table, Update, func, literal, null, select, update
+from sqlalchemy import ColumnElement, Connection, Table, Update, null, select, update
 from sqlalchemy.orm import Session
 
 from . import _claim
+from ._clock import age_of, later, now
 from ._dialects import NewClaim, StoredRequest
 from ._endings import Audience
 from ._keys import Key
@@ -158,12 +159,13 @@ def complete(session: Session, policy: _claim.Policy, lease: Lease, result: str,
     return _settle(session, policy, lease, values | _with(details))
 
 
-def fail(session: Session, policy: _claim.Policy, lease: Lease, error: str, details: str | None = None) -> bool:
-    """Record that nothing happened, for good."""
+def fail(session: Session, policy: _claim.Policy, lease: Lease, error: str, *, keeps_payload: bool = False) -> bool:
+    """Record that nothing happened, for good; or, with its payload, until a person says that it may be tried again."""
     connection = _begin(session, policy)
-    values = {"status": "failed", "error": error, "payload": null()}
-    values |= {"completed_at": now(connection), "lease_expires_at": null()}
-    return _settle(session, policy, lease, values | _with(details))
+    values = {"status": "failed", "error": error, "completed_at": now(connection), "lease_expires_at": null()}
+    if not keeps_payload:
+        values["payload"] = null()
+    return _settle(session, policy, lease, values)
 
 
 def set_free(session: Session, policy: _claim.Policy, lease: Lease, error: str | None, *, pause: float = 0.0) -> None:
@@ -212,27 +214,6 @@ def make_durable(session: Session, policy: _claim.Policy) -> None:
     connection, dialect = _claim.connect(session, policy)
     if not dialect.is_durable(connection):
         policy.make_durable(connection, dialect)
-
-
-def now(connection: Connection) -> Any:
-    """Return the database's clock as an expression."""
-    if connection.dialect.name == "sqlite":
-        return func.strftime("%Y-%m-%d %H:%M:%f", "now")
-    return func.clock_timestamp()
-
-
-def later(connection: Connection, seconds: float) -> Any:
-    """Return the database's clock, so many seconds on."""
-    if connection.dialect.name == "sqlite":
-        return func.strftime("%Y-%m-%d %H:%M:%f", "now", f"{seconds:+.6f} seconds")
-    return func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, literal(seconds, Float))
-
-
-def age_of(connection: Connection, moment: ColumnElement[Any]) -> Any:
-    """Return how long ago a moment was by the database's clock, in seconds."""
-    if connection.dialect.name == "sqlite":
-        return (func.julianday("now") - func.julianday(moment)) * 86400.0
-    return func.extract("epoch", func.clock_timestamp() - moment)
 
 
 def _begin(session: Session, policy: _claim.Policy) -> Connection:

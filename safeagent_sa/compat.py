@@ -97,7 +97,7 @@ class ExecutionStore:
             raise NotCompletedError(message, scope=self._guard._settings.scope, request_id=request_id)  # noqa: SLF001
         claim.execution.complete(result)
         del self._claims[request_id]
-        _claim.settle(claim)
+        _claim.settle(claim, self._policy)
 
     def get(self, request_id: str) -> dict[str, Any] | None:
         """Read a request in your transaction, in SafeAgent's form; nothing is claimed or written.

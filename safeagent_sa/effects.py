@@ -129,17 +129,19 @@ class Effect(EffectBase, Generic[ResultT]):
         def take(session: Session, token: uuid.UUID) -> Any:
             return _lease.take(session, self.terms, request, token)
 
-        found: Execution[ResultT] = self._drive(session_factory, request, take, Call(fn, args, kwargs))
+        found: Execution[ResultT] = self.drive(session_factory, request, take, Call(fn, args, kwargs))
         return found
 
-    def _drive(self, session_factory: SessionFactory, request: Request, take: Take, call: Call) -> Any:
+    def drive(self, session_factory: SessionFactory, request: Request, take: Take, call: Call, **options: Any) -> Any:
+        """Do what the flow of one attempt says."""
+
         def transact(step: Callable[[Session], Any]) -> Any:
             return transactions.run(session_factory, step, Attempts(*_ATTEMPTS))
 
         def extend(lease: Lease) -> Callable[[], Any]:
             return lambda: transact(lambda session: _lease.extend(session, self.terms, lease))
 
-        flow = self.flow(request, take, call, extend)
+        flow = self.flow(request, take, call, extend, **options)
         answer: Callable[[], Any] = lambda: next(flow)  # noqa: E731
         while True:
             try:
@@ -203,10 +205,14 @@ class AsyncEffect(EffectBase, Generic[ResultT]):
         def take(session: Session, token: uuid.UUID) -> Any:
             return _lease.take(session, self.terms, request, token)
 
-        found: Execution[ResultT] = await self._drive(session_factory, request, take, Call(fn, args, kwargs))
+        found: Execution[ResultT] = await self.drive(session_factory, request, take, Call(fn, args, kwargs))
         return found
 
-    async def _drive(self, session_factory: AsyncSessionFactory, request: Request, take: Take, call: Call) -> Any:
+    async def drive(
+        self, session_factory: AsyncSessionFactory, request: Request, take: Take, call: Call, **options: Any
+    ) -> Any:
+        """Do what the flow of one attempt says."""
+
         async def transact(step: Callable[[Session], Any]) -> Any:
             async def body(session: Any) -> Any:
                 found = await session.run_sync(step)
@@ -217,7 +223,7 @@ class AsyncEffect(EffectBase, Generic[ResultT]):
         def extend(lease: Lease) -> Callable[[], Any]:
             return lambda: transact(lambda session: _lease.extend(session, self.terms, lease))
 
-        flow = self.flow(request, take, call, extend)
+        flow = self.flow(request, take, call, extend, **options)
         answer: Callable[[], Any] = lambda: next(flow)  # noqa: E731
         while True:
             try:

@@ -7,16 +7,21 @@ async code share these classes, and why a handle can be read after the session i
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Generic, cast
+from typing import Any, Generic, NamedTuple, cast
 
 from typing_extensions import TypeVar
 
+from . import _codec
+from ._keys import MAX_BYTES, validate_action, validate_key
 from ._results import PLAIN, MisfitError, ResultType
 from .errors import (
     AlreadyCompletedError,
     ExecutionInProgressError,
+    InvalidRequestIdError,
     NotCompletedError,
     OutcomeError,
     ReceiptTypeError,
@@ -34,6 +39,7 @@ class ExecutionStatus(StrEnum):
     ```text
     claimed ──► completed ──► expired       one business transaction
     leased ───► completed | failed | in_doubt       effects
+    in_doubt ─► completed | leased | failed         once somebody has found out
     ```
     """
 
@@ -68,6 +74,68 @@ class Receipt:
     completed_at: dt.datetime
 
 
+class PlannedEffect(NamedTuple):
+    """An effect that is to be fired after the commit."""
+
+    request_id: str
+    action: str
+    payload: Any
+    text: str
+
+
+class PlannedEffects:
+    """The effects that a new execution leaves to a relay: they commit with your transaction, or none does.
+
+    They are written when the block ends. A relay fires them after the COMMIT, each as an execution of its own; in which
+    order, nobody promises.
+    """
+
+    def __init__(self, execution: Execution[Any]) -> None:
+        self._execution = execution
+        self._planned: dict[str, PlannedEffect] = {}
+
+    def add(self, action: str, payload: Any = None, *, request_id: str | None = None) -> str:
+        """Store an effect with the business rows; it commits with your transaction.
+
+        Args:
+            action: What is to be done; the relay finds its handler by it.
+            payload: The arguments of the handler, as plain JSON values; stored until the effect is done.
+            request_id: What names the effect; made from the execution's own id, the action and a number by default.
+
+        Returns:
+            The request_id of the effect, in the scope of the execution.
+
+        Raises:
+            AlreadyCompletedError: This is a replay, or the block has ended.
+            InvalidInputError: The action, the payload or the id cannot be stored.
+
+        Example:
+            ```python
+            with guard.claim(session, "order:42", action="place_order") as execution:
+                if not execution.is_replay:
+                    session.add(order)
+                    execution.effects.add("email.confirmation", {"to": order.email})
+                    execution.complete({"order_id": order.id})
+            ```
+        """
+        self._execution._refuse_where_it_is_over("effects.add()")  # noqa: SLF001 - the handle's own part
+        validate_action(action)
+        if request_id is None:
+            number = 1 + sum(planned.action == action for planned in self._planned.values())
+            request_id = f"{self._execution.request_id}/{action}" + (f"/{number}" if number > 1 else "")
+            if len(request_id.encode()) > MAX_BYTES:
+                request_id = "sha256:" + hashlib.sha256(request_id.encode()).hexdigest()
+        key = validate_key(self._execution.scope, request_id)
+        if request_id in self._planned:
+            raise InvalidRequestIdError(f"the effect {request_id!r} was added before; name each by its own request_id")
+        text = _codec.encode(payload, max_bytes=self._execution._max_result_bytes)  # noqa: SLF001
+        self._planned[request_id] = PlannedEffect(key.request_id, action, _codec.decode(text), text)
+        return request_id
+
+    def __iter__(self) -> Iterator[PlannedEffect]:
+        return iter(self._planned.values())
+
+
 class Execution(Generic[ResultT]):
     """What a claim gives: a new execution to complete, or the replay of an earlier one.
 
@@ -75,7 +143,17 @@ class Execution(Generic[ResultT]):
     transaction. Executions come from the guard; do not construct them.
     """
 
-    __slots__ = ("_closed", "_max_result_bytes", "_stored", "_type", "action", "receipt", "request_id", "scope")
+    __slots__ = (
+        "_closed",
+        "_effects",
+        "_max_result_bytes",
+        "_stored",
+        "_type",
+        "action",
+        "receipt",
+        "request_id",
+        "scope",
+    )
 
     def __init__(
         self,
@@ -97,6 +175,14 @@ class Execution(Generic[ResultT]):
         self._type = result_type
         self._stored = stored
         self._closed = False
+        self._effects: PlannedEffects | None = None
+
+    @property
+    def effects(self) -> PlannedEffects:
+        """The effects to be fired after the commit: `execution.effects.add("email.confirmation", payload)`."""
+        if self._effects is None:
+            self._effects = PlannedEffects(self)
+        return self._effects
 
     @property
     def is_replay(self) -> bool:
@@ -142,10 +228,7 @@ class Execution(Generic[ResultT]):
                     receipt = execution.complete({"parcel": 7})
             ```
         """
-        if self.is_replay:
-            raise self._refuse("it is a replay: put the business writes and complete() behind `if not is_replay`")
-        if self._closed:
-            raise self._refuse("its block has ended: call complete() inside the block")
+        self._refuse_where_it_is_over("complete()")
         if self._stored is not None:
             raise self._refuse("it has a result already: complete() is called once")
         self._stored = self._type.encode(result, max_bytes=self._max_result_bytes)
@@ -175,6 +258,12 @@ class Execution(Generic[ResultT]):
     def __repr__(self) -> str:
         kind = "replay" if self.is_replay else str(self.status)
         return f"<Execution {self.scope!r} {self.request_id!r} {self.action!r}: {kind}>"
+
+    def _refuse_where_it_is_over(self, verb: str) -> None:
+        if self.is_replay:
+            raise self._refuse(f"it is a replay: put the business writes and {verb} behind `if not is_replay`")
+        if self._closed:
+            raise self._refuse(f"its block has ended: call {verb} inside the block")
 
     def _refuse(self, why: str) -> AlreadyCompletedError:
         message = f"{self!r} cannot be completed, because {why}"

@@ -10,15 +10,12 @@ from typing import Any, Concatenate, Protocol, overload
 
 from sqlalchemy.orm import Session, scoped_session
 
-from . import _blocks, _doubt, _safety, transactions
-from ._configuration import GuardConfiguration
-from ._doubt import Doubt
+from . import _blocks, _safety, transactions
+from ._guard_effects import GuardEffects
 from ._idempotent import ParamsT, Plan, SelfT
 from ._keys import validate_action
 from ._results import annotation_of, result_type_of
 from ._retry import Attempts
-from ._verdicts import Verdict
-from .effects import Effect, WhenInDoubt
 from .errors import UnsupportedFunctionError
 from .execution import Batch, Execution, Receipt, ResultT
 from .transactions import SessionFactory
@@ -36,7 +33,7 @@ class OpensSession(Protocol):
     ) -> Callable[Concatenate[SelfT, ParamsT], ResultT]: ...
 
 
-class ExecutionGuard(GuardConfiguration):
+class ExecutionGuard(GuardEffects):
     """Claims request_ids inside your own session and transaction; it never commits, rolls back or closes them.
 
     A guard holds configuration only: make one at import time and share it between threads.
@@ -516,133 +513,3 @@ class ExecutionGuard(GuardConfiguration):
             ```
         """
         return _blocks.get(self._settings, _safety.plain_session(session), request_id, scope=scope)
-
-    def effect(
-        self,
-        action: str,
-        *,
-        lease: float = 60.0,
-        when_in_doubt: WhenInDoubt = "park",
-        retry_on: tuple[type[Exception], ...] = (),
-        on_success: Callable[[Session, Any], Any] | None = None,
-        result_type: Any = None,
-    ) -> Effect[Any]:
-        """Configure a call of another system; nothing is sent, and nothing of it commits with a transaction of yours.
-
-        Args:
-            action: What is done.
-            lease: How long one attempt may take, in seconds, unless it calls `heartbeat()`. Longer than the call's own
-                time-out: an attempt that outlives its lease is in doubt for everybody else.
-            when_in_doubt: What to do where an earlier attempt may have happened: `"park"` raises ExecutionInDoubtError until
-                somebody has resolved it; `"retry"` makes the call again under the same idempotency key, for systems that
-                keep such keys; a probe, `probe(effect)`, finds out and returns `landed(result)`, `not_landed()`,
-                `landed_more_than_once()` or `cannot_tell()` of `safeagent_sa.effects`.
-            retry_on: Errors of the call that prove that nothing happened, such as a refused connection or a rate limit:
-                they are raised as they are, and the request is free for the next attempt.
-            on_success: `on_success(session, result)` writes rows of yours in the transaction that records the result.
-            result_type: What results are; None for what the call is annotated to return.
-
-        Returns:
-            The effect, to be shared between threads.
-
-        Raises:
-            InvalidActionError: The action cannot be stored.
-            ValueError: `lease` or `when_in_doubt` is none.
-
-        Example:
-            ```python
-            charge = guard.effect("stripe.charge", lease=60, when_in_doubt="retry", retry_on=(RateLimitError,))
-            execution = charge.execute(SessionLocal, "order:42:charge", do_charge, order, payload={"amount": 100})
-            ```
-        """
-        return Effect(
-            self._settings,
-            action,
-            lease=lease,
-            when_in_doubt=when_in_doubt,
-            retry_on=retry_on,
-            on_success=on_success,
-            result_type=result_type,
-        )
-
-    def in_doubt(
-        self,
-        session: Session | scoped_session[Any],
-        *,
-        older_than: float = 0.0,
-        scope: str | None = None,
-        limit: int = 100,
-    ) -> list[Doubt]:
-        """Read the requests of which nobody knows whether they happened, in the session's transaction; nothing is written.
-
-        It reads the whole table, for there is no index that would make every completion dearer: ask now and then.
-
-        Args:
-            session: Any session that sees the table.
-            older_than: Only those whose last attempt began so many seconds ago.
-            scope: Only this scope; None for all of them.
-            limit: The most to read, the oldest first.
-
-        Returns:
-            The requests, with the idempotency keys to look for in the other system.
-
-        Example:
-            ```python
-            for doubt in guard.in_doubt(session, older_than=300):
-                print(doubt.request_id, doubt.idempotency_key, doubt.error_message)
-            ```
-        """
-        plain = _safety.plain_session(session)
-        return _doubt.in_doubt(self._settings, plain, older_than=older_than, scope=scope, limit=limit)
-
-    def resolve(
-        self,
-        session: Session | scoped_session[Any],
-        request_id: str,
-        verdict: Verdict,
-        *,
-        by: str,
-        evidence: Any = None,
-        scope: str | None = None,
-        result_type: Any = None,
-    ) -> Receipt | None:
-        """Record what has become of a request in doubt; it commits with your transaction.
-
-        Who has found out, and by what, is kept with the request. Saying the same again changes nothing.
-
-        Args:
-            session: The session of your transaction.
-            request_id: The id of the request.
-            verdict: `landed(result)`: a retry gets the result. `not_landed()`: the effect is free for its next attempt (a
-                request without an effect is on record as failed). `landed_more_than_once()` and `cannot_tell()` are noted,
-                and the request stays in doubt. All are of `safeagent_sa.effects`.
-            by: Who has found out.
-            evidence: What it was found out by, as plain JSON values.
-            scope: The tenant or namespace, instead of the guard's own.
-            result_type: What the result is; None for plain JSON.
-
-        Returns:
-            The receipt where it has landed, else None.
-
-        Raises:
-            NotInDoubtError: It is unknown, somebody may still be at it, or it was resolved in another way.
-            InvalidResultError: The result, or the evidence, cannot be stored.
-            TypeError: This is no verdict.
-            ValueError: `by` is empty.
-
-        Example:
-            ```python
-            with SessionLocal() as session, session.begin():
-                guard.resolve(session, "order:42:charge", landed({"charge": "ch_1"}), by="alice", evidence="dashboard")
-            ```
-        """
-        return _doubt.resolve(
-            self._settings,
-            _safety.plain_session(session),
-            request_id,
-            verdict,
-            by=by,
-            evidence=evidence,
-            scope=scope,
-            result_type=result_type_of(result_type),
-        )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import _adopt, _demo, _doctor, _migrate, _purge, _requests, _revision
+from . import _adopt, _demo, _doctor, _doubts, _migrate, _purge, _relay, _requests, _revision
 from ._console import forgive_unprintable
 
 
@@ -41,6 +41,9 @@ app.command("adopt")(_adopt.adopt)
 app.command("migrate")(_migrate.migrate)
 app.command("list")(_requests.list_requests)
 app.command("show")(_requests.show_request)
+app.command("in-doubt")(_doubts.in_doubt)
+app.command("resolve")(_doubts.resolve)
+app.command("relay")(_relay.relay)
 app.command("doctor")(_doctor.doctor)
 app.command("purge")(_purge.purge)
 app.command("demo")(_demo.demo)

@@ -53,7 +53,7 @@ def list_requests(
             query = query if value is None else query.where(column == value)
         rows = [_plain(row) for row in connection.execute(query).mappings()]
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     out.print(_as_table(rows) if rows else "no requests")
 
@@ -77,17 +77,17 @@ def show_request(
             raise _not_found(request_id, scope, others)
     fields = _plain(row)
     if as_json:
-        _print_json(fields)
+        print_json(fields)
         return
     shown = RichTable(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for name, value in fields.items():
         if value not in (None, "") and name != "result":
             colour = _COLOURS.get(value, "") if name == "status" else ""
-            shown.add_row(Text(name, "bold"), _cell(value if isinstance(value, str) else _json(value), colour))
+            shown.add_row(Text(name, "bold"), cell(value if isinstance(value, str) else _json(value), colour))
     out.print(shown)
     if fields["status"] == ExecutionStatus.COMPLETED:
         out.print(Text("result", "bold"))
-        out.print(_cell(_json(fields["result"], indent=2)), soft_wrap=True)
+        out.print(cell(_json(fields["result"], indent=2)), soft_wrap=True)
 
 
 def _as_table(rows: list[dict[str, Any]]) -> RichTable:
@@ -99,12 +99,12 @@ def _as_table(rows: list[dict[str, Any]]) -> RichTable:
     table.add_column("created (UTC)", no_wrap=True)
     table.add_column("result")
     for row in rows:
-        status = _cell(row["status"], _COLOURS.get(row["status"], ""))
-        created = _cell(row["created_at"][:19].replace("T", " "))
-        result = _cell(_json(row["result"]) if row["status"] == ExecutionStatus.COMPLETED else "")
+        status = cell(row["status"], _COLOURS.get(row["status"], ""))
+        created = cell(row["created_at"][:19].replace("T", " "))
+        result = cell(_json(row["result"]) if row["status"] == ExecutionStatus.COMPLETED else "")
         result.truncate(60, overflow="ellipsis")
         result.no_wrap, result.overflow = True, "ellipsis"
-        table.add_row(*(_cell(row[name]) for name in names), status, created, result)
+        table.add_row(*(cell(row[name]) for name in names), status, created, result)
     return table
 
 
@@ -117,7 +117,7 @@ def _opened(url: str | None, schema: str | None, table_name: str) -> Generator[t
 def _plain(row: RowMapping) -> dict[str, Any]:
     """Return a row as JSON values, without the token, which is the secret of a running claim."""
     fields = {name: _utc(value) if isinstance(value, dt.datetime) else value for name, value in row.items()}
-    for name in ("result", "error"):
+    for name in ("result", "error", "payload", "details"):
         fields[name] = None if fields[name] is None else _codec.decode(fields[name])
     del fields["token"]
     return fields
@@ -135,7 +135,8 @@ def _not_found(request_id: str, scope: str, others: Any) -> Stop:
     return Stop(message + ". A claim whose transaction is still open, or was rolled back, cannot be seen.")
 
 
-def _cell(text: str, style: str = "") -> Text:
+def cell(text: str, style: str = "") -> Text:
+    """Return what stands in a row, as it may be shown."""
     # Rows can be written by anybody: no brackets become colours, no control character reaches the terminal.
     return Text(_CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", text), style)
 
@@ -144,5 +145,6 @@ def _json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """Print for programs."""
     typer.echo(json.dumps(value, indent=2))

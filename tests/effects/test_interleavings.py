@@ -154,7 +154,7 @@ def pairs():
         yield pytest.param(name, policy, marks=[pytest.mark.stress] if is_long else [])
 
 
-@pytest.mark.parametrize(("port", "policy"), pairs(), indirect=["port"])
+@pytest.mark.parametrize(("port", "policy"), list(pairs()), indirect=["port"])
 def test_all_interleavings_of_two_workers_with_every_fault(port, policy):
     world = World(port, policy)
     for fault in FAULTS:

@@ -180,6 +180,15 @@ class Facade:
             options["on_success"] = _coroutine(options["on_success"])
         return EffectFacade(self.guard.effect(action, **options))
 
+    def relay(self, factory: Any, handlers: Any, **options: Any) -> Any:
+        awaited = {
+            action: (handler[0].effect, _awaited_call(handler[1]))
+            if isinstance(handler, tuple)
+            else _awaited_call(handler)
+            for action, handler in handlers.items()
+        }
+        return RelayFacade(self.guard.relay(lambda: _async(factory()), awaited, **options))
+
 
 class EffectFacade:
     """Has the verb of an Effect, and awaits that of an AsyncEffect."""
@@ -191,6 +200,22 @@ class EffectFacade:
         return await_only(
             self.effect.execute(lambda: _async(factory()), request_id, _awaited_call(fn), *arguments, **options)
         )
+
+
+class RelayFacade:
+    """Has the verbs of a Relay, and awaits those of an AsyncRelay."""
+
+    def __init__(self, relay: Any) -> None:
+        self.relay = relay
+
+    def run_once(self, **options: Any) -> int:
+        return await_only(self.relay.run_once(**options))
+
+    def run(self) -> None:
+        await_only(self.relay.run())
+
+    def stop(self) -> None:
+        self.relay.stop()
 
 
 class ContextFacade:

@@ -1,0 +1,129 @@
+"""What a relay takes next, and what comes after a failure: the steps that relays of functions and coroutines share."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Table, select
+from sqlalchemy.orm import Session
+
+from . import _blocks, _clock, _codec, _lease
+from ._effect_flow import Call, EffectBase
+from ._keys import Key
+from ._lease import Lease
+from ._outcome import Request
+from ._results import annotation_of, result_type_of
+from .errors import OutcomeError
+
+
+log = logging.getLogger("safeagent_sa.relay")
+
+_EffectT = TypeVar("_EffectT", bound=EffectBase)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An effect that this relay has the lease of."""
+
+    request: Request
+    lease: Lease
+    payload: Any
+
+
+class RelayBase(Generic[_EffectT]):
+    """What to take next, and what comes after a failure."""
+
+    _effect: type[_EffectT]
+
+    def __init__(
+        self,
+        settings: _blocks.Settings,
+        session_factory: Any,
+        handlers: Mapping[str, Any],
+        *,
+        max_attempts: int = 10,
+        first_pause: float = 1.0,
+        longest_pause: float = 3600.0,
+        poll_interval: float = 5.0,
+    ) -> None:
+        if max_attempts < 1 or min(first_pause, longest_pause) < 0 or poll_interval <= 0:
+            raise ValueError("a relay needs at least one attempt, pauses of 0 seconds or more, and some poll_interval")
+        self._settings = settings
+        self._session_factory = session_factory
+        self._handlers = {action: self._pair(action, handler) for action, handler in handlers.items()}
+        self._max_attempts = max_attempts
+        self._first_pause, self._longest_pause = first_pause, longest_pause
+        self._poll_interval = poll_interval
+
+    def _pair(self, action: str, handler: Any) -> tuple[_EffectT, Callable[..., Any]]:
+        if not isinstance(handler, tuple):
+            options: dict[str, Any] = {"lease": 60.0, "when_in_doubt": "park", "retry_on": ()}
+            return self._effect(self._settings, action, **options, on_success=None, result_type=None), handler
+        effect, fn = handler
+        if not isinstance(effect, self._effect) or effect.action != action:
+            raise ValueError(
+                f"the handler of {action!r} is a function, or a pair of guard.effect({action!r}, ...) and one"
+            )
+        return effect, fn
+
+    def take(self, session: Session) -> Taken | OutcomeError | None:
+        """Take the next effect that is due, return what is in its way, or None where nothing is due."""
+        policy = self._settings.policy
+        connection = session.connection(bind_arguments={"mapper": policy.model, "clause": policy.write})
+        table: Table = policy.model.__table__  # type: ignore[attr-defined]
+        columns = table.c
+        due = (
+            select(columns.scope, columns.request_id)
+            .where(
+                columns.payload.is_not(None),
+                columns.status == _lease.LEASED,
+                columns.lease_expires_at <= _clock.now(connection),
+                columns.action.in_(sorted(self._handlers)),
+            )
+            .order_by(columns.lease_expires_at)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        row = connection.execute(due).first()
+        if row is None:
+            return None
+        key = Key(*row)
+        found = _lease.find(session, policy, key)
+        assert found is not None  # it is locked
+        assert found.payload is not None
+        stored = found.stored
+        effect, fn = self._handlers[stored.action]
+        request = Request(key, stored.action, None, stored.fingerprint, result_type_of(annotation_of(fn)))
+        taken = _lease.take_found(session, effect.terms, request, found, uuid.uuid4())
+        if isinstance(taken, Lease):
+            return Taken(request, taken, _codec.decode(found.payload))
+        assert isinstance(taken, OutcomeError)  # it is not completed, or it would have no payload
+        return taken
+
+    def call(self, taken: Taken) -> tuple[_EffectT, Call, dict[str, Any]]:
+        """Return how the effect is fired."""
+        effect, fn = self._handlers[taken.request.action]
+        return effect, Call(fn, (taken.payload,), {}), {"taken": taken.lease, "retry_later": self._retry_later}
+
+    def take_again(self, taken: Taken, session: Session, token: uuid.UUID) -> Any:
+        """Read what a probe has led to."""
+        effect, _ = self._handlers[taken.request.action]
+        return _lease.take(session, effect.terms, taken.request, token)
+
+    def _retry_later(self, session: Session, lease: Lease, error: str) -> None:
+        policy = self._settings.policy
+        if lease.attempt >= self._max_attempts:
+            _lease.fail(session, policy, lease, error, keeps_payload=True)
+            return
+        pause = min(self._first_pause * 2 ** (lease.attempt - 1), self._longest_pause)
+        _lease.set_free(session, policy, lease, error, pause=pause)
+
+    @staticmethod
+    def note(error: Exception, request: Request | None = None) -> None:
+        """Log what became of an effect; the row says it, too."""
+        name = repr(request.key.request_id) if request is not None else repr(getattr(error, "request_id", None))
+        log.warning("effect %s: %s", name, type(error).__name__, exc_info=not isinstance(error, OutcomeError))

@@ -1,0 +1,57 @@
+"""`safeagent-sa relay`: runs a relay of the app until it is told to stop."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import signal
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from ..relay import Relay
+from ._console import Stop, in_sentences, out
+
+
+@in_sentences
+def relay(
+    target: Annotated[
+        str, typer.Argument(metavar="MODULE:NAME", help="A relay of your app, or a function that returns one.")
+    ],
+    *,
+    is_once: Annotated[bool, typer.Option("--once", help="Fire what is due now, and end.")] = False,
+) -> None:
+    """Fire the effects that were stored with business rows, after their COMMIT.
+
+    Several relays may run at once. SIGTERM and Ctrl-C let the effect that is being fired end first.
+    """
+    found = _load(target)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    if is_once:
+        out.print(f"{found.run_once()} effect(s)")
+        return
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: found.stop())
+    out.print("the relay runs; stop it with Ctrl-C or SIGTERM")
+    found.run()
+    out.print("the relay has stopped")
+
+
+def _load(target: str) -> Relay:
+    module, _, name = target.partition(":")
+    if not module or not name:
+        raise typer.BadParameter("write it as package.module:name", param_hint="MODULE:NAME")
+    sys.path.insert(0, "")  # as `python -m` does: the app lies in the folder that one stands in
+    try:
+        found: Any = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module + ".").startswith(error.name + "."):
+            raise
+        raise Stop(f"there is no module {module} here; run this in the folder of your app") from None
+    except AttributeError:
+        raise Stop(f"{module} has nothing called {name}") from None
+    found = found() if callable(found) else found
+    if not isinstance(found, Relay):
+        raise Stop(f"{target} is {type(found).__name__}, not what guard.relay(session_factory, handlers) returns")
+    return found
