@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.text import Text
-from sqlalchemy import Connection, Engine, Table, func, inspect, select, text
+from sqlalchemy import Connection, Engine, Table, and_, func, inspect, select, text
 
+from .. import _clock
 from ..errors import SchemaError
 from ..execution import ExecutionStatus
 from ..models import TABLE_NAME
@@ -21,6 +22,9 @@ from ._options import Schema, TableName, Url
 
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
+
+# Seconds: a relay that runs would have fired it.
+_LONG_DUE = 600.0
 
 # An index on one of these makes every completion write to it, too (manual, section 73.7: heap-only tuples).
 _CHANGING = {"status", "result", "completed_at"}
@@ -200,7 +204,9 @@ def _requests(connection: Connection, table: Table) -> Iterator[Finding]:
         "were committed without a result, by a COMMIT that the guard could not see: look for their business rows, then "
         "complete or delete them by hand; schema.add_commit_check() lets PostgreSQL refuse such a COMMIT"
     )
-    unknown = "may or may not have happened: find out and resolve them"
+    unknown = (
+        "may or may not have happened: `safeagent-sa in-doubt` lists them with what to look for, `resolve` settles them"
+    )
     told: dict[ExecutionStatus, tuple[str, Literal["warning", "problem"], str]] = {
         ExecutionStatus.CLAIMED: ("incomplete-claims", "problem", unseen),
         ExecutionStatus.IN_DOUBT: ("in-doubt", "warning", unknown),
@@ -212,3 +218,15 @@ def _requests(connection: Connection, table: Table) -> Iterator[Finding]:
             yield Finding(code, severity, f"{count} {status.value}, the oldest from {oldest}", f"they {advice}")
         else:
             yield Finding(code, "ok", f"no request is {status.value}")
+    yield _outbox(connection, table)
+
+
+def _outbox(connection: Connection, table: Table) -> Finding:
+    columns = table.c
+    age = _clock.age_of(connection, columns.lease_expires_at)
+    waiting = and_(columns.payload.is_not(None), columns.status == ExecutionStatus.LEASED.value, age > _LONG_DUE)
+    count, longest = connection.execute(select(func.count(), func.max(age)).where(waiting)).one()
+    if not count:
+        return Finding("outbox", "ok", "no effect waits for a relay")
+    advice = "run a relay that has handlers for their actions: guard.relay(...).run(), or `safeagent-sa relay`"
+    return Finding("outbox", "warning", f"{count} effect(s) wait, the longest for {float(longest):.0f} s", advice)

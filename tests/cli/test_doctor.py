@@ -51,6 +51,7 @@ def test_a_healthy_database(own):
         "indexes",
         "incomplete-claims",
         "in-doubt",
+        "outbox",
     }
     assert not any(finding["advice"] for code, finding in findings.items() if code != "fsync")
 
@@ -73,6 +74,11 @@ SICK = {
     "incomplete-claims": ("problem", ["UPDATE execution_requests SET status = 'claimed'"], "add_commit_check"),
     "in-doubt": ("warning", ["UPDATE execution_requests SET status = 'in_doubt'"], "resolve"),
     "schema": ("problem", ["DROP TABLE execution_requests"], "safeagent-sa"),
+    "outbox": (
+        "warning",
+        ["UPDATE execution_requests SET status = 'leased', payload = '1', lease_expires_at = '2020-01-01'"],
+        "relay",
+    ),
 }
 
 
@@ -115,7 +121,7 @@ def test_sqlite(sqlite):
     deliver(sqlite, "order-1")
     status, findings = examine(sqlite.url)
     assert (status, findings["journal"]["severity"]) == (0, "ok")
-    assert set(findings) == {"schema", "journal", "incomplete-claims", "in-doubt"}
+    assert set(findings) == {"schema", "journal", "incomplete-claims", "in-doubt", "outbox"}
 
 
 def test_the_text_form(sqlite):

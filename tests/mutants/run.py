@@ -21,10 +21,44 @@ from support.servers import start  # noqa: E402
 CLAIM, SAFETY = "_claim.py", "_safety.py"
 POSTGRESQL, SQLITE, BASE = "_dialects/postgresql.py", "_dialects/sqlite.py", "_dialects/_base.py"
 SQL, OUTCOME, BATCH = "_dialects/_postgresql_sql.py", "_outcome.py", "_batch.py"
-SUITE = ["tests/unit", "tests/conformance", "tests/postgresql", "tests/crash/test_connection_loss.py"]
+LEASE, DOUBT, FLOW, RELAY = "_lease.py", "_doubt.py", "_effect_flow.py", "_relay_steps.py"
+SUITE = [
+    "tests/unit",
+    "tests/effects/test_effects.py",
+    "tests/effects/test_fence.py",
+    "tests/effects/test_outbox.py",
+    "tests/conformance",
+    "tests/postgresql",
+    "tests/crash/test_connection_loss.py",
+]
 
 # name: (file, what stands there, what the mutant has instead)
 MUTANTS = {
+    "an effect is not marked as started": (
+        LEASE,
+        'values = {"effect_started_at": now(connection), "lease_expires_at"',
+        'values = {"lease_expires_at"',
+    ),
+    "an outcome is written without the fence": (LEASE, "table.c.token == row.token, ", ""),
+    "a lease never ends": (LEASE, "self.seconds_left is None or self.seconds_left <= 0", "False"),
+    "a lease has always ended": (LEASE, "self.seconds_left is None or self.seconds_left <= 0", "True"),
+    "a park takes over what may have happened": (LEASE, "(may_have_happened and not terms.takes_over_doubt)", "False"),
+    "a takeover ignores a conflict": (LEASE, " or conflict(request, fingerprinter, stored):", ":"),
+    "a late worker overwrites a recorded outcome": (
+        LEASE,
+        "lease, values, LEASED, IN_DOUBT):",
+        'lease, values, LEASED, IN_DOUBT, "completed"):',
+    ),
+    "a resolution keeps the token": (DOUBT, 'values["token"] = uuid.uuid4()', "pass"),
+    "a running attempt can be resolved": (DOUBT, "return found.is_started and found.is_expired", "return True"),
+    "an unknown error frees the request": (
+        FLOW,
+        "except self.retry_on as error:",
+        "except Exception as error:",
+    ),
+    "effects are fired in an open transaction": (FLOW, "if _open_here.is_guarded_transaction_open():", "if False:"),
+    "a relay takes what is not due": (RELAY, "columns.lease_expires_at <= _clock.now(connection),", ""),
+    "a dead letter is tried for ever": (RELAY, "if lease.attempt >= self._max_attempts:", "if False:"),
     "SELECT before INSERT": (
         CLAIM,
         "= dialect.insert(connection, row) or dialect.find(\n        connection, row.scope, row.request_id\n    )",
