@@ -6,10 +6,12 @@ import statistics
 import time
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 from support.app import Payment
 
+from safeagent_sa import ExecutionInDoubtError, ExecutionRequest
 from safeagent_sa.aio import AsyncExecutionGuard
+from safeagent_sa.testing import expire_lease
 
 
 SEED = 20261123
@@ -91,6 +93,50 @@ async def test_a_task_cancelled_at_a_random_point_leaves_nothing_open(async_port
     print(f"\n{points} points, seed {SEED}: {cancelled} cancelled, {stored} of them committed all the same")
 
     assert cancelled > points / 10  # a loaded machine takes other numbers of turns than the ones that were counted
+
+
+@pytest.mark.parametrize("points", [40, pytest.param(500, marks=[pytest.mark.stress, pytest.mark.timeout(1800)])])
+async def test_an_effect_cancelled_at_a_random_point_is_called_at_most_once(async_port, points):
+    """What was cancelled after the mark is in doubt, and a delivery that comes then makes no second call."""
+    chance = random.Random(SEED)
+    effect = guard.effect("charge")
+    calls = []
+
+    async def charge(context):
+        await asyncio.sleep(0)
+        calls.append(context.request_id)
+        await asyncio.sleep(0)
+        return len(calls)
+
+    async def fire(name):
+        return (await effect.execute(async_port.async_sessions, name, charge)).result
+
+    turns = [(await cancelled_after(10**9, fire(f"warm-{number}")))[1] for number in range(12)]
+    usual = int(statistics.median(turns[2:]))
+    states = dict.fromkeys(["answered", "nothing", "free", "in doubt", "recorded"], 0)
+    for number in range(points):
+        name = f"charge-{number}"
+        answer, _ = await cancelled_after(chance.randrange(usual), fire(name))
+        await nothing_is_open(async_port)
+        with async_port.twin.engine.begin() as connection:
+            where = ExecutionRequest.request_id == name
+            row = connection.execute(select(ExecutionRequest.__table__).where(where)).one_or_none()
+            if row is not None and row.status == "leased":
+                expire_lease(connection, name)
+        is_started = row is not None and row.status == "leased" and row.effect_started_at is not None
+        try:
+            again = await fire(name)
+        except ExecutionInDoubtError:
+            again = None
+        assert calls.count(name) <= 1
+        assert (again is None) == is_started
+        assert answer is None or answer == again
+        state = (
+            "nothing" if row is None else "in doubt" if is_started else "free" if row.status == "leased" else "recorded"
+        )
+        states["answered" if answer is not None else state] += 1
+    print(f"\n{points} points, seed {SEED}: {states}")
+    assert states["answered"] < points
 
 
 @pytest.mark.parametrize("driver", ["psycopg_async", "asyncpg"])

@@ -1,0 +1,71 @@
+"""Many deliveries of one effect at the same moment, by threads and by tasks, at every isolation level."""
+
+import threading
+
+import pytest
+from sqlalchemy import create_engine
+from support.app import Port
+from support.effects import Provider
+
+from safeagent_sa import ExecutionGuard, ExecutionInProgressError
+
+
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+def test_eight_threads_make_one_call(postgresql, level):
+    engine = create_engine(postgresql.url, isolation_level=level, pool_size=8)
+    port = Port("postgresql", postgresql.url, engine)
+    for number in range(5):
+        provider, answers = Provider(), []
+
+        def fire(provider=provider, answers=answers, number=number):
+            effect = ExecutionGuard().effect("charge")
+            try:
+                answers.append(effect.execute(port.sessions, f"charge-{number}", provider).result["charge"])
+            except ExecutionInProgressError:
+                answers.append(None)
+
+        port.in_parallel([fire] * 8)
+        assert len(provider.charges) == 1
+        assert set(answers) <= {1, None}
+        assert 1 in answers
+    engine.dispose()
+
+
+def test_eight_deliveries_on_every_driver(port):
+    provider, answers = Provider(), []
+
+    def fire():
+        try:
+            found = ExecutionGuard().effect("charge").execute(port.sessions, "charge-1", provider)
+            answers.append(found.result["charge"])
+        except ExecutionInProgressError:
+            answers.append(None)
+
+    port.in_parallel([fire] * 8)
+    assert len(provider.charges) == 1
+    assert set(answers) <= {1, None}
+
+
+def test_another_delivery_is_told_at_once_while_the_call_goes_on(postgresql):
+    """It does not wait in the database for a call that may take a minute."""
+    calling, go_on = threading.Event(), threading.Event()
+    provider = Provider()
+
+    def wait(_effect):
+        calling.set()
+        assert go_on.wait(30)
+
+    provider.before = wait
+    effect = ExecutionGuard().effect("charge")
+    results = []
+    thread = threading.Thread(
+        target=lambda: results.append(effect.execute(postgresql.sessions, "charge-1", provider).result)
+    )
+    thread.start()
+    assert calling.wait(30)
+    with pytest.raises(ExecutionInProgressError) as told:
+        effect.execute(postgresql.sessions, "charge-1", provider)
+    assert told.value.retry_after > 50
+    go_on.set()
+    thread.join(30)
+    assert results == [{"charge": 1, "amount": 100}]
