@@ -20,6 +20,7 @@ class MessageProxy(Proxy):
     def __init__(self, url):
         self.cut_at = None
         self.counts = {"client": 0, "server": 0}
+        self.round_trips = 0
         super().__init__(url)
         # no negotiation before the first message, which is then the one without a type
         plain = {"ssl": "disable"} if "asyncpg" in self.url else {"sslmode": "disable", "gssencmode": "disable"}
@@ -43,7 +44,7 @@ class MessageProxy(Proxy):
                 while (size := _size(buffer, has_type)) is not None and len(buffer) >= size:
                     message, buffer = buffer[:size], buffer[size:]
                     has_type = True
-                    if self._is_cut(direction):
+                    if self._is_cut(direction, message):
                         return
                     target.sendall(message)
         except OSError:
@@ -53,8 +54,9 @@ class MessageProxy(Proxy):
                 with suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
 
-    def _is_cut(self, direction):
+    def _is_cut(self, direction, message):
         with self._lock:
+            self.round_trips += direction == "server" and message[:1] == b"Z"  # ReadyForQuery
             number = self.counts[direction]
             self.counts[direction] += 1
             if self.cut_at != (direction, number):
