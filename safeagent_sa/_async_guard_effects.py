@@ -13,7 +13,7 @@ from ._configuration import GuardConfiguration
 from ._doubt import Doubt
 from ._results import result_type_of
 from ._verdicts import Verdict
-from .effects import AsyncEffect, WhenInDoubt
+from .effects import AsyncEffect, RetryOn, WhenInDoubt
 from .execution import Receipt
 from .relay import AsyncRelay
 from .transactions import AsyncSessionFactory
@@ -28,7 +28,7 @@ class AsyncGuardEffects(GuardConfiguration):
         *,
         lease: float = 60.0,
         when_in_doubt: WhenInDoubt = "park",
-        retry_on: tuple[type[Exception], ...] = (),
+        retry_on: RetryOn = (),
         on_success: Callable[[AsyncSession, Any], Any] | None = None,
         result_type: Any = None,
     ) -> AsyncEffect[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -26,6 +26,9 @@ from ._verdicts import Answer, NotDoneError, Verdict, idempotency_key, noted, re
 from .errors import EffectInTransactionError, InvalidResultError, OutcomeError
 from .execution import Execution
 
+
+# A year, in seconds: what is longer is a mistake in the unit.
+_LONGEST_LEASE = 366 * 86400.0
 
 WhenInDoubt: TypeAlias = Literal["park", "retry"] | Callable[..., Any]
 
@@ -105,6 +108,7 @@ class Call:
 
 
 Flow: TypeAlias = Generator[Any, Any, Any]
+RetryOn: TypeAlias = type[Exception] | Iterable[type[Exception]]
 RetryLater: TypeAlias = Callable[[Session, Lease, str], Any]
 Take: TypeAlias = Callable[[Session, uuid.UUID], Any]
 
@@ -121,16 +125,21 @@ class EffectBase:
         *,
         lease: float,
         when_in_doubt: WhenInDoubt,
-        retry_on: tuple[type[Exception], ...],
+        retry_on: RetryOn,
         on_success: Callable[..., Any] | None,
         result_type: Any,
     ) -> None:
-        if not (math.isfinite(lease) and lease >= 0):
-            raise ValueError(f"lease is a number of seconds, 0 or more, not {lease}")
+        if not (math.isfinite(lease) and 0 <= lease <= _LONGEST_LEASE):
+            raise ValueError(f"lease is a number of seconds from 0 to {_LONGEST_LEASE:.0f}, a year, not {lease}")
         if when_in_doubt not in ("park", "retry") and not callable(when_in_doubt):
             raise ValueError(f"when_in_doubt is 'park', 'retry' or a probe, not {when_in_doubt!r}")
         self.action = validate_action(action)
-        self.retry_on = retry_on
+        # Looked at now: in the middle of a call is no time for a TypeError.
+        self.retry_on = tuple(retry_on) if isinstance(retry_on, Iterable) else (retry_on,)
+        kinds: tuple[Any, ...] = self.retry_on
+        for kind in kinds:
+            if not (isinstance(kind, type) and issubclass(kind, Exception)):
+                raise TypeError(f"retry_on holds types of exceptions, not {kind!r}")
         self._settings = settings
         self._when_in_doubt = when_in_doubt
         self.on_success = on_success

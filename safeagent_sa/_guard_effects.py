@@ -12,7 +12,7 @@ from ._configuration import GuardConfiguration
 from ._doubt import Doubt
 from ._results import result_type_of
 from ._verdicts import Verdict
-from .effects import Effect, WhenInDoubt
+from .effects import Effect, RetryOn, WhenInDoubt
 from .execution import Receipt
 from .relay import Relay
 from .transactions import SessionFactory
@@ -27,7 +27,7 @@ class GuardEffects(GuardConfiguration):
         *,
         lease: float = 60.0,
         when_in_doubt: WhenInDoubt = "park",
-        retry_on: tuple[type[Exception], ...] = (),
+        retry_on: RetryOn = (),
         on_success: Callable[[Session, Any], Any] | None = None,
         result_type: Any = None,
     ) -> Effect[Any]:
@@ -52,6 +52,7 @@ class GuardEffects(GuardConfiguration):
         Raises:
             InvalidActionError: The action cannot be stored.
             ValueError: `lease` or `when_in_doubt` is none.
+            TypeError: `retry_on` holds what is no type of exception.
 
         Example:
             ```python

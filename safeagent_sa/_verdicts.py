@@ -66,16 +66,25 @@ class NotDoneError(Exception):
     """Carries the proof that nothing has happened out of a call; made by `EffectContext.not_done`."""
 
     def __init__(self, reason: str | BaseException, data: Any = None) -> None:
-        super().__init__(str(reason))
+        super().__init__(_text(reason))
         self.recorded = recorded(reason, data)
 
 
 def recorded(reason: str | BaseException, data: Any = None) -> str:
     """Return an error as the JSON text that is stored."""
     kind = "NotDone" if isinstance(reason, str) else type(reason).__qualname__
-    message = str(reason)[:_MAX_MESSAGE].encode("utf-8", "replace").decode().replace("\x00", "")
+    message = _text(reason)
     stored = {"type": kind, "message": message, "data": data}
     return _codec.encode(stored, max_bytes=64 * 1024)
+
+
+def _text(reason: str | BaseException) -> str:
+    """Return a text that every database holds; some exceptions cannot even say what they are."""
+    try:
+        text = str(reason)
+    except Exception:  # noqa: BLE001 - it is somebody else's code, called at the worst moment
+        text = "its message cannot be read"
+    return text[:_MAX_MESSAGE].encode("utf-8", "replace").decode().replace("\x00", "")
 
 
 def read(error: str | None) -> dict[str, Any]:

@@ -191,6 +191,34 @@ def test_every_other_error_is_in_doubt_and_not_fired_again(port):
     assert "TimeoutError" in stored.error
 
 
+class Unspeakable(Exception):
+    def __str__(self):
+        raise RuntimeError("not even that")
+
+
+@pytest.mark.parametrize(
+    "error", [Unspeakable(), ValueError("\ud800 \x00"), ValueError("x" * 10**6), ExceptionGroup("many", [ValueError()])]
+)
+def test_an_error_that_cannot_be_written_down_is_in_doubt_all_the_same(port, error):
+    provider = Provider()
+    provider.after = raising(error)
+    with pytest.raises(ExecutionInDoubtError):
+        charge(port, provider)
+    stored = row(port)
+    assert stored.status == "in_doubt"
+    assert type(error).__name__ in stored.error
+    assert len(stored.error) < 3000
+
+
+@pytest.mark.parametrize("retry_on", [RateLimited, [RateLimited], (RateLimited,), {RateLimited}])
+def test_safe_errors_in_every_form(sqlite, retry_on):
+    provider = Provider()
+    provider.before = raising(RateLimited())
+    with pytest.raises(RateLimited):
+        charge(sqlite, provider, retry_on=retry_on)
+    assert row(sqlite).status == "leased"
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_crash_in_the_call_is_in_doubt_once_the_lease_has_ended(port, when):
     provider = Provider()
@@ -629,7 +657,7 @@ def test_arguments_are_passed_on_and_results_are_typed(port):
         assert effect.execute(port.sessions, "charge-1", call, "1.50", plus=1).result == Decimal("2.50")
 
 
-@pytest.mark.parametrize("lease", [-1, math.inf, math.nan])
+@pytest.mark.parametrize("lease", [-1, math.inf, math.nan, 10**9])
 def test_a_lease_is_a_number_of_seconds(lease):
     with pytest.raises(ValueError, match="seconds"):
         ExecutionGuard().effect("charge", lease=lease)
@@ -639,6 +667,9 @@ def test_mistakes_are_named_before_anything_is_sent(sqlite):
     guard = ExecutionGuard()
     with pytest.raises(ValueError, match="park"):
         guard.effect("charge", when_in_doubt="again")
+    for wrong in ("TimeoutError", [KeyboardInterrupt], [TimeoutError()], 7):
+        with pytest.raises(TypeError, match="exceptions"):
+            guard.effect("charge", retry_on=wrong)
     with pytest.raises(InvalidInputError):
         guard.effect("")
     effect = guard.effect("charge")
