@@ -180,6 +180,7 @@ class GuardEffects(GuardConfiguration):
 
         Raises:
             ValueError: A number is out of range, or a pair does not fit its action.
+            UnsupportedFunctionError: A handler does not take an effect and a payload.
 
         Example:
             ```python

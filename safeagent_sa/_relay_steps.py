@@ -12,7 +12,7 @@ from sqlalchemy import Table, select
 from sqlalchemy.orm import Session
 
 from . import _blocks, _clock, _codec, _lease
-from ._effect_flow import Call, EffectBase
+from ._effect_flow import Call, EffectBase, refuse_misfit
 from ._keys import Key
 from ._lease import Lease
 from ._outcome import Request
@@ -60,6 +60,7 @@ class RelayBase(Generic[_EffectT]):
         self._poll_interval = poll_interval
 
     def _pair(self, action: str, handler: Any) -> tuple[_EffectT, Callable[..., Any]]:
+        refuse_misfit(handler[1] if isinstance(handler, tuple) else handler, (None,), {})
         if not isinstance(handler, tuple):
             options: dict[str, Any] = {"lease": 60.0, "when_in_doubt": "park", "retry_on": ()}
             return self._effect(self._settings, action, **options, on_success=None, result_type=None), handler

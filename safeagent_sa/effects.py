@@ -32,6 +32,7 @@ from ._effect_flow import (
     Transact,
     WhenInDoubt,
     is_worth_another_attempt,
+    refuse_misfit,
 )
 from ._lease import Lease
 from ._outcome import Request
@@ -107,7 +108,7 @@ class Effect(EffectBase, Generic[ResultT]):
             ReceiptExpiredError: It was executed before, and its receipt is gone.
             EffectInTransactionError: A guarded transaction of this thread or task is open. Nothing was sent.
             InvalidResultError: The call was made, but its result cannot be stored; it is in doubt.
-            UnsupportedFunctionError: `fn` is a coroutine function.
+            UnsupportedFunctionError: `fn` is a coroutine function, or does not take these arguments. Nothing was sent.
             Exception: What `retry_on` names, as the call raised it: the request is free for the next attempt. What a
                 probe or `on_success` raises: the request is in doubt. The database's errors, as ever.
 
@@ -126,6 +127,7 @@ class Effect(EffectBase, Generic[ResultT]):
             raise UnsupportedFunctionError(
                 f"{fn!r} is a coroutine function, which this effect would never await: use AsyncExecutionGuard.effect()"
             )
+        refuse_misfit(fn, args, kwargs)
         request = self.request(request_id, payload, scope, fn)
 
         def take(session: Session, token: uuid.UUID) -> Any:
@@ -202,6 +204,7 @@ class AsyncEffect(EffectBase, Generic[ResultT]):
         self.refuse_open_transaction()
         if not inspect.iscoroutinefunction(fn):
             raise UnsupportedFunctionError(f"{fn!r} is no coroutine function: use ExecutionGuard.effect() for it")
+        refuse_misfit(fn, args, kwargs)
         request = self.request(request_id, payload, scope, fn)
 
         def take(session: Session, token: uuid.UUID) -> Any:

@@ -681,6 +681,9 @@ def test_mistakes_are_named_before_anything_is_sent(sqlite):
 
     with pytest.raises(UnsupportedFunctionError):
         effect.execute(sqlite.sessions, "charge-1", call)
+    for arguments in ((1, 2, 3), ()):
+        with pytest.raises(UnsupportedFunctionError, match="argument"):
+            effect.execute(sqlite.sessions, "charge-1", lambda context, one: one, *arguments)
     with sqlite.sessions() as session, session.begin():
         with pytest.raises(UnsupportedSessionError):
             effect.execute(lambda: session, "charge-1", Provider())

@@ -17,6 +17,7 @@ from safeagent_sa import (
     ExecutionRequest,
     InvalidInputError,
     NotInDoubtError,
+    UnsupportedFunctionError,
 )
 from safeagent_sa.effects import landed, not_landed
 from safeagent_sa.testing import expire_lease
@@ -286,7 +287,7 @@ def test_an_effect_can_be_asked_for_by_its_id(port):
     name = order(port)
     guard = ExecutionGuard()
     relay(port, mailer).run_once()
-    found = guard.effect("mail").execute(port.sessions, name, mailer, payload={"to": "a@example.org"})
+    found = guard.effect("mail").execute(port.sessions, name, mailer, {"to": "a"}, payload={"to": "a@example.org"})
     assert (found.is_replay, found.result) == (True, {"sent": 1})
 
 
@@ -312,6 +313,15 @@ def test_a_transaction_that_began_first_and_commits_last_is_not_passed_by(postgr
         assert relay(postgresql, mailer).run_once() == 1
     assert relay(postgresql, mailer).run_once() == 1
     assert mailer.sent == ["fast", "slow"]
+
+
+def test_a_handler_that_cannot_be_called_is_refused_before_anything_is_taken(sqlite):
+    guard = ExecutionGuard()
+    for handler in (lambda: None, lambda effect: None, lambda effect, payload, more: None):
+        with pytest.raises(UnsupportedFunctionError):
+            guard.relay(sqlite.sessions, {"mail": handler})
+        with pytest.raises(UnsupportedFunctionError):
+            guard.relay(sqlite.sessions, {"mail": (guard.effect("mail"), handler)})
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -413,6 +423,8 @@ def test_a_deadly_error_of_the_handler_is_in_doubt_for_the_app_too(port):
     name = order(port)
     relay(port, mailer).run_once()
     with pytest.raises(ExecutionInDoubtError):
-        ExecutionGuard().effect("mail").execute(port.sessions, name, mailer, payload={"to": "a@example.org"})
+        ExecutionGuard().effect("mail").execute(
+            port.sessions, name, mailer, {"to": "a"}, payload={"to": "a@example.org"}
+        )
     with port.sessions() as session, session.begin():
         session.execute(update(ExecutionRequest).where(ExecutionRequest.request_id == name).values(payload=None))
