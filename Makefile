@@ -5,15 +5,19 @@
 PYTHON ?= python3
 SQLALCHEMY ?=
 ALEMBIC ?=
-VENV := .venv$(if $(SQLALCHEMY),-sqlalchemy-$(SQLALCHEMY))$(if $(ALEMBIC),-alembic-$(ALEMBIC))
+PINNED := $(if $(SQLALCHEMY),-sqlalchemy-$(SQLALCHEMY))$(if $(ALEMBIC),-alembic-$(ALEMBIC))
+VENV := .venv$(PINNED)
 BIN := $(VENV)/bin
 PIN := $(if $(SQLALCHEMY),'sqlalchemy==$(SQLALCHEMY).*') $(if $(ALEMBIC),'alembic==$(ALEMBIC).*')
 READY := $(VENV)/.ready
+BENCH_VENV := .venv-bench$(PINNED)
+BENCH_BIN := $(BENCH_VENV)/bin
+BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: help demo test check format bench stress pgbouncer roads mutants clean
+.PHONY: help demo test check format bench bench-full field stress pgbouncer roads mutants clean
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(READY)  ## the guard at work, on a SQLite file or on DATABASE_URL
 	$(BIN)/safeagent-sa demo
@@ -32,8 +36,16 @@ format: $(READY)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## what it costs: DATABASE_URL=postgresql+psycopg://... make bench
-	$(BIN)/python benchmarks/overhead.py --url "$(DATABASE_URL)" $(ARGS)
+bench: $(BENCH_READY)  ## what it costs, beside what others cost: the short form
+	$(BENCH_BIN)/python -m benchmarks $(ARGS)
+
+bench-full: $(BENCH_READY)  ## the long form, and the results page in the docs
+	$(BENCH_BIN)/python -m benchmarks --full --json docs/benchmarks/results.json $(ARGS)
+	$(BENCH_BIN)/python -m benchmarks.page
+
+field: $(BENCH_READY)  ## the same races and crashes against every such library: docs/field.md
+	$(BENCH_BIN)/python -m benchmarks.field --json build/field.json $(ARGS)
+	$(BENCH_BIN)/python -m benchmarks.field.page build/field.json > docs/field.md
 
 stress: $(READY)  ## the long runs
 	$(BIN)/python -m pytest -m stress $(ARGS)
@@ -50,10 +62,12 @@ mutants: $(READY)  ## break the protocol on purpose, and see that the suite noti
 clean:  ## remove everything that was made
 	rm -rf .venv* build dist *.egg-info .coverage* .*_cache .hypothesis
 
-# Set up again when the dependencies change. --group needs pip 25.1, which a new environment may not have.
-$(READY): pyproject.toml
+# The peers stay out of the environment that the tests run in. Set up again when the dependencies change. --group needs pip 25.1, which a new environment may not have.
+$(BENCH_READY): GROUPS := --group dev --group bench
+$(READY): GROUPS := --group dev
+$(READY) $(BENCH_READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable . --group dev $(PIN)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet --editable . $(GROUPS) $(PIN)
 	touch $@

