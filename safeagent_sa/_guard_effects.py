@@ -1,21 +1,27 @@
-"""The verbs of a guard about effects; the work is done in `effects`, `relay` and `_doubt`."""
+"""The verbs of a guard about effects; the work is done in `effects`, `relay` and `_doubt`.
+
+They are imported by the verbs: an app without effects need not load them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session, scoped_session
 
-from . import _doubt, _safety
+from . import _safety
 from ._configuration import GuardConfiguration
-from ._doubt import Doubt
 from ._results import result_type_of
-from ._verdicts import Verdict
-from .effects import Effect, RetryOn, WhenInDoubt
 from .execution import Receipt
-from .relay import Relay
 from .transactions import SessionFactory
+
+
+if TYPE_CHECKING:
+    from ._doubt import Doubt
+    from ._verdicts import Verdict
+    from .effects import Effect, RetryOn, WhenInDoubt
+    from .relay import Relay
 
 
 class GuardEffects(GuardConfiguration):
@@ -60,6 +66,8 @@ class GuardEffects(GuardConfiguration):
             execution = charge.execute(SessionLocal, "order:42:charge", do_charge, order, payload={"amount": 100})
             ```
         """
+        from .effects import Effect  # noqa: PLC0415 - see above
+
         return Effect(
             self._settings,
             action,
@@ -97,6 +105,8 @@ class GuardEffects(GuardConfiguration):
                 print(doubt.request_id, doubt.idempotency_key, doubt.error_message)
             ```
         """
+        from . import _doubt  # noqa: PLC0415 - see above
+
         plain = _safety.plain_session(session)
         return _doubt.in_doubt(self._settings, plain, older_than=older_than, scope=scope, limit=limit)
 
@@ -141,6 +151,8 @@ class GuardEffects(GuardConfiguration):
                 guard.resolve(session, "order:42:charge", landed({"charge": "ch_1"}), by="alice", evidence="dashboard")
             ```
         """
+        from . import _doubt  # noqa: PLC0415 - see above
+
         return _doubt.resolve(
             self._settings,
             _safety.plain_session(session),
@@ -188,6 +200,8 @@ class GuardEffects(GuardConfiguration):
             relay.run()
             ```
         """
+        from .relay import Relay  # noqa: PLC0415 - see above
+
         return Relay(
             self._settings,
             session_factory,

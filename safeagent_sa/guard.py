@@ -6,19 +6,22 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import EllipsisType
-from typing import Any, Concatenate, Protocol, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Protocol, overload
 
 from sqlalchemy.orm import Session, scoped_session
 
 from . import _blocks, _safety, transactions
 from ._guard_effects import GuardEffects
-from ._idempotent import ParamsT, Plan, SelfT
 from ._keys import validate_action
 from ._results import annotation_of, result_type_of
 from ._retry import Attempts
 from .errors import UnsupportedFunctionError
 from .execution import Batch, Execution, Receipt, ResultT
 from .transactions import SessionFactory
+
+
+if TYPE_CHECKING:
+    from ._idempotent import ParamsT, SelfT
 
 
 class OpensSession(Protocol):
@@ -457,6 +460,8 @@ class ExecutionGuard(GuardEffects):
             def pay(session: Session, order_id: int, amount: Decimal) -> PaymentReceipt: ...
             ```
         """
+        from ._idempotent import Plan  # noqa: PLC0415 - reads signatures; not every app has decorators
+
         validate_action(action)
 
         def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
