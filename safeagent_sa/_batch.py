@@ -24,7 +24,6 @@ from ._endings import Audience
 from ._keys import validate_action, validate_key
 from ._outcome import Request, in_progress
 from .errors import BatchTooLargeError, ExecutionInProgressError, OutcomeError, RequestConflictError
-from .events import InProgress
 from .execution import Batch, Execution
 
 
@@ -81,7 +80,7 @@ def claim(session: Session, policy: Policy, scope: str, action: str, payloads: M
         if request_id in stored:
             _sort(batch, partial(_claim.replay, session, policy, request, stored[request_id], audience))
         else:
-            audience.tell(InProgress)
+            audience.tell("InProgress")
             batch.in_progress.append(in_progress(request.key, 0.0))
     return BatchClaim(batch, claims, open_claim)
 

@@ -1,7 +1,8 @@
 """The hot path: claim a request in the caller's transaction, and settle it. All decisions are made here.
 
     claim()    INSERT … ON CONFLICT DO NOTHING          inserted: the execution is ours
-               SELECT                                   found: replay, or the named error that its status asks for
+               and SELECT where it inserts nothing      found: replay, or the named error that its status asks for
+               SELECT, with a newer snapshot            found: the same; it was committed a moment ago
                wait (or not), INSERT and SELECT again   somebody else holds it
     settle()   UPDATE … WHERE token and transaction are ours        exactly one row, or the claim is lost
 
@@ -16,8 +17,8 @@ import uuid
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, Insert, insert
@@ -30,9 +31,12 @@ from ._fingerprint import Fingerprinter
 from ._keys import Key
 from ._outcome import Request, answer, in_progress
 from .errors import AutocommitError, DurabilityWarning, ExecutionInProgressError, RequestConflictError
-from .events import Conflict, InProgress, Listener, Replayed, Waited
 from .execution import Execution
 from .models import ExecutionRequestMixin
+
+
+if TYPE_CHECKING:
+    from .events import Listener
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Policy:
     max_result_bytes: int
     synchronous_commit: Literal["force", "warn"]
     listeners: tuple[Listener, ...] = ()
+    pipeline: Literal["off", "auto"] = "off"
 
     def make_durable(self, connection: Connection, dialect: Dialect) -> None:
         """Do what the guard is told to where the server may lose a COMMIT that it has answered."""
@@ -103,7 +108,7 @@ def claim(
     connection, dialect = connect(session, policy)
     row = NewClaim(*request.key, request.action, request.fingerprint, uuid.uuid4())
     audience = Audience(policy.listeners, (row,))
-    found = _insert_or_find(connection, dialect, row, wait_timeout, audience)
+    found = _insert_or_find(connection, dialect, row, policy, audience, wait_timeout=wait_timeout)
     if isinstance(found, StoredRequest):
         return Claim(replay(session, policy, request, found, audience), None)
 
@@ -145,7 +150,7 @@ def settle(claim: Claim, policy: Policy) -> None:
     try:
         if result is None:
             raise _safety.not_completed(open_claim.row, "the block cannot end without an exception")
-        store(open_claim, lambda: _complete(open_claim, result) == 1)
+        store(open_claim, lambda: _complete(open_claim, result, policy))
         _outbox.store(open_claim.connection, policy.model, policy.fingerprinter, (execution,))
     except BaseException:
         execution._discard()  # noqa: SLF001
@@ -167,31 +172,54 @@ def _connect(session: Session, policy: Policy) -> tuple[Connection, Dialect]:
     # By mapper, so that sessions with several binds answer with the engine that the table is on; by a clause that
     # writes, so that sessions which split reads from writes answer with the primary.
     connection = session.connection(bind_arguments={"mapper": policy.model, "clause": policy.write})
-    return connection, dialect_for(connection.dialect.name, policy.model.__table__)  # type: ignore[attr-defined]
+    dialect = dialect_for(connection.dialect.name, policy.model.__table__)  # type: ignore[attr-defined]
+    dialect.send_waiting(connection)  # whoever looks or claims next must see what is complete
+    return connection, dialect
 
 
 def _insert_or_find(
-    connection: Connection, dialect: Dialect, row: NewClaim, wait_timeout: float | None, audience: Audience
+    connection: Connection,
+    dialect: Dialect,
+    row: NewClaim,
+    policy: Policy,
+    audience: Audience,
+    *,
+    wait_timeout: float | None,
 ) -> Inserted | StoredRequest:
     """Return that our row was inserted, or the row that was there before."""
-    found: Inserted | StoredRequest | None = dialect.insert(connection, row) or dialect.find(
-        connection, row.scope, row.request_id
-    )
+    begun = dialect.begin_with_claim(connection, row) if policy.pipeline == "auto" else None
+    audience.has_begun = begun is not None
+    found = begun.found if begun else dialect.insert_or_find(connection, row)
     waited = 0.0
-    if found is None and wait_timeout != 0:
+    if found is None and wait_timeout == 0:
+        found = dialect.find(connection, row.scope, row.request_id)
+    elif found is None:  # whoever may wait need not look before: the lock of one who has ended is free
         began = time.monotonic()
         found = dialect.insert_waiting(connection, row, wait_timeout)
         waited = time.monotonic() - began
-        audience.tell(Waited, seconds=waited)
+        audience.tell("Waited", seconds=waited)
         found = found or dialect.find(connection, row.scope, row.request_id)
     if found is None:
-        audience.tell(InProgress)
+        audience.tell("InProgress")
         raise in_progress(Key(row.scope, row.request_id), waited)
     return found
 
 
-def _complete(open_claim: _safety.OpenClaim, result: str) -> int:
-    return open_claim.dialect.complete(open_claim.connection, open_claim.row, open_claim.proof, result)
+def _complete(open_claim: _safety.OpenClaim, result: str, policy: Policy) -> bool:
+    dialect, where = open_claim.dialect, (open_claim.connection, open_claim.row, open_claim.proof)
+    if policy.pipeline == "auto" and open_claim.ends_with_the_transaction:
+        open_claim.audience.ends_with_commit = dialect.complete_with_commit(*where, result, partial(_lose, open_claim))
+        if open_claim.audience.ends_with_commit:
+            return True
+    return dialect.complete(*where, result) == 1
+
+
+def _lose(open_claim: _safety.OpenClaim) -> Exception:
+    """Refuse the COMMIT of a claim whose block has ended well, and whose row turned out to be gone."""
+    open_claim.is_lost = True
+    if open_claim.is_transaction_open:
+        _safety.abandon(open_claim)
+    return _safety.lost(open_claim)
 
 
 def store(open_claim: _safety.OpenClaim, complete: Callable[[], bool]) -> None:
@@ -217,12 +245,12 @@ def replay(
     try:
         receipt = answer(request, policy.fingerprinter, stored, is_own=is_own)
     except RequestConflictError as error:
-        audience.tell(Conflict, differs=error.differs)
+        audience.tell("Conflict", differs=error.differs)
         raise
     except ExecutionInProgressError:
-        audience.tell(InProgress)
+        audience.tell("InProgress")
         raise
-    audience.tell(Replayed)
+    audience.tell("Replayed", is_pipelined=audience.has_begun)
     return Execution(
         *request.key,
         stored.action,

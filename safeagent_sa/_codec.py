@@ -59,8 +59,8 @@ def decode(text: str) -> Any:
     return json.loads(text)
 
 
-def _dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+# Made once: `json.dumps` with options makes an encoder on every call.
+_dump = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def _depth(text: str) -> int:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from . import _blocks, _claim
 from ._fingerprint import Fingerprinter
 from ._keys import validate_key
-from .events import Listener
 from .models import ExecutionRequest, ExecutionRequestMixin
+
+
+if TYPE_CHECKING:
+    from .events import Listener
 
 
 # A waiter holds a connection of the pool while it waits, so the default is bounded; business transactions are shorter.
@@ -32,6 +35,7 @@ class GuardConfiguration:
         fingerprint_keys: Sequence[bytes] | None = None,
         synchronous_commit: Literal["force", "warn"] = "force",
         listeners: Iterable[Listener] = (),
+        pipeline: Literal["off", "auto"] = "off",
     ) -> None:
         """Configure a guard; nothing is sent to any database and nothing is registered anywhere.
 
@@ -48,6 +52,9 @@ class GuardConfiguration:
                 DurabilityWarning once for each engine.
             listeners: Called with each event of `safeagent_sa.events`, in the thread and transaction of the claim; what
                 they raise is logged and goes nowhere else.
+            pipeline: "auto" sends the claim together with BEGIN, and the completion together with COMMIT, where the
+                driver is psycopg 3 and that is safe; a claim then costs no round trip. Elsewhere, and with "off", they
+                are statements of their own.
 
         Raises:
             InvalidScopeError: The scope cannot be stored.
@@ -65,10 +72,13 @@ class GuardConfiguration:
         if synchronous_commit not in ("force", "warn"):
             message = f"synchronous_commit is 'force' or 'warn', not {synchronous_commit!r}"
             raise ValueError(message)
+        if pipeline not in ("off", "auto"):
+            message = f"pipeline is 'off' or 'auto', not {pipeline!r}"
+            raise ValueError(message)
         self._settings = _blocks.Settings(
             validate_key(scope, "any").scope,
             _blocks.valid_timeout(wait_timeout),
             _claim.Policy(
-                model, Fingerprinter(fingerprint_keys), max_result_bytes, synchronous_commit, tuple(listeners)
+                model, Fingerprinter(fingerprint_keys), max_result_bytes, synchronous_commit, tuple(listeners), pipeline
             ),
         )

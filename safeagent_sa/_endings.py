@@ -9,13 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ._dialects import NewClaim
-from .events import Claimed, Committed, Completed, Event, Listener, Lost, RolledBack, tell
+
+
+if TYPE_CHECKING:
+    from .events import Listener
 
 
 _INFO_KEY = "safeagent_sa.endings"
@@ -27,31 +30,37 @@ class Audience:
 
     listeners: tuple[Listener, ...]
     rows: Sequence[NewClaim]
+    has_begun: bool = False
+    """Whether the claim went with BEGIN."""
+    ends_with_commit: bool = False
+    """Whether the completion goes with COMMIT."""
     _began: float = field(default_factory=time.monotonic)
     _is_lost: bool = False
 
-    def tell(self, kind: type[Event], **values: Any) -> None:
-        """Tell of each of the claims."""
+    def tell(self, kind: str, **values: Any) -> None:
+        """Tell of each of the claims; `kind` is the name of an event."""
         if self.listeners:
+            from . import events  # noqa: PLC0415 - whoever has no listeners need not load them
+
             for row in self.rows:
                 names = {"scope": row.scope, "request_id": row.request_id, "action": row.action}
-                tell(self.listeners, kind(**names, claim_id=row.token, **values))
+                events.tell(self.listeners, getattr(events, kind)(**names, claim_id=row.token, **values))
 
     def claimed(self, session: Session) -> None:
         """Tell that the rows are ours, and later how the session's transaction ended."""
         if self.listeners:
             _follow(session, self)
-            self.tell(Claimed)
+            self.tell("Claimed", is_pipelined=self.has_begun)
 
     def completed(self) -> None:
-        """Tell that the results are written."""
-        self.tell(Completed, seconds=self.seconds)
+        """Tell that the results are written, or will be with the COMMIT."""
+        self.tell("Completed", seconds=self.seconds, is_pipelined=self.ends_with_commit)
 
     def lost(self) -> None:
         """Tell that the rows have gone; once, however often the COMMIT is tried."""
         if not self._is_lost:
             self._is_lost = True
-            self.tell(Lost)
+            self.tell("Lost")
 
     @property
     def seconds(self) -> float:
@@ -110,7 +119,7 @@ def _after_commit(session: Session) -> None:
     root = session.get_transaction()
     if root is not None and not session.in_nested_transaction():
         for audience in session.info[_INFO_KEY].take(root):
-            audience.tell(Committed, seconds=audience.seconds)
+            audience.tell("Committed", seconds=audience.seconds)
 
 
 def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
@@ -127,4 +136,4 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
 
 def _rolled_back(endings: _Endings, transaction: SessionTransaction, *, was_commit_sent: bool) -> None:
     for audience in endings.take(transaction):
-        audience.tell(RolledBack, seconds=audience.seconds, was_commit_sent=was_commit_sent)
+        audience.tell("RolledBack", seconds=audience.seconds, was_commit_sent=was_commit_sent)

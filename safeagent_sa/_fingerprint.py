@@ -36,6 +36,9 @@ _EXACT_FLOAT = 2**53
 # What is shorter can be tried out; RFC 2104 section 3 asks for the length of the hash, and 16 bytes is the least.
 _MIN_KEY_BYTES = 16
 
+# Made once: `json.dumps` with options makes an encoder on every call.
+_dump = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True).encode
+
 _PLAIN = "v1-sha256:"
 _KEYED = "v1-hmac-sha256:"
 _UNKNOWN = "unknown"
@@ -93,13 +96,7 @@ class Fingerprinter:
 def canonical_json(payload: Any) -> bytes:
     """Return the canonical form, version 1, of a payload; raise InvalidPayloadError where it has none."""
     try:
-        return json.dumps(
-            _canonical(payload, "$", MAX_DEPTH),
-            ensure_ascii=False,
-            allow_nan=False,
-            separators=(",", ":"),
-            sort_keys=True,
-        ).encode()
+        return _dump(_canonical(payload, "$", MAX_DEPTH)).encode()
     except UnicodeEncodeError:
         raise _refuse("$", "has a string with a lone surrogate, which is not text") from None
     except ValueError as error:  # an integer of more digits than the interpreter prints

@@ -35,7 +35,6 @@ def _sessions() -> WeakKeyDictionary[Session, tuple[int | None, ReferenceType[Se
 
 
 def _task() -> int | None:
-    try:
-        return id(asyncio.current_task())
-    except RuntimeError:  # no loop runs in this thread
-        return None
+    # Asked without an exception where no loop runs in this thread: it is on the way of every claim.
+    loop = asyncio._get_running_loop()  # noqa: SLF001 - documented for libraries that look for a loop
+    return None if loop is None else id(asyncio.current_task(loop))

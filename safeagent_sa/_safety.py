@@ -16,7 +16,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import ReferenceType, ref
 
 from sqlalchemy import Connection, NestedTransaction, RootTransaction, event
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
@@ -75,6 +75,13 @@ class OpenClaim:
         return self.connection.get_nested_transaction() is self._savepoint
 
     @property
+    def ends_with_the_transaction(self) -> bool:
+        """Whether nothing but the session's own COMMIT or ROLLBACK decides from now on what becomes of the row."""
+        is_joined = isinstance(self.session.bind, Connection)
+        in_savepoint = self._savepoint is not None or self.connection.in_nested_transaction()
+        return not (in_savepoint or is_joined or self.session.twophase)
+
+    @property
     def is_savepoint_gone(self) -> bool:
         """Whether the savepoint that the claim was made in has ended."""
         return self._savepoint is not None and not self._savepoint.is_active
@@ -89,12 +96,23 @@ class _Watch:
     """
 
     root: ReferenceType[SessionTransaction]
-    connections: WeakKeyDictionary[Connection, Dialect] = field(default_factory=WeakKeyDictionary)
+    watched: list[tuple[ReferenceType[Connection], Dialect]] = field(default_factory=list)
     open_claims: dict[uuid.UUID, OpenClaim] = field(default_factory=dict)
+
+    def watch(self, claim: OpenClaim) -> None:
+        """Watch over a claim, and over the connection that it was made on."""
+        self.open_claims[claim.row.token] = claim
+        if all(connection is not claim.connection for connection, _ in self.connections()):
+            self.watched.append((ref(claim.connection), claim.dialect))
+
+    def connections(self) -> list[tuple[Connection, Dialect]]:
+        """Return the connections that claims were made on, as far as they are still there."""
+        found = [(connection(), dialect) for connection, dialect in self.watched]
+        return [(connection, dialect) for connection, dialect in found if connection is not None]
 
     def refuse_or_allow(self) -> None:
         """Raise where a COMMIT would break the promise."""
-        for connection, dialect in self.connections.items():
+        for connection, dialect in self.connections():
             _refuse_aborted(connection, dialect)
         for claim in self.open_claims.values():
             _refuse_open(claim)
@@ -169,8 +187,7 @@ def watch(claim: OpenClaim) -> None:
     """Refuse commits of the claim's transaction until `discharge` is called or its row is gone."""
     session = claim.session
     current = _watch_of(session)
-    current.connections[claim.connection] = claim.dialect
-    current.open_claims[claim.row.token] = claim
+    current.watch(claim)
     if claim.has_block:
         session.info.setdefault(_BLOCKS_KEY, {})[claim.row.token] = claim
     if isinstance(session.bind, Connection):
@@ -267,4 +284,4 @@ def _before_commit(session: Session) -> None:
     if current is not None and current.root() is session.get_transaction() and not session.in_nested_transaction():
         current.refuse_or_allow()
         session.flush()  # COMMIT does it next; done here, what it writes is seen before anything is committed
-        _other_writes.refuse_second_database(session, current.connections)
+        _other_writes.refuse_second_database(session, {connection for connection, _ in current.connections()})

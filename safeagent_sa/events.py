@@ -36,12 +36,24 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed(Event):
-    """The request is new, and executed now."""
+    """The request is new, and executed now.
+
+    Attributes:
+        is_pipelined: Whether the claim was sent in one round trip with BEGIN.
+    """
+
+    is_pipelined: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed(Event):
-    """The request was executed before; its receipt was given."""
+    """The request was executed before; its receipt was given.
+
+    Attributes:
+        is_pipelined: Whether the claim was sent in one round trip with BEGIN.
+    """
+
+    is_pipelined: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +89,11 @@ class Completed(Event):
 
     Attributes:
         seconds: Since the claim, in seconds.
+        is_pipelined: Whether it is not sent yet, but with the COMMIT in one round trip.
     """
 
     seconds: float
+    is_pipelined: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, create_engine, event, make_url, text
 from sqlalchemy.pool import NullPool
-from support.aio import AsyncPort
+from support.aio import AsyncPort, instead_of_guards
 from support.app import Port, make_engine
 from support.servers import Server, start
+
+from safeagent_sa import ExecutionGuard
 
 
 _given: dict[str, Any] = {}
@@ -160,6 +163,18 @@ def asyncpg(postgresql: Port, _async_postgresql: dict[str, AsyncPort]) -> Iterat
     assert _async_postgresql["asyncpg"].engine.pool.checkedout() == 0
 
 
+@pytest.fixture
+def pipelined(postgresql: Port) -> Port:
+    """PostgreSQL by a guard whose claims cost no round trip."""
+    return dataclasses.replace(postgresql, guard_options={"pipeline": "auto"})
+
+
+@pytest.fixture
+def pipelined_async(psycopg_async: AsyncPort) -> Port:
+    """The same by psycopg's async mode."""
+    return dataclasses.replace(psycopg_async, guard_options={"pipeline": "auto"})
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run the body of a test where the driver of its port can be awaited."""
@@ -169,6 +184,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         if isinstance(value, AsyncPort):
             run = value.run_coroutine if inspect.iscoroutinefunction(pyfuncitem.obj) else value.run
             run(pyfuncitem.obj, **arguments)
+            return True
+        if isinstance(value, Port) and value.guard_options:
+            with instead_of_guards(pyfuncitem.obj, ExecutionGuard, **value.guard_options):
+                pyfuncitem.obj(**arguments)
             return True
     return None
 
@@ -186,21 +205,23 @@ def statements(port: Port) -> Iterator[list[str]]:
     event.remove(port.engine, "before_cursor_execute", note)
 
 
-@pytest.fixture(params=["sqlite", "aiosqlite", "postgresql", "psycopg_async", "asyncpg"])
+@pytest.fixture(
+    params=["sqlite", "aiosqlite", "postgresql", "psycopg_async", "asyncpg", "pipelined", "pipelined_async"]
+)
 def port(request: pytest.FixtureRequest) -> Port:
     """Every database that the guard promises the same on."""
     found: Port = request.getfixturevalue(request.param)
     return found
 
 
-@pytest.fixture(params=["aiosqlite", "psycopg_async", "asyncpg"])
+@pytest.fixture(params=["aiosqlite", "psycopg_async", "asyncpg", "pipelined_async"])
 def async_port(request: pytest.FixtureRequest) -> Port:
     """Every async driver; a test may be a coroutine function."""
     found: Port = request.getfixturevalue(request.param)
     return found
 
 
-@pytest.fixture(params=["postgresql", "psycopg_async", "asyncpg"])
+@pytest.fixture(params=["postgresql", "psycopg_async", "asyncpg", "pipelined", "pipelined_async"])
 def on_postgresql(request: pytest.FixtureRequest) -> Port:
     """PostgreSQL by every driver."""
     found: Port = request.getfixturevalue(request.param)

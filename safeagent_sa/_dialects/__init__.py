@@ -8,12 +8,13 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import UnsupportedDialectError
-from ._base import Dialect, Inserted, NewClaim, NewClaims, StoredRequest
+from ._base import Begun, Dialect, Inserted, NewClaim, NewClaims, StoredRequest
 from .postgresql import PostgreSQL
 from .sqlite import SQLite
 
 
 __all__ = [
+    "Begun",
     "Dialect",
     "Inserted",
     "NewClaim",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, bindparam, delete, select
@@ -63,6 +63,12 @@ class StoredRequest(NamedTuple):
     completed_at: dt.datetime | None
 
 
+class Begun(NamedTuple):
+    """A transaction that was begun with the claim, and what `insert_or_find` would have returned."""
+
+    found: Inserted | StoredRequest | None
+
+
 class Dialect(ABC):
     """The statements of one database for one table; it decides nothing and holds no state."""
 
@@ -83,6 +89,32 @@ class Dialect(ABC):
     @abstractmethod
     def insert(self, connection: Connection, claim: NewClaim) -> Inserted | None:
         """Insert the claim without waiting; return None where nothing was inserted."""
+
+    def insert_or_find(self, connection: Connection, claim: NewClaim) -> Inserted | StoredRequest | None:
+        """Do as `insert` does, or return the row that is in its way; None where a new statement must look again."""
+        return self.insert(connection, claim) or self.find(connection, claim.scope, claim.request_id)
+
+    def begin_with_claim(self, connection: Connection, claim: NewClaim) -> Begun | None:
+        """Do as `insert_or_find` does in one round trip with BEGIN; None where nothing was sent, or it came to nothing."""
+        return None
+
+    def complete_with_commit(
+        self,
+        connection: Connection,
+        claim: NewClaim,
+        proof: str,
+        result: str,
+        on_lost: Callable[[], Exception],
+    ) -> bool:
+        """Do as `complete` does in one round trip with COMMIT, which fails with `on_lost()` unless one row is completed.
+
+        Returns:
+            Whether that will be done; else nothing has happened.
+        """
+        return False
+
+    def send_waiting(self, connection: Connection) -> None:  # noqa: B027 - nothing waits where nothing can
+        """Complete now what was to be completed with the COMMIT."""
 
     @abstractmethod
     def insert_waiting(self, connection: Connection, claim: NewClaim, timeout: float | None) -> Inserted | None:

@@ -3,33 +3,89 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
     ARRAY,
     BigInteger,
     ColumnElement,
+    Connection,
+    CursorResult,
+    DateTime,
+    Dialect,
+    Integer,
     String,
     Table,
     Text,
+    Uuid,
     any_,
     bindparam,
+    case,
     cast,
     column,
+    exists,
     func,
     insert,
     literal_column,
     select,
+    union_all,
     update,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.visitors import InternalTraversal
 
-from ._base import NewClaim
+from ._base import NewClaim, StoredRequest
 
 
 # Our own part of the 64-bit space that all users of advisory locks in one database share. A collision costs a false
 # "in progress" or a short wait, never a second execution.
 _LOCK_SEED: Any = literal_column("7233173001")
+
+
+LOST = "the claim is lost"
+"""What PostgreSQL is made to say (SQLSTATE 22P02, since this is no number)."""
+
+
+# What the driver takes and gives as it is. A column of another type (one that encrypts, say) needs SQLAlchemy on the way.
+_PLAIN_TYPES = {String, Text, Uuid, Integer, DateTime}
+
+
+def has_plain_types(table: Table) -> bool:
+    """Tell whether the driver's values are the values of the columns that a claim writes and reads."""
+    return all(type(table.c[name].type) in _PLAIN_TYPES for name in {*NewClaim._fields, *StoredRequest._fields})
+
+
+class Ready:
+    """A statement, and its text for each dialect: to find a compiled one costs SQLAlchemy as much as to send it."""
+
+    def __init__(self, statement: Any, *, is_plain: bool) -> None:
+        self._statement, self._is_plain = statement, is_plain
+        self._texts: WeakKeyDictionary[Dialect, tuple[str, list[str] | None]] = WeakKeyDictionary()
+
+    def run(self, connection: Connection, parameters: dict[str, Any]) -> CursorResult[Any]:
+        """Execute the statement."""
+        if not self._is_plain or is_translated(connection):
+            return connection.execute(self._statement, parameters)
+        found = self._texts.get(connection.dialect)
+        if found is None:
+            compiled: Any = self._statement.compile(dialect=connection.dialect)
+            found = self._texts[connection.dialect] = compiled.string, compiled.positiontup
+        sql, names = found
+        values: Any = parameters if names is None else tuple(parameters[name] for name in names)
+        return connection.exec_driver_sql(sql, values)
+
+
+def is_translated(connection: Connection) -> bool:
+    """Tell whether SQLAlchemy puts another schema into each statement."""
+    return "schema_translate_map" in connection.get_execution_options()
+
+
+def numbered(statement: Any) -> tuple[str, tuple[str, ...]]:
+    """Return a statement as the server sees it, with numbered parameters, and their names in order."""
+    from sqlalchemy.dialects import postgresql  # noqa: PLC0415 - an import of a tenth of a second, for those who need it
+
+    compiled = statement.compile(dialect=postgresql.dialect(paramstyle="numeric_dollar"))  # type: ignore[no-untyped-call]
+    return compiled.string, tuple(compiled.positiontup)
 
 
 class _TableId(ColumnElement[int]):
@@ -56,19 +112,22 @@ class Statements:
 
     Attributes:
         insert: Claim one row if its lock is free.
+        insert_or_find: The same; where it inserts nothing, read the row that is there.
         insert_waiting: Claim one row once its lock is free.
         complete: Store one result.
+        complete_or_fail: The same; raise LOST where there is no row.
         insert_many: Claim many rows, those whose lock is free.
         find_many: Read many rows.
         complete_many: Store many results.
     """
 
-    def __init__(self, table: Table, owned: tuple[Any, ...], select_many: Any) -> None:
+    def __init__(self, table: Table, owned: tuple[Any, ...], select_one: Any, select_many: Any) -> None:
         """Build the statements.
 
         Args:
             table: The execution table.
             owned: The conditions of a row that is a claim's own.
+            select_one: The SELECT of one stored request.
             select_many: The SELECT of stored requests of one scope.
         """
         columns = table.c
@@ -78,12 +137,13 @@ class Statements:
         # The top-level transaction's id, the same in all its savepoints. Only in RETURNING: as a column's default it
         # would be evaluated on replays too, and each would burn a transaction id.
         proof = cast(func.pg_current_xact_id(), Text)
+        told = (proof.label("proof"), func.current_setting(literal_column("'synchronous_commit'")).label("durability"))
 
         def claim(source: Any) -> Any:
             # As a suffix of the SELECT: SQLAlchemy 2.0 compiles its own `on_conflict_do_nothing` anew on every call.
             source = source.suffix_with("ON CONFLICT (scope, request_id) DO NOTHING")
             inserted = insert(table).from_select(names, source, include_defaults=False)
-            return inserted.returning(columns.request_id, proof, func.current_setting("synchronous_commit"))
+            return inserted.returning(columns.request_id, *told)
 
         def complete(*which: Any, result: Any) -> Any:
             return (
@@ -95,10 +155,24 @@ class Statements:
         lock_seed = _LOCK_SEED + _TableId(table)
         lock_key = func.hashtextextended(bindparam("lock_name", type_=Text), lock_seed)
         self.insert = claim(select(*values).where(func.pg_try_advisory_xact_lock(lock_key)))
-        # OFFSET 0 keeps the planner from dropping a sub-select whose only work is to take the lock.
-        lock = select(func.pg_advisory_xact_lock(lock_key).label("taken")).offset(literal_column("0")).subquery()
-        self.insert_waiting = claim(select(*values).select_from(lock))
+        # Not looked at where something was inserted (a condition without columns is evaluated first, and once): under
+        # SERIALIZABLE the look would take a predicate lock.
+        inserted = self.insert.cte("inserted")
+        row = select(literal_column("NULL"), literal_column("NULL"), *select_one.selected_columns)
+        row = row.where(select_one.whereclause, ~exists(select(literal_column("1")).select_from(inserted)))
+        nothing: list[Any] = [literal_column("NULL") for _ in select_one.selected_columns]
+        self.insert_or_find = union_all(row, select(inserted.c.proof, inserted.c.durability, *nothing))
+        # OFFSET 0 keeps the planner from dropping a sub-select whose only work is to set the time or to take the lock; the
+        # inner one is evaluated first. The caller's own setting is kept beside ours, for the end of the wait.
+        limit = select(*_limits(bindparam("milliseconds", type_=BigInteger))).offset(literal_column("0")).subquery()
+        lock = select(func.pg_advisory_xact_lock(lock_key).label("taken")).where(limit.c.limited.is_not(None))
+        self.insert_waiting = claim(select(*values).select_from(lock.offset(literal_column("0")).subquery()))
         self.complete = complete(*owned, result=bindparam("new_result"))
+        # The same, to be sent with a COMMIT behind it: nobody looks at a row count in between, so no row is an error.
+        done = self.complete.returning(literal_column("1")).cte("done")
+        is_one = func.count(literal_column("*")) == literal_column("1")
+        number = case((is_one, literal_column("'1'")), else_=literal_column(f"'{LOST}'"))
+        self.complete_or_fail = select(cast(number, Integer)).select_from(done)
 
         # Many at once: the same statements over arrays.
         new = _arrays("request_id", "fingerprint")
@@ -116,6 +190,20 @@ class Statements:
             columns.token == bindparam("key_token"),
             result=done.c.result,
         )
+
+
+def _limits(milliseconds: Any) -> tuple[Any, ...]:
+    """Return what limits the wait for a lock: at most so many milliseconds, and less than the session's statement_timeout.
+
+    That one's clock runs already, so the lock's must be a little shorter to be the first.
+    """
+    statement_timeout: Any = literal_column("extract(epoch FROM current_setting('statement_timeout')::interval) * 900")
+    limit = func.least(
+        cast(milliseconds, BigInteger), func.nullif(cast(statement_timeout, BigInteger), literal_column("0"))
+    )
+    shown = cast(func.greatest(func.coalesce(limit, literal_column("0")), literal_column("0")), Text)
+    kept = func.set_config("safeagent_sa.lock_timeout", func.current_setting("lock_timeout"), True)
+    return kept.label("kept"), func.set_config("lock_timeout", shown, True).label("limited")
 
 
 def _plain(type_: Any) -> Any:

@@ -1,11 +1,11 @@
 """PostgreSQL 13 and newer: claim under an advisory lock, so that nobody waits or aborts who does not want to.
 
 The lock is taken in the INSERT itself (`pg_try_advisory_xact_lock`), which therefore never blocks: a caller who does not
-get it sees no row, and a SELECT tells him whether there is a receipt (a replay never queues) or somebody is at it.
+get it inserts no row, and the look-up in the same statement tells him whether there is a receipt (a replay never queues).
 Waiting happens in a savepoint, so that a time-out does not cost the caller his transaction (55P03 would abort it).
 
-One statement must not do both INSERT and SELECT: it has one snapshot, taken before it waits, and would show a waiter
-nothing where the holder has just committed (manual, section 13.2.1).
+A statement has one snapshot, taken before it waits or fails to insert (manual, section 13.2.1): where it shows no row, the
+holder may have committed since. So "no row" never means "nobody": it asks for another statement.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Table, text
+from sqlalchemy import Connection, CursorResult, text
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import AutocommitError, ReadOnlyTransactionError
-from ._base import Dialect, Inserted, NewClaim, NewClaims, StoredRequest, by_request_id
-from ._postgresql_sql import Statements
+from ._base import Inserted, NewClaim, NewClaims, StoredRequest, by_request_id
+from ._pipelined import LOSABLE, Pipelined, inserted_or_found, key_of
 
 
 # SQLSTATEs (manual, appendix A)
@@ -32,19 +32,9 @@ _READ_ONLY_TRANSACTION = "25006"
 _TRANSIENT = {"40001", "40P01", "57P01", "57P02", "57P03"}
 _CONNECTION_EXCEPTION = "08"
 
-# Values of synchronous_commit with which a COMMIT that was answered can be lost: by a crash of the server, or by a
-# failover to a synchronous standby.
-_LOSABLE = {"off", "local"}
-
 _SAVEPOINT = "safeagent_sa_wait"
 
-_TIMEOUTS = text(
-    "SELECT current_setting('lock_timeout') AS lock_timeout, current_setting('statement_timeout') AS statement_timeout, "
-    "extract(epoch FROM current_setting('statement_timeout')::interval) AS statement_seconds"
-)
-_SET_TIMEOUTS = text(
-    "SELECT set_config('lock_timeout', :lock_timeout, true), set_config('statement_timeout', :statement_timeout, true)"
-)
+_RESTORE_LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', current_setting('safeagent_sa.lock_timeout'), true)")
 
 # What PQtransactionStatus answers (manual, section 34.2), besides idle and unknown: with the latter the connection is
 # gone, and the transaction with it.
@@ -55,12 +45,8 @@ _SYNCHRONOUS_COMMIT = text("SELECT current_setting('synchronous_commit')")
 _HAS_WRITTEN = text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
 
 
-class PostgreSQL(Dialect):
+class PostgreSQL(Pipelined):
     """The claim protocol on PostgreSQL."""
-
-    def __init__(self, table: Table) -> None:
-        super().__init__(table)
-        self._sql = Statements(table, self._owned, self._select_many)
 
     def ensure_transaction(self, connection: Connection) -> None:
         """Refuse AUTOCOMMIT, which `Connection.get_isolation_level()` does not show."""
@@ -77,18 +63,27 @@ class PostgreSQL(Dialect):
         with _read_only_named():
             return _inserted(connection.execute(self._sql.insert, self._parameters(claim)))
 
+    def insert_or_find(self, connection: Connection, claim: NewClaim) -> Inserted | StoredRequest | None:
+        """Insert if the lock is free and the key is new, else read the row as this one statement's snapshot has it."""
+        parameters = self._parameters(claim) | key_of(claim)
+        with _read_only_named():
+            return inserted_or_found(self._insert_or_find.run(connection, parameters).first())
+
+    def find(self, connection: Connection, scope: str, request_id: str) -> StoredRequest | None:
+        """Read the row in a statement of its own, hence with a snapshot of its own below REPEATABLE READ."""
+        row = self._find.run(connection, {"key_scope": scope, "key_request_id": request_id}).first()
+        return None if row is None else StoredRequest._make(row)
+
     def insert_waiting(self, connection: Connection, claim: NewClaim, timeout: float | None) -> Inserted | None:
         """Wait for the lock, inside a savepoint that is gone when this returns.
 
-        The session's statement_timeout bounds the wait as well, but as a lock_timeout: its own error would abort the
-        caller's transaction.
+        The session's statement_timeout bounds the wait as well, but as a lock_timeout: its own error (57014) cannot be
+        told from somebody's cancel, which must not be swallowed.
         """
-        before = connection.execute(_TIMEOUTS).one()
-        limits = [limit for limit in (timeout, float(before.statement_seconds) or None) if limit is not None]
         connection.execute(text(f"SAVEPOINT {_SAVEPOINT}"))
-        _set_timeouts(connection, _milliseconds(min(limits, default=None)), "0")
+        parameters = self._parameters(claim) | {"milliseconds": _milliseconds(timeout)}
         try:
-            inserted = _inserted(connection.execute(self._sql.insert_waiting, self._parameters(claim)))
+            inserted = _inserted(connection.execute(self._sql.insert_waiting, parameters))
         except DBAPIError as error:
             if _sqlstate(error) != _LOCK_NOT_AVAILABLE:
                 # 40001, 40P01 and everything else is the caller's to see. The savepoint is not rolled back: above
@@ -99,15 +94,14 @@ class PostgreSQL(Dialect):
             # Hands the lock to the next waiter at once instead of at the end of the caller's transaction.
             connection.execute(text(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}"))
         else:
-            # RELEASE would carry the settings into the caller's transaction.
-            _set_timeouts(connection, before.lock_timeout, before.statement_timeout)
+            connection.execute(_RESTORE_LOCK_TIMEOUT)  # RELEASE would carry ours into the caller's transaction
         connection.execute(text(f"RELEASE SAVEPOINT {_SAVEPOINT}"))
         return inserted
 
     def complete(self, connection: Connection, claim: NewClaim, proof: str, result: str) -> int:
         """Update the row if token and transaction are the claim's own."""
         parameters = self._owner(claim) | {"proof": proof, "new_result": result}
-        return connection.execute(self._sql.complete, parameters).rowcount
+        return self._complete.run(connection, parameters).rowcount
 
     def insert_many(self, connection: Connection, claims: NewClaims) -> dict[str, Inserted]:
         """Insert those rows whose lock is free and whose key is new; never wait."""
@@ -141,7 +135,7 @@ class PostgreSQL(Dialect):
 
     def is_durable(self, connection: Connection) -> bool:
         """Ask for synchronous_commit."""
-        return connection.scalar(_SYNCHRONOUS_COMMIT) not in _LOSABLE
+        return connection.scalar(_SYNCHRONOUS_COMMIT) not in LOSABLE
 
     def make_durable(self, connection: Connection) -> None:
         """Set synchronous_commit for this transaction alone (manual, section 20.5)."""
@@ -179,13 +173,6 @@ class PostgreSQL(Dialect):
         """Ask whether the transaction has an id: PostgreSQL gives one at the first write."""
         return bool(connection.scalar(_HAS_WRITTEN))
 
-    def _parameters(self, claim: NewClaim) -> dict[str, Any]:
-        return claim._asdict() | {"lock_name": self._lock_name(claim.scope, claim.request_id)}
-
-    def _lock_name(self, scope: str, request_id: str) -> str:
-        # The unit separator cannot be part of a key, so no two keys share a lock name.
-        return f"{scope}\x1f{request_id}"
-
 
 def _inserted(result: CursorResult[Any]) -> Inserted | None:
     row = result.first()
@@ -194,7 +181,7 @@ def _inserted(result: CursorResult[Any]) -> Inserted | None:
 
 def _of_row(row: Any) -> Inserted:
     _request_id, proof, synchronous_commit = row
-    return Inserted(proof, is_durable=synchronous_commit not in _LOSABLE)
+    return Inserted(proof, is_durable=synchronous_commit not in LOSABLE)
 
 
 @contextmanager
@@ -211,19 +198,17 @@ def _read_only_named() -> Generator[None]:
         raise ReadOnlyTransactionError(message) from error
 
 
-def _milliseconds(timeout: float | None) -> str:
-    # 0 means without end; the setting is an integer of 32 bits.
-    return "0" if timeout is None else str(min(max(1, math.ceil(timeout * 1000)), 2**31 - 1))
-
-
-def _set_timeouts(connection: Connection, lock_timeout: str, statement_timeout: str) -> None:
-    values = {"lock_timeout": lock_timeout, "statement_timeout": statement_timeout}
-    connection.execute(_SET_TIMEOUTS, values)
+def _milliseconds(timeout: float | None) -> int | None:
+    # The setting is an integer of 32 bits, and 0 means without end.
+    return None if timeout is None else min(max(1, math.ceil(timeout * 1000)), 2**31 - 1)
 
 
 def _libpq_status(connection: Connection) -> int | None:
-    info = getattr(connection.connection.driver_connection, "info", None)
-    status = getattr(info, "transaction_status", None)
+    driver = connection.connection.driver_connection
+    libpq = getattr(driver, "pgconn", None)  # psycopg 3, whose `info` would make two objects to say the same
+    if libpq is None:
+        libpq = getattr(driver, "info", None)
+    status = getattr(libpq, "transaction_status", None)
     return None if status is None else int(status)
 
 

@@ -172,11 +172,14 @@ def test_an_exception_after_that_savepoint_does_not_let_later_writes_commit(port
 )
 def test_a_commit_past_the_session_inside_the_block_is_found_by_the_completion(port, commit, goes_on):
     with port.sessions() as session:
-        with pytest.raises(ClaimLostError), guard.claim(session, "order-1", action="pay") as execution:
-            commit(session)
-            if goes_on:  # the driver begins another transaction, or none
-                session.execute(text("SELECT 1"))
-            execution.complete(1)
+        with pytest.raises(ClaimLostError):
+            with guard.claim(session, "order-1", action="pay") as execution:
+                commit(session)
+                if goes_on:  # the driver begins another transaction, or none
+                    session.execute(text("SELECT 1"))
+                execution.complete(1)
+            assert port.guard_options  # at the end of the block, unless the completion is sent with the COMMIT
+            session.commit()
         session.rollback()
 
     assert port.requests() == [("order-1", "claimed")]  # never answered as done, never executed again

@@ -1,4 +1,7 @@
-"""Counts what is sent: two statements more for a new execution, two in all for a replay, and no third one ever."""
+"""Counts what is sent: two statements more for a new execution, one in all for a replay, and no third one ever.
+
+A pipelined guard sends them below SQLAlchemy, in the batches of BEGIN and COMMIT.
+"""
 
 import gc
 from weakref import ref
@@ -25,17 +28,24 @@ def test_a_new_execution_adds_two_statements(port, statements):
             execution.complete({"ok": True})
 
     sent = [statement for statement in statements if not statement.startswith("BEGIN")]
+    if port.guard_options:
+        assert kinds(sent) == ["INSERT"]
+        assert "payments" in sent[0]
+        return
+    claim = "WITH" if port.name == "postgresql" else "INSERT"
     assert sent[3:] == port.looks_before_commit
-    assert kinds(sent[:3]) == ["INSERT", "INSERT", "UPDATE"]
+    assert kinds(sent[:3]) == [claim, "INSERT", "UPDATE"]
     assert ["execution_requests" in statement for statement in sent[:3]] == [True, False, True]
 
 
-def test_a_replay_is_two_statements_in_all(port, statements):
+def test_a_replay_is_one_statement_in_all(port, statements):
     deliver(port, "order-1")
     statements.clear()
     deliver(port, "order-1")
 
-    assert kinds(statements) == ["INSERT", "SELECT"]
+    # SQLite has no round trips to save
+    expected = [] if port.guard_options else ["WITH"] if port.name == "postgresql" else ["INSERT", "SELECT"]
+    assert kinds(statements) == expected
 
 
 def test_get_is_one_statement(port, statements):
@@ -55,7 +65,7 @@ def test_fail_fast_is_two_statements(port, statements):
             with pytest.raises(ExecutionInProgressError):
                 with guard.claim(other, "order-1", action="pay", wait_timeout=0):
                     pass
-            assert kinds(statements) == ["INSERT", "SELECT"]
+            assert kinds(statements) == ["WITH", "SELECT"]
             execution.complete()
         holder.rollback()
 
@@ -79,13 +89,14 @@ def test_a_guarded_transaction_leaves_no_cycles_behind(port):
 
 
 def test_the_statements_are_compiled_once(port):
-    """Both SQLAlchemy lines must find each statement in their cache: compiling costs more than sending."""
+    """Both SQLAlchemy lines must find each statement in their cache, or get it as text: compiling costs more than sending."""
     deliver(port, "order-1")
     deliver(port, "order-1")
     missed = []
 
     def note(connection, _cursor, statement, _parameters, context, _many):
-        if "execution_requests" in statement and context.cache_hit.name != "CACHE_HIT":
+        is_text = context.compiled is None
+        if "execution_requests" in statement and not is_text and context.cache_hit.name != "CACHE_HIT":
             missed.append((context.cache_hit.name, statement))
 
     event.listen(port.engine, "before_cursor_execute", note)

@@ -219,7 +219,7 @@ def test_a_very_long_wait_is_no_error(postgresql):
         execution.complete()
         holder.flush()
 
-    assert caught.value.waited >= 0.05
+    assert caught.value.waited >= 0.045  # a little less than the statement may take
 
 
 def test_a_rollback_as_text_that_nobody_saw_stops_the_commit(port):

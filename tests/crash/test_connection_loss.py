@@ -10,13 +10,15 @@ from support.proxy import Proxy
 from safeagent_sa import ExecutionGuard
 
 
-@pytest.fixture(params=["psycopg", "psycopg_async", "asyncpg"])
+@pytest.fixture(params=["psycopg", "psycopg_async", "asyncpg", "psycopg+pipeline", "psycopg_async+pipeline"])
 def through(postgresql, request):
     """The same database behind a proxy."""
-    url = make_url(postgresql.url).set(drivername=f"postgresql+{request.param}")
+    driver, _, mode = request.param.partition("+")
+    url = make_url(postgresql.url).set(drivername=f"postgresql+{driver}")
     proxy = Proxy(url.render_as_string(hide_password=False))
     port = another_way(postgresql, proxy.url)
     port.proxy = proxy
+    port.guard_options = {"pipeline": "auto"} if mode else {}
     yield port
     port.dispose()
     proxy.close()
@@ -52,13 +54,17 @@ def test_without_the_guard_the_same_loss_pays_twice(postgresql, through):
 
 def test_a_lost_connection_inside_the_block_is_no_completion(postgresql, on_postgresql):
     with on_postgresql.sessions() as session:
-        with pytest.raises(DBAPIError) as caught, ExecutionGuard().claim(session, "order-1", action="pay") as execution:
-            execution.complete(pay(session, "order-1"))
-            backend = session.scalar(text("SELECT pg_backend_pid()"))
-            with postgresql.engine.connect() as other:
-                other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": backend})
-        with pytest.raises(PendingRollbackError):
+        with pytest.raises(DBAPIError) as caught:
+            with ExecutionGuard().claim(session, "order-1", action="pay") as execution:
+                execution.complete(pay(session, "order-1"))
+                backend = session.scalar(text("SELECT pg_backend_pid()"))
+                with postgresql.engine.connect() as other:
+                    other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": backend})
+            assert on_postgresql.guard_options  # at the end of the block, unless nothing is sent before the COMMIT
             session.commit()
+        if not on_postgresql.guard_options:
+            with pytest.raises(PendingRollbackError):
+                session.commit()
         session.rollback()
 
     assert caught.value.connection_invalidated

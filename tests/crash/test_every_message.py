@@ -12,13 +12,23 @@ from safeagent_sa import ExecutionGuard
 
 
 # psycopg speaks through libpq in both of its modes
-@pytest.fixture(params=["psycopg", pytest.param("psycopg_async", marks=pytest.mark.stress), "asyncpg"])
+@pytest.fixture(
+    params=[
+        "psycopg",
+        pytest.param("psycopg_async", marks=pytest.mark.stress),
+        "asyncpg",
+        "psycopg+pipeline",
+        "psycopg_async+pipeline",
+    ]
+)
 def through(postgresql, request):
     """The same database behind a proxy, with one connection."""
-    url = make_url(postgresql.url).set(drivername=f"postgresql+{request.param}")
+    driver, _, mode = request.param.partition("+")
+    url = make_url(postgresql.url).set(drivername=f"postgresql+{driver}")
     proxy = MessageProxy(url.render_as_string(hide_password=False))
     port = another_way(postgresql, proxy.url, pool_size=1, max_overflow=0)
     port.proxy = proxy
+    port.guard_options = {"pipeline": "auto"} if mode else {}
     yield port
     port.dispose()
     proxy.close()

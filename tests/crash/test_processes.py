@@ -6,7 +6,7 @@ from support.processes import Worker
 from support.worker import STEPS
 
 
-@pytest.mark.parametrize("port", ["sqlite", "postgresql", "asyncpg"], indirect=True)
+@pytest.mark.parametrize("port", ["sqlite", "postgresql", "asyncpg", "pipelined", "pipelined_async"], indirect=True)
 def test_processes_that_race_for_one_id_execute_it_once(port):
     callers = 16
     workers = [Worker(port, "hot", stop_at="start") for _ in range(callers)]
@@ -23,7 +23,7 @@ def test_processes_that_race_for_one_id_execute_it_once(port):
     assert port.requests() == [("hot", "completed")]
 
 
-@pytest.mark.parametrize("port", ["sqlite", "postgresql", "asyncpg"], indirect=True)
+@pytest.mark.parametrize("port", ["sqlite", "postgresql", "asyncpg", "pipelined", "pipelined_async"], indirect=True)
 @pytest.mark.parametrize("step", STEPS)
 def test_a_process_killed_at_any_step_leaves_all_or_nothing(port, step):
     worker = Worker(port, "order-1", stop_at=step)
@@ -40,7 +40,7 @@ def test_a_process_killed_at_any_step_leaves_all_or_nothing(port, step):
     assert port.requests() == [("order-1", "completed")]
 
 
-@pytest.mark.parametrize("port", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("port", ["postgresql", "pipelined"], indirect=True)
 @pytest.mark.parametrize("step", ["claimed", "written", "settled"])
 def test_a_waiting_process_takes_over_from_a_killed_one(port, step):
     holder = Worker(port, "order-1", stop_at=step)

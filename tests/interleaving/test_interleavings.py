@@ -10,17 +10,19 @@ from support.explorer import Explorer, Fault
 LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 SEED = 20261122
 
-# of a new execution: claim, business write, completion, COMMIT; on asyncpg the server is asked for its state before that
-STEPS = {"psycopg": 4, "psycopg_async": 4, "asyncpg": 5}
+# of a new execution: claim, business write, completion, COMMIT; on asyncpg the server is asked for its state before that;
+# pipelined, the completion goes with the COMMIT
+STEPS = {"psycopg": 4, "psycopg_async": 4, "asyncpg": 5, "psycopg+pipeline": 3, "psycopg_async+pipeline": 3}
 
 
 def pairs():
     stress = pytest.mark.stress
     for driver, level in itertools.product(STEPS, LEVELS):
-        yield pytest.param(driver, level, marks=[] if driver == "psycopg" or level == LEVELS[0] else stress)
+        always = driver in ("psycopg", "psycopg+pipeline") or level == LEVELS[0]
+        yield pytest.param(driver, level, marks=[] if always else stress)
 
 
-@pytest.fixture(params=["psycopg", "psycopg_async", "asyncpg"])
+@pytest.fixture(params=STEPS)
 def driver(request):
     return request.param
 
@@ -50,7 +52,7 @@ def test_all_interleavings_of_two_callers(explorer, driver, level, wait_timeout)
 
     assert found.report.violations == []
     assert len({str(trace) for trace in traces}) == len(traces)
-    assert len(traces) >= 20
+    assert len(traces) >= (12 if driver.endswith("pipeline") else 20)
     assert found.report.executed > 0
 
 
@@ -108,12 +110,22 @@ def test_some_interleavings_of_three_callers(explorer, driver):
 
 def test_the_explorer_finds_a_guard_that_is_not_one(explorer, monkeypatch):
     """The control: with a claim that reads "no row" as "mine", the same exploration finds two payments."""
-    from safeagent_sa._dialects import Inserted
+    from safeagent_sa._dialects import Begun, Inserted
     from safeagent_sa._dialects.postgresql import PostgreSQL
 
-    insert = PostgreSQL.insert
-    monkeypatch.setattr(PostgreSQL, "insert", lambda *arguments: insert(*arguments) or Inserted("0", is_durable=True))
+    insert_or_find, begin_with_claim = PostgreSQL.insert_or_find, PostgreSQL.begin_with_claim
+
+    def mine(found):
+        return found if isinstance(found, Inserted) else Inserted("0", is_durable=True)
+
+    def begun_as_mine(*arguments):
+        begun = begin_with_claim(*arguments)
+        return begun and Begun(mine(begun.found))
+
+    monkeypatch.setattr(PostgreSQL, "insert_or_find", lambda *arguments: mine(insert_or_find(*arguments)))
+    monkeypatch.setattr(PostgreSQL, "begin_with_claim", begun_as_mine)
     monkeypatch.setattr(PostgreSQL, "complete", lambda *_: 1)
+    monkeypatch.setattr(PostgreSQL, "complete_with_commit", lambda *_: True)
     found = explorer()
     found.explore(limit=1)
 

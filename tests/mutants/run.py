@@ -20,6 +20,7 @@ from support.servers import start  # noqa: E402
 
 CLAIM, SAFETY = "_claim.py", "_safety.py"
 POSTGRESQL, SQLITE, BASE = "_dialects/postgresql.py", "_dialects/sqlite.py", "_dialects/_base.py"
+PIPELINE = "_dialects/psycopg_pipeline.py"
 SQL, OUTCOME, BATCH = "_dialects/_postgresql_sql.py", "_outcome.py", "_batch.py"
 LEASE, DOUBT, FLOW, RELAY = "_lease.py", "_doubt.py", "_effect_flow.py", "_relay_steps.py"
 SUITE = [
@@ -61,8 +62,56 @@ MUTANTS = {
     "a dead letter is tried for ever": (RELAY, "if lease.attempt >= self._max_attempts:", "if False:"),
     "SELECT before INSERT": (
         CLAIM,
-        "= dialect.insert(connection, row) or dialect.find(\n        connection, row.scope, row.request_id\n    )",
-        "= dialect.find(connection, row.scope, row.request_id) or dialect.insert(connection, row)",
+        "found = begun.found if begun else dialect.insert_or_find(connection, row)",
+        "found = dialect.find(connection, row.scope, row.request_id) or dialect.insert(connection, row)",
+    ),
+    "a claim that shows no row is not looked for again": (
+        CLAIM,
+        "    if found is None and wait_timeout == 0:\n        found = dialect.find(connection, row.scope, row.request_id)",
+        "    if found is None and wait_timeout == 0:\n        pass",
+    ),
+    "a waiter that inserted nothing does not look": (
+        CLAIM,
+        "found = found or dialect.find(connection, row.scope, row.request_id)",
+        "pass",
+    ),
+    "a completion sent with the COMMIT accepts no row": (
+        SQL,
+        "else_=literal_column(f\"'{LOST}'\")",
+        "else_=literal_column(\"'1'\")",
+    ),
+    "a ROLLBACK keeps the completion": (
+        PIPELINE,
+        "    def _rollback(self) -> None:\n        driver = self._driver\n        self._waiting.clear()",
+        "    def _rollback(self) -> None:\n        driver = self._driver",
+    ),
+    "nobody hears of a DEALLOCATE ALL": (
+        PIPELINE,
+        "            if is_sent:\n                self._prepared.clear()",
+        "            if is_sent:\n                pass",
+    ),
+    "statements are prepared before BEGIN": (
+        PIPELINE,
+        "[begin, *self._prepare(texts), ",
+        "[*self._prepare(texts), begin, ",
+    ),
+    "BEGIN forgets the isolation level": (PIPELINE, "if driver.isolation_level is not None:", "if False:"),
+    "a completion is sent after its transaction": (PIPELINE, "if pgconn.transaction_status == _IDLE:", "if False:"),
+    "whoever looks before the COMMIT sees no receipt": (CLAIM, "    dialect.send_waiting(connection)", "    pass"),
+    "the completion of a savepoint waits for the COMMIT": (
+        SAFETY,
+        "return not (in_savepoint or is_joined or self.session.twophase)",
+        "return True",
+    ),
+    "a failed batch leaves its transaction open": (
+        PIPELINE,
+        "            if driver.pgconn.transaction_status == _IN_ERROR:\n                driver.rollback()",
+        "            if driver.pgconn.transaction_status == _IN_ERROR:\n                pass",
+    ),
+    "the look-up is made although a row was inserted": (
+        SQL,
+        ', ~exists(select(literal_column("1")).select_from(inserted)))',
+        ")",
     ),
     "no row is taken for ours": (
         CLAIM,
@@ -80,17 +129,13 @@ MUTANTS = {
     "the completion ignores the status": (SQL, ", columns.status == literal_column(\"'claimed'\")", ""),
     "the completion's row count is ignored": (
         CLAIM,
-        "_complete(open_claim, result) == 1",
-        "_complete(open_claim, result) >= 0",
+        "return dialect.complete(*where, result) == 1",
+        "return dialect.complete(*where, result) >= 0",
     ),
     "a batch's row count is ignored": (BATCH, "== len(texts)", ">= 0"),
     "a batch that is not completed is stored": (BATCH, "            if text is None:", "            if False:"),
     "tenants share their locks": (SQL, "_LOCK_SEED + _TableId(table)", "_LOCK_SEED"),
-    "a statement_timeout aborts a waiter": (
-        POSTGRESQL,
-        '_milliseconds(min(limits, default=None)), "0")',
-        "_milliseconds(timeout), before.statement_timeout)",
-    ),
+    "a statement_timeout aborts a waiter": (SQL, ')::interval) * 900"', ')::interval) * 5000"'),
     "a row that went away unseen is fine": (
         SAFETY,
         "        if not claim.is_savepoint_gone:\n            raise lost",
@@ -116,11 +161,7 @@ MUTANTS = {
         "            inserted = None\n        if inserted is None:\n            # Hands",
         "            connection.execute(text(f'ROLLBACK TO SAVEPOINT {_SAVEPOINT}'))\n            inserted = None\n        if False:\n            # Hands",
     ),
-    "lock_timeout leaks": (
-        POSTGRESQL,
-        "_set_timeouts(connection, before.lock_timeout, before.statement_timeout)",
-        "pass",
-    ),
+    "lock_timeout leaks": (POSTGRESQL, "connection.execute(_RESTORE_LOCK_TIMEOUT)", "pass"),
     "no lock: the INSERT waits": (
         SQL,
         "select(*values).where(func.pg_try_advisory_xact_lock(lock_key))",
@@ -163,7 +204,7 @@ MUTANTS = {
     ),
     "a second database is not looked for at COMMIT": (
         SAFETY,
-        "        _other_writes.refuse_second_database(session, current.connections)",
+        "        _other_writes.refuse_second_database(session, {connection for connection, _ in current.connections()})",
         "        pass",
     ),
     "forgetting to complete is no error": (

@@ -43,9 +43,13 @@ max_client_conn = 200
 """
 
 
-@pytest.fixture(params=[1, 8], ids=lambda size: f"{size} server connections")
+@pytest.fixture(
+    params=[(1, "off"), (8, "off"), (1, "auto"), (8, "auto")],
+    ids=lambda each: f"{each[0]} server connections, pipeline {each[1]}",
+)
 def pooled(postgresql, request):
     """The suite's database through a pooler with so many server connections."""
+    size, pipeline = request.param
     program = os.environ.get("SAFEAGENT_PGBOUNCER") or shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         pytest.fail(REMEDY, pytrace=False)
@@ -59,7 +63,7 @@ def pooled(postgresql, request):
         "user": url.username,
         "password": url.password or "",
         "listen": listen,
-        "pool": request.param,
+        "pool": size,
     }
     (folder / "pgbouncer.ini").write_text(CONFIGURATION.format(**values))
     other = {}
@@ -79,7 +83,7 @@ def pooled(postgresql, request):
         with suppress(OSError), socket.create_connection(("127.0.0.1", listen), timeout=1):
             break
         assert time.monotonic() < deadline
-    yield Port("pooled", through.render_as_string(hide_password=False), engine)
+    yield Port("pooled", through.render_as_string(hide_password=False), engine, {"pipeline": pipeline})
     engine.dispose()
     process.terminate()
     process.wait()
@@ -144,6 +148,18 @@ def test_a_wait_that_timed_out_leaks_no_setting_to_the_next_client(pooled, postg
         assert session.scalar(text("SHOW lock_timeout")) == "0"
         assert session.scalar(text("SHOW synchronous_commit")) == "on"
     assert advisory_locks(postgresql) == 0
+
+
+def test_statements_that_are_prepared_on_another_server_connection_cost_a_detour(pooled, postgresql):
+    """Whoever has not told psycopg of the pooler: it prepares after five executions, a pipelined guard at once."""
+    engine = create_engine(pooled.url, pool_size=16)
+    port = Port("pooled", pooled.url, engine, pooled.guard_options)
+    port.in_parallel([lambda name=f"order-{number}": deliver(port, name) for number in range(16)])
+    port.in_parallel([lambda name=f"order-{number}": deliver(port, name) for number in range(16)])
+    engine.dispose()
+
+    assert [status for _, status in postgresql.requests()] == ["completed"] * 16
+    assert all(postgresql.payments(f"order-{number}") == 1 for number in range(16))
 
 
 def test_the_doctor_sees_the_pooler(pooled):

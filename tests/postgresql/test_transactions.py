@@ -58,7 +58,7 @@ def test_autocommit_that_comes_after_the_look_is_found_and_the_row_taken_back(po
 
     @event.listens_for(engine, "before_cursor_execute")
     def route(connection, cursor, statement, *_):
-        if statement.startswith("INSERT"):
+        if "INSERT" in statement:
             connection.connection.dbapi_connection.rollback()
             connection.connection.dbapi_connection.autocommit = True
 

@@ -112,7 +112,7 @@ def test_a_statement_timeout_bounds_the_wait_without_aborting(postgresql, holder
         assert session.scalar(text("SHOW statement_timeout")) == "50ms"
     holder.rollback()
 
-    assert 0.05 <= caught.value.waited < 30
+    assert 0.045 <= caught.value.waited < 30  # a little less, so that the wait ends before the statement is cancelled
     assert postgresql.payments("before") == 1
 
 

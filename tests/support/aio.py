@@ -7,6 +7,7 @@ So every test of the conformance suite is written once, and on an async port eac
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import inspect
 from contextlib import contextmanager
@@ -36,14 +37,14 @@ def make_async_engine(url: Any, **options: Any) -> Any:
 class AsyncPort(Port):
     """A port whose engine is async; `twin` is the same database through a synchronous driver, to set up and look in."""
 
-    twin: Port | None
+    twin: Port | None = None
     runner: asyncio.Runner = field(default_factory=asyncio.Runner)
     async_engine: Any = None
 
     @classmethod
     def of(cls, name: str, url: str, twin: Port | None, **options: Any) -> AsyncPort:
         async_engine = make_async_engine(url, **options)
-        return cls(name, url, async_engine.sync_engine, twin, async_engine=async_engine)
+        return cls(name, url, async_engine.sync_engine, twin=twin, async_engine=async_engine)
 
     def create_tables(self) -> None:
         self.twin.create_tables()
@@ -59,8 +60,7 @@ class AsyncPort(Port):
 
     def run(self, function: Any, **arguments: Any) -> Any:
         """Call a synchronous function where the async driver can be awaited; its guards go through the façade."""
-        modules = [support.app, inspect.getmodule(function)]
-        with through_the_facade(modules):
+        with instead_of_guards(function, Facade, **self.guard_options):
             return self.runner.run(greenlet_spawn(function, **arguments))
 
     def run_coroutine(self, function: Any, **arguments: Any) -> None:
@@ -95,15 +95,15 @@ def another_way(twin: Port | None, url: str, **options: Any) -> Port:
 
 
 @contextmanager
-def through_the_facade(modules: list[Any]) -> Any:
-    """Let every guard of these modules, and the class itself, go through the façade."""
+def instead_of_guards(function: Any, kind: Any, **options: Any) -> Any:
+    """Put another kind of guard, or other options, in place of every guard that a test's module and `support.app` name."""
     patches = []
-    for module in modules:
+    for module in (support.app, inspect.getmodule(function)):
         for name, value in vars(module).items():
             if value is ExecutionGuard:
-                patches.append(mock.patch.object(module, name, Facade))
+                patches.append(mock.patch.object(module, name, functools.partial(kind, **options)))
             elif type(value) is ExecutionGuard:
-                patches.append(mock.patch.object(module, name, Facade.like(value)))
+                patches.append(mock.patch.object(module, name, like(value, kind, **options)))
     for patch in patches:
         patch.start()
     try:
@@ -113,18 +113,21 @@ def through_the_facade(modules: list[Any]) -> Any:
             patch.stop()
 
 
+def like(guard: ExecutionGuard, kind: Any, **options: Any) -> Any:
+    """Return a guard of another kind with the configuration of this one, but for some options of its policy."""
+    made, settings = kind(), guard._settings
+    settings = dataclasses.replace(settings, policy=dataclasses.replace(settings.policy, **options))
+    for each in (made, getattr(made, "guard", made)):
+        each._settings = settings
+    return made
+
+
 class Facade:
     """Has the synchronous verbs, and awaits those of an AsyncExecutionGuard for each."""
 
     def __init__(self, **options: Any) -> None:
         self.guard = AsyncExecutionGuard(**options)
         self._settings = self.guard._settings
-
-    @classmethod
-    def like(cls, guard: ExecutionGuard) -> Facade:
-        made = cls()
-        made._settings = made.guard._settings = guard._settings
-        return made
 
     def claim(self, session: Any, *arguments: Any, **options: Any) -> Any:
         return _awaited(self.guard.claim(_async(session), *arguments, **options))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from alembic.migration import MigrationContext
@@ -42,6 +42,8 @@ class Port:
     name: str
     url: str
     engine: Engine
+    guard_options: dict[str, Any] = field(default_factory=dict)
+    """What the guards of a test that runs on this port are made with, besides the test's own."""
 
     def __post_init__(self) -> None:
         self.sessions = sessionmaker(self.engine)

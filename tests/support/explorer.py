@@ -10,6 +10,7 @@ import itertools
 import threading
 import time
 from dataclasses import dataclass, field
+from unittest import mock
 
 from sqlalchemy import create_engine, event, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -17,11 +18,20 @@ from sqlalchemy.orm import sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
 from safeagent_sa import ExecutionGuard
+from safeagent_sa._dialects.psycopg_pipeline import Pipeline
 from support.aio import Facade
 from support.app import deliver, pay
 
 
 REQUEST = "order-1"
+
+_here = threading.local()
+
+
+def _begin(pipeline, *arguments, begin=Pipeline.begin):
+    if (caller := getattr(_here, "caller", None)) is not None:
+        caller.before_batch()
+    return begin(pipeline, *arguments)
 
 
 class Crashed(BaseException):
@@ -63,13 +73,14 @@ class Caller:
         self.engine = self.made.sync_engine if explorer.is_async else self.made
         self.sessions = sessionmaker(self.engine)
         self.changed = threading.Condition()
+        self.pid, self.is_leaving = None, False
         event.listen(self.engine, "before_cursor_execute", self._before_statement)
         event.listen(self.engine, "commit", self._before_commit)
 
     def start(self, fault):
         self.fault, self.step, self.trace = fault, 0, []
         self.state, self.answer, self.error = "running", None, None
-        self.pid = None
+        self.pid, self.is_leaving = None, False
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
@@ -77,6 +88,14 @@ class Caller:
         with self.changed:
             self.state = "running"
             self.changed.notify_all()
+
+    def leave(self):
+        """End what is going on, wherever it is."""
+        self.is_leaving = True
+        if self.pid is not None and self.thread.is_alive():
+            self.explorer.kill_backend(self.pid)
+            self.go()
+            self.thread.join(timeout=60)
 
     def close(self):
         if self.runner is None:
@@ -86,6 +105,7 @@ class Caller:
             self.runner.close()
 
     def _run(self):
+        _here.caller = self  # for the batches, which no event of SQLAlchemy tells of
         try:
             # An async driver is awaited in the loop of this caller alone, which stands still whenever he does.
             self.answer = self.runner.run(greenlet_spawn(self._deliver)) if self.runner else self._deliver()
@@ -111,6 +131,9 @@ class Caller:
     def _before_statement(self, _connection, _cursor, statement, *_):
         self._stop_at(statement.split()[0], None)
 
+    def before_batch(self):
+        self._stop_at("BEGIN with claim", None)
+
     def _before_commit(self, connection):
         self._stop_at("COMMIT", connection.connection.dbapi_connection)
 
@@ -120,6 +143,8 @@ class Caller:
             self.state = "ready"
             self.changed.notify_all()
             self.changed.wait_for(lambda: self.state == "running")
+        if self.is_leaving:
+            raise Crashed
         step, self.step = self.step, self.step + 1
         if self.fault is None or self.fault.step != step:
             return
@@ -144,18 +169,28 @@ class Caller:
 
 
 class Explorer:
-    """All schedules of some callers of one request on one isolation level."""
+    """All schedules of some callers of one request on one isolation level.
+
+    A driver is SQLAlchemy's name for it, with "+pipeline" for a guard that is pipelined on it.
+    """
 
     def __init__(self, port, *, driver="psycopg", callers=2, level="READ COMMITTED", wait_timeout=None):
         self.port, self.level = port, level
+        driver, _, mode = driver.partition("+")
         self.url = make_url(port.url).set(drivername=f"postgresql+{driver}")
         self.is_async = driver != "psycopg"
-        self.guard = (Facade if self.is_async else ExecutionGuard)(wait_timeout=wait_timeout)
+        options = {"pipeline": "auto"} if mode else {}
+        self.guard = (Facade if self.is_async else ExecutionGuard)(wait_timeout=wait_timeout, **options)
+        self.batches = mock.patch.object(Pipeline, "begin", _begin)
+        self.batches.start()
         self.report = Report()
         self.monitor = create_engine(port.url, isolation_level="AUTOCOMMIT").connect()
         self.callers = [Caller(self, number) for number in range(callers)]
 
     def close(self):
+        for caller in self.callers:
+            caller.leave()  # after a failure he may stand in the middle of a transaction, in everybody's way
+        self.batches.stop()
         self.monitor.close()
         self.monitor.engine.dispose()
         for caller in self.callers:
@@ -207,8 +242,10 @@ class Explorer:
             self.report.violations.append((fault, order, payments, requests, answers))
 
     def waits_for_lock(self, pid):
-        query = text("SELECT EXISTS (SELECT FROM pg_locks WHERE pid = :pid AND NOT granted)")
-        return self.monitor.scalar(query, {"pid": pid})
+        """Tell whether a caller waits for another one; an autovacuum that is in his way will be gone by itself."""
+        others = [caller.pid for caller in self.callers if caller.pid is not None]
+        query = text("SELECT pg_blocking_pids(:pid) && CAST(:others AS integer[])")
+        return self.monitor.scalar(query, {"pid": pid, "others": others})
 
     def kill_backend(self, pid):
         # in a connection of its own: the monitor belongs to the explorer's thread

@@ -21,7 +21,8 @@ from support.app import Port, deliver, make_engine
 def main(url, log, number):
     chance = random.Random(int(number))
     port = Port("client", url, make_engine(url, pool_size=1))
-    guard = ExecutionGuard(wait_timeout=5)
+    # so that they meet each other on both paths
+    guard = ExecutionGuard(wait_timeout=5, pipeline="auto" if int(number) % 2 else "off")
     with Path(log).open("a") as acknowledged:
         while True:
             # ids of the same second are shared by all clients, so that they meet

@@ -11,7 +11,8 @@ WORKER = Path(__file__).with_name("worker.py")
 
 class Worker:
     def __init__(self, port, request_id, stop_at=None):
-        command = [sys.executable, str(WORKER), port.url, request_id, *([stop_at] if stop_at else [])]
+        pipeline = port.guard_options.get("pipeline", "off")
+        command = [sys.executable, str(WORKER), port.url, pipeline, request_id, *([stop_at] if stop_at else [])]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

@@ -1,6 +1,6 @@
 """Delivers one request in a process of its own and stops at a named point, until it is told to go on, or is killed.
 
-    python worker.py URL REQUEST_ID [STOP_AT]
+    python worker.py URL PIPELINE REQUEST_ID [STOP_AT]
 
 It prints a line `at STOP_AT` there and waits for a line on its standard input; at the end it prints the answer as JSON.
 """
@@ -17,14 +17,14 @@ from safeagent_sa import ExecutionGuard
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from support.aio import AsyncPort, another_way
+from support.aio import AsyncPort, another_way, instead_of_guards
 from support.app import pay
 
 
 STEPS = ["start", "begun", "claimed", "written", "settled", "committed"]
 
 
-def main(url, request_id, stop_at=None):
+def main(url, pipeline, request_id, stop_at=None):
     def reach(step):
         if step == stop_at:
             print(f"at {step}", flush=True)
@@ -32,10 +32,12 @@ def main(url, request_id, stop_at=None):
 
     port = another_way(None, url, poolclass=NullPool)
     reach("start")
+    port.guard_options = {"pipeline": pipeline}
     if isinstance(port, AsyncPort):
         port.run(deliver, port=port, request_id=request_id, reach=reach)
     else:
-        deliver(port, request_id, reach)
+        with instead_of_guards(deliver, ExecutionGuard, **port.guard_options):
+            deliver(port, request_id, reach)
 
 
 def deliver(port, request_id, reach):

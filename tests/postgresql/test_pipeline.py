@@ -1,0 +1,562 @@
+"""The pipelined path keeps every promise of the plain one, and is left where it cannot; what it costs is counted."""
+
+import asyncio
+import gc
+from contextlib import contextmanager
+from weakref import ref
+
+import pytest
+from sqlalchemy import create_engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session, sessionmaker
+from support.app import Payment, Port, deliver, pay
+from support.wire import MessageProxy
+
+from safeagent_sa import AutocommitError, ClaimLostError, ExecutionGuard, ExecutionInDoubtError, make_model
+from safeagent_sa.aio import AsyncExecutionGuard
+from safeagent_sa.events import Claimed, Completed, Replayed
+
+
+@pytest.fixture
+def told():
+    """What the listeners of `guard` were told, as kind and path."""
+    return []
+
+
+@pytest.fixture
+def guard(told):
+    def listen(event):
+        if isinstance(event, (Claimed, Completed, Replayed)):
+            told.append((type(event).__name__, event.is_pipelined))
+
+    return ExecutionGuard(pipeline="auto", wait_timeout=0, listeners=[listen])
+
+
+@pytest.fixture
+def one(postgresql):
+    """The database of the port through one connection, which every session gets."""
+    engine = create_engine(postgresql.url, pool_size=1, max_overflow=0)
+    yield Port("postgresql", postgresql.url, engine)
+    assert engine.pool.checkedout() == 0
+    engine.dispose()
+
+
+PIPELINED = [("Claimed", True), ("Completed", True)]
+
+
+def names_on_the_server(one):
+    """Return the names of our prepared statements on the one connection."""
+    with one.sessions() as session:
+        query = text("SELECT name FROM pg_prepared_statements WHERE name LIKE 'safeagent_sa%'")
+        return list(session.scalars(query))
+
+
+def let_psycopg_prepare(one):
+    for number in range(8):
+        with one.sessions() as session, session.begin():
+            pay(session, f"other-{number}")
+
+
+def test_it_adds_no_round_trip_and_a_replay_has_two(postgresql):
+    proxy = MessageProxy(postgresql.url)
+    engine = create_engine(proxy.url, pool_size=1, max_overflow=0)
+    through, guard = Port("postgresql", proxy.url, engine), ExecutionGuard(pipeline="auto")
+
+    def bare(name):
+        with through.sessions() as session, session.begin():
+            pay(session, name)
+
+    def guarded(name):
+        deliver(through, name, guard)
+
+    found = {}
+    for number in range(8):
+        for name, run in (("bare", bare), ("new", guarded), ("replay", guarded)):
+            before = proxy.round_trips
+            run(f"order-{number}")
+            found.setdefault(name, []).append(proxy.round_trips - before)
+    engine.dispose()
+    proxy.close()
+
+    # psycopg prepares the business INSERT when it sees it for the sixth time, with a round trip of its own
+    assert found["new"][3:] == found["bare"][3:]
+    assert set(found["replay"]) == {2}
+
+
+@pytest.fixture
+def async_url(postgresql):
+    return make_url(postgresql.url).set(drivername="postgresql+psycopg_async").render_as_string(hide_password=False)
+
+
+def test_it_adds_no_round_trip_in_async_mode(async_url):
+    proxy = MessageProxy(async_url)
+    guard, counts = AsyncExecutionGuard(pipeline="auto"), []
+
+    async def main():
+        engine = create_async_engine(proxy.url, pool_size=1, max_overflow=0)
+        for kind in ("bare", "new", "replay") * 5:
+            before = proxy.round_trips
+            async with AsyncSession(engine) as session, session.begin():
+                if kind == "bare":
+                    await session.run_sync(pay, "bare")
+                else:
+                    name = f"order-{len(counts) // 3}"
+                    async with guard.claim(session, name, action="pay") as execution:
+                        if not execution.is_replay:
+                            execution.complete(await session.run_sync(pay, name))
+            counts.append(proxy.round_trips - before)
+        await engine.dispose()
+
+    asyncio.run(main())
+    proxy.close()
+
+    assert counts[9:] == [3, 3, 2] * 2
+
+
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+def test_begin_carries_the_settings_of_the_session(postgresql, guard, told, level):
+    engine = create_engine(postgresql.url).execution_options(
+        isolation_level=level, postgresql_deferrable=True, postgresql_readonly=False
+    )
+    with Session(engine) as session, session.begin():
+        with guard.claim(session, "order-1", action="pay") as execution:
+            shown = [
+                session.scalar(text(f"SHOW transaction_{name}")) for name in ("isolation", "deferrable", "read_only")
+            ]
+            execution.complete(pay(session, "order-1"))
+    engine.dispose()
+
+    assert shown == [level.lower(), "on", "off"]
+    assert told == PIPELINED
+    assert postgresql.requests() == [("order-1", "completed")]
+
+
+def test_a_read_only_transaction_is_named_as_on_the_plain_path(postgresql, guard):
+    from safeagent_sa import ReadOnlyTransactionError
+
+    engine = create_engine(postgresql.url).execution_options(postgresql_readonly=True)
+    with Session(engine) as session, pytest.raises(ReadOnlyTransactionError):
+        with guard.claim(session, "order-1", action="pay"):
+            pytest.fail("the block must not run")
+    engine.dispose()
+
+
+def test_autocommit_is_refused(postgresql, guard):
+    engine = create_engine(postgresql.url, isolation_level="AUTOCOMMIT")
+    with Session(engine) as session, pytest.raises(AutocommitError):
+        with guard.claim(session, "order-1", action="pay"):
+            pytest.fail("the block must not run")
+    engine.dispose()
+
+    assert postgresql.requests() == []
+
+
+def claim_after_a_statement(session, guard):
+    session.execute(text("SELECT 1"))
+    return guard.execute(session, "order-1", pay, "order-1", action="pay")
+
+
+def claim_in_a_savepoint(session, guard):
+    return guard.execute(session, "order-1", pay, "order-1", action="pay", savepoint=True)
+
+
+@pytest.mark.parametrize(
+    ("claim", "paths"),
+    [
+        (claim_after_a_statement, [("Claimed", False), ("Completed", True)]),
+        (claim_in_a_savepoint, [("Claimed", False), ("Completed", False)]),
+    ],
+)
+def test_the_plain_path_is_taken_where_a_half_does_not_fit(postgresql, guard, told, claim, paths):
+    with postgresql.sessions() as session, session.begin():
+        first = claim(session, guard)
+
+    assert told == paths
+    assert first.is_replay is False
+    with postgresql.sessions() as session, session.begin():
+        assert guard.execute(session, "order-1", pay, "order-1", action="pay").result == first.result
+
+
+def test_two_phase_sessions_take_the_plain_path(postgresql, guard, told):
+    sessions = sessionmaker(postgresql.engine, twophase=True)
+    with sessions() as session:
+        guard.execute(session, "order-1", pay, "order-1", action="pay")
+        session.prepare()
+        session.commit()
+
+    assert told == [("Claimed", False), ("Completed", False)]
+    assert postgresql.requests() == [("order-1", "completed")]
+
+
+def test_a_session_in_somebody_elses_transaction_completes_at_once(postgresql, guard, told):
+    with postgresql.engine.connect() as connection, connection.begin():
+        with Session(connection) as session:
+            guard.execute(session, "order-1", pay, "order-1", action="pay")
+            session.commit()
+        stored = connection.scalar(text("SELECT status FROM execution_requests"))
+
+    assert told == [("Claimed", True), ("Completed", False)]
+    assert stored == "completed"
+
+
+def test_a_translated_schema_takes_the_plain_path(new_database, guard, told):
+    engine = create_engine(new_database())
+    with engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA tenant"))
+    within = create_engine(engine.url, connect_args={"options": "-csearch_path=tenant"})
+    Port("postgresql", "", within).create_tables()
+    within.dispose()
+    translated = engine.execution_options(schema_translate_map={None: "tenant"})
+    with Session(translated) as session, session.begin():
+        guard.execute(session, "order-1", pay, "order-1", action="pay")
+    with engine.connect() as connection:
+        found = list(connection.scalars(text("SELECT status FROM tenant.execution_requests")))
+    engine.dispose()
+
+    assert told == [("Claimed", False), ("Completed", False)]
+    assert found == ["completed"]
+
+
+@pytest.mark.parametrize("port", ["sqlite", "asyncpg"], indirect=True)
+def test_other_drivers_take_the_plain_path(port, guard, told):
+    deliver(port, "order-1", guard)
+
+    assert told == [("Claimed", False), ("Completed", False)]
+    assert port.requests() == [("order-1", "completed")]
+
+
+# What is prepared
+
+
+def test_statements_are_prepared_once_for_a_connection(one, guard, told):
+    for number in range(5):
+        deliver(one, f"order-{number}", guard)
+
+    assert len(names_on_the_server(one)) == 2
+    assert told == PIPELINED * 5
+
+
+def test_two_tables_share_a_connection(one, postgresql, guard):
+    from sqlalchemy.orm import DeclarativeBase
+
+    class Other(DeclarativeBase):
+        pass
+
+    model = make_model(Other, tablename="other_requests")
+    Other.metadata.create_all(postgresql.engine)
+    other = ExecutionGuard(model=model, pipeline="auto")
+    for number in range(2):
+        deliver(one, f"order-{number}", guard)
+        deliver(one, f"order-{number}", other)
+    with one.sessions() as session:
+        counted = session.scalar(text("SELECT count(*) FROM other_requests WHERE status = 'completed'"))
+    Other.metadata.drop_all(postgresql.engine)
+
+    assert counted == 2
+    assert len(names_on_the_server(one)) == 4
+
+
+def test_nothing_is_prepared_where_psycopg_shall_not(postgresql, guard, told):
+    engine = create_engine(postgresql.url, pool_size=1, max_overflow=0, connect_args={"prepare_threshold": None})
+    port = Port("postgresql", postgresql.url, engine)
+    for number in range(3):
+        deliver(port, f"order-{number}", guard)
+    found = names_on_the_server(port)
+    engine.dispose()
+
+    assert found == []
+    assert told == PIPELINED * 3
+
+
+def test_a_rollback_after_which_psycopg_deallocates_everything(one, guard, told):
+    """psycopg sends DEALLOCATE ALL after a rollback, but only if it has prepared something itself."""
+    deliver(one, "order-1", guard)
+    let_psycopg_prepare(one)
+    with one.sessions() as session:
+        pay(session, "rolled back")
+        session.rollback()
+    assert names_on_the_server(one) == []
+
+    deliver(one, "order-2", guard)
+
+    assert told == PIPELINED * 2
+    assert len(names_on_the_server(one)) == 2
+
+
+def test_a_savepoint_that_is_rolled_back_after_complete(one, guard, told):
+    """The tag of ROLLBACK TO SAVEPOINT is ROLLBACK: psycopg deallocates everything in the middle of the transaction."""
+    let_psycopg_prepare(one)
+    with one.sessions() as session, session.begin():
+        with guard.claim(session, "order-1", action="pay") as execution:
+            execution.complete(pay(session, "order-1"))
+        savepoint = session.begin_nested()
+        pay(session, "rolled back")
+        savepoint.rollback()
+        pay(session, "kept")
+
+    assert told == PIPELINED
+    assert one.requests() == [("order-1", "completed")]
+    assert [one.payments(name) for name in ("order-1", "rolled back", "kept")] == [1, 0, 1]
+
+
+def test_somebody_elses_deallocate_all_costs_a_detour(one, guard, told):
+    deliver(one, "order-1", guard)
+    with one.sessions() as session:
+        session.execute(text("DEALLOCATE ALL"))
+    deliver(one, "order-2", guard)
+    deliver(one, "order-3", guard)
+
+    assert told == [*PIPELINED, ("Claimed", False), ("Completed", True), *PIPELINED]
+    assert one.requests() == [(f"order-{number}", "completed") for number in (1, 2, 3)]
+
+
+# Between the two batches
+
+
+def test_whoever_looks_before_the_commit_sees_the_receipt(postgresql, guard):
+    with postgresql.sessions() as session, session.begin():
+        first = guard.execute(session, "order-1", pay, "order-1", action="pay")
+        receipt = guard.get(session, "order-1")
+        again = guard.execute(session, "order-1", pay, "order-1", action="pay")
+
+    assert receipt.result == again.result == first.result
+    assert again.is_replay
+    assert postgresql.payments("order-1") == 1
+
+
+def test_several_claims_of_one_transaction(postgresql, guard):
+    with postgresql.sessions() as session, session.begin():
+        with guard.claim(session, "outer", action="pay") as outer:
+            with guard.claim(session, "inner", action="pay") as inner:
+                inner.complete(pay(session, "inner"))
+            outer.complete(pay(session, "outer"))
+        with guard.claim_many(session, {"a": 1, "b": 2}, action="pay") as batch:
+            for execution in batch.new:
+                execution.complete(1)
+
+    assert postgresql.requests() == [(name, "completed") for name in ("a", "b", "inner", "outer")]
+
+
+def test_a_rollback_forgets_the_completion(one, guard):
+    with one.sessions() as session:
+        guard.execute(session, "order-1", pay, "order-1", action="pay")
+        session.rollback()
+        pay(session, "other")
+        session.commit()
+    with one.sessions() as session, session.begin():
+        pay(session, "another")
+
+    assert one.requests() == []
+    assert [one.payments(name) for name in ("order-1", "other", "another")] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("commit", ["connection", "driver"])
+def test_a_commit_past_the_session_takes_the_completion_along(postgresql, guard, commit):
+    with postgresql.sessions() as session:
+        guard.execute(session, "order-1", pay, "order-1", action="pay")
+        connection = session.connection()
+        (connection if commit == "connection" else connection.connection.driver_connection).commit()
+        session.close()
+
+    assert postgresql.requests() == [("order-1", "completed")]
+    with postgresql.sessions() as session, session.begin():
+        assert guard.execute(session, "order-1", pay, "order-1", action="pay").is_replay
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_commit_as_text_after_the_block_is_told_and_never_executed_again(postgresql, guard, goes_on):
+    with postgresql.sessions() as session:
+        guard.execute(session, "order-1", pay, "order-1", action="pay")
+        session.execute(text("COMMIT"))
+        if goes_on:
+            pay(session, "after it")
+        with pytest.raises(ClaimLostError):
+            session.commit()
+        session.rollback()
+
+    assert postgresql.requests() == [("order-1", "claimed")]
+    assert postgresql.payments("after it") == 0
+    with pytest.raises(ExecutionInDoubtError), postgresql.sessions() as session, session.begin():
+        guard.execute(session, "order-1", pay, "order-1", action="pay")
+
+
+def test_a_claim_that_went_away_is_found_at_the_commit(postgresql, guard):
+    with postgresql.sessions() as session:
+        session.execute(text("SAVEPOINT mine"))
+        guard.execute(session, "order-1", pay, "order-1", action="pay")
+        session.execute(text("ROLLBACK TO SAVEPOINT mine"))
+        pay(session, "after it")
+        with pytest.raises(ClaimLostError):
+            session.commit()
+    with postgresql.engine.connect() as connection:  # the pool got a clean connection back
+        assert connection.scalar(text("SELECT 1")) == 1
+
+    assert postgresql.requests() == []
+    assert postgresql.payments("after it") == 0
+
+
+def test_a_claim_that_went_away_is_found_by_the_next_one(postgresql, guard):
+    with postgresql.sessions() as session:
+        session.execute(text("SAVEPOINT mine"))
+        guard.execute(session, "order-1", pay, "order-1", action="pay")
+        session.execute(text("ROLLBACK TO SAVEPOINT mine"))
+        with pytest.raises(ClaimLostError):
+            guard.execute(session, "order-2", pay, "order-2", action="pay")
+        with pytest.raises(ClaimLostError):
+            session.commit()
+
+    assert postgresql.requests() == []
+
+
+def test_a_flush_that_fails_in_the_commit(postgresql, guard):
+    with postgresql.sessions() as session:
+        guard.execute(session, "order-1", pay, "order-1", action="pay")
+        session.add(Payment(reference=None, amount=1))
+        with pytest.raises(IntegrityError):
+            session.commit()
+        session.rollback()
+        pay(session, "other")
+        session.commit()
+
+    assert postgresql.requests() == []
+    assert [postgresql.payments(name) for name in ("order-1", "other")] == [0, 1]
+
+
+def test_listeners_of_others_may_still_write_in_the_commit(one, guard):
+    @event.listens_for(one.engine, "commit")
+    def audit(connection):
+        connection.execute(Payment.__table__.insert(), {"reference": "audit", "amount": 1})
+
+    guard_result = deliver(one, "order-1", guard)
+
+    assert one.requests() == [("order-1", "completed")]
+    assert guard_result.is_replay is False
+    assert one.payments("audit") > 0
+
+
+def test_a_task_that_is_cancelled_between_the_batches(postgresql, async_url):
+    guard = AsyncExecutionGuard(pipeline="auto")
+
+    async def main():
+        written, engine = asyncio.Event(), create_async_engine(async_url, pool_size=1, max_overflow=0)
+
+        async def execute():
+            async with AsyncSession(engine) as session, session.begin():
+                async with guard.claim(session, "order-1", action="pay") as execution:
+                    execution.complete(await session.run_sync(pay, "order-1"))
+                written.set()
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(execute())
+        await written.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async with AsyncSession(engine) as session, session.begin():
+            await session.run_sync(pay, "other")
+        await engine.dispose()
+
+    asyncio.run(main())
+
+    assert postgresql.requests() == []
+    assert [postgresql.payments(name) for name in ("order-1", "other")] == [0, 1]
+
+
+# Errors are the driver's own, in SQLAlchemy's clothes
+
+
+def test_a_missing_table_is_told_as_on_the_plain_path(new_database, guard):
+    engine = create_engine(new_database())
+    with Session(engine) as session:
+        with pytest.raises(ProgrammingError) as caught, guard.claim(session, "order-1", action="pay"):
+            pytest.fail("the block must not run")
+        session.rollback()
+        assert session.scalar(text("SELECT 1")) == 1
+    engine.dispose()
+
+    assert caught.value.orig.sqlstate == "42P01"
+
+
+@contextmanager
+def deferred_foreign_key(port):
+    with port.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE parents (id bigint PRIMARY KEY)"))
+        connection.execute(
+            text("CREATE TABLE children (parent bigint REFERENCES parents DEFERRABLE INITIALLY DEFERRED)")
+        )
+    try:
+        yield
+    finally:
+        with port.engine.begin() as connection:
+            connection.execute(text("DROP TABLE children, parents"))
+
+
+def test_a_commit_that_the_database_refuses_stores_nothing(one, guard):
+    with deferred_foreign_key(one):
+        with pytest.raises(IntegrityError) as caught, one.sessions() as session, session.begin():
+            with guard.claim(session, "order-1", action="pay") as execution:
+                session.execute(text("INSERT INTO children VALUES (7)"))
+                execution.complete(pay(session, "order-1"))
+
+        assert caught.value.orig.sqlstate == "23503"
+        assert one.requests() == []
+        deliver(one, "order-1", guard)  # the one connection is usable
+
+    assert one.requests() == [("order-1", "completed")]
+
+
+def test_a_serialization_failure_reaches_the_caller(postgresql, guard):
+    engine = create_engine(postgresql.url, isolation_level="SERIALIZABLE")
+    count = text("SELECT count(*) FROM payments")
+    with Session(engine) as first, Session(engine) as second:
+        for session, name in ((first, "a"), (second, "b")):
+            with guard.claim(session, name, action="pay") as execution:
+                session.scalar(count)
+                execution.complete(pay(session, name))
+        first.commit()
+        with pytest.raises(OperationalError) as caught:
+            second.commit()
+    engine.dispose()
+
+    assert caught.value.orig.sqlstate == "40001"
+    assert postgresql.requests() == [("a", "completed")]
+
+
+@pytest.mark.parametrize("where", ["before the claim", "before the commit"])
+def test_a_connection_that_is_gone_is_told_and_replaced(one, postgresql, guard, where):
+    def kill(session):
+        driver = session.connection().connection.driver_connection
+        with postgresql.engine.connect() as other:
+            other.execute(text("SELECT pg_terminate_backend(:pid, 10000)"), {"pid": driver.info.backend_pid})
+
+    with one.sessions() as session:
+        with pytest.raises(DBAPIError) as caught:
+            if where == "before the claim":
+                kill(session)
+            guard.execute(session, "order-1", pay, "order-1", action="pay")
+            kill(session)
+            session.commit()
+        session.rollback()
+    assert caught.value.connection_invalidated
+
+    assert deliver(one, "order-1", guard).is_replay is False
+    assert postgresql.requests() == [("order-1", "completed")]
+
+
+def test_nothing_of_a_transaction_is_kept_with_the_connection(one, guard):
+    """The connection goes back to the pool and may live for hours; sessions must not live with it."""
+
+    def once(name, end):
+        with one.sessions() as session:
+            guard.execute(session, name, pay, name, action="pay")
+            getattr(session, end)()
+        return ref(session)
+
+    once("warm-up", "commit")
+    gc.collect()
+    gc.disable()
+    try:
+        assert [once("order-1", "commit")(), once("order-2", "rollback")()] == [None, None]
+    finally:
+        gc.enable()
