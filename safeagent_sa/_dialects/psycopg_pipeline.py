@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import ref
@@ -118,7 +119,7 @@ class Pipeline:
         """End the transaction of a `begin` that has failed, and prepare anew: the statements may be what was missing."""
         self._prepared.clear()
         driver = self._driver
-        if not driver.closed:
+        with suppress(psycopg.Error):  # of a connection that is gone; whoever uses it next is told by SQLAlchemy
             rolled_back = driver.rollback()
             if self._is_async:
                 await_only(rolled_back)

@@ -6,14 +6,21 @@ from contextlib import contextmanager
 from weakref import ref
 
 import pytest
-from sqlalchemy import create_engine, event, make_url, text
+from sqlalchemy import Text, TypeDecorator, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from support.app import Payment, Port, deliver, pay
 from support.wire import MessageProxy
 
-from safeagent_sa import AutocommitError, ClaimLostError, ExecutionGuard, ExecutionInDoubtError, make_model
+from safeagent_sa import (
+    AutocommitError,
+    ClaimLostError,
+    ExecutionGuard,
+    ExecutionInDoubtError,
+    ExecutionRequestMixin,
+    make_model,
+)
 from safeagent_sa.aio import AsyncExecutionGuard
 from safeagent_sa.events import Claimed, Completed, Replayed
 
@@ -218,6 +225,38 @@ def test_a_translated_schema_takes_the_plain_path(new_database, guard, told):
     assert found == ["completed"]
 
 
+class Sealed(TypeDecorator):
+    """Stands for a type that encrypts: what is stored is not what is given."""
+
+    impl, cache_ok = Text, True
+
+    def process_bind_param(self, value, dialect):
+        return None if value is None else value[::-1]
+
+    process_result_value = process_bind_param
+
+
+@pytest.mark.parametrize("pipeline", ["off", "auto"])
+def test_columns_of_another_type_go_through_sqlalchemy(postgresql, pipeline):
+    class Base(DeclarativeBase):
+        pass
+
+    class SealedRequest(ExecutionRequestMixin, Base):
+        __tablename__ = "sealed_requests"
+        result: Mapped[str | None] = mapped_column(Sealed())
+
+    Base.metadata.create_all(postgresql.engine)
+    guard = ExecutionGuard(model=SealedRequest, pipeline=pipeline)
+    first, again = deliver(postgresql, "order-1", guard), deliver(postgresql, "order-1", guard)
+    with postgresql.sessions() as session:
+        stored = session.scalar(text("SELECT result FROM sealed_requests"))
+    Base.metadata.drop_all(postgresql.engine)
+
+    assert stored.startswith("}")
+    assert again.is_replay
+    assert again.result == first.result
+
+
 @pytest.mark.parametrize("port", ["sqlite", "asyncpg"], indirect=True)
 def test_other_drivers_take_the_plain_path(port, guard, told):
     deliver(port, "order-1", guard)
@@ -238,8 +277,6 @@ def test_statements_are_prepared_once_for_a_connection(one, guard, told):
 
 
 def test_two_tables_share_a_connection(one, postgresql, guard):
-    from sqlalchemy.orm import DeclarativeBase
-
     class Other(DeclarativeBase):
         pass
 
