@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, event, text
+from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -69,20 +69,18 @@ class Boundary:
 class Watch:
     """Sees every boundary of the deliveries on an engine, and strikes at one of them."""
 
-    def __init__(self, engine: Engine, requests: Table, terminate: Callable[[Connection], None]) -> None:
+    def __init__(self, engine: Engine, terminate: Callable[[Connection], None]) -> None:
         self._engine = engine
-        self._requests = requests
         self._terminate = terminate
         self._target: tuple[int, Fault] | None = None
         self._is_armed = False
         self.seen: list[Boundary] = []
-        self.claims: set[tuple[str, str, str, str]] = set()
         self.struck: Boundary | None = None
 
     @contextmanager
     def delivery(self, number: int = 0, fault: Fault | None = None) -> Iterator[None]:
         """Count the boundaries of one delivery from 1; strike at one of them, where one is named."""
-        self.seen, self.claims, self.struck = [], set(), None
+        self.seen, self.struck = [], None
         self._target = None if fault is None else (number, fault)
         self._is_armed = True
         try:
@@ -112,19 +110,8 @@ class Watch:
             if effects is not None:
                 effects._hook = None  # noqa: SLF001
 
-    def _before_statement(
-        self, connection: Connection, _cursor: Any, statement: str, _parameters: Any, context: Any, _many: Any
-    ) -> None:
-        if self._is_armed and getattr(context, "isinsert", False):
-            self._note_claim(context)
+    def _before_statement(self, connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
         self._reach("statement", " ".join(statement.split()), connection)
-
-    def _note_claim(self, context: Any) -> None:
-        if getattr(context.compiled.statement, "table", None) is not None:
-            table = context.compiled.statement.table
-            given = context.compiled_parameters[0] if context.compiled_parameters else {}
-            if table.fullname == self._requests.fullname and {"request_id", "fingerprint"} <= given.keys():
-                self.claims.add((given["scope"], given["request_id"], given["action"], given["fingerprint"]))
 
     def _after_statement(self, connection: Connection, *_: Any) -> None:
         self._leave("statement", connection)

@@ -86,6 +86,13 @@ class Database:
                     connection.execute(insert(table), contents[table.fullname])
             connection.commit()
 
+    def claims(self) -> set[tuple[str, str, str, str]]:
+        """Return (scope, request_id, action, fingerprint) of the guard's rows."""
+        columns = self.requests.c
+        query = select(columns.scope, columns.request_id, columns.action, columns.fingerprint)
+        with self.quiet.connect() as connection:
+            return {tuple(row) for row in connection.execute(query)}
+
     def completed(self) -> Counter[tuple[str, str]]:
         """Return the statuses of the guard's rows by (scope, request_id)."""
         return self._statuses("completed")

@@ -94,7 +94,7 @@ class _Explorer:
         self._options, self._effects = options, options.effects
         self._engine, self._do = self._handler.engine, self._handler.do
         self._database: Database = self._do(lambda: Database.of(self._engine, options.model, options.ignored))
-        self._watch = Watch(self._engine, self._database.requests, terminate_backend(self._database.quiet))
+        self._watch = Watch(self._engine, terminate_backend(self._database.quiet))
         self._has_server = self._engine.dialect.name != "sqlite"
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ class _Explorer:
         self._before: Contents = self._do(self._database.read)
         with self._handler.listened() as sessions, self._watch.listening(sessions, self._effects):
             clean = self._undisturbed()
-            self._claims_once = self._watch.claims
+            self._claims_once = self._do(self._database.claims)
             first = self._do(self._database.read)
             self._completed_once = self._do(self._database.completed)
             self._fired_once = None if self._effects is None else self._effects.fired
@@ -136,18 +136,13 @@ class _Explorer:
     def _try(self, boundary: Boundary, fault: Fault) -> Trial:
         violations: list[str] = []
         answers: list[Any] = []
-        claims = set()
         deliveries = [self._hit(boundary, fault, answers)]
-        claims |= self._watch.claims
         violations += self._check_the_hit()
-        for at_once in (self._options.at_once, 1):
-            deliveries.append(self._deliver_again(answers, violations, at_once))
-            claims |= self._watch.claims
+        deliveries += [self._deliver_again(answers, violations, at_once) for at_once in (self._options.at_once, 1)]
         violations += self._check_once(answers)
-        told_by_payload = {(scope, action, fingerprint) for scope, _, action, fingerprint in self._claims_once}
-        anew = [each for each in claims - self._claims_once if (each[0], *each[2:]) in told_by_payload]
-        if anew:
-            violations.insert(0, different_ids(sorted({each[1] for each in [*anew, *self._claims_once]})))
+        claimed_anew = self._claimed_anew()
+        if claimed_anew:
+            violations.insert(0, different_ids(claimed_anew))
         return Trial(boundary, fault, tuple(deliveries), tuple(dict.fromkeys(violations)))
 
     def _hit(self, boundary: Boundary, fault: Fault, answers: list[Any]) -> Delivery:
@@ -230,6 +225,13 @@ class _Explorer:
                     "provider an idempotency key that is the same on every attempt"
                 )
         return told
+
+    def _claimed_anew(self) -> list[str]:
+        """Return the request_ids of what was claimed under another one than by the undisturbed delivery."""
+        once = self._claims_once
+        payloads = {(scope, action, fingerprint) for scope, _, action, fingerprint in once}
+        anew = {each for each in self._do(self._database.claims) - once if (each[0], *each[2:]) in payloads}
+        return sorted({request_id for _, request_id, *_ in anew | once}) if anew else []
 
     def _put_back(self) -> None:
         if self._options.reset is None:

@@ -222,6 +222,18 @@ def test_wrong_handlers_are_found(sessions, effects, handler, match):
     assert caught.value.report.to_svg().startswith("<svg")
 
 
+def test_it_sees_claims_that_travel_with_begin(postgresql, effects, monkeypatch):
+    """Those are no statements of the engine's; what they have left is seen all the same."""
+    monkeypatch.setitem(globals(), "guard", ExecutionGuard(pipeline="auto"))
+    seed(postgresql.sessions)
+    report = explore_faults(lambda: claims(postgresql.sessions, effects), postgresql.sessions, effects=effects)
+    assert report.violations == []
+    assert [boundary.kind for boundary in report.boundaries] == ["flush", "statement", "commit"]
+    for handler in (key_made_fresh, swallowed_error, commit_in_the_middle):
+        with pytest.raises(Violation, match=WRONG[handler]):
+            explore_faults(lambda h=handler: h(postgresql.sessions, effects), postgresql.sessions, effects=effects)
+
+
 # --- the same over async drivers
 
 
