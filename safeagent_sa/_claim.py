@@ -3,7 +3,7 @@
     claim()    INSERT … ON CONFLICT DO NOTHING          inserted: the execution is ours
                and SELECT where it inserts nothing      found: replay, or the named error that its status asks for
                SELECT, with a newer snapshot            found: the same; it was committed a moment ago
-               wait (or not), INSERT and SELECT again   somebody else holds it
+               wait (or not), and the same again        somebody else holds it
     settle()   UPDATE … WHERE token and transaction are ours        exactly one row, or the claim is lost
 
 INSERT first: a SELECT first would take a predicate lock on a page where the row is not, which under SERIALIZABLE makes
@@ -194,11 +194,13 @@ def _insert_or_find(
     if found is None and wait_timeout == 0:
         found = dialect.find(connection, row.scope, row.request_id)
     elif found is None:  # whoever may wait need not look before: the lock of one who has ended is free
-        began = time.monotonic()
-        found = dialect.insert_waiting(connection, row, wait_timeout)
-        waited = time.monotonic() - began
+        began, has_time = time.monotonic(), True
+        while found is None and has_time:
+            has_time = dialect.wait(connection, row, None if wait_timeout is None else wait_timeout - waited)
+            # Look without the lock first, so that a caller who has lost never holds up others who are about to wait.
+            found = dialect.find(connection, row.scope, row.request_id) or dialect.insert_or_find(connection, row)
+            waited = time.monotonic() - began
         audience.tell("Waited", seconds=waited)
-        found = found or dialect.find(connection, row.scope, row.request_id)
     if found is None:
         audience.tell("InProgress")
         raise in_progress(Key(row.scope, row.request_id), waited)

@@ -116,9 +116,13 @@ class Dialect(ABC):
     def send_waiting(self, connection: Connection) -> None:  # noqa: B027 - nothing waits where nothing can
         """Complete now what was to be completed with the COMMIT."""
 
-    @abstractmethod
-    def insert_waiting(self, connection: Connection, claim: NewClaim, timeout: float | None) -> Inserted | None:
-        """Wait until the holder has ended, at most `timeout` seconds, then do as `insert` does."""
+    def wait(self, connection: Connection, claim: NewClaim, timeout: float | None) -> bool:
+        """Wait until nobody holds the request, at most `timeout` seconds.
+
+        Returns:
+            Whether there is time left to wait again, should somebody else have been faster.
+        """
+        return False
 
     @abstractmethod
     def complete(self, connection: Connection, claim: NewClaim, proof: str, result: str) -> int:

@@ -28,6 +28,7 @@ from sqlalchemy import (
     insert,
     literal_column,
     select,
+    text,
     union_all,
     update,
 )
@@ -113,7 +114,7 @@ class Statements:
     Attributes:
         insert: Claim one row if its lock is free.
         insert_or_find: The same; where it inserts nothing, read the row that is there.
-        insert_waiting: Claim one row once its lock is free.
+        prepare_wait: Name the lock to WAIT for, and limit the wait; the first value is the limit in milliseconds, or 0.
         complete: Store one result.
         complete_or_fail: The same; raise LOST where there is no row.
         insert_many: Claim many rows, those whose lock is free.
@@ -162,11 +163,7 @@ class Statements:
         row = row.where(select_one.whereclause, ~exists(select(literal_column("1")).select_from(inserted)))
         nothing: list[Any] = [literal_column("NULL") for _ in select_one.selected_columns]
         self.insert_or_find = union_all(row, select(inserted.c.proof, inserted.c.durability, *nothing))
-        # OFFSET 0 keeps the planner from dropping a sub-select whose only work is to set the time or to take the lock; the
-        # inner one is evaluated first. The caller's own setting is kept beside ours, for the end of the wait.
-        limit = select(*_limits(bindparam("milliseconds", type_=BigInteger))).offset(literal_column("0")).subquery()
-        lock = select(func.pg_advisory_xact_lock(lock_key).label("taken")).where(limit.c.limited.is_not(None))
-        self.insert_waiting = claim(select(*values).select_from(lock.offset(literal_column("0")).subquery()))
+        self.prepare_wait = select(*_limits(bindparam("milliseconds", type_=BigInteger)), _kept("lock_key", lock_key))
         self.complete = complete(*owned, result=bindparam("new_result"))
         # The same, to be sent with a COMMIT behind it: nobody looks at a row count in between, so no row is an error.
         done = self.complete.returning(literal_column("1")).cte("done")
@@ -192,18 +189,40 @@ class Statements:
         )
 
 
+WAIT = text("""
+DO $safeagent_sa$
+BEGIN
+  PERFORM pg_advisory_xact_lock(current_setting('safeagent_sa.lock_key')::bigint);
+  RAISE SQLSTATE 'SA000';
+EXCEPTION WHEN SQLSTATE 'SA000' OR lock_not_available THEN
+  PERFORM set_config('lock_timeout', current_setting('safeagent_sa.lock_timeout'), true);
+END
+$safeagent_sa$
+""")
+"""Wait for the lock that `prepare_wait` has named, and give it back at once.
+
+The error ends the block's subtransaction and the lock with it (manual, section 43.6.8), so that a waiter hands the lock on
+inside the server: of many who wait for one request, none waits for another one's client. A time-out costs no more than that.
+"""
+
+
 def _limits(milliseconds: Any) -> tuple[Any, ...]:
     """Return what limits the wait for a lock: at most so many milliseconds, and less than the session's statement_timeout.
 
-    That one's clock runs already, so the lock's must be a little shorter to be the first.
+    That one's clock runs already, so the lock's must be a little shorter to be the first. The caller's own setting is kept
+    beside ours, for the end of the wait.
     """
     statement_timeout: Any = literal_column("extract(epoch FROM current_setting('statement_timeout')::interval) * 900")
     limit = func.least(
         cast(milliseconds, BigInteger), func.nullif(cast(statement_timeout, BigInteger), literal_column("0"))
     )
     shown = cast(func.greatest(func.coalesce(limit, literal_column("0")), literal_column("0")), Text)
-    kept = func.set_config("safeagent_sa.lock_timeout", func.current_setting("lock_timeout"), True)
-    return kept.label("kept"), func.set_config("lock_timeout", shown, True).label("limited")
+    kept = _kept("lock_timeout", func.current_setting("lock_timeout"))
+    return cast(shown, BigInteger), kept, func.set_config("lock_timeout", shown, True)
+
+
+def _kept(name: str, value: Any) -> Any:
+    return func.set_config(f"safeagent_sa.{name}", cast(value, Text), True)
 
 
 def _plain(type_: Any) -> Any:

@@ -2,7 +2,7 @@
 
 The lock is taken in the INSERT itself (`pg_try_advisory_xact_lock`), which therefore never blocks: a caller who does not
 get it inserts no row, and the look-up in the same statement tells him whether there is a receipt (a replay never queues).
-Waiting happens in a savepoint, so that a time-out does not cost the caller his transaction (55P03 would abort it).
+Waiting happens in a subtransaction on the server, so that a time-out (55P03) does not cost the caller his transaction.
 
 A statement has one snapshot, taken before it waits or fails to insert (manual, section 13.2.1): where it shows no row, the
 holder may have committed since. So "no row" never means "nobody": it asks for another statement.
@@ -11,6 +11,7 @@ holder may have committed since. So "no row" never means "nobody": it asks for a
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -21,20 +22,16 @@ from sqlalchemy.exc import DBAPIError
 from ..errors import AutocommitError, ReadOnlyTransactionError
 from ._base import Inserted, NewClaim, NewClaims, StoredRequest, by_request_id
 from ._pipelined import LOSABLE, Pipelined, inserted_or_found, key_of
+from ._postgresql_sql import WAIT
 
 
 # SQLSTATEs (manual, appendix A)
-_LOCK_NOT_AVAILABLE = "55P03"
 _IN_FAILED_TRANSACTION = "25P02"
 _READ_ONLY_TRANSACTION = "25006"
 # serialization failure, deadlock (section 13.5 asks to run the whole transaction again); the server stops, has crashed,
 # or cannot accept connections yet
 _TRANSIENT = {"40001", "40P01", "57P01", "57P02", "57P03"}
 _CONNECTION_EXCEPTION = "08"
-
-_SAVEPOINT = "safeagent_sa_wait"
-
-_RESTORE_LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', current_setting('safeagent_sa.lock_timeout'), true)")
 
 # What PQtransactionStatus answers (manual, section 34.2), besides idle and unknown: with the latter the connection is
 # gone, and the transaction with it.
@@ -74,29 +71,17 @@ class PostgreSQL(Pipelined):
         row = self._find.run(connection, {"key_scope": scope, "key_request_id": request_id}).first()
         return None if row is None else StoredRequest._make(row)
 
-    def insert_waiting(self, connection: Connection, claim: NewClaim, timeout: float | None) -> Inserted | None:
-        """Wait for the lock, inside a savepoint that is gone when this returns.
+    def wait(self, connection: Connection, claim: NewClaim, timeout: float | None) -> bool:
+        """Wait for the lock, and give it back: whoever comes out of the wait claims as everybody does.
 
         The session's statement_timeout bounds the wait as well, but as a lock_timeout: its own error (57014) cannot be
-        told from somebody's cancel, which must not be swallowed.
+        told from somebody's cancel, which must not be swallowed. Nor is 40001 or 40P01.
         """
-        connection.execute(text(f"SAVEPOINT {_SAVEPOINT}"))
-        parameters = self._parameters(claim) | {"milliseconds": _milliseconds(timeout)}
-        try:
-            inserted = _inserted(connection.execute(self._sql.insert_waiting, parameters))
-        except DBAPIError as error:
-            if _sqlstate(error) != _LOCK_NOT_AVAILABLE:
-                # 40001, 40P01 and everything else is the caller's to see. The savepoint is not rolled back: above
-                # READ COMMITTED the transaction could go on from there without ever seeing the other execution.
-                raise
-            inserted = None
-        if inserted is None:
-            # Hands the lock to the next waiter at once instead of at the end of the caller's transaction.
-            connection.execute(text(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}"))
-        else:
-            connection.execute(_RESTORE_LOCK_TIMEOUT)  # RELEASE would carry ours into the caller's transaction
-        connection.execute(text(f"RELEASE SAVEPOINT {_SAVEPOINT}"))
-        return inserted
+        lock = {"lock_name": self._lock_name(claim.scope, claim.request_id), "milliseconds": _milliseconds(timeout)}
+        began = time.monotonic()
+        limit: int = connection.execute(self._sql.prepare_wait, lock).one()[0]
+        connection.execute(WAIT)
+        return limit == 0 or time.monotonic() - began < limit / 1000
 
     def complete(self, connection: Connection, claim: NewClaim, proof: str, result: str) -> int:
         """Update the row if token and transaction are the claim's own."""

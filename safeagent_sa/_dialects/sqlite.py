@@ -74,10 +74,6 @@ class SQLite(Dialect):
         # No proof but the token: SQLite has no transaction ids.
         return Inserted("", is_durable=True) if inserted else None
 
-    def insert_waiting(self, connection: Connection, claim: NewClaim, timeout: float | None) -> Inserted | None:
-        """Insert: the only writer has nobody to wait for (the wait was at BEGIN, as long as the busy timeout)."""
-        return self.insert(connection, claim)
-
     def complete(self, connection: Connection, claim: NewClaim, proof: str, result: str) -> int:
         """Update the row if the token is the claim's own; the token stands for the transaction too."""
         return connection.execute(self._complete, self._owner(claim) | {"new_result": result}).rowcount

@@ -213,7 +213,8 @@ def test_a_stored_result_is_never_overwritten(port):
         assert dialect.complete(connection, row, proof, "1") == 1
         assert dialect.complete(connection, row, proof, "2") == 0
         assert dialect.find(connection, "", "order-1").result == "1"
-        assert dialect.insert_waiting(connection, row, 1.0) is None  # nobody to wait for: it is our own row
+        dialect.wait(connection, row, 1.0)  # for nobody: it is our own row
+        assert dialect.insert_or_find(connection, row).result == "1"
         assert dialect.find(connection, "", "order-1").result == "1"
 
 

@@ -70,11 +70,6 @@ MUTANTS = {
         "    if found is None and wait_timeout == 0:\n        found = dialect.find(connection, row.scope, row.request_id)",
         "    if found is None and wait_timeout == 0:\n        pass",
     ),
-    "a waiter that inserted nothing does not look": (
-        CLAIM,
-        "found = found or dialect.find(connection, row.scope, row.request_id)",
-        "pass",
-    ),
     "a completion sent with the COMMIT accepts no row": (
         SQL,
         "else_=literal_column(f\"'{LOST}'\")",
@@ -146,22 +141,29 @@ MUTANTS = {
         "select(*given).select_from(new).where(free)",
         "select(*given).select_from(new)",
     ),
-    "40001 is swallowed while waiting": (
-        POSTGRESQL,
-        "if _sqlstate(error) != _LOCK_NOT_AVAILABLE:",
-        'if _sqlstate(error) not in (_LOCK_NOT_AVAILABLE, "40001"):',
+    "a deadlock is swallowed while waiting": (
+        SQL,
+        "WHEN SQLSTATE 'SA000' OR lock_not_available THEN",
+        "WHEN OTHERS THEN",
     ),
-    "a time-out aborts the transaction": (
-        POSTGRESQL,
-        'connection.execute(text(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}"))',
-        "pass",
+    "a time-out aborts the transaction": (SQL, "'SA000' OR lock_not_available THEN", "'SA000' THEN"),
+    "a waiter keeps the lock": (SQL, "  RAISE SQLSTATE 'SA000';\n", ""),
+    "a waiter that has lost takes the lock": (
+        CLAIM,
+        "dialect.find(connection, row.scope, row.request_id) or dialect.insert_or_find(connection, row)\n            waited",
+        "dialect.insert_or_find(connection, row)\n            waited",
     ),
-    "a loser keeps the lock": (
-        POSTGRESQL,
-        "            inserted = None\n        if inserted is None:\n            # Hands",
-        "            connection.execute(text(f'ROLLBACK TO SAVEPOINT {_SAVEPOINT}'))\n            inserted = None\n        if False:\n            # Hands",
+    "lock_timeout leaks": (SQL, "  PERFORM set_config('lock_timeout', current_setting", "  PERFORM (current_setting"),
+    "a waiter that was overtaken gives up": (
+        CLAIM,
+        "has_time = dialect.wait(",
+        "has_time = not dialect.wait(",
     ),
-    "lock_timeout leaks": (POSTGRESQL, "connection.execute(_RESTORE_LOCK_TIMEOUT)", "pass"),
+    "a waiter never gives up": (
+        POSTGRESQL,
+        "return limit == 0 or time.monotonic() - began < limit / 1000",
+        "return True",
+    ),
     "no lock: the INSERT waits": (
         SQL,
         "select(*values).where(func.pg_try_advisory_xact_lock(lock_key))",

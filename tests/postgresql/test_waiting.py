@@ -2,9 +2,10 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
 from support.app import deliver, pay
@@ -46,6 +47,19 @@ def somebody_waits(port):
     )
     with port.engine.connect() as connection:
         return connection.scalar(waiting) > 0
+
+
+def waiters(port):
+    query = "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
+    query += "WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()"
+    with port.engine.connect() as connection:
+        return connection.scalar(text(query))
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
 
 
 def roll_back_once_somebody_waits(port, holder):
@@ -206,6 +220,102 @@ def test_all_waiters_get_the_receipt_and_none_holds_up_the_next(postgresql, hold
     assert [caller.error for caller in callers] == [None] * 8
     assert all(caller.execution.is_replay for caller in callers)
     assert postgresql.payments("order-1") == 1
+
+
+def test_the_lock_is_handed_on_without_the_waiters_clients(postgresql, holder):
+    """A waiter whose client stalls on its way out of the wait holds up nobody."""
+    stalled, go_on = threading.Event(), threading.Event()
+    engine = create_engine(postgresql.url)
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def stall(_connection, _cursor, statement, *_):
+        if "pg_advisory_xact_lock" in statement:
+            stalled.set()
+            go_on.wait(60)
+
+    def call():
+        with sessionmaker(engine)() as session, session.begin():
+            with guard.claim(session, "order-1", action="pay", payload={"amount": 100}, wait_timeout=60) as execution:
+                assert execution.is_replay
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    Caller.is_waiting(_Watched(postgresql, thread))
+    other = Caller(postgresql, "order-1", wait_timeout=60)
+    wait_until(lambda: waiters(postgresql) == 2)
+    holder.commit()
+    assert stalled.wait(60)
+    other.join()
+    go_on.set()
+    thread.join()
+    engine.dispose()
+
+    assert other.error is None
+    assert other.execution.is_replay
+
+
+def test_one_of_many_waiters_executes_when_the_holder_rolls_back(postgresql, holder):
+    """They come out of the wait together, and those who were overtaken wait again."""
+    callers = [Caller(postgresql, "order-1", wait_timeout=60) for _ in range(6)]
+    wait_until(lambda: waiters(postgresql) == 6)
+    holder.rollback()
+    for caller in callers:
+        caller.join()
+
+    assert [caller.error for caller in callers] == [None] * 6
+    assert sorted(caller.execution.is_replay for caller in callers) == [False] + [True] * 5
+    assert postgresql.payments("order-1") == 1
+
+
+def test_a_waiter_that_was_overtaken_waits_again(postgresql, holder):
+    """Somebody else claims between the end of its wait and its own claim."""
+    overtaken, engine = [], create_engine(postgresql.url)
+    second = postgresql.sessions()
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def overtake(_connection, _cursor, statement, *_):
+        if "pg_advisory_xact_lock" in statement and not overtaken:
+            overtaken.append(guard.claim(second, "order-1", action="pay", payload={"amount": 100}))
+            overtaken[0].__enter__().complete({"payment": "of the second"})
+
+    def call():
+        with sessionmaker(engine)() as session, session.begin():
+            return guard.execute(
+                session, "order-1", pay, "order-1", action="pay", payload={"amount": 100}, wait_timeout=60
+            )
+
+    with ThreadPoolExecutor() as pool:
+        called = pool.submit(call)
+        wait_until(lambda: waiters(postgresql) == 1)
+        holder.rollback()
+        wait_until(lambda: overtaken and waiters(postgresql) == 1)
+        overtaken[0].__exit__(None, None, None)
+        second.commit()
+        execution = called.result(60)
+    second.close()
+    engine.dispose()
+
+    assert (execution.is_replay, execution.result) == (True, {"payment": "of the second"})
+
+
+def test_a_deadlock_between_waiters_is_not_swallowed(postgresql):
+    """Each waits for what the other has claimed: the server ends one of them, and the other one goes on."""
+
+    def claim_both(first, second):
+        with postgresql.sessions() as session, session.begin(), guard.claim(session, first, action="pay") as one:
+            barrier.wait(60)
+            with guard.claim(session, second, action="pay", wait_timeout=None) as other:
+                other.is_replay or other.complete()
+            one.complete()
+
+    barrier = threading.Barrier(2)
+    with ThreadPoolExecutor() as pool:
+        called = [pool.submit(claim_both, *ids) for ids in (("a", "b"), ("b", "a"))]
+        errors = [each.exception(60) for each in called]
+
+    (lost,) = [error for error in errors if error is not None]
+    assert lost.orig.sqlstate == "40P01"
+    assert postgresql.requests() == [("a", "completed"), ("b", "completed")]
 
 
 def test_a_waiter_that_lost_gives_the_lock_back_at_once(postgresql, holder):
