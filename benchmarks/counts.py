@@ -15,7 +15,7 @@ from .latency import PREPARED, everybody
 from .settings import Settings
 
 
-COUNTED, COUNTED_SLOW = 200, 20
+COUNTED, COUNTED_SLOW = 60, 20
 FLUSHED, FLUSHED_SLOW = 1, 10
 """Transactions after a pause, which make the server processes report; one for each connection."""
 REPORTED = 1.1

@@ -35,6 +35,7 @@ def run(url: sa.URL, settings: Settings) -> dict[str, Any]:
         stack.callback(engine.dispose)
         pool = stack.enter_context(ThreadPoolExecutor(CALLERS))
         callers: dict[str, Caller] = {"raw": stack.enter_context(_raw(url))}
+        callers["pk-select"] = _reader(engine)  # what the sessions alone cost: they share one interpreter
         for name, options in GUARDS.items():
             callers[name] = partial(_guarded, engine, ExecutionGuard(**options))
         turns = {name: partial(_at_once, pool, caller) for name, caller in callers.items()}
@@ -61,6 +62,20 @@ def _at_once(pool: ThreadPoolExecutor, caller: Caller) -> float:
     replays = sum(is_replay for is_replay, _ in answers)
     assert replays == CALLERS - 1, f"{CALLERS - replays} of {CALLERS} callers have executed"
     return max(ended for _, ended in answers) - began[0]
+
+
+def _reader(engine: sa.Engine) -> Caller:
+    with Session(engine) as session, session.begin():
+        session.add(payment := Payment(**PAYLOAD))
+        session.flush()
+        payment_id = payment.id
+
+    def call(number: int, _request_id: str) -> bool:
+        with Session(engine) as session, session.begin():
+            session.get_one(Payment, payment_id)
+        return number > 0
+
+    return call
 
 
 def _guarded(engine: sa.Engine, guard: ExecutionGuard, _number: int, request_id: str) -> bool:

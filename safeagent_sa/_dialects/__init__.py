@@ -9,8 +9,6 @@ from sqlalchemy.exc import DBAPIError
 
 from ..errors import UnsupportedDialectError
 from ._base import Begun, Dialect, Inserted, NewClaim, NewClaims, StoredRequest
-from .postgresql import PostgreSQL
-from .sqlite import SQLite
 
 
 __all__ = [
@@ -25,27 +23,36 @@ __all__ = [
     "may_have_written",
 ]
 
-_DIALECTS: dict[str, type[Dialect]] = {"postgresql": PostgreSQL, "sqlite": SQLite}
+_KNOWN = ("postgresql", "sqlite")
+
+
+def _protocol(name: str) -> type[Dialect]:
+    # Imported for those who have such a database.
+    if name == "postgresql":
+        from .postgresql import PostgreSQL  # noqa: PLC0415
+
+        return PostgreSQL
+    from .sqlite import SQLite  # noqa: PLC0415
+
+    return SQLite
 
 
 # Bounded, so that programs which make tables in a loop (test suites) do not keep them all.
 @lru_cache(maxsize=64)
 def dialect_for(name: str, table: Table) -> Dialect:
     """Return the protocol for a database, or raise UnsupportedDialectError."""
-    try:
-        return _DIALECTS[name](table)
-    except KeyError:
-        known = ", ".join(sorted(_DIALECTS))
-        message = f"the guard has no protocol for the database {name!r}; it works on {known}"
-        raise UnsupportedDialectError(message, dialect=name) from None
+    if name not in _KNOWN:
+        message = f"the guard has no protocol for the database {name!r}; it works on {', '.join(_KNOWN)}"
+        raise UnsupportedDialectError(message, dialect=name)
+    return _protocol(name)(table)
 
 
 def may_have_written(connection: Connection) -> bool:
     """Tell whether a connection's transaction has written, or could have where the database does not tell."""
-    known = _DIALECTS.get(connection.dialect.name)
-    return known is None or known.may_have_written(connection)
+    name = connection.dialect.name
+    return name not in _KNOWN or _protocol(name).may_have_written(connection)
 
 
 def is_transient(error: DBAPIError) -> bool:
     """Tell whether the database asks for the whole transaction to be run again."""
-    return any(dialect.is_transient(error) for dialect in _DIALECTS.values())
+    return any(_protocol(name).is_transient(error) for name in _KNOWN)
