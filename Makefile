@@ -57,7 +57,7 @@ roads: $(READY)  ## every way into an app's migrations, such as with ALEMBIC=1.1
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/migrations tests/cli/test_revision.py tests/docs/test_migrations.py tests/docs/test_adopt_safeagent.py $(ARGS)
 
 mutants: $(READY)  ## break the protocol on purpose, and see that the suite notices
-	$(BIN)/python tests/mutants/run.py
+	$(BIN)/python tests/mutants/run.py $(ARGS)
 
 clean:  ## remove everything that was made
 	rm -rf .venv* build dist *.egg-info .coverage* .*_cache .hypothesis

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from . import _batch, _claim, _outcome, _safety
+from . import _claim, _outcome, _safety
 from ._keys import validate_action, validate_key
 from ._results import PLAIN, ResultType
 from .execution import Batch, Execution, Receipt
@@ -69,6 +69,8 @@ def claim_many(
     settings: Settings, session: Session, payloads: Mapping[str, Any], *, action: str, scope: str | None
 ) -> Generator[Batch]:
     """Claim many requests for the block."""
+    from . import _batch  # noqa: PLC0415 - for those who claim many
+
     found = _batch.claim(session, settings.policy, settings.scope_or(scope), action, payloads)
     try:
         yield found.batch

@@ -252,6 +252,7 @@ def replay(
     except ExecutionInProgressError:
         audience.tell("InProgress")
         raise
+    _safety.note_replay(session)
     audience.tell("Replayed", is_pipelined=audience.has_begun)
     return Execution(
         *request.key,

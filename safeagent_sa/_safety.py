@@ -220,9 +220,15 @@ def abandon(claim: OpenClaim) -> None:
         _watch_connection(claim)
 
 
+def note_replay(session: Session) -> None:
+    """Note that the session's transaction is a guarded one, of which nothing is to be refused."""
+    _open_here.note(session, ref(_root_of(session)))
+
+
 def is_own(session: Session, token: uuid.UUID) -> bool:
     """Tell whether the session's transaction has an open claim with the token."""
-    return token in _watch_of(session).open_claims
+    current: _Watch | None = session.info.get(_INFO_KEY)
+    return current is not None and current.root() is session.get_transaction() and token in current.open_claims
 
 
 def not_completed(row: NewClaim, consequence: str) -> NotCompletedError:

@@ -46,7 +46,7 @@ class Pipelined(Dialect):
         if pipeline is None or not pipeline.is_idle:
             return None
         try:
-            row = pipeline.begin(self._texts, self._parameters(claim) | key_of(claim))
+            row = pipeline.begin(self._texts, self._parameters(claim))
         except connection.dialect.loaded_dbapi.Error:
             pipeline.give_up()
             return None
@@ -96,11 +96,6 @@ class Pipelined(Dialect):
     def _lock_name(self, scope: str, request_id: str) -> str:
         # The unit separator cannot be part of a key, so no two keys share a lock name.
         return f"{scope}\x1f{request_id}"
-
-
-def key_of(claim: NewClaim) -> dict[str, str]:
-    """Return the parameters of a look-up."""
-    return {"key_scope": claim.scope, "key_request_id": claim.request_id}
 
 
 def inserted_or_found(row: Any) -> Inserted | StoredRequest | None:

@@ -160,7 +160,8 @@ class Statements:
         # SERIALIZABLE the look would take a predicate lock.
         inserted = self.insert.cte("inserted")
         row = select(literal_column("NULL"), literal_column("NULL"), *select_one.selected_columns)
-        row = row.where(select_one.whereclause, ~exists(select(literal_column("1")).select_from(inserted)))
+        by_key = [columns[name] == bindparam(name, type_=columns[name].type) for name in ("scope", "request_id")]
+        row = row.where(*by_key, ~exists(select(literal_column("1")).select_from(inserted)))
         nothing: list[Any] = [literal_column("NULL") for _ in select_one.selected_columns]
         self.insert_or_find = union_all(row, select(inserted.c.proof, inserted.c.durability, *nothing))
         self.prepare_wait = select(*_limits(bindparam("milliseconds", type_=BigInteger)), _kept("lock_key", lock_key))

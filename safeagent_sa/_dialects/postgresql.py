@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ..errors import AutocommitError, ReadOnlyTransactionError
 from ._base import Inserted, NewClaim, NewClaims, StoredRequest, by_request_id
-from ._pipelined import LOSABLE, Pipelined, inserted_or_found, key_of
+from ._pipelined import LOSABLE, Pipelined, inserted_or_found
 from ._postgresql_sql import WAIT
 
 
@@ -62,9 +62,8 @@ class PostgreSQL(Pipelined):
 
     def insert_or_find(self, connection: Connection, claim: NewClaim) -> Inserted | StoredRequest | None:
         """Insert if the lock is free and the key is new, else read the row as this one statement's snapshot has it."""
-        parameters = self._parameters(claim) | key_of(claim)
         with _read_only_named():
-            return inserted_or_found(self._insert_or_find.run(connection, parameters).first())
+            return inserted_or_found(self._insert_or_find.run(connection, self._parameters(claim)).first())
 
     def find(self, connection: Connection, scope: str, request_id: str) -> StoredRequest | None:
         """Read the row in a statement of its own, hence with a snapshot of its own below REPEATABLE READ."""

@@ -1,5 +1,7 @@
 """Breaks the protocol on purpose, one way at a time, and shows that the suite notices each: `make mutants`.
 
+With words, only those mutants whose name or file has one of them: `make mutants ARGS="pipeline wait"`.
+
 Every mutant is one replacement in a copy of the package. A mutant that the suite does not catch is a promise without a
 test, and makes this script fail; so does a replacement that no longer fits the code.
 """
@@ -259,13 +261,17 @@ MUTANTS = {
 
 
 def main():
+    words = sys.argv[1:]
+    chosen = {
+        name: mutant for name, mutant in MUTANTS.items() if not words or any(word in name + mutant[0] for word in words)
+    }
     server = start()
     environment = os.environ | {"SAFEAGENT_TEST_DATABASE_URL": server.url.render_as_string(hide_password=False)}
     survivors = []
     try:
         if not passes(ROOT / "safeagent_sa", environment):
             sys.exit("the suite does not pass on the code as it is; mend that first")
-        for number, (name, (file, old, new)) in enumerate(MUTANTS.items(), 1):
+        for number, (name, (file, old, new)) in enumerate(chosen.items(), 1):
             with tempfile.TemporaryDirectory() as folder:
                 package = Path(folder) / "safeagent_sa"
                 shutil.copytree(ROOT / "safeagent_sa", package)
@@ -274,18 +280,33 @@ def main():
                     sys.exit(f"{name}: its text stands {source.count(old)} times in {file}; update the mutant")
                 (package / file).write_text(source.replace(old, new))
                 caught = not passes(package, environment)
-            print(f"{number:3}/{len(MUTANTS)} {'caught  ' if caught else 'SURVIVED'} {name}", flush=True)
+            print(f"{number:3}/{len(chosen)} {'caught  ' if caught else 'SURVIVED'} {name}", flush=True)
             if not caught:
                 survivors.append(name)
     finally:
         server.stop()
-    print(f"{len(MUTANTS) - len(survivors)} passed, {len(survivors)} failed")
+    print(f"{len(chosen) - len(survivors)} passed, {len(survivors)} failed")
     sys.exit(1 if survivors else 0)
 
 
 def passes(package, environment):
     # -P: the working directory, where the package as it is stands too, does not come first
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "--timeout=60", "-p", "no:cacheprovider", *SUITE]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-n",
+        "auto",
+        "--maxprocesses",
+        "4",
+        "--timeout=60",
+        "-p",
+        "no:cacheprovider",
+        *SUITE,
+    ]
     done = subprocess.run(
         command, cwd=ROOT, env=environment | {"PYTHONPATH": str(package.parent)}, capture_output=True, check=False
     )
