@@ -24,7 +24,7 @@ from weakref import WeakSet
 from sqlalchemy import Connection, Engine, Insert, insert
 from sqlalchemy.orm import Session
 
-from . import _other_writes, _outbox, _safety
+from . import _open_here, _other_writes, _outbox, _safety
 from ._dialects import Dialect, Inserted, NewClaim, StoredRequest, dialect_for
 from ._endings import Audience
 from ._fingerprint import Fingerprinter
@@ -37,6 +37,11 @@ from .models import ExecutionRequestMixin
 
 if TYPE_CHECKING:
     from .events import Listener
+
+
+# Each is one that somebody else was faster in, and then rolled back. More would be a row that this caller may not see, such
+# as under row-level security: nobody would be waited for, without end.
+_MAX_ROUNDS = 100
 
 
 @dataclass(frozen=True)
@@ -82,16 +87,26 @@ class Claim:
     open_claim: _safety.OpenClaim | None
 
 
+def reach(session: Session, policy: Policy) -> tuple[Connection, Dialect]:
+    """Return the session's connection for the table, on which everything is seen that the session has completed."""
+    # By mapper, so that sessions with several binds answer with the engine that the table is on; by a clause that
+    # writes, so that sessions which split reads from writes answer with the primary.
+    connection = session.connection(bind_arguments={"mapper": policy.model, "clause": policy.write})
+    dialect = dialect_for(connection.dialect.name, policy.model.__table__)  # type: ignore[attr-defined]
+    dialect.send_early(connection)
+    return connection, dialect
+
+
 def connect(session: Session, policy: Policy) -> tuple[Connection, Dialect]:
     """Return the session's connection for the table, inside a transaction that can keep the promise."""
-    connection, dialect = _connect(session, policy)
+    connection, dialect = reach(session, policy)
     dialect.ensure_transaction(connection)
     return connection, dialect
 
 
 def find(session: Session, policy: Policy, key: Key) -> StoredRequest | None:
     """Read the stored request, in whatever transaction the session has."""
-    connection, dialect = _connect(session, policy)
+    connection, dialect = reach(session, policy)
     return dialect.find(connection, *key)
 
 
@@ -137,7 +152,7 @@ def begin(open_claim: _safety.OpenClaim, policy: Policy, inserted: Inserted) -> 
 
 
 def settle(claim: Claim, policy: Policy) -> None:
-    """Store the result of a new execution and the effects that it leaves to a relay; do nothing for a replay.
+    """Store the result of a new execution, or leave it to the COMMIT, and its effects for a relay; a replay has neither.
 
     Raises:
         NotCompletedError: `complete()` was not called.
@@ -168,15 +183,6 @@ def abandon(claim: Claim) -> None:
         _safety.abandon(claim.open_claim)
 
 
-def _connect(session: Session, policy: Policy) -> tuple[Connection, Dialect]:
-    # By mapper, so that sessions with several binds answer with the engine that the table is on; by a clause that
-    # writes, so that sessions which split reads from writes answer with the primary.
-    connection = session.connection(bind_arguments={"mapper": policy.model, "clause": policy.write})
-    dialect = dialect_for(connection.dialect.name, policy.model.__table__)  # type: ignore[attr-defined]
-    dialect.send_waiting(connection)  # whoever looks or claims next must see what is complete
-    return connection, dialect
-
-
 def _insert_or_find(
     connection: Connection,
     dialect: Dialect,
@@ -194,8 +200,9 @@ def _insert_or_find(
     if found is None and wait_timeout == 0:
         found = dialect.find(connection, row.scope, row.request_id)
     elif found is None:  # whoever may wait need not look before: the lock of one who has ended is free
-        began, has_time = time.monotonic(), True
-        while found is None and has_time:
+        began, has_time, rounds = time.monotonic(), True, 0
+        while found is None and has_time and rounds < _MAX_ROUNDS:
+            rounds += 1
             has_time = dialect.wait(connection, row, None if wait_timeout is None else wait_timeout - waited)
             # Look without the lock first, so that a caller who has lost never holds up others who are about to wait.
             found = dialect.find(connection, row.scope, row.request_id) or dialect.insert_or_find(connection, row)
@@ -252,7 +259,7 @@ def replay(
     except ExecutionInProgressError:
         audience.tell("InProgress")
         raise
-    _safety.note_replay(session)
+    _open_here.note(session)
     audience.tell("Replayed", is_pipelined=audience.has_begun)
     return Execution(
         *request.key,

@@ -51,7 +51,7 @@ def in_doubt(
 ) -> list[Doubt]:
     """Read the requests in doubt, the oldest first."""
     policy = settings.policy
-    connection = session.connection(bind_arguments={"mapper": policy.model})
+    connection, _ = _claim.reach(session, policy)
     table: Table = policy.model.__table__  # type: ignore[attr-defined]
     columns = table.c
     began = func.coalesce(columns.effect_started_at, columns.created_at, type_=columns.created_at.type)

@@ -187,7 +187,7 @@ def doubt(session: Session, policy: _claim.Policy, lease: Lease, error: str | No
 
 def find(session: Session, policy: _claim.Policy, key: Key, *, is_locking: bool = False) -> Found | None:
     """Read a row, and how its lease stands."""
-    connection = session.connection(bind_arguments={"mapper": policy.model, "clause": policy.write})
+    connection, _ = _claim.reach(session, policy)
     table = _table(policy)
     query = query_of(connection, table).where(*_is(table, key))
     row = connection.execute(query.with_for_update() if is_locking else query).first()
@@ -218,7 +218,7 @@ def make_durable(session: Session, policy: _claim.Policy) -> None:
 
 def _begin(session: Session, policy: _claim.Policy) -> Connection:
     make_durable(session, policy)
-    return session.connection(bind_arguments={"mapper": policy.model, "clause": policy.write})
+    return _claim.reach(session, policy)[0]
 
 
 def _settle(session: Session, policy: _claim.Policy, lease: Lease, values: dict[str, Any]) -> bool:
@@ -240,7 +240,7 @@ def write(session: Session, policy: _claim.Policy, row: Any, values: dict[str, A
     table = _table(policy)
     key = row.key if isinstance(row, Lease) else Key(row.scope, row.request_id)
     change: Update = update(table).where(*_is(table, key), table.c.token == row.token, table.c.status.in_(statuses))
-    connection = session.connection(bind_arguments={"mapper": policy.model, "clause": policy.write})
+    connection, _ = _claim.reach(session, policy)
     return connection.execute(change.values(values)).rowcount == 1
 
 

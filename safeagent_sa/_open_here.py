@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from weakref import ReferenceType, WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -13,9 +13,11 @@ from sqlalchemy.orm import Session, SessionTransaction
 _here = threading.local()
 
 
-def note(session: Session, root: ReferenceType[SessionTransaction]) -> None:
-    """Note that a claim was made in a session's transaction."""
-    _sessions()[session] = (_task(), root)
+def note(session: Session) -> None:
+    """Note that a claim was made in the session's transaction."""
+    root = session.get_transaction()
+    assert root is not None  # the claim's own
+    _sessions()[session] = (_task(), ref(root))
 
 
 def is_guarded_transaction_open() -> bool:

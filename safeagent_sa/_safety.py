@@ -25,12 +25,7 @@ from . import _open_here, _other_writes
 from ._dialects import Dialect, NewClaim
 from ._endings import Audience
 from ._keys import Key
-from .errors import (
-    ClaimLostError,
-    NotCompletedError,
-    TransactionAbortedError,
-    UnsupportedSessionError,
-)
+from .errors import ClaimLostError, NotCompletedError, TransactionAbortedError, UnsupportedSessionError
 
 
 _INFO_KEY = "safeagent_sa"
@@ -178,16 +173,15 @@ def plain_session(session: object) -> Session:
 
 def refuse_pending_writes(session: Session, key: Key) -> None:
     """Raise where changes from before the claim are not flushed; those in an open claim's block belong to that claim."""
-    current: _Watch | None = session.info.get(_INFO_KEY)
-    if current is None or not current.open_claims or current.root() is not session.get_transaction():
+    current = _current_watch(session)
+    if current is None or not current.open_claims:
         _other_writes.refuse_pending(session, key)
 
 
 def watch(claim: OpenClaim) -> None:
     """Refuse commits of the claim's transaction until `discharge` is called or its row is gone."""
     session = claim.session
-    current = _watch_of(session)
-    current.watch(claim)
+    _watch_of(session).watch(claim)
     if claim.has_block:
         session.info.setdefault(_BLOCKS_KEY, {})[claim.row.token] = claim
     if isinstance(session.bind, Connection):
@@ -195,7 +189,7 @@ def watch(claim: OpenClaim) -> None:
 
 
 def discharge(claim: OpenClaim) -> None:
-    """Note that the result is stored."""
+    """Note that the result is stored, or will be with the COMMIT."""
     _leave_block(claim)
     if claim.is_in_its_savepoint:
         _watch_of(claim.session).open_claims.pop(claim.row.token, None)
@@ -220,15 +214,10 @@ def abandon(claim: OpenClaim) -> None:
         _watch_connection(claim)
 
 
-def note_replay(session: Session) -> None:
-    """Note that the session's transaction is a guarded one, of which nothing is to be refused."""
-    _open_here.note(session, ref(_root_of(session)))
-
-
 def is_own(session: Session, token: uuid.UUID) -> bool:
     """Tell whether the session's transaction has an open claim with the token."""
-    current: _Watch | None = session.info.get(_INFO_KEY)
-    return current is not None and current.root() is session.get_transaction() and token in current.open_claims
+    current = _current_watch(session)
+    return current is not None and token in current.open_claims
 
 
 def not_completed(row: NewClaim, consequence: str) -> NotCompletedError:
@@ -253,6 +242,11 @@ def lost(claim: OpenClaim) -> ClaimLostError:
     return ClaimLostError(message, scope=claim.row.scope, request_id=claim.row.request_id)
 
 
+def _current_watch(session: Session) -> _Watch | None:
+    current: _Watch | None = session.info.get(_INFO_KEY)
+    return current if current is not None and current.root() is session.get_transaction() else None
+
+
 def _watch_of(session: Session) -> _Watch:
     root = _root_of(session)
     current: _Watch | None = session.info.get(_INFO_KEY)
@@ -260,7 +254,7 @@ def _watch_of(session: Session) -> _Watch:
         event.listen(session, "before_commit", _before_commit)
     if current is None or current.root() is not root:
         current = session.info[_INFO_KEY] = _Watch(ref(root))
-        _open_here.note(session, current.root)
+        _open_here.note(session)
     return current
 
 
@@ -286,8 +280,8 @@ def _before_commit(session: Session) -> None:
         for claim in session.info.get(_BLOCKS_KEY, {}).values():
             if not claim.is_same_transaction:
                 raise lost(claim)  # another transaction, begun in the block after its own had ended
-    current: _Watch | None = session.info.get(_INFO_KEY)
-    if current is not None and current.root() is session.get_transaction() and not session.in_nested_transaction():
+    current = _current_watch(session)
+    if current is not None and not session.in_nested_transaction():
         current.refuse_or_allow()
         session.flush()  # COMMIT does it next; done here, what it writes is seen before anything is committed
         _other_writes.refuse_second_database(session, {connection for connection, _ in current.connections()})

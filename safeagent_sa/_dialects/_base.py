@@ -113,8 +113,8 @@ class Dialect(ABC):
         """
         return False
 
-    def send_waiting(self, connection: Connection) -> None:  # noqa: B027 - nothing waits where nothing can
-        """Complete now what was to be completed with the COMMIT."""
+    def send_early(self, connection: Connection) -> None:  # noqa: B027 - nothing waits where nothing can
+        """Let be seen now what is to be completed with the COMMIT, which does it again where a savepoint has taken it back."""
 
     def wait(self, connection: Connection, claim: NewClaim, timeout: float | None) -> bool:
         """Wait until nobody holds the request, at most `timeout` seconds.

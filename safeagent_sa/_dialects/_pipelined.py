@@ -6,23 +6,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Table
+from sqlalchemy import Connection, NestedTransaction, Table
+from sqlalchemy.exc import DBAPIError
 
 from ._base import Begun, Dialect, Inserted, NewClaim, StoredRequest
 from ._postgresql_sql import LOST, Ready, Statements, has_plain_types, is_translated, numbered
 
 
 if TYPE_CHECKING:
-    from .psycopg_pipeline import Pipeline, Texts
+    from .psycopg_pipeline import Pipeline
+    from .psycopg_prepared import Texts
 
 # Values of synchronous_commit with which a COMMIT that was answered can be lost: by a crash of the server, or by a
 # failover to a synchronous standby.
 LOSABLE = {"off", "local"}
 
 _INVALID_TEXT = "22P02"
+
+# SQLSTATEs: a cancel, by somebody or by statement_timeout; lock_timeout
+_NOT_AGAIN = {"57014", "55P03"}
+
+
+@dataclass(slots=True, eq=False)
+class _Early:
+    """Sends a completion before the COMMIT that it waits for; again only where a savepoint may have taken it back."""
+
+    connection: Connection
+    is_completed: Callable[[], bool]
+    on_lost: Callable[[], Exception]
+    is_sent: bool = False
+    savepoint: NestedTransaction | None = None
+
+    def __call__(self) -> None:
+        if self.is_sent and (self.savepoint is None or self.savepoint.is_active):
+            return
+        savepoint = self.connection.get_nested_transaction()
+        if not self.is_completed():
+            raise self.on_lost()
+        self.is_sent, self.savepoint = True, savepoint
 
 
 class Pipelined(Dialect):
@@ -40,14 +65,20 @@ class Pipelined(Dialect):
     def begin_with_claim(self, connection: Connection, claim: NewClaim) -> Begun | None:
         """Send BEGIN and the statement of `insert_or_find` in one batch, where nothing was sent in the transaction yet.
 
-        Where that fails the plain path is taken, in a transaction of its own: it raises what there is to be raised.
+        Where that fails the plain path is taken, in a transaction of its own: it raises what there is to be raised. Not so
+        where the batch was cancelled or has waited too long, which is not to be done twice.
         """
         pipeline = self._pipeline(connection)
         if pipeline is None or not pipeline.is_idle:
             return None
+        driver_error = connection.dialect.loaded_dbapi.Error
         try:
             row = pipeline.begin(self._texts, self._parameters(claim))
-        except connection.dialect.loaded_dbapi.Error:
+        except driver_error as error:
+            if error.sqlstate in _NOT_AGAIN:
+                raise DBAPIError.instance(
+                    self._texts.claim.sql, None, error, driver_error, dialect=connection.dialect
+                ) from error
             pipeline.give_up()
             return None
         return Begun(inserted_or_found(row))
@@ -59,20 +90,22 @@ class Pipelined(Dialect):
         pipeline = self._pipeline(connection)
         if pipeline is None:
             return False
-
-        def send_alone() -> None:
-            if self.complete(connection, claim, proof, result) != 1:
-                raise on_lost()
-
         parameters = self._owner(claim) | {"proof": proof, "new_result": result}
-        pipeline.complete_at_commit(self._texts, parameters, _is_lost, on_lost, send_alone)
+        early = _Early(connection, partial(self._is_completed, connection, claim, proof, result), on_lost)
+        pipeline.complete_at_commit(self._texts, parameters, _is_lost, on_lost, early)
         return True
 
-    def send_waiting(self, connection: Connection) -> None:
+    def send_early(self, connection: Connection) -> None:
         """Send the completions that wait in the connection's pipeline, if there is one."""
         pipeline: Pipeline | None = getattr(connection.connection.driver_connection, "safeagent_sa_pipeline", None)
         if pipeline is not None:
-            pipeline.send_waiting()
+            pipeline.send_early()
+
+    def _is_completed(self, connection: Connection, claim: NewClaim, proof: str, result: str) -> bool:
+        if self.complete(connection, claim, proof, result) == 1:
+            return True
+        stored = self.find(connection, claim.scope, claim.request_id)  # sent in a savepoint that was released since
+        return stored is not None and (stored.token, stored.status) == (claim.token, "completed")
 
     def _pipeline(self, connection: Connection) -> Pipeline | None:
         # SQLAlchemy is needed on the way where it translates a schema or a column's values.
@@ -85,10 +118,10 @@ class Pipelined(Dialect):
 
     @cached_property
     def _texts(self) -> Texts:
-        from .psycopg_pipeline import Text, Texts  # noqa: PLC0415 - see above
+        from .psycopg_prepared import Text, Texts  # noqa: PLC0415 - see above
 
         texts = [numbered(sql) for sql in (self._sql.insert_or_find, self._sql.complete_or_fail)]
-        return Texts(*(Text(sql.encode(), names) for sql, names in texts))
+        return Texts(*(Text(*text) for text in texts))
 
     def _parameters(self, claim: NewClaim) -> dict[str, Any]:
         return claim._asdict() | {"lock_name": self._lock_name(claim.scope, claim.request_id)}

@@ -27,6 +27,7 @@ from sqlalchemy import (
     func,
     insert,
     literal_column,
+    or_,
     select,
     text,
     union_all,
@@ -116,7 +117,7 @@ class Statements:
         insert_or_find: The same; where it inserts nothing, read the row that is there.
         prepare_wait: Name the lock to WAIT for, and limit the wait; the first value is the limit in milliseconds, or 0.
         complete: Store one result.
-        complete_or_fail: The same; raise LOST where there is no row.
+        complete_or_fail: The same, or find it done; raise LOST where there is no row.
         insert_many: Claim many rows, those whose lock is free.
         find_many: Read many rows.
         complete_many: Store many results.
@@ -166,10 +167,12 @@ class Statements:
         self.insert_or_find = union_all(row, select(inserted.c.proof, inserted.c.durability, *nothing))
         self.prepare_wait = select(*_limits(bindparam("milliseconds", type_=BigInteger)), _kept("lock_key", lock_key))
         self.complete = complete(*owned, result=bindparam("new_result"))
-        # The same, to be sent with a COMMIT behind it: nobody looks at a row count in between, so no row is an error.
+        # The same, to be sent with a COMMIT behind it: nobody looks at a row count in between, so no row is an error. Fine
+        # is a row that was completed before the COMMIT, for those who looked.
         done = self.complete.returning(literal_column("1")).cte("done")
+        is_done = select(literal_column("1")).where(*owned, columns.status == literal_column("'completed'")).exists()
         is_one = func.count(literal_column("*")) == literal_column("1")
-        number = case((is_one, literal_column("'1'")), else_=literal_column(f"'{LOST}'"))
+        number = case((or_(is_one, is_done), literal_column("'1'")), else_=literal_column(f"'{LOST}'"))
         self.complete_or_fail = select(cast(number, Integer)).select_from(done)
 
         # Many at once: the same statements over arrays.

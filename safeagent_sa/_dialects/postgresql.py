@@ -74,7 +74,7 @@ class PostgreSQL(Pipelined):
         """Wait for the lock, and give it back: whoever comes out of the wait claims as everybody does.
 
         The session's statement_timeout bounds the wait as well, but as a lock_timeout: its own error (57014) cannot be
-        told from somebody's cancel, which must not be swallowed. Nor is 40001 or 40P01.
+        told from somebody's cancel, which must not be swallowed. A deadlock (40P01) is the caller's to see, too.
         """
         lock = {"lock_name": self._lock_name(claim.scope, claim.request_id), "milliseconds": _milliseconds(timeout)}
         began = time.monotonic()

@@ -1,8 +1,8 @@
 """No round trip of its own for a claim: BEGIN and claim go in one batch, completion and COMMIT in another. psycopg 3.
 
 The only module that talks to libpq itself, in its pipeline mode (PostgreSQL manual, section 34.5): psycopg awaits the answer
-of its implicit BEGIN before it sends the first statement, also in `Connection.pipeline()`. It holds no decisions: what is
-sent is what the plain path sends, and what came of it is told in the same values.
+of its implicit BEGIN before it sends the first statement, also in `Connection.pipeline()`. It knows nothing of claims: which
+statements these are, and what their answers mean, is told by `_pipelined`.
 
 The second batch leaves where SQLAlchemy calls the driver's `commit()`: after every flush and every listener, and with
 SQLAlchemy's own care for errors and lost connections. For that, `commit` and `rollback` of one driver connection are
@@ -11,8 +11,6 @@ replaced by those of its `Pipeline`, which call the driver's own wherever they h
 
 from __future__ import annotations
 
-import itertools
-import secrets
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -26,29 +24,17 @@ from psycopg.generators import fetch_many, send
 from sqlalchemy import Connection
 from sqlalchemy.util import await_only
 
+from .psycopg_prepared import Prepared, Text, Texts
+
 
 _ATTRIBUTE = "safeagent_sa_pipeline"
 
-_IDLE, _IN_ERROR = pq.TransactionStatus.IDLE, pq.TransactionStatus.INERROR
+_IDLE = pq.TransactionStatus.IDLE
+_OPEN = {pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR}
 
 Command = Callable[[], None]
 Batch = Generator[Any, Any, list[Any]]
 """What psycopg's `wait` runs: it sends, and ends with a result for each command up to the first that has failed."""
-
-
-class Text(NamedTuple):
-    """A statement as the server sees it, with numbered parameters."""
-
-    sql: bytes
-    names: tuple[str, ...]
-    """Of the parameters, in order."""
-
-
-class Texts(NamedTuple):
-    """The two statements of one table. They are prepared together, so one is there if the other is."""
-
-    claim: Text
-    complete: Text
 
 
 class Completion(NamedTuple):
@@ -59,7 +45,7 @@ class Completion(NamedTuple):
     is_lost: Callable[[psycopg.Error], bool]
     """Tells whether an error says that there was nothing to complete."""
     lost: Callable[[], Exception]
-    send_alone: Callable[[], None]
+    send_early: Callable[[], None]
 
 
 class Pipeline:
@@ -70,12 +56,9 @@ class Pipeline:
         self._driver_ref = ref(driver)
         self._is_async = isinstance(driver, psycopg.AsyncConnection)
         self._waiting: list[Completion] = []
-        self._prepared: dict[Texts, tuple[bytes, bytes]] = {}
-        # Never the same names on two connections: behind a pooler they may meet on one of the server's.
-        self._names = (f"safeagent_sa_{secrets.token_hex(4)}_{number}".encode() for number in itertools.count())
+        self._prepared = Prepared(driver)
         driver.commit = self._commit_async if self._is_async else self._commit
         driver.rollback = self._rollback_async if self._is_async else self._rollback
-        self._is_told = self._listen_for_deallocations()
 
     @classmethod
     def of(cls, connection: Connection) -> Pipeline | None:
@@ -87,8 +70,7 @@ class Pipeline:
                 return None
             found = cls(driver)
             setattr(driver, _ATTRIBUTE, found)
-        is_free = driver.pgconn.pipeline_status == pq.PipelineStatus.OFF
-        return found if is_free and driver.pgconn.parameter_status(b"client_encoding") == b"UTF8" else None
+        return found if driver.pgconn.pipeline_status == pq.PipelineStatus.OFF else None
 
     @property
     def is_idle(self) -> bool:
@@ -99,15 +81,19 @@ class Pipeline:
         """Send BEGIN and the claim in one batch; return its row, or None where it has none.
 
         Raises:
-            psycopg.Error: As the server or the driver raised it. Nothing has happened then, but on the server a
-                transaction may be open.
+            psycopg.Error: As the server or the driver raised it. On the server a transaction may be open, in error.
         """
         driver = self._driver
+        names = self._prepared.names(driver, texts)
+        new = [] if texts in self._prepared or names is None else list(zip(names, texts, strict=True))
         # BEGIN is the first one: what is prepared before it would settle the isolation level (SQLSTATE 25001).
         begin: Command = partial(driver.pgconn.send_query_params, _begin(driver), None)
-        commands = [begin, *self._prepare(texts), self._execution(texts, texts.claim, parameters)]
+        prepare = [partial(driver.pgconn.send_prepare, name, text.sql.encode(self._encoding)) for name, text in new]
+        commands: list[Command] = [begin, *prepare, self._execution(texts.claim, names and names[0], parameters)]
         results = self._wait(_batch(driver.pgconn, commands))
-        _raise_failure(results)
+        if names is not None and len(results) == len(commands):
+            self._prepared.meet(texts, names)
+        self._raise_failure(results)
         if results[-1].ntuples == 0:
             return None
         transformer = Transformer(driver)
@@ -116,8 +102,7 @@ class Pipeline:
         return row
 
     def give_up(self) -> None:
-        """End the transaction of a `begin` that has failed, and prepare anew: the statements may be what was missing."""
-        self._prepared.clear()
+        """End the transaction of a `begin` that has failed."""
         driver = self._driver
         with suppress(psycopg.Error):  # of a connection that is gone; whoever uses it next is told by SQLAlchemy
             rolled_back = driver.rollback()
@@ -128,11 +113,10 @@ class Pipeline:
         """Send a completion (its values in their order) in one batch with the COMMIT; a ROLLBACK forgets it."""
         self._waiting.append(Completion(*completion))
 
-    def send_waiting(self) -> None:
-        """Send the completions now, without a COMMIT: the transaction goes on with another claim."""
-        waiting, self._waiting = self._waiting, []
-        for completion in waiting:
-            completion.send_alone()
+    def send_early(self) -> None:
+        """Let the completions be seen now. They wait on: a savepoint may take back what is sent before the COMMIT."""
+        for completion in self._waiting:
+            completion.send_early()
 
     @property
     def _driver(self) -> Any:
@@ -140,86 +124,85 @@ class Pipeline:
         assert driver is not None
         return driver
 
-    def _listen_for_deallocations(self) -> bool:
-        """Hear of each DEALLOCATE ALL of psycopg: after ROLLBACK, ROLLBACK TO SAVEPOINT and DROP, where it has prepared."""
-        manager: Any = getattr(self._driver, "_prepared", None)
-        clear = getattr(manager, "clear", None)
-        if clear is None:
-            return False  # a psycopg that works in another way: nothing is prepared then
-
-        def clear_and_tell() -> Any:
-            is_sent = clear()
-            if is_sent:
-                self._prepared.clear()
-            return is_sent
-
-        manager.clear = clear_and_tell
-        return True
-
     def _commit(self) -> None:
         driver = self._driver
-        if not self._waiting:
-            type(driver).commit(driver)
-            return
         try:
+            if not self._waiting:
+                type(driver).commit(driver)
+                return
             with driver.lock:
                 driver.wait(self._complete_and_commit())
         except BaseException:
-            if driver.pgconn.transaction_status == _IN_ERROR:
+            if driver.pgconn.transaction_status in _OPEN:  # without the completions, which nobody may commit
                 driver.rollback()
             raise
+        finally:
+            self._prepared.end()
 
     async def _commit_async(self) -> None:
         driver = self._driver
-        if not self._waiting:
-            await type(driver).commit(driver)
-            return
         try:
+            if not self._waiting:
+                await type(driver).commit(driver)
+                return
             async with driver.lock:
                 await driver.wait(self._complete_and_commit())
         except BaseException:
-            if driver.pgconn.transaction_status == _IN_ERROR:
+            if driver.pgconn.transaction_status in _OPEN:  # without the completions, which nobody may commit
                 await driver.rollback()
             raise
+        finally:
+            self._prepared.end()
 
     def _rollback(self) -> None:
         driver = self._driver
-        self._waiting.clear()
+        self._forget()
         type(driver).rollback(driver)
 
     async def _rollback_async(self) -> None:
         driver = self._driver
-        self._waiting.clear()
+        self._forget()
         await type(driver).rollback(driver)
+
+    def _forget(self) -> None:
+        self._waiting.clear()
+        self._prepared.end()
 
     def _complete_and_commit(self) -> Generator[Any, Any, None]:
         pgconn = self._driver.pgconn
         waiting, self._waiting = self._waiting, []
-        if pgconn.transaction_status == _IDLE:
-            raise waiting[0].lost()  # somebody has ended the transaction by a statement of his own
-        commands = [self._execution(each.texts, each.texts.complete, each.parameters) for each in waiting]
+        commands = []
+        for completion in waiting:
+            # By name only what is known to be there: no other statement could be tried once this one has failed.
+            names = self._prepared.met(completion.texts)
+            commands.append(self._execution(completion.texts.complete, names and names[1], completion.parameters))
         results = yield from _batch(pgconn, [*commands, partial(pgconn.send_query_params, b"COMMIT", None)])
         try:
-            _raise_failure(results)
+            self._raise_failure(results)
         except psycopg.Error as error:
-            for completion in waiting[len(results) - 1 : len(results)]:
-                if completion.is_lost(error):
-                    raise completion.lost() from None
+            failed = len(results) - 1  # the server looks at nothing behind it
+            if failed < len(waiting) and waiting[failed].is_lost(error):
+                raise waiting[failed].lost() from None
             raise
 
-    def _prepare(self, texts: Texts) -> list[Command]:
-        if texts in self._prepared or not self._is_told or self._driver.prepare_threshold is None:
-            return []
-        send_prepare = self._driver.pgconn.send_prepare
-        self._prepared[texts] = names = (next(self._names), next(self._names))
-        return [partial(send_prepare, name, text.sql) for name, text in zip(names, texts, strict=True)]
+    def _execution(self, text: Text, name: bytes | None, parameters: dict[str, Any]) -> Command:
+        pgconn, encoding = self._driver.pgconn, self._encoding
+        values = [str(parameters[each]).encode(encoding) for each in text.names]  # all of ours are text, or a UUID
+        if name is None:
+            return partial(pgconn.send_query_params, text.sql.encode(encoding), values)
+        return partial(pgconn.send_query_prepared, name, values)
 
-    def _execution(self, texts: Texts, text: Text, parameters: dict[str, Any]) -> Command:
-        pgconn = self._driver.pgconn
-        values = [str(parameters[name]).encode() for name in text.names]  # all of ours are text, or a UUID
-        if texts not in self._prepared:
-            return partial(pgconn.send_query_params, text.sql, values)
-        return partial(pgconn.send_query_prepared, self._prepared[texts][texts.index(text)], values)
+    @property
+    def _encoding(self) -> str:
+        # As psycopg does: SQL_ASCII is no encoding, the server takes the bytes as they are.
+        encoding: str = self._driver.info.encoding
+        return "utf-8" if encoding == "ascii" else encoding
+
+    def _raise_failure(self, results: list[Any]) -> None:
+        if results[-1].status == pq.ExecStatus.FATAL_ERROR:
+            error = psycopg.errors.error_from_result(results[-1])
+            self._prepared.hear(error)
+            raise error
 
     def _wait(self, batch: Batch) -> list[Any]:
         driver = self._driver
@@ -257,11 +240,6 @@ def _batch(pgconn: Any, commands: Sequence[Command]) -> Batch:
             pgconn.finish()
     skipped = pq.ExecStatus.PIPELINE_ABORTED  # what the server has not looked at behind a failure
     return [result for result in results if result.status != skipped]
-
-
-def _raise_failure(results: list[Any]) -> None:
-    if results[-1].status == pq.ExecStatus.FATAL_ERROR:
-        raise psycopg.errors.error_from_result(results[-1])
 
 
 def _begin(driver: Any) -> bytes:

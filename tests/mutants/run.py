@@ -22,7 +22,8 @@ from support.servers import start  # noqa: E402
 
 CLAIM, SAFETY = "_claim.py", "_safety.py"
 POSTGRESQL, SQLITE, BASE = "_dialects/postgresql.py", "_dialects/sqlite.py", "_dialects/_base.py"
-PIPELINE = "_dialects/psycopg_pipeline.py"
+PIPELINE, PIPELINED = "_dialects/psycopg_pipeline.py", "_dialects/_pipelined.py"
+PREPARED = "_dialects/psycopg_prepared.py"
 SQL, OUTCOME, BATCH = "_dialects/_postgresql_sql.py", "_outcome.py", "_batch.py"
 LEASE, DOUBT, FLOW, RELAY = "_lease.py", "_doubt.py", "_effect_flow.py", "_relay_steps.py"
 SUITE = [
@@ -79,22 +80,21 @@ MUTANTS = {
     ),
     "a ROLLBACK keeps the completion": (
         PIPELINE,
-        "    def _rollback(self) -> None:\n        driver = self._driver\n        self._waiting.clear()",
-        "    def _rollback(self) -> None:\n        driver = self._driver",
+        "        self._waiting.clear()",
+        "        pass",
     ),
     "nobody hears of a DEALLOCATE ALL": (
-        PIPELINE,
-        "            if is_sent:\n                self._prepared.clear()",
+        PREPARED,
+        "            if is_sent:\n                self._there.clear()",
         "            if is_sent:\n                pass",
     ),
     "statements are prepared before BEGIN": (
         PIPELINE,
-        "[begin, *self._prepare(texts), ",
-        "[*self._prepare(texts), begin, ",
+        "[begin, *prepare, ",
+        "[*prepare, begin, ",
     ),
     "BEGIN forgets the isolation level": (PIPELINE, "if driver.isolation_level is not None:", "if False:"),
-    "a completion is sent after its transaction": (PIPELINE, "if pgconn.transaction_status == _IDLE:", "if False:"),
-    "whoever looks before the COMMIT sees no receipt": (CLAIM, "    dialect.send_waiting(connection)", "    pass"),
+    "whoever looks before the COMMIT sees no receipt": (CLAIM, "    dialect.send_early(connection)", "    pass"),
     "the completion of a savepoint waits for the COMMIT": (
         SAFETY,
         "return not (in_savepoint or is_joined or self.session.twophase)",
@@ -102,8 +102,36 @@ MUTANTS = {
     ),
     "a failed batch leaves its transaction open": (
         PIPELINE,
-        "            if driver.pgconn.transaction_status == _IN_ERROR:\n                driver.rollback()",
-        "            if driver.pgconn.transaction_status == _IN_ERROR:\n                pass",
+        "which nobody may commit\n                driver.rollback()",
+        "which nobody may commit\n                pass",
+    ),
+    "what was sent in a savepoint is not sent with the COMMIT": (
+        PIPELINE,
+        "        for completion in self._waiting:\n            completion.send_early()",
+        "        waiting, self._waiting = self._waiting, []\n        for completion in waiting:\n            completion.send_early()",
+    ),
+    "what a savepoint took back is not seen again": (
+        PIPELINED,
+        "if self.is_sent and (self.savepoint is None or self.savepoint.is_active):",
+        "if self.is_sent:",
+    ),
+    "what a released savepoint has kept is lost": (
+        PIPELINED,
+        '(stored.token, stored.status) == (claim.token, "completed")',
+        "False",
+    ),
+    "a COMMIT accepts no row that was completed early": (SQL, "or_(is_one, is_done)", "is_one"),
+    "the COMMIT trusts names that it has not met": (PREPARED, " if texts is self._met else None", ""),
+    "names are kept that are not there": (
+        PREPARED,
+        "            self._there.clear()\n            # Somebody",
+        "            # Somebody",
+    ),
+    "a cancel is not heard": (PIPELINED, "if error.sqlstate in _NOT_AGAIN:", "if False:"),
+    "the client's encoding is not looked at": (
+        PIPELINE,
+        'return "utf-8" if encoding == "ascii" else encoding',
+        'return "utf-8"',
     ),
     "the look-up is made although a row was inserted": (
         SQL,

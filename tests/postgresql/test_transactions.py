@@ -239,3 +239,21 @@ def test_completing_touches_no_index(new_database):
     engine.dispose()
 
     assert (updates, hot) == (50, 50)
+
+
+@pytest.mark.parametrize("pipeline", ["off", "auto"])
+def test_a_new_claim_takes_no_predicate_lock(postgresql, pipeline):
+    """Each would make other serializable transactions fail for nothing: the look-up runs where nothing was inserted."""
+    engine = create_engine(postgresql.url, isolation_level="SERIALIZABLE")
+    locks = text("SELECT count(*) FROM pg_locks WHERE mode = 'SIReadLock' AND pid = pg_backend_pid()")
+    counted = []
+    for _ in range(2):
+        with Session(engine) as session, session.begin():
+            with ExecutionGuard(pipeline=pipeline).claim(session, "order-1", action="pay") as execution:
+                counted.append(session.scalar(locks))
+                if not execution.is_replay:
+                    execution.complete()
+    engine.dispose()
+
+    assert counted[0] == 0
+    assert counted[1] > 0  # the replay has looked

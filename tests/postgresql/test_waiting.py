@@ -421,3 +421,25 @@ def test_a_foreign_error_while_waiting_is_not_swallowed(postgresql, holder):
     holder.rollback()
 
     assert caller.error.orig.sqlstate == "57014"
+
+
+def test_a_row_that_can_neither_be_written_nor_seen_is_not_waited_for_without_end(postgresql):
+    """As under row-level security, or with a trigger that drops the row: nobody holds the lock."""
+    seen, engine = [], create_engine(postgresql.url)
+    event.listen(engine, "before_cursor_execute", lambda *arguments: seen.append(arguments[2]))
+    with postgresql.engine.begin() as connection:
+        connection.execute(
+            text("CREATE FUNCTION drop_it() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
+        )
+        connection.execute(
+            text("CREATE TRIGGER no_row BEFORE INSERT ON execution_requests FOR EACH ROW EXECUTE FUNCTION drop_it()")
+        )
+    try:
+        with sessionmaker(engine)() as session, session.begin(), pytest.raises(ExecutionInProgressError):
+            guard.execute(session, "order-1", pay, "order-1", action="pay", wait_timeout=None)
+    finally:
+        with postgresql.engine.begin() as connection:
+            connection.execute(text("DROP FUNCTION drop_it CASCADE"))
+    engine.dispose()
+
+    assert len(seen) < 500

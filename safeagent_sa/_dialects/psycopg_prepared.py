@@ -1,0 +1,92 @@
+"""Which of our statements have names on one driver connection, as far as a client can know. psycopg 3.
+
+Named statements spare the server a parse and a plan on every transaction. Others may take the names away: psycopg itself, a
+pool that resets its connections, a pooler that gives us another of the server's. So a name is used first in a batch after
+which there is another way, and in the COMMIT only where the same transaction has met it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from typing import Any, NamedTuple
+
+import psycopg
+
+
+# SQLSTATEs that tell of a prepared statement: there is none of that name; the table behind it has changed.
+_NO_SUCH_STATEMENT, _NOT_SUPPORTED = "26000", "0A000"
+
+Names = tuple[bytes, bytes]
+
+
+class Text(NamedTuple):
+    """A statement as the server sees it, with numbered parameters."""
+
+    sql: str
+    names: tuple[str, ...]
+    """Of the parameters, in order."""
+
+
+class Texts(NamedTuple):
+    """The two statements of one table, which are prepared together."""
+
+    claim: Text
+    complete: Text
+
+
+class Prepared:
+    """The names on one connection."""
+
+    def __init__(self, driver: Any) -> None:
+        self._there: dict[Texts, Names] = {}
+        self._met: Texts | None = None
+        # Never the same names on two connections: behind a pooler they may meet on one of the server's.
+        self._new = (f"safeagent_sa_{secrets.token_hex(4)}_{number}".encode() for number in itertools.count())
+        self._may_prepare = self._listen(driver)
+
+    def __contains__(self, texts: Texts) -> bool:
+        return texts in self._there
+
+    def names(self, driver: Any, texts: Texts) -> Names | None:
+        """Return the names of two statements, new ones where they have none, or None where they are to have none."""
+        if texts in self._there:
+            return self._there[texts]
+        if not self._may_prepare or driver.prepare_threshold is None:
+            return None
+        return next(self._new), next(self._new)
+
+    def meet(self, texts: Texts, names: Names) -> None:
+        """Note that the transaction that has just begun has found them, or made them."""
+        self._there[texts], self._met = names, texts
+
+    def met(self, texts: Texts) -> Names | None:
+        """Return the names where this transaction has met them and nobody has taken them away since."""
+        return self._there.get(texts) if texts is self._met else None
+
+    def end(self) -> None:
+        """Note the end of the transaction."""
+        self._met = None
+
+    def hear(self, error: psycopg.Error) -> None:
+        """Learn from an error of the server."""
+        if error.sqlstate in (_NO_SUCH_STATEMENT, _NOT_SUPPORTED):
+            self._there.clear()
+            # Somebody deallocates unheard, or the server's connection is another one: names are no use here.
+            self._may_prepare = self._may_prepare and error.sqlstate != _NO_SUCH_STATEMENT
+
+    def _listen(self, driver: Any) -> bool:
+        """Hear of each DEALLOCATE ALL of psycopg: after ROLLBACK, ROLLBACK TO SAVEPOINT and DROP, where it has prepared."""
+        manager: Any = getattr(driver, "_prepared", None)
+        clear = getattr(manager, "clear", None)
+        if clear is None:
+            return False  # a psycopg that works in another way: nothing is prepared then
+
+        def clear_and_tell() -> Any:
+            is_sent = clear()
+            if is_sent:
+                self._there.clear()
+            return is_sent
+
+        manager.clear = clear_and_tell
+        return True
