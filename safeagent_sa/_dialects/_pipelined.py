@@ -42,9 +42,9 @@ class _Early:
     savepoint: NestedTransaction | None = None
 
     def __call__(self) -> None:
-        if self.is_sent and (self.savepoint is None or self.savepoint.is_active):
-            return
         savepoint = self.connection.get_nested_transaction()
+        if self.is_sent and self.savepoint in (None, savepoint):
+            return
         if not self.is_completed():
             raise self.on_lost()
         self.is_sent, self.savepoint = True, savepoint
@@ -88,7 +88,7 @@ class Pipelined(Dialect):
     ) -> bool:
         """Leave the completion to the batch that the COMMIT is sent in."""
         pipeline = self._pipeline(connection)
-        if pipeline is None:
+        if pipeline is None or self.is_aborted(connection):  # which the end of the block is to tell
             return False
         parameters = self._owner(claim) | {"proof": proof, "new_result": result}
         early = _Early(connection, partial(self._is_completed, connection, claim, proof, result), on_lost)

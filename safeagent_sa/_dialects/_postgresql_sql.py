@@ -169,11 +169,11 @@ class Statements:
         self.complete = complete(*owned, result=bindparam("new_result"))
         # The same, to be sent with a COMMIT behind it: nobody looks at a row count in between, so no row is an error. Fine
         # is a row that was completed before the COMMIT, for those who looked.
-        done = self.complete.returning(literal_column("1")).cte("done")
+        completed = self.complete.returning(literal_column("1")).cte("completed")
         is_done = select(literal_column("1")).where(*owned, columns.status == literal_column("'completed'")).exists()
         is_one = func.count(literal_column("*")) == literal_column("1")
         number = case((or_(is_one, is_done), literal_column("'1'")), else_=literal_column(f"'{LOST}'"))
-        self.complete_or_fail = select(cast(number, Integer)).select_from(done)
+        self.complete_or_fail = select(cast(number, Integer)).select_from(completed)
 
         # Many at once: the same statements over arrays.
         new = _arrays("request_id", "fingerprint")

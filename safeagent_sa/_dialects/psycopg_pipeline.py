@@ -66,7 +66,9 @@ class Pipeline:
         driver: Any = connection.connection.driver_connection
         found: Pipeline | None = getattr(driver, _ATTRIBUTE, None)
         if found is None:
-            if not isinstance(driver, (psycopg.Connection, psycopg.AsyncConnection)) or not capabilities.has_pipeline():
+            # By its type: a proxy around one says that it is one, and hides what is replaced here.
+            is_known = issubclass(type(driver), (psycopg.Connection, psycopg.AsyncConnection))
+            if not is_known or not capabilities.has_pipeline():
                 return None
             found = cls(driver)
             setattr(driver, _ATTRIBUTE, found)
@@ -84,7 +86,7 @@ class Pipeline:
             psycopg.Error: As the server or the driver raised it. On the server a transaction may be open, in error.
         """
         driver = self._driver
-        names = self._prepared.names(driver, texts)
+        names = self._prepared.names_in_begin(driver, texts)
         new = [] if texts in self._prepared or names is None else list(zip(names, texts, strict=True))
         # BEGIN is the first one: what is prepared before it would settle the isolation level (SQLSTATE 25001).
         begin: Command = partial(driver.pgconn.send_query_params, _begin(driver), None)
@@ -92,7 +94,7 @@ class Pipeline:
         commands: list[Command] = [begin, *prepare, self._execution(texts.claim, names and names[0], parameters)]
         results = self._wait(_batch(driver.pgconn, commands))
         if names is not None and len(results) == len(commands):
-            self._prepared.meet(texts, names)
+            self._prepared.note_met(texts, names)
         self._raise_failure(results)
         if results[-1].ntuples == 0:
             return None
@@ -174,7 +176,7 @@ class Pipeline:
         commands = []
         for completion in waiting:
             # By name only what is known to be there: no other statement could be tried once this one has failed.
-            names = self._prepared.met(completion.texts)
+            names = self._prepared.names_in_commit(completion.texts)
             commands.append(self._execution(completion.texts.complete, names and names[1], completion.parameters))
         results = yield from _batch(pgconn, [*commands, partial(pgconn.send_query_params, b"COMMIT", None)])
         try:

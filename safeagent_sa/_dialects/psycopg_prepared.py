@@ -42,13 +42,14 @@ class Prepared:
         self._there: dict[Texts, Names] = {}
         self._met: Texts | None = None
         # Never the same names on two connections: behind a pooler they may meet on one of the server's.
-        self._new = (f"safeagent_sa_{secrets.token_hex(4)}_{number}".encode() for number in itertools.count())
+        prefix = f"safeagent_sa_{secrets.token_hex(4)}"
+        self._new = (f"{prefix}_{number}".encode() for number in itertools.count())
         self._may_prepare = self._listen(driver)
 
     def __contains__(self, texts: Texts) -> bool:
         return texts in self._there
 
-    def names(self, driver: Any, texts: Texts) -> Names | None:
+    def names_in_begin(self, driver: Any, texts: Texts) -> Names | None:
         """Return the names of two statements, new ones where they have none, or None where they are to have none."""
         if texts in self._there:
             return self._there[texts]
@@ -56,11 +57,11 @@ class Prepared:
             return None
         return next(self._new), next(self._new)
 
-    def meet(self, texts: Texts, names: Names) -> None:
+    def note_met(self, texts: Texts, names: Names) -> None:
         """Note that the transaction that has just begun has found them, or made them."""
         self._there[texts], self._met = names, texts
 
-    def met(self, texts: Texts) -> Names | None:
+    def names_in_commit(self, texts: Texts) -> Names | None:
         """Return the names where this transaction has met them and nobody has taken them away since."""
         return self._there.get(texts) if texts is self._met else None
 
@@ -71,9 +72,10 @@ class Prepared:
     def hear(self, error: psycopg.Error) -> None:
         """Learn from an error of the server."""
         if error.sqlstate in (_NO_SUCH_STATEMENT, _NOT_SUPPORTED):
+            # Somebody deallocates unheard, or changes the table, or the server's connection is another one. Names are no
+            # use here any more; new ones each time would pile up on the server.
             self._there.clear()
-            # Somebody deallocates unheard, or the server's connection is another one: names are no use here.
-            self._may_prepare = self._may_prepare and error.sqlstate != _NO_SUCH_STATEMENT
+            self._may_prepare = False
 
     def _listen(self, driver: Any) -> bool:
         """Hear of each DEALLOCATE ALL of psycopg: after ROLLBACK, ROLLBACK TO SAVEPOINT and DROP, where it has prepared."""

@@ -112,7 +112,7 @@ MUTANTS = {
     ),
     "what a savepoint took back is not seen again": (
         PIPELINED,
-        "if self.is_sent and (self.savepoint is None or self.savepoint.is_active):",
+        "if self.is_sent and self.savepoint in (None, savepoint):",
         "if self.is_sent:",
     ),
     "what a released savepoint has kept is lost": (
@@ -124,8 +124,8 @@ MUTANTS = {
     "the COMMIT trusts names that it has not met": (PREPARED, " if texts is self._met else None", ""),
     "names are kept that are not there": (
         PREPARED,
-        "            self._there.clear()\n            # Somebody",
-        "            # Somebody",
+        "            self._there.clear()\n            self._may_prepare",
+        "            self._may_prepare",
     ),
     "a cancel is not heard": (PIPELINED, "if error.sqlstate in _NOT_AGAIN:", "if False:"),
     "the client's encoding is not looked at": (

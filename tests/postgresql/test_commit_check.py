@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Session
 from support.app import Port, deliver, pay
 
-from safeagent_sa import ExecutionGuard, ExecutionRequest, make_model, schema
+from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionRequest, make_model, schema
 
 
 guard = ExecutionGuard()
@@ -57,6 +57,32 @@ def test_a_commit_past_the_session_is_refused_by_the_database(checked, commit):
     assert "order-1" in str(caught.value)
     assert checked.requests() == []
     assert checked.payments("order-1") == 0
+
+
+def test_a_completion_that_a_savepoint_as_text_took_back_is_refused_by_the_database(checked):
+    with checked.sessions() as session:
+        with guard.claim(session, "order-1", action="pay") as execution:
+            execution.complete(pay(session, "order-1"))
+            session.execute(text("SAVEPOINT mine"))
+        session.execute(text("ROLLBACK TO SAVEPOINT mine"))
+        with pytest.raises(IntegrityError) as caught:
+            session.commit()
+
+    assert caught.value.orig.sqlstate == "23514"
+    assert checked.requests() == []
+    assert checked.payments("order-1") == 0
+
+
+def test_without_it_such_a_request_is_in_doubt_and_never_executed_again(postgresql):
+    with postgresql.sessions() as session, session.begin():
+        with guard.claim(session, "order-1", action="pay") as execution:
+            execution.complete(pay(session, "order-1"))
+            session.execute(text("SAVEPOINT mine"))
+        session.execute(text("ROLLBACK TO SAVEPOINT mine"))
+    with postgresql.sessions() as session, session.begin(), pytest.raises(ExecutionInDoubtError):
+        guard.execute(session, "order-1", pay, "order-1", action="pay")
+
+    assert postgresql.payments("order-1") == 1
 
 
 def test_autocommit_by_another_program_is_refused(checked):

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import psycopg
 import pytest
 from sqlalchemy import create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError
@@ -84,6 +85,18 @@ def test_what_a_savepoint_took_back_is_seen_again(one):
     assert one.requests() == [("order-1", "completed")]
 
 
+def test_what_an_outer_savepoint_took_back_is_seen_again(one):
+    with one.sessions() as session, session.begin():
+        first = guard.execute(session, "order-1", pay, "order-1", action="pay")
+        outer = session.begin_nested()
+        with session.begin_nested():
+            look(session)
+        outer.rollback()
+        assert guard.get(session, "order-1").result == first.result
+
+    assert one.requests() == [("order-1", "completed")]
+
+
 def test_what_a_released_savepoint_has_kept_is_fine(one):
     with one.sessions() as session, session.begin():
         guard.execute(session, "order-1", pay, "order-1", action="pay")
@@ -142,6 +155,27 @@ def test_completions_do_not_trust_names_of_earlier_transactions(one):
         assert not deliver_second(one, request_id).is_replay
 
     assert one.requests() == [(f"order-{number}", "completed") for number in (1, 2, 3)]
+
+
+def test_names_do_not_pile_up_where_claims_fail_with_0a000(one):
+    deliver(one, "order-1", guard)
+    with one.sessions() as session, session.begin():
+        body = "BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '0A000'; END"
+        session.execute(text(f"CREATE FUNCTION refuse_it() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$"))
+        session.execute(
+            text("CREATE TRIGGER no_row BEFORE INSERT ON execution_requests FOR EACH ROW EXECUTE FUNCTION refuse_it()")
+        )
+    try:
+        for _ in range(3):
+            with pytest.raises(DBAPIError, match="no"):
+                deliver(one, "order-2", guard)
+    finally:
+        with one.sessions() as session, session.begin():
+            session.execute(text("DROP FUNCTION refuse_it CASCADE"))
+            names = "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'safeagent_sa%'"
+            counted = session.scalar(text(names))
+    assert counted <= 2
+    assert not deliver(one, "order-2", guard).is_replay
 
 
 def test_names_that_vanish_inside_the_transaction_cost_one_attempt(one):
@@ -212,6 +246,41 @@ def test_a_claim_that_was_cancelled_is_not_sent_again(postgresql, setting, sqlst
 
     assert postgresql.payments("order-1") == 0
     assert not deliver(postgresql, "order-1", guard).is_replay
+
+
+def test_an_error_swallowed_in_the_block_is_told_by_its_end(one):
+    with one.sessions() as session:
+        with pytest.raises(DBAPIError, match="aborted"), guard.claim(session, "order-1", action="pay") as execution:
+            with pytest.raises(DBAPIError):
+                session.execute(text("SELECT 1/0"))
+            execution.complete()
+
+    assert one.requests() == []
+
+
+def test_a_proxy_of_the_driver_s_connection_takes_the_plain_path(postgresql):
+    class Proxy:
+        def __init__(self, driver):
+            self._driver = driver
+
+        __class__ = property(lambda self: type(self._driver))
+
+        def __getattr__(self, name):
+            return getattr(self._driver, name)
+
+        def commit(self):
+            self._driver.commit()
+
+        def rollback(self):
+            self._driver.rollback()
+
+    url = make_url(postgresql.url).set(drivername="postgresql").render_as_string(hide_password=False)
+    engine = create_engine(postgresql.url, creator=lambda: Proxy(psycopg.connect(url)))
+    port = Port("postgresql", postgresql.url, engine)
+    answers = [deliver(port, "order-1", guard) for _ in range(2)]
+    engine.dispose()
+
+    assert [answer.is_replay for answer in answers] == [False, True]
 
 
 # The settings at the COMMIT
