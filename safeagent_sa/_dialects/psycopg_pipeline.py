@@ -203,7 +203,7 @@ class Pipeline:
     def _raise_failure(self, results: list[Any]) -> None:
         if results[-1].status == pq.ExecStatus.FATAL_ERROR:
             error = psycopg.errors.error_from_result(results[-1])
-            self._prepared.hear(error)
+            self._prepared.hear(error.sqlstate)
             raise error
 
     def _wait(self, batch: Batch) -> list[Any]:

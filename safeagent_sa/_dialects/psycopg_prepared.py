@@ -11,8 +11,6 @@ import itertools
 import secrets
 from typing import Any, NamedTuple
 
-import psycopg
-
 
 # SQLSTATEs that tell of a prepared statement: there is none of that name; the table behind it has changed.
 _NO_SUCH_STATEMENT, _NOT_SUPPORTED = "26000", "0A000"
@@ -69,9 +67,9 @@ class Prepared:
         """Note the end of the transaction."""
         self._met = None
 
-    def hear(self, error: psycopg.Error) -> None:
+    def hear(self, sqlstate: str | None) -> None:
         """Learn from an error of the server."""
-        if error.sqlstate in (_NO_SUCH_STATEMENT, _NOT_SUPPORTED):
+        if sqlstate in (_NO_SUCH_STATEMENT, _NOT_SUPPORTED):
             # Somebody deallocates unheard, or changes the table, or the server's connection is another one. Names are no
             # use here any more; new ones each time would pile up on the server.
             self._there.clear()
