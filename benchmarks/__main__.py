@@ -56,7 +56,7 @@ def arguments() -> argparse.Namespace:
     )
     options = parser.parse_args()
     if options.transactions is None:
-        options.transactions = 30 if options.full else 10
+        options.transactions = 30 if options.full else 8
     if options.rounds < 2 or options.transactions < 1:
         parser.error("--rounds must be at least 2 and --transactions at least 1")
     return options

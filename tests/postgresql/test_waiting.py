@@ -116,6 +116,17 @@ def test_a_timeout_leaves_the_transaction_usable_and_its_settings_alone(postgres
     assert postgresql.payments("before") == 1
 
 
+def test_a_wait_that_has_taken_its_time_is_the_last_one(postgresql, holder):
+    seen, engine = [], create_engine(postgresql.url)
+    event.listen(engine, "before_cursor_execute", lambda *arguments: seen.append(arguments[2]))
+    with sessionmaker(engine)() as session, pytest.raises(ExecutionInProgressError):
+        guard.execute(session, "order-1", pay, action="pay", wait_timeout=0.05)
+    engine.dispose()
+    holder.rollback()
+
+    assert sum("pg_advisory_xact_lock" in statement for statement in seen) == 1
+
+
 def test_a_statement_timeout_bounds_the_wait_without_aborting(postgresql, holder):
     with postgresql.sessions() as session, session.begin():
         session.execute(text("SET LOCAL statement_timeout = '50ms'"))
