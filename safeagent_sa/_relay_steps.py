@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import Table, select
 from sqlalchemy.orm import Session
 
-from . import _blocks, _clock, _codec, _lease
+from . import _blocks, _claim, _clock, _codec, _lease
 from ._effect_flow import Call, EffectBase, refuse_misfit
 from ._keys import Key
 from ._lease import Lease
@@ -74,7 +74,7 @@ class RelayBase(Generic[_EffectT]):
     def take(self, session: Session) -> Taken | OutcomeError | None:
         """Take the next effect that is due, return what is in its way, or None where nothing is due."""
         policy = self._settings.policy
-        connection = session.connection(bind_arguments={"mapper": policy.model, "clause": policy.write})
+        connection, _ = _claim.reach(session, policy)
         table: Table = policy.model.__table__  # type: ignore[attr-defined]
         columns = table.c
         due = (

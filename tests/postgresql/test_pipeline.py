@@ -40,15 +40,6 @@ def guard(told):
     return ExecutionGuard(pipeline="auto", wait_timeout=0, listeners=[listen])
 
 
-@pytest.fixture
-def one(postgresql):
-    """The database of the port through one connection, which every session gets."""
-    engine = create_engine(postgresql.url, pool_size=1, max_overflow=0)
-    yield Port("postgresql", postgresql.url, engine)
-    assert engine.pool.checkedout() == 0
-    engine.dispose()
-
-
 PIPELINED = [("Claimed", True), ("Completed", True)]
 
 

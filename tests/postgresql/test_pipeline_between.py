@@ -17,15 +17,6 @@ from safeagent_sa.effects import landed
 guard = ExecutionGuard(pipeline="auto", wait_timeout=0)
 
 
-@pytest.fixture
-def one(postgresql):
-    """The database of the port through one connection, which every session gets."""
-    engine = create_engine(postgresql.url, pool_size=1, max_overflow=0)
-    yield Port("postgresql", postgresql.url, engine)
-    assert engine.pool.checkedout() == 0
-    engine.dispose()
-
-
 def claim_another(session):
     guard.execute(session, "order-2", pay, "order-2", action="pay")
 
