@@ -2,7 +2,8 @@
 
     claim()    INSERT of all     the ids whose lock is free and that are new
                SELECT of the rest    replay, conflict, or nothing: somebody else is at it
-    settle()   UPDATE of all     as many rows as there are new executions, or the batch is lost
+    settle()   nothing; in front of COMMIT:
+               UPDATE of all     as many rows as there are new executions, or the batch is lost
 
 Ids are locked in the order of their bytes and nobody waits, so two batches cannot deadlock.
 """
@@ -15,11 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from . import _claim, _outbox, _safety
 from ._claim import Policy
-from ._dialects import NewClaims
+from ._commit_guard import Completion, OpenClaim, not_completed, transaction_of
+from ._dialects import Dialect, NewClaims, StoredRequest
 from ._endings import Audience
 from ._keys import validate_action, validate_key
 from ._outcome import Request, in_progress
@@ -38,7 +41,7 @@ class BatchClaim:
 
     batch: Batch
     claims: NewClaims
-    open_claim: _safety.OpenClaim | None
+    open_claim: OpenClaim | None
 
 
 def claim(session: Session, policy: Policy, scope: str, action: str, payloads: Mapping[str, Any]) -> BatchClaim:
@@ -61,24 +64,28 @@ def claim(session: Session, policy: Policy, scope: str, action: str, payloads: M
         return BatchClaim(batch, claims, None)
     first = next(iter(requests.values()))
     _safety.refuse_pending_writes(session, first.key)
-    connection, dialect = _claim.connect(session, policy)
+    connection, dialect = _claim.connect(session, policy, first.key)
     inserted = dialect.insert_many(connection, claims)
     others = [request_id for request_id in fingerprints if request_id not in inserted]
-    stored = dialect.find_many(connection, scope, others) if others else {}
+    stored = _find(connection, dialect, scope, others) if others else {}
     open_claim = None
     if inserted:
         # One stands for all: they were inserted by one statement, so they stay or go together.
         request_id, one = next(iter(inserted.items()))
         audience = Audience(policy.listeners, [claims.row(each) for each in inserted])
-        open_claim = _safety.OpenClaim(session, connection, dialect, claims.row(request_id), one.proof, audience)
-        _claim.begin(open_claim, policy, one)
+        open_claim = _claim.begin(
+            session, connection, dialect, claims.row(request_id), one, policy=policy, audience=audience
+        )
     for request_id, request in requests.items():  # in the caller's order
         if request_id in inserted:
             batch.new.append(Execution(*request.key, action, max_result_bytes=policy.max_result_bytes))
             continue
         audience = Audience(policy.listeners, (claims.row(request_id),))
         if request_id in stored:
-            _sort(batch, partial(_claim.replay, session, policy, request, stored[request_id], audience))
+            _sort(
+                batch,
+                partial(_claim.replay, session, connection, policy, request, stored[request_id], audience=audience),
+            )
         else:
             audience.tell("InProgress")
             batch.in_progress.append(in_progress(request.key, 0.0))
@@ -100,18 +107,21 @@ def settle(batch_claim: BatchClaim, policy: Policy) -> None:
     try:
         for request_id, text in results.items():
             if text is None:
-                raise _safety.not_completed(claims.row(request_id), "the batch cannot end without an exception")
-        _claim.store(
-            open_claim,
-            lambda: (
-                open_claim.dialect.complete_many(open_claim.connection, claims, open_claim.proof, texts) == len(texts)
-            ),
-        )
-        _outbox.store(open_claim.connection, policy.model, policy.fingerprinter, batch_claim.batch.new)
+                raise not_completed(claims.row(request_id), "the batch cannot end without an exception")
+        connection, held = _claim.ready_to_complete(open_claim)
+        _outbox.store(connection, policy.model, policy.fingerprinter, batch_claim.batch.new)
     except BaseException:
         abandon(batch_claim)
         raise
-    _safety.discharge(open_claim)
+    dialect, proof = open_claim.dialect, open_claim.proof
+    completion = Completion(
+        send=lambda connection: (
+            dialect.complete_many(connection, claims, proof, texts, is_forced=policy.is_forced) == len(texts)
+        ),
+        is_stored=lambda connection: dialect.count_completed(connection, claims, proof, list(texts)) == len(texts),
+        with_commit=lambda *_: None,
+    )
+    _safety.complete(open_claim, held, completion)
     open_claim.audience.completed()
 
 
@@ -122,6 +132,15 @@ def abandon(batch_claim: BatchClaim) -> None:
         execution._discard()  # noqa: SLF001
     if batch_claim.open_claim is not None:
         _safety.abandon(batch_claim.open_claim)
+
+
+def _find(connection: Connection, dialect: Dialect, scope: str, request_ids: list[str]) -> dict[str, StoredRequest]:
+    """Read the rows; look again where this very transaction keeps results back until COMMIT."""
+    stored = dialect.find_many(connection, scope, request_ids)
+    held = transaction_of(connection)
+    if held is not None and held.send_early(connection, {row.token for row in stored.values()}):
+        return dialect.find_many(connection, scope, request_ids)
+    return stored
 
 
 def _sort(batch: Batch, replay: Callable[[], Execution[Any]]) -> None:

@@ -53,7 +53,7 @@ def claim(
     timeout = settings.wait_timeout if wait_timeout is ... else valid_timeout(wait_timeout)
     _safety.refuse_pending_writes(session, key)
     if savepoint:
-        _claim.connect(session, policy)  # refuses what is no transaction before there is a savepoint in it
+        _claim.connect(session, policy, key)  # refuses what is no transaction before there is a savepoint in it
     with session.begin_nested() if savepoint else nullcontext():
         claim = _claim.claim(session, policy, request, timeout)
         try:

@@ -4,7 +4,8 @@
                and SELECT where it inserts nothing      found: replay, or the named error that its status asks for
                SELECT, with a newer snapshot            found: the same; it was committed a moment ago
                wait (or not), and the same again        somebody else holds it
-    settle()   UPDATE … WHERE token and transaction are ours        exactly one row, or the claim is lost
+    settle()   nothing; `_commit_guard` sends it in front of COMMIT:
+               UPDATE … WHERE token and transaction are ours        exactly one row, or the claim is lost
 
 INSERT first: a SELECT first would take a predicate lock on a page where the row is not, which under SERIALIZABLE makes
 every fourth transaction fail for nothing. Statements run on the session's Connection, which flushes no pending objects.
@@ -17,21 +18,30 @@ import uuid
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakSet
 
-from sqlalchemy import Connection, Engine, Insert, insert
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, Engine, Insert, TwoPhaseTransaction, insert, inspect
+from sqlalchemy.orm import Mapper, Session, configure_mappers
 
-from . import _open_here, _other_writes, _outbox, _safety
-from ._dialects import Dialect, Inserted, NewClaim, StoredRequest, dialect_for
+from . import _open_here, _outbox, _safety
+from ._commit_guard import (
+    Completion,
+    GuardedTransaction,
+    OpenClaim,
+    lost,
+    not_completed,
+    refuse_aborted,
+    transaction_of,
+)
+from ._dialects import Begun, Dialect, Inserted, NewClaim, StoredRequest, dialect_for
 from ._endings import Audience
 from ._fingerprint import Fingerprinter
 from ._keys import Key
 from ._outcome import Request, answer, in_progress
 from .errors import AutocommitError, DurabilityWarning, ExecutionInProgressError, RequestConflictError
-from .execution import Execution
+from .execution import Execution, ExecutionStatus
 from .models import ExecutionRequestMixin
 
 
@@ -55,9 +65,14 @@ class Policy:
     listeners: tuple[Listener, ...] = ()
     pipeline: Literal["off", "auto"] = "off"
 
+    @property
+    def is_forced(self) -> bool:
+        """Whether a COMMIT that the server may lose is made durable, and not only warned of."""
+        return self.synchronous_commit == "force"
+
     def make_durable(self, connection: Connection, dialect: Dialect) -> None:
         """Do what the guard is told to where the server may lose a COMMIT that it has answered."""
-        if self.synchronous_commit == "force":
+        if self.is_forced:
             dialect.make_durable(connection)
         elif connection.engine not in self._warned:
             self._warned.add(connection.engine)
@@ -74,6 +89,19 @@ class Policy:
         return WeakSet()
 
     @cached_property
+    def mapper(self) -> Mapper[Any]:
+        """The mapper of the model."""
+        found: Mapper[Any] = inspect(self.model)
+        return found
+
+    def placed(self, key: Key) -> Any:
+        """Return a row that is in no session, to choose a shard by."""
+        configure_mappers()  # an attribute cannot be set before
+        row = self.mapper.class_manager.new_instance()
+        row.scope, row.request_id = key
+        return row
+
+    @cached_property
     def write(self) -> Insert:
         """A statement that writes to the table, never sent."""
         return insert(self.model)
@@ -84,30 +112,46 @@ class Claim:
     """A claim that was granted: the handle for the caller, and the open claim unless it is a replay."""
 
     execution: Execution[Any]
-    open_claim: _safety.OpenClaim | None
+    open_claim: OpenClaim | None
+    begun: Begun | None = None
+    """Where the claim went with BEGIN."""
 
 
-def reach(session: Session, policy: Policy) -> tuple[Connection, Dialect]:
-    """Return the session's connection for the table, on which everything is seen that the session has completed."""
+def reach(session: Session, policy: Policy, key: Key | None = None) -> tuple[Connection, Dialect]:
+    """Return the session's connection for the table."""
     # By mapper, so that sessions with several binds answer with the engine that the table is on; by a clause that
     # writes, so that sessions which split reads from writes answer with the primary.
-    connection = session.connection(bind_arguments={"mapper": policy.model, "clause": policy.write})
-    dialect = dialect_for(connection.dialect.name, policy.model.__table__)  # type: ignore[attr-defined]
-    dialect.send_early(connection)
-    return connection, dialect
+    bind_arguments: dict[str, Any] = {"mapper": policy.mapper, "clause": policy.write}
+    if key is not None and hasattr(session, "shard_chooser"):  # a ShardedSession asks for the row that is to be placed
+        bind_arguments["instance"] = policy.placed(key)
+    connection = session.connection(bind_arguments=bind_arguments)
+    return connection, dialect_for(connection.dialect.name, policy.model.__table__)  # type: ignore[attr-defined]
 
 
-def connect(session: Session, policy: Policy) -> tuple[Connection, Dialect]:
+def connect(session: Session, policy: Policy, key: Key | None = None) -> tuple[Connection, Dialect]:
     """Return the session's connection for the table, inside a transaction that can keep the promise."""
-    connection, dialect = reach(session, policy)
+    connection, dialect = reach(session, policy, key)
+    held = transaction_of(connection)
+    if held is not None:
+        held.refuse_ended()
     dialect.ensure_transaction(connection)
     return connection, dialect
 
 
 def find(session: Session, policy: Policy, key: Key) -> StoredRequest | None:
     """Read the stored request, in whatever transaction the session has."""
-    connection, dialect = reach(session, policy)
-    return dialect.find(connection, *key)
+    connection, dialect = reach(session, policy, key)
+    return _as_completed(connection, dialect.find(connection, *key), lambda: dialect.find(connection, *key))
+
+
+def _as_completed(
+    connection: Connection, found: StoredRequest | None, look_again: Callable[[], StoredRequest | None]
+) -> StoredRequest | None:
+    """Return what was found; look again where this very transaction keeps its result back until COMMIT."""
+    if found is None or found.status != ExecutionStatus.CLAIMED:
+        return found
+    held = transaction_of(connection)
+    return look_again() if held is not None and held.send_early(connection, (found.token,)) else found
 
 
 def claim(
@@ -120,25 +164,37 @@ def claim(
         AlreadyClaimedError: This transaction has claimed the request already.
         AutocommitError: The INSERT was committed by itself; it has been taken back.
     """
-    connection, dialect = connect(session, policy)
+    connection, dialect = connect(session, policy, request.key)
     row = NewClaim(*request.key, request.action, request.fingerprint, uuid.uuid4())
     audience = Audience(policy.listeners, (row,))
-    found = _insert_or_find(connection, dialect, row, policy, audience, wait_timeout=wait_timeout)
+    begun, found = _insert_or_find(connection, dialect, row, policy, audience, wait_timeout=wait_timeout)
     if isinstance(found, StoredRequest):
-        return Claim(replay(session, policy, request, found, audience), None)
+        stored = _as_completed(connection, found, lambda: dialect.find(connection, *request.key)) or found
+        return Claim(replay(session, connection, policy, request, stored, audience=audience), None)
 
-    open_claim = _safety.OpenClaim(session, connection, dialect, row, found.proof, audience, has_block)
-    begin(open_claim, policy, found)
+    open_claim = begin(session, connection, dialect, row, found, policy=policy, audience=audience, has_block=has_block)
     execution: Execution[Any] = Execution(
         *request.key, request.action, max_result_bytes=policy.max_result_bytes, result_type=request.result_type
     )
-    return Claim(execution, open_claim)
+    return Claim(execution, open_claim, begun)
 
 
-def begin(open_claim: _safety.OpenClaim, policy: Policy, inserted: Inserted) -> None:
-    """Watch over a row that was just inserted; take it back where it was committed by itself."""
-    _safety.watch(open_claim)  # first of all, so that no error from here on leaves a row that nobody watches
-    connection, dialect, row = open_claim.connection, open_claim.dialect, open_claim.row
+def begin(
+    session: Session,
+    connection: Connection,
+    dialect: Dialect,
+    row: NewClaim,
+    inserted: Inserted,
+    *,
+    policy: Policy,
+    audience: Audience,
+    has_block: bool = True,
+) -> OpenClaim:
+    """Guard a row that was just inserted; take it back where it was committed by itself."""
+    # First of all, so that no error from here on leaves a row that is not guarded.
+    open_claim = _safety.watch(
+        session, connection, dialect, row, proof=inserted.proof, audience=audience, has_block=has_block
+    )
     if not dialect.is_in_transaction(connection):
         dialect.delete(connection, row)
         message = (
@@ -146,17 +202,19 @@ def begin(open_claim: _safety.OpenClaim, policy: Policy, inserted: Inserted) -> 
             "looked. The claim was taken back. Look for event listeners or wrappers that change the connection."
         )
         raise AutocommitError(message)
-    if not inserted.is_durable:
+    if not (inserted.is_durable or policy.is_forced):  # else the completion sees to it
         policy.make_durable(connection, dialect)
-    open_claim.audience.claimed(open_claim.session)
+    audience.claimed(session)
+    return open_claim
 
 
 def settle(claim: Claim, policy: Policy) -> None:
-    """Store the result of a new execution, or leave it to the COMMIT, and its effects for a relay; a replay has neither.
+    """Keep the result of a new execution for the COMMIT, and store its effects for a relay; a replay has neither.
 
     Raises:
         NotCompletedError: `complete()` was not called.
         ClaimLostError: The row is not there any more, or not in the transaction that is open now.
+        TransactionAbortedError: The server has aborted the transaction.
     """
     execution, open_claim = claim.execution, claim.open_claim
     result = execution._close()  # noqa: SLF001 - the handle and the hot path are one mechanism
@@ -164,14 +222,14 @@ def settle(claim: Claim, policy: Policy) -> None:
         return
     try:
         if result is None:
-            raise _safety.not_completed(open_claim.row, "the block cannot end without an exception")
-        store(open_claim, lambda: _complete(open_claim, result, policy))
-        _outbox.store(open_claim.connection, policy.model, policy.fingerprinter, (execution,))
+            raise not_completed(open_claim.row, "the block cannot end without an exception")
+        connection, held = ready_to_complete(open_claim)
+        _outbox.store(connection, policy.model, policy.fingerprinter, (execution,))
     except BaseException:
         execution._discard()  # noqa: SLF001
         _safety.abandon(open_claim)
         raise
-    _safety.discharge(open_claim)
+    _safety.complete(open_claim, held, _completion(claim, connection, result, policy))
     open_claim.audience.completed()
 
 
@@ -191,66 +249,89 @@ def _insert_or_find(
     audience: Audience,
     *,
     wait_timeout: float | None,
-) -> Inserted | StoredRequest:
-    """Return that our row was inserted, or the row that was there before."""
-    begun = dialect.begin_with_claim(connection, row) if policy.pipeline == "auto" else None
+) -> tuple[Begun | None, Inserted | StoredRequest]:
+    """Return how the transaction was begun, and that our row was inserted, or the row that was there before."""
+    begun = dialect.begin_with_claim(connection, row) if _is_pipelined(connection, policy) else None
     audience.has_begun = begun is not None
     found = begun.found if begun else dialect.insert_or_find(connection, row)
     waited = 0.0
     if found is None and wait_timeout == 0:
         found = dialect.find(connection, row.scope, row.request_id)
     elif found is None:  # whoever may wait need not look before: the lock of one who has ended is free
-        began, has_time, rounds = time.monotonic(), True, 0
+        start, has_time, rounds = time.monotonic(), True, 0
         while found is None and has_time and rounds < _MAX_ROUNDS:
             rounds += 1
             has_time = dialect.wait(connection, row, None if wait_timeout is None else wait_timeout - waited)
             # Look without the lock first, so that a caller who has lost never holds up others who are about to wait.
             found = dialect.find(connection, row.scope, row.request_id) or dialect.insert_or_find(connection, row)
-            waited = time.monotonic() - began
+            waited = time.monotonic() - start
         audience.tell("Waited", seconds=waited)
     if found is None:
         audience.tell("InProgress")
         raise in_progress(Key(row.scope, row.request_id), waited)
-    return found
+    return begun, found
 
 
-def _complete(open_claim: _safety.OpenClaim, result: str, policy: Policy) -> bool:
-    dialect, where = open_claim.dialect, (open_claim.connection, open_claim.row, open_claim.proof)
-    if policy.pipeline == "auto" and open_claim.ends_with_the_transaction:
-        open_claim.audience.ends_with_commit = dialect.complete_with_commit(*where, result, partial(_lose, open_claim))
-        if open_claim.audience.ends_with_commit:
-            return True
-    return dialect.complete(*where, result) == 1
+def _is_pipelined(connection: Connection, policy: Policy) -> bool:
+    return policy.pipeline == "auto" and not isinstance(connection.get_transaction(), TwoPhaseTransaction)
 
 
-def _lose(open_claim: _safety.OpenClaim) -> Exception:
-    """Refuse the COMMIT of a claim whose block has ended well, and whose row turned out to be gone."""
-    open_claim.is_lost = True
-    if open_claim.is_transaction_open:
-        _safety.abandon(open_claim)
-    return _safety.lost(open_claim)
+def _completion(claim: Claim, connection: Connection, result: str, policy: Policy) -> Completion:
+    open_claim = claim.open_claim
+    assert open_claim is not None  # a replay has none
+    dialect, row, proof = open_claim.dialect, open_claim.row, open_claim.proof
+    names = claim.begun.names if claim.begun else None
+    is_forced = policy.is_forced
+    is_pipelined = _is_pipelined(connection, policy) and dialect.can_batch(connection)
+    open_claim.audience.ends_with_commit = is_pipelined
+
+    def with_commit(connection: Connection, on_lost: Callable[[], Exception]) -> Any:
+        if not is_pipelined:
+            return None
+        return dialect.completion_in_batch(
+            connection, row, proof, result, is_forced=is_forced, names=names, on_lost=on_lost
+        )
+
+    return Completion(
+        send=lambda connection: dialect.complete(connection, row, proof, result, is_forced=is_forced) == 1,
+        is_stored=lambda connection: dialect.is_completed(connection, row, proof),
+        with_commit=with_commit,
+    )
 
 
-def store(open_claim: _safety.OpenClaim, complete: Callable[[], bool]) -> None:
-    """Send the completion where it belongs to the transaction of the claim; raise ClaimLostError where it does not."""
-    session, connection, dialect = open_claim.session, open_claim.connection, open_claim.dialect
-    if not session.is_active:
+def ready_to_complete(open_claim: OpenClaim) -> tuple[Connection, GuardedTransaction]:
+    """Flush what the block has written, and return the transaction of the claim, which is still open.
+
+    Raises:
+        ClaimLostError: It is not.
+        TransactionAbortedError: The server has aborted it.
+    """
+    session, connection = open_claim.session_ref(), open_claim.connection
+    if session is not None and not session.is_active:
         session.connection()  # raises SQLAlchemy's own error about the failed flush
-    if open_claim.is_same_transaction:
-        # The business writes go first: one that fails does so in the block, and nothing of it is pending later.
+    if session is not None and connection is not None and open_claim.is_same_transaction:
+        # The business writes go first: one that fails does so in the block.
         session.flush()
-        _other_writes.refuse_second_database(session, {connection})
-        if dialect.is_in_transaction(connection) and complete():
-            return
-    open_claim.is_lost = True
-    raise _safety.lost(open_claim)
+        held = transaction_of(connection)
+        is_gone = open_claim.is_undone or open_claim.is_lost
+        if held is not None and not is_gone and open_claim.dialect.is_in_transaction(connection):
+            refuse_aborted(open_claim, connection)
+            return connection, held
+    _safety.lose(open_claim)
+    raise lost(open_claim)
 
 
 def replay(
-    session: Session, policy: Policy, request: Request, stored: StoredRequest, audience: Audience
+    session: Session,
+    connection: Connection,
+    policy: Policy,
+    request: Request,
+    stored: StoredRequest,
+    *,
+    audience: Audience,
 ) -> Execution[Any]:
     """Return the replay of a stored request, or raise what else it asks for."""
-    is_own = _safety.is_own(session, stored.token)
+    is_own = _safety.is_own(connection, stored.token)
     try:
         receipt = answer(request, policy.fingerprinter, stored, is_own=is_own)
     except RequestConflictError as error:

@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, and_, func, null, or_, select
+from sqlalchemy import ColumnElement, Connection, Table, and_, func, null, or_, select
 from sqlalchemy.orm import Session
 
 from . import _blocks, _claim, _clock, _codec, _lease, _outcome, _safety, _verdicts
@@ -68,7 +68,7 @@ def in_doubt(
     for row in connection.execute(query).all():
         *stored, scope_, request_id, since = list(row)
         found = _lease.found_of(stored)
-        if _safety.is_own(session, found.stored.token):
+        if _safety.is_own(connection, found.stored.token):
             continue
         told = _verdicts.read(found.stored.error)
         doubts.append(
@@ -119,8 +119,9 @@ def resolve(
     text = result_type.encode(verdict.result, max_bytes=policy.max_result_bytes)
     note = {"resolved": verdict.answer.value, "by": by, "evidence": evidence}
     _verdicts.noted(None, note)  # refuses evidence that is not JSON before any SQL
+    connection, _ = _claim.reach(session, policy)
     found = _lease.find(session, policy, key, is_locking=True)
-    if found is None or not _is_resolvable(session, found, verdict):
+    if found is None or not _is_resolvable(connection, found, verdict):
         if found is None or not _is_resolved_so(found, verdict, text):
             raise _not_in_doubt(key, found)
         return _receipt(key, found)
@@ -151,14 +152,14 @@ def _values(connection: Any, found: Found, verdict: Verdict, text: str) -> dict[
     return {"status": "failed", "error": failure, "completed_at": _clock.now(connection)}
 
 
-def _is_resolvable(session: Session, found: Found, verdict: Verdict) -> bool:
+def _is_resolvable(connection: Connection, found: Found, verdict: Verdict) -> bool:
     match found.stored.status:
         case ExecutionStatus.IN_DOUBT:
             return True
         case ExecutionStatus.LEASED:
             return found.is_started and found.is_expired
         case ExecutionStatus.CLAIMED:
-            return not _safety.is_own(session, found.stored.token)
+            return not _safety.is_own(connection, found.stored.token)
         case ExecutionStatus.FAILED:  # a dead letter, to be delivered once more
             return found.payload is not None and verdict.answer is Answer.NOT_LANDED
     return False

@@ -129,8 +129,11 @@ def _answer(
     session: Session, terms: Terms, request: Request, stored: StoredRequest, found: Found
 ) -> Execution[Any] | OutcomeError:
     row = NewClaim(*request.key, request.action, request.fingerprint, stored.token)
+    audience = Audience(terms.policy.listeners, (row,))
     try:
-        return _claim.replay(session, terms.policy, request, stored, Audience(terms.policy.listeners, (row,)))
+        connection, _ = _claim.reach(session, terms.policy)
+        connection, _ = _claim.reach(session, terms.policy)
+        return _claim.replay(session, connection, terms.policy, request, stored, audience=audience)
     except ExecutionInProgressError as error:
         error.retry_after = max(error.retry_after, found.seconds_left or 0.0)
         return error

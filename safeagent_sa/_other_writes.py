@@ -1,16 +1,11 @@
-"""Writes that no claim covers: those that a replay would make as well, and those in a second database."""
+"""Writes from before a claim, which a replay would make as well."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
-
-from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from ._dialects import may_have_written
 from ._keys import Key
-from .errors import PendingWritesError, SecondDatabaseError
+from .errors import PendingWritesError
 
 
 def refuse_pending(session: Session, key: Key) -> None:
@@ -27,22 +22,3 @@ def refuse_pending(session: Session, key: Key) -> None:
             "`if not execution.is_replay`; or call session.flush() before the claim if they belong to every delivery."
         )
         raise PendingWritesError(message, scope=key.scope, request_id=key.request_id)
-
-
-def refuse_second_database(session: Session, claimed: Collection[Connection]) -> None:
-    """Raise where the session's transaction has written through a connection that holds no claim."""
-    root: Any = session.get_transaction()
-    if hasattr(root, "connections"):  # SQLAlchemy 2.1.7
-        connections = root.connections
-    else:
-        connections = {entry[0] for entry in root._connections.values()}  # noqa: SLF001
-    if len(connections) == 1 or session.twophase:
-        return
-    for connection in connections:
-        if connection not in claimed and may_have_written(connection):
-            message = (
-                f"this transaction has written to {connection.engine.url!r} as well, and no COMMIT covers two databases: "
-                "one could be stored without the other. Put the execution table beside the business tables, write to "
-                "the other database through an outbox, or use Session(twophase=True)."
-            )
-            raise SecondDatabaseError(message)

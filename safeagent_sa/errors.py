@@ -6,6 +6,7 @@
     │   ├── ExecutionInProgressError    somebody else is at it; try again after `retry_after` seconds
     │   ├── ExecutionInDoubtError       it may have happened; a person or a probe must settle it
     │   ├── ExecutionFailedError        it ran before, and a failure is on record
+    │   ├── DurabilityUnknownError      it is stored here, and perhaps not on the synchronous standby: do not answer as done
     │   ├── LeaseLostError              this attempt at an effect is not the current one any more
     │   ├── ReceiptTypeError            its stored result does not fit the result type that is asked for now
     │   └── ReceiptExpiredError         it ran before, and its receipt was purged
@@ -108,6 +109,14 @@ class ExecutionInProgressError(OutcomeError):
 
 class ExecutionInDoubtError(OutcomeError):
     """An earlier execution ended without a recorded outcome; it may or may not have happened."""
+
+
+class DurabilityUnknownError(OutcomeError):
+    """COMMIT was stored on this server alone, since the wait for its synchronous standby was cancelled.
+
+    Do not answer as done: a failover can still lose the transaction. A replay from the same server proves nothing about
+    the standby; retry once replication works again. PostgreSQL only warns of it (manual, section 27.2.8.3).
+    """
 
 
 class ExecutionFailedError(OutcomeError):

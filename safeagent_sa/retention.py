@@ -24,6 +24,7 @@ from sqlalchemy import (
     func,
     literal,
     null,
+    or_,
     select,
     tuple_,
     type_coerce,
@@ -245,6 +246,8 @@ class _Plan:
             change: Update | Delete = update(self.table).where(*owned).values(dropped)
         else:
             change = delete(self.table).where(*owned)
+        # Asked again, for whatever may have happened to the lock: what is written is old and ended now.
+        change = change.where(self._is_old(cutoff))
         connection.execute(change, [{"key_scope": row.scope, "key_request_id": row.request_id} for row in rows])
         return _Batch(len(rows), (rows[-1].scope, rows[-1].request_id))
 
@@ -253,5 +256,6 @@ class _Plan:
         ended = [ExecutionStatus.COMPLETED.value, ExecutionStatus.FAILED.value]
         if not self.tombstone:
             ended.append(ExecutionStatus.EXPIRED.value)
-        wanted = and_(columns.status.in_(ended), func.coalesce(columns.completed_at, columns.created_at) < cutoff)
+        has_ended = or_(*(columns.status == status for status in ended))  # an IN cannot be sent for many rows at once
+        wanted = and_(has_ended, func.coalesce(columns.completed_at, columns.created_at) < cutoff)
         return wanted if self.scope is None else and_(columns.scope == self.scope, wanted)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Table, bindparam, delete, select
+from sqlalchemy import Connection, PoolProxiedConnection, Table, bindparam, delete, literal_column, select
 from sqlalchemy.exc import DBAPIError
+
+from ..execution import ExecutionStatus
 
 
 class NewClaim(NamedTuple):
@@ -67,6 +69,8 @@ class Begun(NamedTuple):
     """A transaction that was begun with the claim, and what `insert_or_find` would have returned."""
 
     found: Inserted | StoredRequest | None
+    names: Any = None
+    """Of the prepared statements that this transaction has met."""
 
 
 class Dialect(ABC):
@@ -78,6 +82,8 @@ class Dialect(ABC):
         self._by_key = (columns.scope == bindparam("key_scope"), columns.request_id == bindparam("key_request_id"))
         self._owned = (*self._by_key, columns.token == bindparam("key_token"))
         self._delete = delete(table).where(*self._owned)
+        completed = columns.status == ExecutionStatus.COMPLETED.value
+        self._is_completed: Any = select(literal_column("1")).where(*self._owned, completed, *self._same_transaction())
         stored = [columns[name] for name in StoredRequest._fields]
         self._select = select(*stored).where(*self._by_key)
         self._select_many = select(columns.request_id, *stored).where(columns.scope == bindparam("key_scope"))
@@ -98,23 +104,39 @@ class Dialect(ABC):
         """Do as `insert_or_find` does in one round trip with BEGIN; None where nothing was sent, or it came to nothing."""
         return None
 
-    def complete_with_commit(
+    def can_batch(self, connection: Connection) -> bool:
+        """Tell whether a completion can go in one batch with the COMMIT."""
+        return False
+
+    def completion_in_batch(
         self,
         connection: Connection,
         claim: NewClaim,
         proof: str,
         result: str,
+        *,
+        is_forced: bool,
+        names: Any,
         on_lost: Callable[[], Exception],
-    ) -> bool:
-        """Do as `complete` does in one round trip with COMMIT, which fails with `on_lost()` unless one row is completed.
+    ) -> Any:
+        """Return what `commit_with` sends for a completion, or None where it cannot; `on_lost` makes its error."""
+        return None
+
+    def commit_with(self, pooled: PoolProxiedConnection, batch: Sequence[Any]) -> None:
+        """Send completions and the COMMIT in one batch; the COMMIT fails unless each has completed its row."""
+        raise NotImplementedError
+
+    def is_open(self, pooled: PoolProxiedConnection) -> bool:
+        """Tell whether a batch that has failed has left the transaction open."""
+        raise NotImplementedError
+
+    def note_local_commits(self, pooled: PoolProxiedConnection) -> tuple[list[str], Callable[[], None]]:
+        """Begin to note what the server says of a COMMIT that only this server has stored.
 
         Returns:
-            Whether that will be done; else nothing has happened.
+            The notes, and what ends them.
         """
-        return False
-
-    def send_early(self, connection: Connection) -> None:  # noqa: B027 - nothing waits where nothing can
-        """Let be seen now what is to be completed with the COMMIT, which does it again where a savepoint has taken it back."""
+        return [], lambda: None
 
     def wait(self, connection: Connection, claim: NewClaim, timeout: float | None) -> bool:
         """Wait until nobody holds the request, at most `timeout` seconds.
@@ -125,8 +147,17 @@ class Dialect(ABC):
         return False
 
     @abstractmethod
-    def complete(self, connection: Connection, claim: NewClaim, proof: str, result: str) -> int:
-        """Store the result where the row is still the claim's own, and return the number of rows: 1, or 0."""
+    def complete(
+        self, connection: Connection, claim: NewClaim, proof: str, result: str, *, is_forced: bool = True
+    ) -> int:
+        """Store the result where the row is still the claim's own, and return the number of rows: 1, or 0.
+
+        From here on, where `is_forced`, the COMMIT is answered only when it cannot be lost any more.
+        """
+
+    def is_completed(self, connection: Connection, claim: NewClaim, proof: str) -> bool:
+        """Tell whether the transaction of the claim, if this still is that one, has stored the result."""
+        return connection.scalar(self._is_completed, self._owner(claim) | self._proving(proof)) is not None
 
     @abstractmethod
     def insert_many(self, connection: Connection, claims: NewClaims) -> dict[str, Inserted]:
@@ -137,16 +168,32 @@ class Dialect(ABC):
         """Do as `find` does for many rows in one statement; return those that are there, by request_id."""
 
     @abstractmethod
-    def complete_many(self, connection: Connection, claims: NewClaims, proof: str, results: dict[str, str]) -> int:
+    def complete_many(
+        self, connection: Connection, claims: NewClaims, proof: str, results: dict[str, str], *, is_forced: bool = True
+    ) -> int:
         """Do as `complete` does for many rows in one statement, and return the number of rows."""
+
+    def count_completed(self, connection: Connection, claims: NewClaims, proof: str, request_ids: list[str]) -> int:
+        """Do as `is_completed` does for many rows in one statement, and return the number of rows."""
+        stored = self.find_many(connection, claims.scope, request_ids).values()
+        done = [row for row in stored if (row.token, row.status) == (claims.token, ExecutionStatus.COMPLETED)]
+        return len(done) if self.is_same_transaction(connection, proof) else 0
+
+    def is_same_transaction(self, connection: Connection, proof: str) -> bool:
+        """Tell whether the server still has the transaction of a claim."""
+        return self.is_in_transaction(connection)
 
     @abstractmethod
     def is_in_transaction(self, connection: Connection) -> bool:
         """Tell whether the server, too, has the transaction that SQLAlchemy believes to be open; asked after the claim."""
 
-    @abstractmethod
     def is_aborted(self, connection: Connection) -> bool:
-        """Tell whether the server would answer COMMIT by rolling back without a word."""
+        """Tell, as far as the driver shows it, whether the server would answer COMMIT by rolling back without a word."""
+        return False
+
+    def is_aborted_error(self, error: Exception) -> bool:
+        """Tell whether an error says the same."""
+        return False
 
     def is_durable(self, connection: Connection) -> bool:
         """Tell whether the transaction's COMMIT will be answered only when it cannot be lost any more."""
@@ -173,6 +220,14 @@ class Dialect(ABC):
     def delete(self, connection: Connection, claim: NewClaim) -> None:
         """Take back a row that was committed although it must not have been."""
         connection.execute(self._delete, self._owner(claim))
+
+    def _same_transaction(self) -> tuple[Any, ...]:
+        """Return the conditions that hold in the transaction of a claim alone."""
+        return ()
+
+    def _proving(self, proof: str) -> dict[str, Any]:
+        """Return their parameters."""
+        return {}
 
     @staticmethod
     def _owner(claim: NewClaim) -> dict[str, Any]:

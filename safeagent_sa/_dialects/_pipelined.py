@@ -5,49 +5,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, NestedTransaction, Table
+from sqlalchemy import Connection, PoolProxiedConnection, Table
 from sqlalchemy.exc import DBAPIError
 
 from ._base import Begun, Dialect, Inserted, NewClaim, StoredRequest
-from ._postgresql_sql import LOST, Ready, Statements, has_plain_types, is_translated, numbered
+from ._postgresql_sql import IS_SAME, LOSABLE, LOST, Ready, Statements, has_plain_types, is_translated, numbered
 
 
 if TYPE_CHECKING:
-    from .psycopg_pipeline import Pipeline
-    from .psycopg_prepared import Texts
-
-# Values of synchronous_commit with which a COMMIT that was answered can be lost: by a crash of the server, or by a
-# failover to a synchronous standby.
-LOSABLE = {"off", "local"}
+    from .psycopg_pipeline import Completion, Pipeline
+    from .psycopg_prepared import Names, Texts
 
 _INVALID_TEXT = "22P02"
 
+# What PQtransactionStatus answers (manual, section 34.2), besides idle and unknown: with the latter the connection is
+# gone, and the transaction with it.
+ACTIVE, IN_TRANSACTION, IN_ERROR = 1, 2, 3
+
 # SQLSTATEs: a cancel, by somebody or by statement_timeout; lock_timeout
 _NOT_AGAIN = {"57014", "55P03"}
-
-
-@dataclass(slots=True, eq=False)
-class _Early:
-    """Sends a completion before the COMMIT that it waits for; again only where a savepoint may have taken it back."""
-
-    connection: Connection
-    is_completed: Callable[[], bool]
-    on_lost: Callable[[], Exception]
-    is_sent: bool = False
-    savepoint: NestedTransaction | None = None
-
-    def __call__(self) -> None:
-        savepoint = self.connection.get_nested_transaction()
-        if self.is_sent and self.savepoint in (None, savepoint):
-            return
-        if not self.is_completed():
-            raise self.on_lost()
-        self.is_sent, self.savepoint = True, savepoint
 
 
 class Pipelined(Dialect):
@@ -62,6 +42,12 @@ class Pipelined(Dialect):
             for statement in (self._sql.insert_or_find, self._select, self._sql.complete)
         )
 
+    def _same_transaction(self) -> tuple[Any, ...]:
+        return (IS_SAME,)
+
+    def _proving(self, proof: str) -> dict[str, Any]:
+        return {"proof": proof}
+
     def begin_with_claim(self, connection: Connection, claim: NewClaim) -> Begun | None:
         """Send BEGIN and the statement of `insert_or_find` in one batch, where nothing was sent in the transaction yet.
 
@@ -73,7 +59,7 @@ class Pipelined(Dialect):
             return None
         driver_error = connection.dialect.loaded_dbapi.Error
         try:
-            row = pipeline.begin(self._texts, self._parameters(claim))
+            row, names = pipeline.begin(self._texts, self._parameters(claim))
         except driver_error as error:
             if error.sqlstate in _NOT_AGAIN:
                 raise DBAPIError.instance(
@@ -81,44 +67,53 @@ class Pipelined(Dialect):
                 ) from error
             pipeline.give_up()
             return None
-        return Begun(inserted_or_found(row))
+        return Begun(inserted_or_found(row), names)
 
-    def complete_with_commit(
-        self, connection: Connection, claim: NewClaim, proof: str, result: str, on_lost: Callable[[], Exception]
-    ) -> bool:
-        """Leave the completion to the batch that the COMMIT is sent in."""
-        pipeline = self._pipeline(connection)
-        if pipeline is None or self.is_aborted(connection):  # which the end of the block is to tell
-            return False
-        parameters = self._owner(claim) | {"proof": proof, "new_result": result}
-        early = _Early(connection, partial(self._is_completed, connection, claim, proof, result), on_lost)
-        pipeline.complete_at_commit(self._texts, parameters, _is_lost, on_lost, early)
-        return True
+    def can_batch(self, connection: Connection) -> bool:
+        """Ask whether there is a pipeline."""
+        return self._pipeline(connection) is not None
 
-    def send_early(self, connection: Connection) -> None:
-        """Send the completions that wait in the connection's pipeline, if there is one."""
-        pipeline: Pipeline | None = getattr(connection.connection.driver_connection, "safeagent_sa_pipeline", None)
-        if pipeline is not None:
-            pipeline.send_early()
+    def completion_in_batch(
+        self,
+        connection: Connection,
+        claim: NewClaim,
+        proof: str,
+        result: str,
+        *,
+        is_forced: bool,
+        names: Names | None,
+        on_lost: Callable[[], Exception],
+    ) -> Completion | None:
+        """Return a statement that fails unless it has completed the row, or finds it completed by this transaction."""
+        if self._pipeline(connection) is None:
+            return None
+        from .psycopg_pipeline import Completion  # noqa: PLC0415 - see below
 
-    def _is_completed(self, connection: Connection, claim: NewClaim, proof: str, result: str) -> bool:
-        if self.complete(connection, claim, proof, result) == 1:
-            return True
-        stored = self.find(connection, claim.scope, claim.request_id)  # sent in a savepoint that was released since
-        return stored is not None and (stored.token, stored.status) == (claim.token, "completed")
+        parameters = self._owner(claim) | {"proof": proof, "new_result": result, "is_forced": is_forced}
+        return Completion(self._texts, parameters, names, _is_lost, on_lost)
+
+    def commit_with(self, pooled: PoolProxiedConnection, batch: Sequence[Completion]) -> None:
+        """Leave it to the connection's pipeline."""
+        pipeline: Pipeline = pooled.driver_connection.safeagent_sa_pipeline  # type: ignore[union-attr]
+        pipeline.commit(batch)
+
+    def is_open(self, pooled: PoolProxiedConnection) -> bool:
+        """Ask libpq."""
+        driver: Any = pooled.driver_connection
+        return int(driver.pgconn.transaction_status) in (IN_TRANSACTION, IN_ERROR)
 
     def _pipeline(self, connection: Connection) -> Pipeline | None:
         # SQLAlchemy is needed on the way where it translates a schema or a column's values.
         is_possible = self._is_plain and connection.dialect.driver.startswith("psycopg")
         if not is_possible or is_translated(connection):
             return None
-        from .psycopg_pipeline import Pipeline  # noqa: PLC0415 - see above
+        from .psycopg_pipeline import Pipeline  # noqa: PLC0415 - it imports the driver
 
         return Pipeline.of(connection)
 
     @cached_property
     def _texts(self) -> Texts:
-        from .psycopg_prepared import Text, Texts  # noqa: PLC0415 - see above
+        from .psycopg_prepared import Text, Texts  # noqa: PLC0415 - see below
 
         texts = [numbered(sql) for sql in (self._sql.insert_or_find, self._sql.complete_or_fail)]
         return Texts(*(Text(*text) for text in texts))

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Boolean,
     ColumnElement,
     Connection,
     CursorResult,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    and_,
     any_,
     bindparam,
     case,
@@ -43,6 +45,13 @@ from ._base import NewClaim, StoredRequest
 # "in progress" or a short wait, never a second execution.
 _LOCK_SEED: Any = literal_column("7233173001")
 
+
+IS_SAME = cast(func.pg_current_xact_id_if_assigned(), Text) == bindparam("proof", type_=Text)
+"""Holds in the transaction of a claim alone."""
+
+# Values of synchronous_commit with which a COMMIT that was answered can be lost: by a crash of the server, or by a
+# failover to a synchronous standby.
+LOSABLE = {"off", "local"}
 
 LOST = "the claim is lost"
 """What PostgreSQL is made to say (SQLSTATE 22P02, since this is no number)."""
@@ -150,7 +159,12 @@ class Statements:
         def complete(*which: Any, result: Any) -> Any:
             return (
                 update(table)
-                .where(*which, columns.status == literal_column("'claimed'"), proof == bindparam("proof", type_=Text))
+                .where(
+                    *which,
+                    columns.status == literal_column("'claimed'"),
+                    proof == bindparam("proof", type_=Text),
+                    _durable(bindparam("is_forced", type_=Boolean)),
+                )
                 .values(status=literal_column("'completed'"), result=result, completed_at=func.clock_timestamp())
             )
 
@@ -168,9 +182,11 @@ class Statements:
         self.prepare_wait = select(*_limits(bindparam("milliseconds", type_=BigInteger)), _kept("lock_key", lock_key))
         self.complete = complete(*owned, result=bindparam("new_result"))
         # The same, to be sent with a COMMIT behind it: nobody looks at a row count in between, so no row is an error. Fine
-        # is a row that was completed before the COMMIT, for those who looked.
+        # is a row that this transaction has completed before, for those who looked.
         completed = self.complete.returning(literal_column("1")).cte("completed")
-        is_done = select(literal_column("1")).where(*owned, columns.status == literal_column("'completed'")).exists()
+        is_done = (
+            select(literal_column("1")).where(*owned, columns.status == literal_column("'completed'"), IS_SAME).exists()
+        )
         is_one = func.count(literal_column("*")) == literal_column("1")
         number = case((or_(is_one, is_done), literal_column("'1'")), else_=literal_column(f"'{LOST}'"))
         self.complete_or_fail = select(cast(number, Integer)).select_from(completed)
@@ -223,6 +239,17 @@ def _limits(milliseconds: Any) -> tuple[Any, ...]:
     shown = cast(func.greatest(func.coalesce(limit, literal_column("0")), literal_column("0")), Text)
     kept = _kept("lock_timeout", func.current_setting("lock_timeout"))
     return cast(shown, BigInteger), kept, func.set_config("lock_timeout", shown, True)
+
+
+def _durable(is_forced: Any) -> Any:
+    """Turn synchronous_commit on for this transaction alone (manual, section 20.5) where it is off; hold always.
+
+    In the statement that completes, since it may have been turned off until then.
+    """
+    setting = func.current_setting(literal_column("'synchronous_commit'"))
+    is_losable = setting.in_([literal_column(f"'{value}'") for value in sorted(LOSABLE)])
+    turned_on = func.set_config(literal_column("'synchronous_commit'"), literal_column("'on'"), literal_column("true"))
+    return case((and_(is_forced, is_losable), turned_on), else_=literal_column("'as it is'")).is_not(None)
 
 
 def _kept(name: str, value: Any) -> Any:

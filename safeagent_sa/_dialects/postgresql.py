@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, text
+from sqlalchemy import Connection, CursorResult, PoolProxiedConnection, select, text
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import AutocommitError, ReadOnlyTransactionError
 from ._base import Inserted, NewClaim, NewClaims, StoredRequest, by_request_id
-from ._pipelined import LOSABLE, Pipelined, inserted_or_found
-from ._postgresql_sql import WAIT
+from ._pipelined import ACTIVE, IN_ERROR, IN_TRANSACTION, Pipelined, inserted_or_found
+from ._postgresql_sql import IS_SAME, LOSABLE, WAIT
 
 
 # SQLSTATEs (manual, appendix A)
@@ -33,11 +34,13 @@ _READ_ONLY_TRANSACTION = "25006"
 _TRANSIENT = {"40001", "40P01", "57P01", "57P02", "57P03"}
 _CONNECTION_EXCEPTION = "08"
 
-# What PQtransactionStatus answers (manual, section 34.2), besides idle and unknown: with the latter the connection is
-# gone, and the transaction with it.
-_ACTIVE, _IN_TRANSACTION, _IN_ERROR = 1, 2, 3
+# What warns where a COMMIT was stored here and the wait for its synchronous standby was cancelled: the server's function, and
+# its words, which lc_messages may translate.
+_STANDBY_WAIT, _STANDBY_WORDS = "SyncRepWaitForLSN", "synchronous replication"
 
 _SYNCHRONOUS_COMMIT = text("SELECT current_setting('synchronous_commit')")
+
+_IS_SAME = select(IS_SAME)
 
 _HAS_WRITTEN = text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
 
@@ -82,9 +85,11 @@ class PostgreSQL(Pipelined):
         connection.execute(WAIT)
         return limit == 0 or time.monotonic() - began < limit / 1000
 
-    def complete(self, connection: Connection, claim: NewClaim, proof: str, result: str) -> int:
+    def complete(
+        self, connection: Connection, claim: NewClaim, proof: str, result: str, *, is_forced: bool = True
+    ) -> int:
         """Update the row if token and transaction are the claim's own."""
-        parameters = self._owner(claim) | {"proof": proof, "new_result": result}
+        parameters = self._owner(claim) | {"proof": proof, "new_result": result, "is_forced": is_forced}
         return self._complete.run(connection, parameters).rowcount
 
     def insert_many(self, connection: Connection, claims: NewClaims) -> dict[str, Inserted]:
@@ -106,12 +111,15 @@ class PostgreSQL(Pipelined):
         parameters = {"key_scope": scope, "request_ids": request_ids}
         return by_request_id(connection.execute(self._sql.find_many, parameters))
 
-    def complete_many(self, connection: Connection, claims: NewClaims, proof: str, results: dict[str, str]) -> int:
+    def complete_many(
+        self, connection: Connection, claims: NewClaims, proof: str, results: dict[str, str], *, is_forced: bool = True
+    ) -> int:
         """Update the rows whose token and transaction are the batch's own."""
         parameters = {
             "key_scope": claims.scope,
             "key_token": claims.token,
             "proof": proof,
+            "is_forced": is_forced,
             "request_ids": list(results),
             "results": list(results.values()),
         }
@@ -129,22 +137,51 @@ class PostgreSQL(Pipelined):
         """Ask the driver: libpq, as psycopg shows it, or asyncpg; else the server, where the claim has left an id."""
         status = _libpq_status(connection)
         if status is not None:
-            return status in (_ACTIVE, _IN_TRANSACTION, _IN_ERROR)
+            return status in (ACTIVE, IN_TRANSACTION, IN_ERROR)
         ask = getattr(connection.connection.driver_connection, "is_in_transaction", None)
         return bool(ask()) if ask is not None else self.may_have_written(connection)
 
+    def is_same_transaction(self, connection: Connection, proof: str) -> bool:
+        """Compare the transaction's id."""
+        return bool(connection.scalar(_IS_SAME, {"proof": proof}))
+
     def is_aborted(self, connection: Connection) -> bool:
-        """Ask libpq; asyncpg does not tell an aborted transaction from an open one, so that it costs a round trip."""
-        status = _libpq_status(connection)
-        if status is not None:
-            return status == _IN_ERROR
-        try:
-            connection.execute(text("SELECT 1"))
-        except DBAPIError as error:
-            if _sqlstate(error) != _IN_FAILED_TRANSACTION:
-                raise
-            return True
-        return False
+        """Ask libpq; asyncpg does not tell an aborted transaction from an open one."""
+        return _libpq_status(connection) == IN_ERROR
+
+    def is_aborted_error(self, error: Exception) -> bool:
+        """Know the answer to a statement in an aborted transaction."""
+        return isinstance(error, DBAPIError) and _sqlstate(error) == _IN_FAILED_TRANSACTION
+
+    def note_local_commits(self, pooled: PoolProxiedConnection) -> tuple[list[str], Callable[[], None]]:
+        """Listen to the server's warnings for the time of the COMMIT, in the way of each driver."""
+        driver: Any = pooled.driver_connection
+        noted: list[str] = []
+        if hasattr(driver, "add_notice_handler"):  # psycopg 3
+
+            def note(diagnostic: Any) -> None:
+                _note(noted, diagnostic.message_primary, diagnostic.source_function)
+
+            driver.add_notice_handler(note)
+            return noted, partial(driver.remove_notice_handler, note)
+        if hasattr(driver, "add_log_listener"):  # asyncpg
+
+            def hear(_connection: Any, message: Any) -> None:
+                _note(noted, message.message, message.server_source_function)
+
+            driver.add_log_listener(hear)
+            return noted, partial(driver.remove_log_listener, hear)
+        if hasattr(driver, "notices"):  # psycopg2, which shows the text alone
+            kept, driver.notices = driver.notices, []
+
+            def stop() -> None:
+                for message in driver.notices:
+                    _note(noted, message, None)
+                    kept.append(message)
+                driver.notices = kept
+
+            return noted, stop
+        return super().note_local_commits(pooled)
 
     @staticmethod
     def is_transient(error: DBAPIError) -> bool:
@@ -194,6 +231,11 @@ def _libpq_status(connection: Connection) -> int | None:
         libpq = getattr(driver, "info", None)
     status = getattr(libpq, "transaction_status", None)
     return None if status is None else int(status)
+
+
+def _note(noted: list[str], message: str | None, function: str | None) -> None:
+    if function == _STANDBY_WAIT or (message and _STANDBY_WORDS in message):
+        noted.append(message or "")
 
 
 def _sqlstate(error: DBAPIError) -> str | None:

@@ -4,9 +4,8 @@ The only module that talks to libpq itself, in its pipeline mode (PostgreSQL man
 of its implicit BEGIN before it sends the first statement, also in `Connection.pipeline()`. It knows nothing of claims: which
 statements these are, and what their answers mean, is told by `_pipelined`.
 
-The second batch leaves where SQLAlchemy calls the driver's `commit()`: after every flush and every listener, and with
-SQLAlchemy's own care for errors and lost connections. For that, `commit` and `rollback` of one driver connection are
-replaced by those of its `Pipeline`, which call the driver's own wherever they have nothing to add.
+The second batch leaves where SQLAlchemy would send its COMMIT (`_commit_guard`): after every flush and every listener, and
+with SQLAlchemy's own care for errors and lost connections. Nothing of the driver's is replaced for it.
 """
 
 from __future__ import annotations
@@ -24,13 +23,12 @@ from psycopg.generators import fetch_many, send
 from sqlalchemy import Connection
 from sqlalchemy.util import await_only
 
-from .psycopg_prepared import Prepared, Text, Texts
+from .psycopg_prepared import Names, Prepared, Text, Texts
 
 
 _ATTRIBUTE = "safeagent_sa_pipeline"
 
 _IDLE = pq.TransactionStatus.IDLE
-_OPEN = {pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR}
 
 Command = Callable[[], None]
 Batch = Generator[Any, Any, list[Any]]
@@ -38,27 +36,25 @@ Batch = Generator[Any, Any, list[Any]]
 
 
 class Completion(NamedTuple):
-    """A completion that waits for the COMMIT."""
+    """A completion that goes with the COMMIT."""
 
     texts: Texts
     parameters: dict[str, Any]
+    names: Names | None
+    """Of the statements, where this transaction has met them."""
     is_lost: Callable[[psycopg.Error], bool]
     """Tells whether an error says that there was nothing to complete."""
     lost: Callable[[], Exception]
-    send_early: Callable[[], None]
 
 
 class Pipeline:
-    """One driver connection: what is prepared on it, and the completions that wait for its COMMIT."""
+    """One driver connection: what is prepared on it, and how batches are sent."""
 
     def __init__(self, driver: Any) -> None:
         # Weakly, since the driver's connection refers to this; it is there whenever one of these methods runs.
         self._driver_ref = ref(driver)
         self._is_async = isinstance(driver, psycopg.AsyncConnection)
-        self._waiting: list[Completion] = []
         self._prepared = Prepared(driver)
-        driver.commit = self._commit_async if self._is_async else self._commit
-        driver.rollback = self._rollback_async if self._is_async else self._rollback
 
     @classmethod
     def of(cls, connection: Connection) -> Pipeline | None:
@@ -66,7 +62,7 @@ class Pipeline:
         driver: Any = connection.connection.driver_connection
         found: Pipeline | None = getattr(driver, _ATTRIBUTE, None)
         if found is None:
-            # By its type: a proxy around one says that it is one, and hides what is replaced here.
+            # By its type: a proxy around one says that it is one, and may want to see what is sent.
             is_known = issubclass(type(driver), (psycopg.Connection, psycopg.AsyncConnection))
             if not is_known or not capabilities.has_pipeline():
                 return None
@@ -79,8 +75,8 @@ class Pipeline:
         """Whether the server has no transaction yet."""
         return bool(self._driver.pgconn.transaction_status == _IDLE)
 
-    def begin(self, texts: Texts, parameters: dict[str, Any]) -> tuple[Any, ...] | None:
-        """Send BEGIN and the claim in one batch; return its row, or None where it has none.
+    def begin(self, texts: Texts, parameters: dict[str, Any]) -> tuple[tuple[Any, ...] | None, Names | None]:
+        """Send BEGIN and the claim in one batch; return its row, if any, and the names that the transaction has met.
 
         Raises:
             psycopg.Error: As the server or the driver raised it. On the server a transaction may be open, in error.
@@ -97,11 +93,10 @@ class Pipeline:
             self._prepared.note_met(texts, names)
         self._raise_failure(results)
         if results[-1].ntuples == 0:
-            return None
+            return None, names
         transformer = Transformer(driver)
         transformer.set_pgresult(results[-1])
-        row: tuple[Any, ...] = transformer.load_row(0, tuple)
-        return row
+        return transformer.load_row(0, tuple), names
 
     def give_up(self) -> None:
         """End the transaction of a `begin` that has failed."""
@@ -111,81 +106,33 @@ class Pipeline:
             if self._is_async:
                 await_only(rolled_back)
 
-    def complete_at_commit(self, *completion: Any) -> None:
-        """Send a completion (its values in their order) in one batch with the COMMIT; a ROLLBACK forgets it."""
-        self._waiting.append(Completion(*completion))
+    def commit(self, completions: Sequence[Completion]) -> None:
+        """Send completions and the COMMIT in one batch.
 
-    def send_early(self) -> None:
-        """Let the completions be seen now. They wait on: a savepoint may take back what is sent before the COMMIT."""
-        for completion in self._waiting:
-            completion.send_early()
+        Raises:
+            Exception: What a completion names, where it had nothing to complete.
+            psycopg.Error: As the server or the driver raised it. On the server a transaction may be open, in error.
+        """
+        pgconn = self._driver.pgconn
+        commands = []
+        for completion in completions:
+            # By name only what is known to be there: no other statement could be tried once this one has failed.
+            name = completion.names[1] if self._prepared.is_there(completion.texts, completion.names) else None  # type: ignore[index]
+            commands.append(self._execution(completion.texts.complete, name, completion.parameters))
+        results = self._wait(_batch(pgconn, [*commands, partial(pgconn.send_query_params, b"COMMIT", None)]))
+        try:
+            self._raise_failure(results)
+        except psycopg.Error as error:
+            failed = len(results) - 1  # the server looks at nothing behind it
+            if failed < len(completions) and completions[failed].is_lost(error):
+                raise completions[failed].lost() from None
+            raise
 
     @property
     def _driver(self) -> Any:
         driver = self._driver_ref()
         assert driver is not None
         return driver
-
-    def _commit(self) -> None:
-        driver = self._driver
-        try:
-            if not self._waiting:
-                type(driver).commit(driver)
-                return
-            with driver.lock:
-                driver.wait(self._complete_and_commit())
-        except BaseException:
-            if driver.pgconn.transaction_status in _OPEN:  # without the completions, which nobody may commit
-                driver.rollback()
-            raise
-        finally:
-            self._prepared.end()
-
-    async def _commit_async(self) -> None:
-        driver = self._driver
-        try:
-            if not self._waiting:
-                await type(driver).commit(driver)
-                return
-            async with driver.lock:
-                await driver.wait(self._complete_and_commit())
-        except BaseException:
-            if driver.pgconn.transaction_status in _OPEN:  # without the completions, which nobody may commit
-                await driver.rollback()
-            raise
-        finally:
-            self._prepared.end()
-
-    def _rollback(self) -> None:
-        driver = self._driver
-        self._forget()
-        type(driver).rollback(driver)
-
-    async def _rollback_async(self) -> None:
-        driver = self._driver
-        self._forget()
-        await type(driver).rollback(driver)
-
-    def _forget(self) -> None:
-        self._waiting.clear()
-        self._prepared.end()
-
-    def _complete_and_commit(self) -> Generator[Any, Any, None]:
-        pgconn = self._driver.pgconn
-        waiting, self._waiting = self._waiting, []
-        commands = []
-        for completion in waiting:
-            # By name only what is known to be there: no other statement could be tried once this one has failed.
-            names = self._prepared.names_in_commit(completion.texts)
-            commands.append(self._execution(completion.texts.complete, names and names[1], completion.parameters))
-        results = yield from _batch(pgconn, [*commands, partial(pgconn.send_query_params, b"COMMIT", None)])
-        try:
-            self._raise_failure(results)
-        except psycopg.Error as error:
-            failed = len(results) - 1  # the server looks at nothing behind it
-            if failed < len(waiting) and waiting[failed].is_lost(error):
-                raise waiting[failed].lost() from None
-            raise
 
     def _execution(self, text: Text, name: bytes | None, parameters: dict[str, Any]) -> Command:
         pgconn, encoding = self._driver.pgconn, self._encoding

@@ -38,7 +38,6 @@ class Prepared:
 
     def __init__(self, driver: Any) -> None:
         self._there: dict[Texts, Names] = {}
-        self._met: Texts | None = None
         # Never the same names on two connections: behind a pooler they may meet on one of the server's.
         prefix = f"safeagent_sa_{secrets.token_hex(4)}"
         self._new = (f"{prefix}_{number}".encode() for number in itertools.count())
@@ -57,15 +56,11 @@ class Prepared:
 
     def note_met(self, texts: Texts, names: Names) -> None:
         """Note that the transaction that has just begun has found them, or made them."""
-        self._there[texts], self._met = names, texts
+        self._there[texts] = names
 
-    def names_in_commit(self, texts: Texts) -> Names | None:
-        """Return the names where this transaction has met them and nobody has taken them away since."""
-        return self._there.get(texts) if texts is self._met else None
-
-    def end(self) -> None:
-        """Note the end of the transaction."""
-        self._met = None
+    def is_there(self, texts: Texts, names: Names | None) -> bool:
+        """Tell whether names that a transaction has met were not taken away since."""
+        return names is not None and self._there.get(texts) == names
 
     def hear(self, sqlstate: str | None) -> None:
         """Learn from an error of the server."""

@@ -74,7 +74,9 @@ class SQLite(Dialect):
         # No proof but the token: SQLite has no transaction ids.
         return Inserted("", is_durable=True) if inserted else None
 
-    def complete(self, connection: Connection, claim: NewClaim, proof: str, result: str) -> int:
+    def complete(
+        self, connection: Connection, claim: NewClaim, proof: str, result: str, *, is_forced: bool = True
+    ) -> int:
         """Update the row if the token is the claim's own; the token stands for the transaction too."""
         return connection.execute(self._complete, self._owner(claim) | {"new_result": result}).rowcount
 
@@ -89,7 +91,9 @@ class SQLite(Dialect):
         parameters = {"key_scope": scope, "pairs": json.dumps(dict.fromkeys(request_ids))}
         return by_request_id(connection.execute(self._find_many, parameters))
 
-    def complete_many(self, connection: Connection, claims: NewClaims, proof: str, results: dict[str, str]) -> int:
+    def complete_many(
+        self, connection: Connection, claims: NewClaims, proof: str, results: dict[str, str], *, is_forced: bool = True
+    ) -> int:
         """Update the rows whose token is the batch's own."""
         parameters = {"key_scope": claims.scope, "key_token": claims.token, "pairs": json.dumps(results)}
         return connection.execute(self._complete_many, parameters).rowcount
@@ -104,7 +108,3 @@ class SQLite(Dialect):
         """Ask the driver."""
         driver: Any = connection.connection.driver_connection
         return bool(driver.in_transaction)
-
-    def is_aborted(self, connection: Connection) -> bool:
-        """Say no: a failed statement aborts no transaction of SQLite."""
-        return False

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from .._commit_guard import install
 from ._effects import EffectRecorder
 
 
@@ -74,6 +76,7 @@ class Watch:
         self._terminate = terminate
         self._target: tuple[int, Fault] | None = None
         self._is_armed = False
+        self._committing: Connection | None = None
         self.seen: list[Boundary] = []
         self.struck: Boundary | None = None
 
@@ -100,6 +103,8 @@ class Watch:
         ]
         for target, name, listener in listeners:
             event.listen(target, name, listener)
+        guard: Any = install(self._engine.dialect)
+        guard.send = partial(self._send, guard.send)
         if effects is not None:
             effects._hook = self._effect  # noqa: SLF001 - one mechanism in two modules
         try:
@@ -107,6 +112,7 @@ class Watch:
         finally:
             for target, name, listener in listeners:
                 event.remove(target, name, listener)
+            del guard.send
             if effects is not None:
                 effects._hook = None  # noqa: SLF001
 
@@ -124,15 +130,20 @@ class Watch:
             self._reach("flush", "flush()", None)
 
     def _commit(self, connection: Connection) -> None:
-        driver: Any = connection.connection.dbapi_connection
-        if self._is_armed and self._target is not None and self._target[0] == len(self.seen) + 1:
-            _, fault = self._target
-            if fault in _AFTER:
-                driver.commit()  # the server does it, and nobody hears of it
-            elif fault is Fault.EXCEPTION_BEFORE:
-                # A COMMIT that fails is a rollback; SQLAlchemy sends nothing more after an error here.
-                driver.rollback()
-        self._reach("commit", "COMMIT", connection)
+        self._committing = connection
+
+    def _send(self, send: Callable[..., None], pooled: Any, *batch: Any) -> None:
+        """Stand where nothing comes before the COMMIT any more: no flush, no hook, no completion."""
+        connection, self._committing = self._committing, None
+        if connection is None:  # a pool's own
+            send(pooled, *batch)
+            return
+        try:
+            self._reach("commit", "COMMIT", connection)
+        except InjectedFault:
+            pooled.rollback()  # a COMMIT that fails is a rollback; SQLAlchemy sends nothing more after an error here
+            raise
+        send(pooled, *batch)
         self._leave("commit", connection)
 
     def _effect(self, phase: str, name: str) -> None:

@@ -166,19 +166,29 @@ def test_an_exception_after_that_savepoint_does_not_let_later_writes_commit(port
 
 
 @pytest.mark.filterwarnings("ignore:transaction already deassociated")  # SQLAlchemy notices, too, but goes on
-@pytest.mark.parametrize("goes_on", [False, True])
 @pytest.mark.parametrize(
     "commit", [lambda session: session.execute(text("COMMIT")), lambda session: session.connection().commit()]
 )
-def test_a_commit_past_the_session_inside_the_block_is_found_by_the_completion(port, commit, goes_on):
+def test_a_commit_past_the_session_inside_the_block_is_refused(port, commit):
+    with port.sessions() as session:
+        with pytest.raises(NotCompletedError), guard.claim(session, "order-1", action="pay") as execution:
+            pay(session, "order-1")
+            commit(session)
+            execution.complete(1)
+        session.rollback()
+
+    assert nothing_is_stored(port)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_commit_of_the_driver_inside_the_block_is_found_by_the_completion(port, goes_on):
     with port.sessions() as session:
         with pytest.raises(ClaimLostError):
             with guard.claim(session, "order-1", action="pay") as execution:
-                commit(session)
+                session.connection().connection.dbapi_connection.commit()
                 if goes_on:  # the driver begins another transaction, or none
                     session.execute(text("SELECT 1"))
                 execution.complete(1)
-            assert port.guard_options  # at the end of the block, unless the completion is sent with the COMMIT
             session.commit()
         session.rollback()
 

@@ -166,6 +166,7 @@ def test_the_largest_batch(database):
         with ExecutionGuard().claim_many(session, {f"{n}": None for n in range(10_000)}, action="pay") as batch:
             for execution in batch.new:
                 execution.complete(None)
+    with database.sessions() as session, session.begin():
         then = dt.datetime.now(dt.timezone.utc) - 2 * QUARTER
         session.execute(update(ExecutionRequest).values(completed_at=then))
     assert purge(database.sessions, older_than=QUARTER, batch_size=10_000) == 10_000

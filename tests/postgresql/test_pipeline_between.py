@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from support.app import Port, deliver, pay
 
-from safeagent_sa import ExecutionGuard, NotInDoubtError, RequestConflictError
+from safeagent_sa import ExecutionGuard, NotInDoubtError, RequestConflictError, TransactionAbortedError
 from safeagent_sa.aio import AsyncExecutionGuard
 from safeagent_sa.effects import landed
 
@@ -40,11 +40,10 @@ def look_for_doubt(session):
 
 
 LATER = [claim_another, claim_many, conflict, look, look_for_doubt]
-# A claim that goes away with a savepoint as text is told lost by the COMMIT: see test_pipeline.
-CASES = [(later, as_text) for later in LATER for as_text in (False, True) if (later, as_text) != (claim_another, True)]
 
 
-@pytest.mark.parametrize(("later", "as_text"), CASES)
+@pytest.mark.parametrize("as_text", [False, True])
+@pytest.mark.parametrize("later", LATER)
 def test_a_savepoint_that_takes_back_an_early_completion(one, later, as_text):
     with one.sessions() as session, session.begin():
         first = guard.execute(session, "order-1", pay, "order-1", action="pay")
@@ -121,7 +120,7 @@ def test_an_early_completion_that_is_not_sent_goes_with_the_commit(one):
 def test_a_claim_of_this_transaction_is_not_in_doubt(one):
     with one.sessions() as session, session.begin():
         guard.execute(session, "order-1", pay, "order-1", action="pay")
-        with pytest.raises(NotInDoubtError, match="completed"):
+        with pytest.raises(NotInDoubtError):
             guard.resolve(session, "order-1", landed({}), by="me")
         assert guard.in_doubt(session) == []
 
@@ -241,7 +240,7 @@ def test_a_claim_that_was_cancelled_is_not_sent_again(postgresql, setting, sqlst
 
 def test_an_error_swallowed_in_the_block_is_told_by_its_end(one):
     with one.sessions() as session:
-        with pytest.raises(DBAPIError, match="aborted"), guard.claim(session, "order-1", action="pay") as execution:
+        with pytest.raises(TransactionAbortedError), guard.claim(session, "order-1", action="pay") as execution:
             with pytest.raises(DBAPIError):
                 session.execute(text("SELECT 1/0"))
             execution.complete()

@@ -48,11 +48,6 @@ class Port:
     def __post_init__(self) -> None:
         self.sessions = sessionmaker(self.engine)
 
-    @property
-    def looks_before_commit(self) -> list[str]:
-        """What is sent before COMMIT: asyncpg does not tell whether the transaction is aborted, so the server is asked."""
-        return ["SELECT 1"] if self.engine.driver == "asyncpg" else []
-
     def create_tables(self) -> None:
         # by the schema steps, as in production, and not by create_all()
         with self.engine.begin() as connection:

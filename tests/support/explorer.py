@@ -18,6 +18,7 @@ from sqlalchemy.orm import sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
 from safeagent_sa import ExecutionGuard
+from safeagent_sa._commit_guard import install
 from safeagent_sa._dialects.psycopg_pipeline import Pipeline
 from support.aio import Facade
 from support.app import deliver, pay
@@ -75,7 +76,8 @@ class Caller:
         self.changed = threading.Condition()
         self.pid, self.is_leaving = None, False
         event.listen(self.engine, "before_cursor_execute", self._before_statement)
-        event.listen(self.engine, "commit", self._before_commit)
+        self.commit_guard = install(self.engine.dialect)
+        self.send, self.commit_guard.send = self.commit_guard.send, self._send
 
     def start(self, fault):
         self.fault, self.step, self.trace = fault, 0, []
@@ -129,15 +131,16 @@ class Caller:
             self.changed.notify_all()
 
     def _before_statement(self, _connection, _cursor, statement, *_):
-        self._stop_at(statement.split()[0], None)
+        self._stop_at(statement.split()[0])
 
     def before_batch(self):
-        self._stop_at("BEGIN with claim", None)
+        self._stop_at("BEGIN with claim")
 
-    def _before_commit(self, connection):
-        self._stop_at("COMMIT", connection.connection.dbapi_connection)
+    def _send(self, pooled, *batch):
+        self._stop_at("COMMIT", lambda: self.send(pooled, *batch))
+        self.send(pooled, *batch)
 
-    def _stop_at(self, name, driver):
+    def _stop_at(self, name, commit=None):
         self.trace.append(name)
         with self.changed:
             self.state = "ready"
@@ -151,7 +154,7 @@ class Caller:
         self.fault_happened = True
         self.explorer.report.faults += 1
         if self.fault.kind == "lost answer":
-            driver.commit()
+            commit()
         self.explorer.kill_backend(self.pid)
         raise Crashed
 

@@ -1,0 +1,54 @@
+"""Statements that end a transaction, or begin or end a savepoint, whoever has written them."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import NamedTuple
+
+
+class Verb(Enum):
+    """What such a statement does."""
+
+    COMMIT = "ends the transaction and keeps its work, prepared ones included"
+    ROLLBACK = "ends it and drops its work"
+    SAVEPOINT = "begins a savepoint"
+    RELEASE = "ends it and keeps its work"
+    ROLLBACK_TO = "drops the work since"
+
+
+class Step(NamedTuple):
+    """A statement that was understood."""
+
+    verb: Verb
+    name: str = ""
+    """Of the savepoint."""
+
+
+FIRST_LETTERS = frozenset("aAcCeEpPrRsS/- \t\r\n")
+"""What such a statement can begin with; most others do not, and are spared a closer look."""
+
+_SPACE = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)"
+_STEP = re.compile(
+    rf"""{_SPACE}*(?:
+        (?P<commit>COMMIT(?!{_SPACE}+PREPARED\b)|END|PREPARE{_SPACE}+TRANSACTION)\b
+      | SAVEPOINT{_SPACE}+(?P<savepoint>"(?:[^"]|"")+"|\w+)
+      | RELEASE{_SPACE}+(?:SAVEPOINT{_SPACE}+)?(?P<release>"(?:[^"]|"")+"|\w+)
+      | (?:ROLLBACK|ABORT)(?!{_SPACE}+PREPARED\b)\b(?:{_SPACE}+(?:WORK|TRANSACTION)\b)?
+        (?:{_SPACE}+TO{_SPACE}+(?:SAVEPOINT{_SPACE}+)?(?P<to>"(?:[^"]|"")+"|\w+) | (?P<rollback>))
+    )""",
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
+
+
+def step_of(statement: str) -> Step | None:
+    """Return what a statement does to its transaction, or None for any other statement."""
+    found = _STEP.match(statement)
+    if found is None:
+        return None
+    if found["commit"] is not None:
+        return Step(Verb.COMMIT)
+    for group, verb in (("savepoint", Verb.SAVEPOINT), ("release", Verb.RELEASE), ("to", Verb.ROLLBACK_TO)):
+        if (name := found[group]) is not None:
+            return Step(verb, name[1:-1] if name.startswith('"') else name.lower())
+    return Step(Verb.ROLLBACK)

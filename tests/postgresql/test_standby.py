@@ -1,0 +1,131 @@
+"""A primary that waits for its synchronous standby: a COMMIT whose wait is cancelled is not answered as done.
+
+The server is one of this module's own, and its standby never comes.
+"""
+
+import asyncio
+import threading
+
+import pytest
+from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session, sessionmaker
+from support import servers
+from support.app import Port, pay
+
+from safeagent_sa import DurabilityUnknownError, ExecutionGuard
+from safeagent_sa.aio import AsyncExecutionGuard
+
+
+@pytest.fixture(scope="module")
+def waiting():
+    """A port on a server whose COMMITs wait for a standby."""
+    server = servers.start(durable=True)
+    engine = create_engine(server.url)
+    port = Port("postgresql", server.url.render_as_string(hide_password=False), engine)
+    port.create_tables()
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("ALTER SYSTEM SET synchronous_standby_names = 'missing'"))
+        connection.execute(text("SELECT pg_reload_conf()"))
+        while connection.scalar(text("SHOW synchronous_standby_names")) != "missing":
+            pass
+    yield port
+    engine.dispose()
+    server.stop()
+
+
+def cancel_the_wait(port, work):
+    """Run `work` in a thread, cancel its COMMIT once it waits, and return what it has raised."""
+    raised = []
+
+    def call():
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - looked at below
+            raised.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    with port.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        while thread.is_alive() and not connection.execute(text(cancel)).all():
+            pass
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+    return raised
+
+
+def check(port, request_id, raised):
+    assert [type(error) for error in raised] == [DurabilityUnknownError]
+    assert raised[0].request_id == request_id
+    assert "Do not answer as done" in str(raised[0])
+    with Session(port.engine) as session:  # stored here, of which nothing follows for the standby
+        assert ExecutionGuard().get(session, request_id).result is not None
+    assert port.payments(request_id) == 1
+
+
+@pytest.mark.parametrize("pipeline", ["off", "auto"])
+def test_psycopg(waiting, pipeline):
+    def work():
+        with Session(waiting.engine) as session, session.begin():
+            ExecutionGuard(pipeline=pipeline).execute(
+                session, f"sync-{pipeline}", pay, f"sync-{pipeline}", action="pay"
+            )
+
+    check(waiting, f"sync-{pipeline}", cancel_the_wait(waiting, work))
+
+
+@pytest.mark.parametrize(
+    ("driver", "pipeline"), [("psycopg_async", "off"), ("psycopg_async", "auto"), ("asyncpg", "off")]
+)
+def test_async_drivers(waiting, driver, pipeline):
+    request_id = f"{driver}-{pipeline}"
+
+    async def work():
+        engine = create_async_engine(make_url(waiting.url).set(drivername=f"postgresql+{driver}"))
+        guard = AsyncExecutionGuard(pipeline=pipeline)
+        try:
+            async with AsyncSession(engine) as session, session.begin():
+                async with guard.claim(session, request_id, action="pay") as execution:
+                    execution.complete(await session.run_sync(pay, request_id))
+        finally:
+            await engine.dispose()
+
+    check(waiting, request_id, cancel_the_wait(waiting, lambda: asyncio.run(work())))
+
+
+def test_run_transaction_does_not_settle_it_by_looking_here(waiting):
+    calls = []
+
+    def body(session):
+        calls.append(session)
+        return pay(session, "whole")
+
+    def work():
+        ExecutionGuard().run_transaction(sessionmaker(waiting.engine), "whole", body, action="pay")
+
+    check(waiting, "whole", cancel_the_wait(waiting, work))
+    assert len(calls) == 1
+
+
+def test_a_commit_as_text(waiting):
+    def work():
+        with Session(waiting.engine) as session:
+            ExecutionGuard().execute(session, "text", pay, "text", action="pay")
+            session.execute(text("COMMIT"))
+
+    check(waiting, "text", cancel_the_wait(waiting, work))
+
+
+def test_the_connection_is_usable_afterwards(waiting):
+    engine = create_engine(waiting.url, pool_size=1, max_overflow=0)
+
+    def work():
+        with Session(engine) as session, session.begin():
+            ExecutionGuard().execute(session, "again", pay, "again", action="pay")
+
+    check(waiting, "again", cancel_the_wait(waiting, work))
+    with Session(engine) as session:
+        session.execute(text("SET LOCAL synchronous_commit = off"))
+        assert ExecutionGuard(synchronous_commit="warn").get(session, "again") is not None
+    engine.dispose()
