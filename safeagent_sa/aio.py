@@ -412,7 +412,9 @@ class AsyncExecutionGuard(AsyncGuardEffects):
             action: What is done.
             payload: What a retry must repeat: names of arguments, or a function of those that it names; None for all
                 arguments but the session (and `self`).
-            scope: The tenant or namespace, or a function of the arguments that it names; None for the guard's own.
+            scope: The tenant or namespace: a template as for `request_id`, such as `"{user.tenant}"`, or a function of those
+                arguments that it names; a text without fields is the same for every call, None is the guard's own. It
+                comes from the authenticated principal. A call for which it is None or empty is an error.
             result_type: What results are; None for what the function is annotated to return.
             session_factory: What makes a session for each call; None where the caller gives one.
             wait_timeout: As in `claim`, in seconds.
@@ -426,8 +428,10 @@ class AsyncExecutionGuard(AsyncGuardEffects):
 
         Raises:
             UnsupportedFunctionError: At the decoration: the function has no session, or two, or is of another kind.
-            ValueError: At the decoration: the template is none, or names what is no argument.
+            ValueError: At the decoration: a template is none, or names what is no argument; the scope is a plain text that
+                is the name of a parameter.
             InvalidRequestIdError: At a call: a part of the id is missing, None, empty or not stable.
+            InvalidScopeError: At a call: the same of the scope.
             ReceiptTypeError: At a call: the stored result does not fit the result type any more.
             Exception: At a call: what the function raises, and everything that `execute` raises.
 
