@@ -12,11 +12,12 @@ from sqlalchemy import Table, select
 from sqlalchemy.orm import Session
 
 from . import _blocks, _claim, _clock, _codec, _lease
-from ._effect_flow import Call, EffectBase, refuse_misfit
+from ._effect_flow import Call, EffectBase
 from ._keys import Key
 from ._lease import Lease
 from ._outcome import Request
 from ._results import annotation_of, result_type_of
+from ._signature import refuse_misfit
 from .errors import OutcomeError
 
 

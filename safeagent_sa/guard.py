@@ -15,6 +15,7 @@ from ._guard_effects import GuardEffects
 from ._keys import validate_action
 from ._results import annotation_of, result_type_of
 from ._retry import Attempts
+from ._signature import refuse_shared_names
 from .errors import UnsupportedFunctionError
 from .execution import Batch, Execution, Receipt, ResultT
 from .transactions import SessionFactory
@@ -188,6 +189,7 @@ class ExecutionGuard(GuardEffects):
         session: Session | scoped_session[Any],
         request_id: str,
         fn: Callable[Concatenate[Session, ...], ResultT],
+        /,
         *args: Any,
         action: str,
         payload: Any = None,
@@ -204,6 +206,7 @@ class ExecutionGuard(GuardEffects):
         session: Session | scoped_session[Any],
         request_id: str,
         fn: Callable[Concatenate[Session, ...], Any],
+        /,
         *args: Any,
         action: str,
         payload: Any = None,
@@ -219,6 +222,7 @@ class ExecutionGuard(GuardEffects):
         session: Session | scoped_session[Any],
         request_id: str,
         fn: Callable[Concatenate[Session, ...], Any],
+        /,
         *args: Any,
         action: str,
         payload: Any = None,
@@ -241,13 +245,14 @@ class ExecutionGuard(GuardEffects):
             result_type: As in `claim`; None for what `fn` is annotated to return.
             wait_timeout: As in `claim`, in seconds.
             savepoint: As in `claim`.
-            **kwargs: Keyword arguments of `fn`.
+            **kwargs: Keyword arguments of `fn`. One with the name of an option above is the verb's, so `fn` must have no such
+                parameter, unless it is given by position or with `functools.partial`.
 
         Returns:
             The execution, whose `result` is the same for the first caller and for every retry.
 
         Raises:
-            UnsupportedFunctionError: `fn` is a coroutine function.
+            UnsupportedFunctionError: `fn` is a coroutine function, or has a parameter with the name of an option.
             InvalidResultError: `fn` returned what is neither plain JSON nor of the result type.
             Exception: What `fn` raises, and everything that `claim` raises.
 
@@ -262,6 +267,28 @@ class ExecutionGuard(GuardEffects):
                 execution = guard.execute(session, "payment_123", send_payment, 100, action="send_payment")
             ```
         """
+        refuse_shared_names(ExecutionGuard.execute, fn, args)
+        options = {
+            "action": action,
+            "payload": payload,
+            "scope": scope,
+            "result_type": result_type,
+            "wait_timeout": wait_timeout,
+            "savepoint": savepoint,
+        }
+        return self._execute(session, request_id, fn, args, kwargs, **options)
+
+    def _execute(
+        self,
+        session: Session | scoped_session[Any],
+        request_id: str,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        result_type: Any,
+        **options: Any,
+    ) -> Execution[Any]:
         session = _safety.plain_session(session)
         if inspect.iscoroutinefunction(fn):
             raise UnsupportedFunctionError(
@@ -271,12 +298,8 @@ class ExecutionGuard(GuardEffects):
         with self.claim(
             session,
             request_id,
-            action=action,
-            payload=payload,
-            scope=scope,
-            wait_timeout=wait_timeout,
-            savepoint=savepoint,
             result_type=annotation_of(fn) if result_type is None else result_type,
+            **options,
         ) as execution:
             if not execution.is_replay:
                 execution.complete(fn(session, *args, **kwargs))
@@ -288,6 +311,7 @@ class ExecutionGuard(GuardEffects):
         session_factory: SessionFactory,
         request_id: str,
         fn: Callable[Concatenate[Session, ...], ResultT],
+        /,
         *args: Any,
         action: str,
         payload: Any = None,
@@ -305,6 +329,7 @@ class ExecutionGuard(GuardEffects):
         session_factory: SessionFactory,
         request_id: str,
         fn: Callable[Concatenate[Session, ...], Any],
+        /,
         *args: Any,
         action: str,
         payload: Any = None,
@@ -321,6 +346,7 @@ class ExecutionGuard(GuardEffects):
         session_factory: SessionFactory,
         request_id: str,
         fn: Callable[Concatenate[Session, ...], Any],
+        /,
         *args: Any,
         action: str,
         payload: Any = None,
@@ -350,13 +376,15 @@ class ExecutionGuard(GuardEffects):
             wait_timeout: As in `claim`, in seconds for each attempt.
             attempts: The most attempts, the first one included.
             max_seconds: No attempt begins after so many seconds.
-            **kwargs: Keyword arguments of `fn`.
+            **kwargs: Keyword arguments of `fn`. One with the name of an option above is the verb's, so `fn` must have no such
+                parameter, unless it is given by position or with `functools.partial`.
 
         Returns:
             The execution, committed.
 
         Raises:
             UnsupportedSessionError: The factory gives no synchronous session, or one in a transaction.
+            UnsupportedFunctionError: As in `execute`.
             ValueError: `attempts` or `max_seconds` is too small.
             Exception: What `fn` raises, and everything that `claim` raises, once no attempt is left.
 
@@ -365,17 +393,17 @@ class ExecutionGuard(GuardEffects):
             execution = guard.run_transaction(SessionLocal, "payment_123", send_payment, 100, action="send_payment")
             ```
         """
+        refuse_shared_names(ExecutionGuard.run_transaction, fn, args)
         options = {
             "action": action,
             "payload": payload,
             "scope": scope,
             "result_type": result_type,
             "wait_timeout": wait_timeout,
-            **kwargs,
         }
         return transactions.run(
             session_factory,
-            lambda session: self.execute(session, request_id, fn, *args, **options),
+            lambda session: self._execute(session, request_id, fn, args, kwargs, **options),
             Attempts(attempts, max_seconds),
         )
 
@@ -452,7 +480,7 @@ class ExecutionGuard(GuardEffects):
         Raises:
             UnsupportedFunctionError: At the decoration: the function has no session, or two, or is of another kind.
             ValueError: At the decoration: a template is none, or names what is no argument; the scope is a plain text that
-                is the name of a parameter.
+                is the name of a parameter; `savepoint` with `session_factory`.
             InvalidRequestIdError: At a call: a part of the id is missing, None, empty or not stable.
             InvalidScopeError: At a call: the same of the scope.
             ReceiptTypeError: At a call: the stored result does not fit the result type any more.
@@ -467,6 +495,10 @@ class ExecutionGuard(GuardEffects):
         from ._idempotent import Plan  # noqa: PLC0415 - reads signatures; not every app has decorators
 
         validate_action(action)
+        if savepoint and session_factory is not None:
+            raise ValueError(
+                "savepoint=True is for a session of the caller's: with session_factory a call is a transaction"
+            )
 
         def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
             plan = Plan(
