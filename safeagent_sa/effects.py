@@ -107,6 +107,7 @@ class Effect(EffectBase, Generic[ResultT]):
             LeaseLostError: The call took longer than the lease, and somebody else has taken it over.
             RequestConflictError: The request_id was used for another action or payload.
             ReceiptExpiredError: It was executed before, and its receipt is gone.
+            ReceiptUnreadableError: It was executed before, and its stored result cannot be read back.
             EffectInTransactionError: A guarded transaction of this thread or task is open. Nothing was sent.
             InvalidResultError: The call was made, but its result cannot be stored; it is in doubt.
             UnsupportedFunctionError: `fn` is a coroutine function, does not take these arguments, or has a parameter with the

@@ -8,6 +8,7 @@
     │   ├── ExecutionFailedError        it ran before, and a failure is on record
     │   ├── LeaseLostError              this attempt at an effect is not the current one any more
     │   ├── ReceiptTypeError            its stored result does not fit the result type that is asked for now
+    │   ├── ReceiptUnreadableError      it ran before, and its stored result cannot be read back
     │   └── ReceiptExpiredError         it ran before, and its receipt was purged
     ├── InvalidInputError (ValueError)  refused before any SQL; the transaction stays usable
     │   ├── InvalidRequestIdError
@@ -144,6 +145,13 @@ class ReceiptTypeError(OutcomeError):
     """
 
     fields: tuple[str, ...]
+
+
+class ReceiptUnreadableError(OutcomeError):
+    """The request was executed before, but its stored result cannot be read back; it is not executed again.
+
+    Something else than the guard has written to the row. `safeagent-sa show` prints what is stored.
+    """
 
 
 class ReceiptExpiredError(OutcomeError):

@@ -111,6 +111,7 @@ class ExecutionGuard(GuardEffects):
             ExecutionInDoubtError: An earlier execution ended without a known outcome.
             ExecutionFailedError: An earlier execution is on record as failed.
             ReceiptExpiredError: The request was executed before and its receipt is gone.
+            ReceiptUnreadableError: The request was executed before and its stored result cannot be read back.
             InvalidInputError: An argument cannot be stored; nothing was sent.
             NotCompletedError: The block ended without `complete()`.
             ClaimLostError: The transaction or savepoint of the claim ended inside the block.
@@ -544,6 +545,7 @@ class ExecutionGuard(GuardEffects):
             ExecutionFailedError: The request is on record as failed.
             ExecutionInDoubtError: It may or may not have happened.
             ReceiptExpiredError: It was executed, and its receipt is gone.
+            ReceiptUnreadableError: It was executed, and its stored result cannot be read back.
             InvalidInputError: The id or the scope cannot be stored.
 
         Example:
