@@ -89,12 +89,22 @@ class Claim:
 
 def reach(session: Session, policy: Policy) -> tuple[Connection, Dialect]:
     """Return the session's connection for the table, on which everything is seen that the session has completed."""
-    # By mapper, so that sessions with several binds answer with the engine that the table is on; by a clause that
-    # writes, so that sessions which split reads from writes answer with the primary.
-    connection = session.connection(bind_arguments={"mapper": policy.model, "clause": policy.write})
+    connection = session.connection(bind_arguments=_bind_arguments(policy))
     dialect = dialect_for(connection.dialect.name, policy.model.__table__)  # type: ignore[attr-defined]
     dialect.send_early(connection)
     return connection, dialect
+
+
+def protocol(session: Session, policy: Policy) -> Dialect:
+    """Return the protocol that the session's connection will have; nothing is connected or begun."""
+    bind = session.get_bind(**_bind_arguments(policy))
+    return dialect_for(bind.dialect.name, policy.model.__table__)  # type: ignore[attr-defined]
+
+
+def _bind_arguments(policy: Policy) -> dict[str, Any]:
+    # By mapper, so that sessions with several binds answer with the engine that the table is on; by a clause that
+    # writes, so that sessions which split reads from writes answer with the primary.
+    return {"mapper": policy.model, "clause": policy.write}
 
 
 def connect(session: Session, policy: Policy) -> tuple[Connection, Dialect]:

@@ -64,7 +64,7 @@ def decode(text: str) -> Any:
 
 
 def read(text: str | None) -> Any:
-    """Return the value of a JSON text as it stands in the database, where anybody may have written; or raise UnreadableError.
+    """Return the value of a JSON text as it stands in the database, where other programs may have written; or raise UnreadableError.
 
     JSON is taken in every spelling. Refused is what Python's reader would give a value for although the text says none or
     another one: NaN and infinities, numbers that are too large, one key twice.

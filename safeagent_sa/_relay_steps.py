@@ -111,7 +111,7 @@ class RelayBase(Generic[_EffectT]):
         return taken
 
     def _bury(self, session: Session, key: Key, found: Found) -> OutcomeError:
-        """Take an effect out of the way whose payload nobody can read: a dead letter, or in doubt where it may have happened."""
+        """Take an effect out of the way whose payload cannot be read: a dead letter, or in doubt where it may have happened."""
         policy, stored = self._settings.policy, found.stored
         lease = Lease(key, stored.token, stored.attempt, found.is_started)
         if found.is_started:

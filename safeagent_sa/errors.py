@@ -16,7 +16,7 @@
     │   ├── InvalidActionError
     │   ├── InvalidPayloadError
     │   ├── InvalidResultError
-    │   ├── BatchTooLargeError          more ids at once than one transaction can safely lock
+    │   ├── BatchTooLargeError          more ids at once than one call takes: slice them
     │   └── RetentionTooShortError      a purge of receipts that retries may still ask for
     ├── MisuseError                     a mistake in the calling code: fix the code
     │   ├── NotCompletedError           the block ended, or a COMMIT came, without a stored result
@@ -189,7 +189,7 @@ class InvalidResultError(InvalidInputError):
 
 
 class BatchTooLargeError(InvalidInputError):
-    """`claim_many` was given more ids than one transaction can safely lock.
+    """`claim_many` was given more ids than one call takes on this database; the message has the loop that slices them.
 
     Attributes:
         size: The number of ids.

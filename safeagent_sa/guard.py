@@ -162,7 +162,8 @@ class ExecutionGuard(GuardEffects):
 
         Args:
             session: The session of the business writes.
-            payloads: By request_id, what a retry of it must repeat; at most 10,000.
+            payloads: By request_id, what a retry of it must repeat; at most 1,000 on PostgreSQL, 10,000 on SQLite. More go in
+                slices, each in a transaction of its own.
             action: What is done with each of them.
             scope: As in `claim`.
 
@@ -170,7 +171,10 @@ class ExecutionGuard(GuardEffects):
             A block with the batch: `new` to be completed in the block, `replayed`, `in_progress`, `conflicts` and `settled`.
 
         Raises:
-            BatchTooLargeError: More ids than one transaction can safely lock; nothing was sent.
+            BatchTooLargeError: More ids than one call takes; nothing was sent.
+            sqlalchemy.exc.DBAPIError: SQLSTATE 53200 where the lock table of PostgreSQL is full: every id holds a lock until
+                the transaction ends, so several batches in one transaction add up, and those of all transactions that are
+                open at once. The transaction is aborted and stores nothing; roll back, and claim less in each.
             NotCompletedError: The block ended with a new execution that was not completed.
             Exception: What else `claim` raises, except for outcomes of single requests, which are in the batch.
 
