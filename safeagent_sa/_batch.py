@@ -30,11 +30,6 @@ from .errors import BatchTooLargeError, ExecutionInProgressError, OutcomeError, 
 from .execution import Batch, Execution
 
 
-# Each id takes an advisory lock until the transaction ends, from a table that all transactions of the server share: one
-# with PostgreSQL's default settings holds 12,000 and fails at 14,000 (SQLSTATE 53200, "out of shared memory").
-MAX_IDS = 10_000
-
-
 @dataclass(frozen=True, slots=True)
 class BatchClaim:
     """A batch that was claimed: the values for the caller, and what its completion needs."""
@@ -47,12 +42,8 @@ class BatchClaim:
 def claim(session: Session, policy: Policy, scope: str, action: str, payloads: Mapping[str, Any]) -> BatchClaim:
     """Claim every id that is free, and tell the others apart."""
     validate_action(action)
-    if len(payloads) > MAX_IDS:
-        message = (
-            f"claim_many() was given {len(payloads)} ids, and one transaction can safely lock {MAX_IDS}: claim them in "
-            "smaller batches, each in a transaction of its own. Nothing was sent to the database."
-        )
-        raise BatchTooLargeError(message, size=len(payloads), limit=MAX_IDS)
+    first_key = validate_key(scope, next(iter(payloads))) if payloads else None
+    _refuse_more_than_fit(len(payloads), _claim.protocol(session, policy, first_key))
     requests = {
         request_id: Request(validate_key(scope, request_id), action, payload, policy.fingerprinter.make(payload))
         for request_id, payload in payloads.items()
@@ -90,6 +81,22 @@ def claim(session: Session, policy: Policy, scope: str, action: str, payloads: M
             audience.tell("InProgress")
             batch.in_progress.append(in_progress(request.key, 0.0))
     return BatchClaim(batch, claims, open_claim)
+
+
+def _refuse_more_than_fit(size: int, dialect: Dialect) -> None:
+    limit = dialect.max_batch
+    if size > limit:
+        message = (
+            f"claim_many() was given {size} ids, and one call takes at most {limit} on {type(dialect).__name__}, since "
+            f"{dialect.why_max_batch}. Nothing was sent. Claim them in slices, each in a transaction of its own, for several "
+            "in one transaction add up:\n\n"
+            "    items = iter(payloads.items())\n"
+            f"    while part := dict(itertools.islice(items, {limit})):\n"
+            "        with Session(engine) as session, session.begin():\n"
+            "            with guard.claim_many(session, part, action=...) as batch:\n"
+            "                ...\n"
+        )
+        raise BatchTooLargeError(message, size=size, limit=limit)
 
 
 def settle(batch_claim: BatchClaim, policy: Policy) -> None:

@@ -119,13 +119,23 @@ class Claim:
 
 def reach(session: Session, policy: Policy, key: Key | None = None) -> tuple[Connection, Dialect]:
     """Return the session's connection for the table."""
+    connection = session.connection(bind_arguments=_bind_arguments(session, policy, key))
+    return connection, dialect_for(connection.dialect.name, policy.model.__table__)  # type: ignore[attr-defined]
+
+
+def protocol(session: Session, policy: Policy, key: Key | None) -> Dialect:
+    """Return the protocol that the session's connection will have; nothing is connected or begun."""
+    bind = session.get_bind(**_bind_arguments(session, policy, key))
+    return dialect_for(bind.dialect.name, policy.model.__table__)  # type: ignore[attr-defined]
+
+
+def _bind_arguments(session: Session, policy: Policy, key: Key | None) -> dict[str, Any]:
     # By mapper, so that sessions with several binds answer with the engine that the table is on; by a clause that
     # writes, so that sessions which split reads from writes answer with the primary.
-    bind_arguments: dict[str, Any] = {"mapper": policy.mapper, "clause": policy.write}
+    found: dict[str, Any] = {"mapper": policy.mapper, "clause": policy.write}
     if key is not None and hasattr(session, "shard_chooser"):  # a ShardedSession asks for the row that is to be placed
-        bind_arguments["instance"] = policy.placed(key)
-    connection = session.connection(bind_arguments=bind_arguments)
-    return connection, dialect_for(connection.dialect.name, policy.model.__table__)  # type: ignore[attr-defined]
+        found["instance"] = policy.placed(key)
+    return found
 
 
 def connect(session: Session, policy: Policy, key: Key | None = None) -> tuple[Connection, Dialect]:

@@ -54,10 +54,39 @@ def encode(value: Any, *, max_bytes: int) -> str:
     return text
 
 
+class UnreadableError(Exception):
+    """A stored text has no value that could be the one that was stored; no part of the text is kept here."""
+
+
 def decode(text: str) -> Any:
-    """Return the value of a stored JSON text."""
+    """Return the value of a JSON text that `encode` has made, or that `read` has taken."""
     return json.loads(text)
 
+
+def read(text: str | None) -> Any:
+    """Return the value of a JSON text as it stands in the database, where other programs may have written; or raise UnreadableError.
+
+    JSON is taken in every spelling. Refused is what Python's reader would give a value for although the text says none or
+    another one: NaN and infinities, numbers that are too large, one key twice.
+    """
+    try:
+        value = _strict(text or "")
+        _dump(value)
+    except (ValueError, TypeError, RecursionError):
+        pass
+    else:
+        return value
+    raise UnreadableError  # behind the block: the reader's own error holds the text
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError
+    return found
+
+
+_strict = json.JSONDecoder(object_pairs_hook=_object).decode
 
 # Made once: `json.dumps` with options makes an encoder on every call.
 _dump = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Table, and_, func, null, or_, select
 from sqlalchemy.orm import Session
 
-from . import _blocks, _claim, _clock, _codec, _lease, _outcome, _safety, _verdicts
+from . import _blocks, _claim, _clock, _lease, _outcome, _safety, _verdicts
 from ._keys import Key, validate_key
 from ._lease import Found
 from ._results import ResultType
@@ -32,7 +32,8 @@ class Doubt:
         idempotency_key: What the call carried, to look for in the other system.
         error_type: The type of the error that the call has raised, or None where the process died.
         error_message: Its message.
-        details: What is known besides, such as earlier answers of probes; plain JSON values.
+        details: What is known besides, such as earlier answers of probes; plain JSON values. Details that cannot be read stand
+            there as a text, under `unreadable`.
     """
 
     scope: str
@@ -81,7 +82,7 @@ def in_doubt(
                 _verdicts.idempotency_key(Key(scope_, request_id), found.stored.action),
                 told["error_type"],
                 told["error_message"],
-                _codec.decode(found.details) if found.details else None,
+                _verdicts.details_of(found.details) or None,
             )
         )
     return doubts

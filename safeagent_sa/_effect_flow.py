@@ -6,7 +6,6 @@ can walk it step by step, in every order and with a crash anywhere.
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import uuid
@@ -24,7 +23,7 @@ from ._lease import Lease, Terms
 from ._outcome import Request, failed, in_doubt
 from ._results import annotation_of, result_type_of
 from ._verdicts import Answer, NotDoneError, Verdict, idempotency_key, noted, recorded
-from .errors import EffectInTransactionError, InvalidResultError, OutcomeError, UnsupportedFunctionError
+from .errors import EffectInTransactionError, InvalidResultError, OutcomeError
 from .execution import Execution
 
 
@@ -271,21 +270,6 @@ class EffectBase:
                 if is_worth_another_attempt(error):
                     raise
                 raise AlongError from error
-
-
-def refuse_misfit(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise where a function cannot be called like this: found out in the call, it would be in doubt for nothing."""
-    try:
-        signature = inspect.signature(fn)
-    except (TypeError, ValueError):  # some builtins have none
-        return
-    try:
-        signature.bind(None, *args, **kwargs)
-    except TypeError as error:
-        raise UnsupportedFunctionError(
-            f"{fn!r} cannot be called with the effect's context and {len(args) + len(kwargs)} argument(s): {error}. Nothing "
-            "was sent."
-        ) from None
 
 
 class AlongError(Exception):

@@ -1,4 +1,4 @@
-"""What `idempotent` reads out of a function's signature and of each call: session, request_id, payload.
+"""What `idempotent` reads out of a function's signature and of each call: session, request_id, scope, payload.
 
 Everything that can be wrong with the signature is an error where the function is decorated; what can be wrong with the
 arguments is an error of the call, before any SQL.
@@ -6,26 +6,20 @@ arguments is an error of the call, before any SQL.
 
 from __future__ import annotations
 
-import datetime as dt
 import functools
 import inspect
-import string
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from enum import Enum
 from typing import Any, ParamSpec, TypeVar
-from uuid import UUID
 
+from ._keys import validate_key
 from ._results import annotation_of
-from .errors import InvalidRequestIdError, UnsupportedFunctionError
+from ._template import Template, root_of
+from .errors import InvalidRequestIdError, InvalidScopeError, UnsupportedFunctionError
 
 
 _SESSIONS = {"Session", "scoped_session", "AsyncSession", "async_scoped_session"}
-
-# Their text names the value, and is the same in every process: of a float, or of an object's repr, nobody knows that.
-_STABLE = (str, int, UUID, Decimal, dt.date, dt.time)
 
 ParamsT = ParamSpec("ParamsT")
 SelfT = TypeVar("SelfT")
@@ -66,10 +60,8 @@ class Plan:
         parameters = [each for each in self._signature.parameters.values() if each.name != self._session]
         self.signature = self._signature.replace(parameters=parameters) if opens_session else self._signature
         names = [each.name for each in parameters]
-        self._request_id = (
-            _Template(request_id, names, fn) if isinstance(request_id, str) else _named(request_id, names)
-        )
-        self._scope = scope if scope is None or isinstance(scope, str) else _named(scope, names)
+        self._request_id = _request_id_of(request_id, names, fn)
+        self._scope = _scope_of(scope, names, fn)
         # The first argument of a method is the object that it belongs to, and no part of the request.
         self._payload = _payload_of(payload, names[1:] if names[:1] in (["self"], ["cls"]) else names, names, fn)
         self._result_type = result_type
@@ -89,10 +81,9 @@ class Plan:
             whole = inspect.BoundArguments(self._signature, every)
             return self._fn(*whole.args, **whole.kwargs)
 
-        scope = self._scope(arguments) if callable(self._scope) else self._scope
         # At a call, since annotations may name what is defined later.
         result_type = annotation_of(self._fn) if self._result_type is None else self._result_type
-        options = {"payload": self._payload(arguments), "scope": scope, "result_type": result_type}
+        options = {"payload": self._payload(arguments), "scope": self._scope(arguments), "result_type": result_type}
         return Call(self._request_id(arguments), session, with_session, options)
 
     def dress(self, wrapper: FnT) -> FnT:
@@ -104,88 +95,6 @@ class Plan:
                 name: kind for name, kind in self._fn.__annotations__.items() if name != self._session
             }
         return wrapper
-
-
-class _Template:
-    """Makes a request_id from a text such as "order:{order_id}:pay" and the arguments of a call."""
-
-    def __init__(self, template: str, names: list[str], fn: Callable[..., Any]) -> None:
-        self._template = template
-        self._formatter = string.Formatter()
-        try:
-            self._parts = list(self._formatter.parse(template))
-        except ValueError as error:
-            raise ValueError(f"request_id={template!r} is no template: {error}") from None
-        fields = [field for _, field, _, _ in self._parts if field is not None]
-        if not fields:
-            raise ValueError(
-                f"request_id={template!r} names no argument, so every call would be the same request. Put those in that "
-                'tell requests apart, such as "order:{order_id}:pay".'
-            )
-        for named in fields:
-            root = named.partition(".")[0].partition("[")[0]
-            if root not in names:
-                raise ValueError(
-                    f"request_id={template!r}: {root!r} is no argument of {fn.__qualname__}(), which has {', '.join(names)}"
-                )
-        for (_, field, spec, conversion), (literal, following, _, _) in zip(
-            self._parts, [*self._parts[1:], ("end", None, None, None)], strict=True
-        ):
-            if "{" in (spec or "") or conversion not in (None, "s"):
-                raise ValueError(
-                    f"request_id={template!r}: {{{field}}} has a format that is made at each call; use a callable"
-                )
-            if field is not None and following is not None and not literal:
-                raise ValueError(
-                    f"request_id={template!r}: {{{field}}} and {{{following}}} stand side by side, so two pairs of values "
-                    "could make one id; put a separator between them"
-                )
-
-    def __call__(self, arguments: Mapping[str, Any]) -> str:
-        """Return the id, or raise InvalidRequestIdError for a part that is missing or names nothing stable."""
-        made = []
-        for number, (literal, field, spec, _) in enumerate(self._parts):
-            made.append(literal)
-            if field is None:
-                continue
-            text = self._text(field, spec or "", arguments)
-            rest = self._parts[number + 1 :]
-            separator = rest[0][0] if rest else ""
-            is_last = all(following is None for _, following, _, _ in rest)
-            if not is_last and (text + separator).find(separator) != len(text):
-                raise self._refuse(
-                    field, f"holds the separator {separator!r}, so that two requests could get one id; use a callable"
-                )
-            made.append(text)
-        return "".join(made)
-
-    def _text(self, field: str, spec: str, arguments: Mapping[str, Any]) -> str:
-        try:
-            value, _ = self._formatter.get_field(field, (), arguments)
-        except (AttributeError, LookupError, TypeError):
-            raise self._refuse(field, "is missing from the arguments of this call") from None
-        value = value.value if isinstance(value, Enum) else value
-        if value is None or value == "":
-            raise self._refuse(field, "is None" if value is None else "is empty")
-        if not isinstance(value, _STABLE):
-            raise self._refuse(
-                field,
-                f"is of type {type(value).__qualname__}, whose text may differ from one delivery to the next; use str, "
-                "int, UUID, Decimal, date or an Enum of them",
-            )
-        try:
-            text = format(value, spec) if spec else str(value)
-        except ValueError:
-            raise self._refuse(
-                field, f"is a {type(value).__qualname__}, which the format {spec!r} is not for"
-            ) from None
-        if not text:
-            raise self._refuse(field, "is empty")
-        return text
-
-    def _refuse(self, field: str, problem: str) -> InvalidRequestIdError:
-        message = f"request_id={self._template!r}: {{{field}}} {problem}. Nothing was sent to the database."
-        return InvalidRequestIdError(message)
 
 
 def _session_parameter(fn: Callable[..., Any], signature: inspect.Signature) -> str:
@@ -214,6 +123,55 @@ def _is_session(annotation: Any) -> bool:
     if isinstance(origin, type):
         return any(kind.__module__.startswith("sqlalchemy.") and kind.__name__ in _SESSIONS for kind in origin.__mro__)
     return any(_is_session(argument) for argument in typing.get_args(annotation))
+
+
+def _request_id_of(
+    request_id: str | Callable[..., str], names: list[str], fn: Callable[..., Any]
+) -> Callable[[Mapping[str, Any]], str]:
+    if callable(request_id):
+        return _named(request_id, names)
+    template = Template("request_id", request_id, names, fn, InvalidRequestIdError)
+    if template.is_constant:
+        raise ValueError(
+            f"request_id={request_id!r} names no argument, so every call would be the same request. Put those in that tell "
+            'requests apart, such as "order:{order_id}:pay".'
+        )
+    return template
+
+
+def _scope_of(
+    scope: str | Callable[..., str] | None, names: list[str], fn: Callable[..., Any]
+) -> Callable[[Mapping[str, Any]], str | None]:
+    if scope is None:
+        return lambda _: None  # the guard's own
+    if callable(scope):
+        return _filled(_named(scope, names))
+    template = Template("scope", scope, names, fn, InvalidScopeError)
+    if template.is_constant:
+        root = root_of(scope)
+        if root in names:
+            raise ValueError(
+                f"scope={scope!r} is a plain text, the same for every call, and {root!r} is a parameter of "
+                f'{fn.__qualname__}(). Write what is meant: scope="{{{scope}}}" for the value of each call, '
+                f"scope=lambda {root}: ... for what is made of it, or scope=lambda: {scope!r} for this very text."
+            )
+        validate_key(template({}), "any")
+    return template
+
+
+def _filled(made: Callable[[Mapping[str, Any]], Any]) -> Callable[[Mapping[str, Any]], Any]:
+    """Refuse no scope from a function: None would be the guard's own, which belongs to other tenants, too."""
+
+    def scope(arguments: Mapping[str, Any]) -> Any:
+        value = made(arguments)
+        if value is None or value == "":
+            raise InvalidScopeError(
+                f"the function given as scope= returned {value!r} for this call, which names no tenant. Let it raise, or "
+                "return a name for what belongs to none. Nothing was sent to the database."
+            )
+        return value
+
+    return scope
 
 
 def _payload_of(

@@ -24,6 +24,10 @@ MAX_BYTES = 255
 # C0 and C1 controls and DEL: NUL cannot be stored at all, the others hide in logs.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
+# What `idempotent` fills in, and nothing else does: a scope or an action with it is one constant for all callers. An id
+# may have it, since ids come from clients.
+_FIELD = re.compile(r"\{[^\W\d]\w*(?:[.\[!:][^{}]*)?\}")
+
 
 class Key(NamedTuple):
     """What names one request: unique in the table."""
@@ -35,6 +39,12 @@ class Key(NamedTuple):
 def validate_key(scope: str, request_id: str) -> Key:
     """Return the key, or raise InvalidScopeError or InvalidRequestIdError."""
     _validate(InvalidScopeError, "scope", scope, allow_empty=True)
+    if "{" in scope and (field := _FIELD.search(scope)):
+        raise InvalidScopeError(
+            f"scope {scope!r} is a template that nothing has filled in, and would be one scope for all tenants: only "
+            f"idempotent(scope=...) takes templates. Give the value of {field.group()}, such as an f-string. Nothing was "
+            "sent to the database."
+        )
     _validate(InvalidRequestIdError, "request_id", request_id)
     return Key(scope, request_id)
 
@@ -42,6 +52,12 @@ def validate_key(scope: str, request_id: str) -> Key:
 def validate_action(action: str) -> str:
     """Return the action, or raise InvalidActionError."""
     _validate(InvalidActionError, "action", action)
+    if "{" in action and (field := _FIELD.search(action)):
+        raise InvalidActionError(
+            f"action {action!r} looks like a template, and actions are none: there are few of them, each names a kind of "
+            f"work, such as 'send_payment'. Put {field.group()} into the request_id, the scope or the payload. Nothing "
+            "was sent to the database."
+        )
     return action
 
 

@@ -20,6 +20,7 @@ from .errors import (
     ExecutionInDoubtError,
     ExecutionInProgressError,
     ReceiptExpiredError,
+    ReceiptUnreadableError,
     RequestConflictError,
 )
 from .execution import ExecutionStatus, Receipt
@@ -45,11 +46,10 @@ def receipt_of(key: Key, stored: StoredRequest) -> Receipt | None:
     where = {"scope": key.scope, "request_id": key.request_id}
     match ExecutionStatus(stored.status):
         case ExecutionStatus.COMPLETED:
-            assert stored.result is not None  # the table's own constraint
             return Receipt(
                 *key,
                 stored.action,
-                _codec.decode(stored.result),
+                _result_of(key, stored),
                 stored.attempt,
                 stored.created_at,
                 stored.completed_at or stored.created_at,
@@ -63,6 +63,18 @@ def receipt_of(key: Key, stored: StoredRequest) -> Receipt | None:
         case ExecutionStatus.EXPIRED:
             message = f"{_name(key)} was executed before and its receipt was purged; it is not executed again"
             raise ReceiptExpiredError(message, **where)
+
+
+def _result_of(key: Key, stored: StoredRequest) -> Any:
+    try:
+        return _codec.read(stored.result)
+    except _codec.UnreadableError:
+        message = (
+            f"{_name(key)} was executed before, and it is not executed again; but its stored result cannot be read back: it is "
+            "no JSON that the guard has written. Look at the row with `safeagent-sa show`, find out what has written to it, "
+            "and restore its column `result`: then every retry gets it."
+        )
+        raise ReceiptUnreadableError(message, scope=key.scope, request_id=key.request_id) from None
 
 
 def answer(request: Request, fingerprinter: Fingerprinter, stored: StoredRequest, *, is_own: bool) -> Receipt:
@@ -109,10 +121,8 @@ def conflict(request: Request, fingerprinter: Fingerprinter, stored: StoredReque
 def failed(key: Key, error: str | None, attempt: int) -> ExecutionFailedError:
     """Return the error for an execution that is on record as failed."""
     told = _verdicts.read(error)
-    reason = f" ({told['error_type']}: {told['error_message']})" if told["error_type"] else ""
-    message = (
-        f"{_name(key)} is on record as failed{reason}, so it is not executed again; a new attempt is a new request_id"
-    )
+    reason = ": ".join(str(word) for word in (told["error_type"], told["error_message"]) if word)
+    message = f"{_name(key)} is on record as failed{reason and f' ({reason})'}, so it is not executed again; a new attempt is a new request_id"
     return ExecutionFailedError(message, scope=key.scope, request_id=key.request_id, attempt=attempt, **told)
 
 

@@ -12,11 +12,13 @@ from sqlalchemy import Table, select
 from sqlalchemy.orm import Session
 
 from . import _blocks, _claim, _clock, _codec, _lease
-from ._effect_flow import Call, EffectBase, refuse_misfit
+from ._effect_flow import Call, EffectBase
 from ._keys import Key
-from ._lease import Lease
-from ._outcome import Request
+from ._lease import Found, Lease
+from ._outcome import Request, failed, in_doubt
 from ._results import annotation_of, result_type_of
+from ._signature import refuse_misfit
+from ._verdicts import recorded
 from .errors import OutcomeError
 
 
@@ -95,15 +97,31 @@ class RelayBase(Generic[_EffectT]):
         key = Key(*row)
         found = _lease.find(session, policy, key)
         assert found is not None  # it is locked
-        assert found.payload is not None
         stored = found.stored
+        try:
+            payload = _codec.read(found.payload)
+        except _codec.UnreadableError:
+            return self._bury(session, key, found)
         effect, fn = self._handlers[stored.action]
         request = Request(key, stored.action, None, stored.fingerprint, result_type_of(annotation_of(fn)))
         taken = _lease.take_found(session, effect.terms, request, found, uuid.uuid4())
         if isinstance(taken, Lease):
-            return Taken(request, taken, _codec.decode(found.payload))
+            return Taken(request, taken, payload)
         assert isinstance(taken, OutcomeError)  # it is not completed, or it would have no payload
         return taken
+
+    def _bury(self, session: Session, key: Key, found: Found) -> OutcomeError:
+        """Take an effect out of the way whose payload cannot be read: a dead letter, or in doubt where it may have happened."""
+        policy, stored = self._settings.policy, found.stored
+        lease = Lease(key, stored.token, stored.attempt, found.is_started)
+        if found.is_started:
+            _lease.doubt(session, policy, lease, None)
+            return in_doubt(key)
+        error = recorded(
+            "its stored payload cannot be read, so it was not fired; restore the column `payload`, and say not_landed()"
+        )
+        _lease.fail(session, policy, lease, error, keeps_payload=True)
+        return failed(key, error, stored.attempt)
 
     def call(self, taken: Taken) -> tuple[_EffectT, Call, dict[str, Any]]:
         """Return how the effect is fired."""

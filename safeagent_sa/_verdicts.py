@@ -88,8 +88,11 @@ def _text(reason: str | BaseException) -> str:
 
 
 def read(error: str | None) -> dict[str, Any]:
-    """Return a stored error's type, message and data, each None where it is not there."""
-    found = _codec.decode(error) if error else {}
+    """Return a stored error's type, message and data, each None where it is not there, or cannot be read."""
+    try:
+        found = _codec.read(error) if error else {}
+    except _codec.UnreadableError:
+        found = {"message": "what was recorded about it cannot be read"}
     found = found if isinstance(found, dict) else {}
     return {"error_type": found.get("type"), "error_message": found.get("message"), "data": found.get("data")}
 
@@ -101,11 +104,21 @@ def idempotency_key(key: Key, action: str) -> str:
 
 def noted(details: str | None, note: dict[str, Any]) -> str:
     """Return stored details with one more entry in their history."""
-    found = _codec.decode(details) if details else {}
-    return _codec.encode(found | {"history": [*history(details), note]}, max_bytes=256 * 1024)
+    return _codec.encode(details_of(details) | {"history": [*history(details), note]}, max_bytes=256 * 1024)
+
+
+def details_of(details: str | None) -> dict[str, Any]:
+    """Return stored details; what cannot be read is kept as a text under `unreadable`, so that a request can be resolved."""
+    if details is None:
+        return {}
+    try:
+        found = _codec.read(details)
+    except _codec.UnreadableError:
+        found = None
+    return found if isinstance(found, dict) else {"unreadable": _text(details)}
 
 
 def history(details: str | None) -> list[dict[str, Any]]:
     """Return what was found out so far, by probes and by people."""
-    found: list[dict[str, Any]] = _codec.decode(details).get("history", []) if details else []
-    return found
+    found = details_of(details).get("history")
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []

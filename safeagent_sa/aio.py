@@ -21,6 +21,7 @@ from ._idempotent import ParamsT, Plan, SelfT
 from ._keys import validate_action
 from ._results import annotation_of, result_type_of
 from ._retry import Attempts
+from ._signature import refuse_shared_names
 from .errors import UnsupportedFunctionError
 from .execution import Batch, Execution, Receipt, ResultT
 from .transactions import AsyncSessionFactory
@@ -170,6 +171,7 @@ class AsyncExecutionGuard(AsyncGuardEffects):
         session: AsyncSession | async_scoped_session[Any],
         request_id: str,
         fn: Callable[Concatenate[AsyncSession, ...], Awaitable[ResultT]],
+        /,
         *args: Any,
         action: str,
         payload: Any = None,
@@ -186,6 +188,7 @@ class AsyncExecutionGuard(AsyncGuardEffects):
         session: AsyncSession | async_scoped_session[Any],
         request_id: str,
         fn: Callable[Concatenate[AsyncSession, ...], Awaitable[Any]],
+        /,
         *args: Any,
         action: str,
         payload: Any = None,
@@ -201,6 +204,7 @@ class AsyncExecutionGuard(AsyncGuardEffects):
         session: AsyncSession | async_scoped_session[Any],
         request_id: str,
         fn: Callable[Concatenate[AsyncSession, ...], Awaitable[Any]],
+        /,
         *args: Any,
         action: str,
         payload: Any = None,
@@ -223,13 +227,15 @@ class AsyncExecutionGuard(AsyncGuardEffects):
             result_type: What results are; None for what `fn` is annotated to give.
             wait_timeout: Seconds to wait for another claim of the same request.
             savepoint: Put the call into a SAVEPOINT.
-            **kwargs: Keyword arguments of `fn`.
+            **kwargs: Keyword arguments of `fn`. One with the name of an option above is the verb's, so `fn` must have no such
+                parameter, unless it is given by position or with `functools.partial`.
 
         Returns:
             The execution, whose `result` is the same for the first caller and for every retry.
 
         Raises:
-            UnsupportedFunctionError: `fn` returned something that cannot be awaited.
+            UnsupportedFunctionError: `fn` returned something that cannot be awaited, or has a parameter with the name of an
+                option.
             Exception: What `fn` raises, and everything that `claim` raises.
 
         Example:
@@ -243,16 +249,34 @@ class AsyncExecutionGuard(AsyncGuardEffects):
                 execution = await guard.execute(session, "payment_123", send_payment, 100, action="send_payment")
             ```
         """
+        refuse_shared_names(AsyncExecutionGuard.execute, fn, args)
+        options = {
+            "action": action,
+            "payload": payload,
+            "scope": scope,
+            "result_type": result_type,
+            "wait_timeout": wait_timeout,
+            "savepoint": savepoint,
+        }
+        return await self._execute(session, request_id, fn, args, kwargs, **options)
+
+    async def _execute(
+        self,
+        session: AsyncSession | async_scoped_session[Any],
+        request_id: str,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        result_type: Any,
+        **options: Any,
+    ) -> Execution[Any]:
         session = plain_session(session)
         async with self.claim(
             session,
             request_id,
-            action=action,
-            payload=payload,
-            scope=scope,
-            wait_timeout=wait_timeout,
-            savepoint=savepoint,
             result_type=annotation_of(fn) if result_type is None else result_type,
+            **options,
         ) as execution:
             if not execution.is_replay:
                 returned: Any = fn(session, *args, **kwargs)
@@ -270,6 +294,7 @@ class AsyncExecutionGuard(AsyncGuardEffects):
         session_factory: AsyncSessionFactory,
         request_id: str,
         fn: Callable[Concatenate[AsyncSession, ...], Awaitable[ResultT]],
+        /,
         *args: Any,
         action: str,
         payload: Any = None,
@@ -287,6 +312,7 @@ class AsyncExecutionGuard(AsyncGuardEffects):
         session_factory: AsyncSessionFactory,
         request_id: str,
         fn: Callable[Concatenate[AsyncSession, ...], Awaitable[Any]],
+        /,
         *args: Any,
         action: str,
         payload: Any = None,
@@ -303,6 +329,7 @@ class AsyncExecutionGuard(AsyncGuardEffects):
         session_factory: AsyncSessionFactory,
         request_id: str,
         fn: Callable[Concatenate[AsyncSession, ...], Awaitable[Any]],
+        /,
         *args: Any,
         action: str,
         payload: Any = None,
@@ -327,13 +354,15 @@ class AsyncExecutionGuard(AsyncGuardEffects):
             wait_timeout: Seconds to wait for another claim of the same request, for each attempt.
             attempts: The most attempts, the first one included.
             max_seconds: No attempt begins after so many seconds.
-            **kwargs: Keyword arguments of `fn`.
+            **kwargs: Keyword arguments of `fn`. One with the name of an option above is the verb's, so `fn` must have no such
+                parameter, unless it is given by position or with `functools.partial`.
 
         Returns:
             The execution, committed.
 
         Raises:
             UnsupportedSessionError: The factory gives no AsyncSession, or one in a transaction.
+            UnsupportedFunctionError: As in `execute`.
             ValueError: `attempts` or `max_seconds` is too small.
             Exception: What `fn` raises, and everything that `claim` raises, once no attempt is left.
 
@@ -342,17 +371,17 @@ class AsyncExecutionGuard(AsyncGuardEffects):
             execution = await guard.run_transaction(Sessions, "payment_123", send_payment, 100, action="send_payment")
             ```
         """
+        refuse_shared_names(AsyncExecutionGuard.run_transaction, fn, args)
         options = {
             "action": action,
             "payload": payload,
             "scope": scope,
             "result_type": result_type,
             "wait_timeout": wait_timeout,
-            **kwargs,
         }
         return await transactions.run_async(
             session_factory,
-            lambda session: self.execute(session, request_id, fn, *args, **options),
+            lambda session: self._execute(session, request_id, fn, args, kwargs, **options),
             Attempts(attempts, max_seconds),
         )
 
@@ -412,7 +441,9 @@ class AsyncExecutionGuard(AsyncGuardEffects):
             action: What is done.
             payload: What a retry must repeat: names of arguments, or a function of those that it names; None for all
                 arguments but the session (and `self`).
-            scope: The tenant or namespace, or a function of the arguments that it names; None for the guard's own.
+            scope: The tenant or namespace: a template as for `request_id`, such as `"{user.tenant}"`, or a function of those
+                arguments that it names; a text without fields is the same for every call, None is the guard's own. It
+                comes from the authenticated principal. A call for which it is None or empty is an error.
             result_type: What results are; None for what the function is annotated to return.
             session_factory: What makes a session for each call; None where the caller gives one.
             wait_timeout: As in `claim`, in seconds.
@@ -426,8 +457,10 @@ class AsyncExecutionGuard(AsyncGuardEffects):
 
         Raises:
             UnsupportedFunctionError: At the decoration: the function has no session, or two, or is of another kind.
-            ValueError: At the decoration: the template is none, or names what is no argument.
+            ValueError: At the decoration: a template is none, or names what is no argument; the scope is a plain text that
+                is the name of a parameter; `savepoint` with `session_factory`.
             InvalidRequestIdError: At a call: a part of the id is missing, None, empty or not stable.
+            InvalidScopeError: At a call: the same of the scope.
             ReceiptTypeError: At a call: the stored result does not fit the result type any more.
             Exception: At a call: what the function raises, and everything that `execute` raises.
 
@@ -438,6 +471,10 @@ class AsyncExecutionGuard(AsyncGuardEffects):
             ```
         """
         validate_action(action)
+        if savepoint and session_factory is not None:
+            raise ValueError(
+                "savepoint=True is for a session of the caller's: with session_factory a call is a transaction"
+            )
 
         def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
             plan = Plan(

@@ -32,11 +32,11 @@ from ._effect_flow import (
     Transact,
     WhenInDoubt,
     is_worth_another_attempt,
-    refuse_misfit,
 )
 from ._lease import Lease
 from ._outcome import Request
 from ._retry import Attempts
+from ._signature import refuse_misfit, refuse_shared_names
 from ._verdicts import Answer, Verdict, cannot_tell, landed, landed_more_than_once, not_landed
 from .errors import UnsupportedFunctionError
 from .execution import Execution, ResultT
@@ -80,6 +80,7 @@ class Effect(EffectBase, Generic[ResultT]):
         session_factory: SessionFactory,
         request_id: str,
         fn: Callable[..., ResultT],
+        /,
         *args: Any,
         payload: Any = None,
         scope: str | None = None,
@@ -106,9 +107,11 @@ class Effect(EffectBase, Generic[ResultT]):
             LeaseLostError: The call took longer than the lease, and somebody else has taken it over.
             RequestConflictError: The request_id was used for another action or payload.
             ReceiptExpiredError: It was executed before, and its receipt is gone.
+            ReceiptUnreadableError: It was executed before, and its stored result cannot be read back.
             EffectInTransactionError: A guarded transaction of this thread or task is open. Nothing was sent.
             InvalidResultError: The call was made, but its result cannot be stored; it is in doubt.
-            UnsupportedFunctionError: `fn` is a coroutine function, or does not take these arguments. Nothing was sent.
+            UnsupportedFunctionError: `fn` is a coroutine function, does not take these arguments, or has a parameter with the
+                name of an option that is given neither by position nor with `functools.partial`. Nothing was sent.
             Exception: What `retry_on` names, as the call raised it: the request is free for the next attempt. What a
                 probe or `on_success` raises: the request is in doubt. The database's errors, as ever.
 
@@ -127,6 +130,7 @@ class Effect(EffectBase, Generic[ResultT]):
             raise UnsupportedFunctionError(
                 f"{fn!r} is a coroutine function, which this effect would never await: use AsyncExecutionGuard.effect()"
             )
+        refuse_shared_names(Effect.execute, fn, args)
         refuse_misfit(fn, args, kwargs)
         request = self.request(request_id, payload, scope, fn)
 
@@ -171,6 +175,7 @@ class AsyncEffect(EffectBase, Generic[ResultT]):
         session_factory: AsyncSessionFactory,
         request_id: str,
         fn: Callable[..., Awaitable[ResultT]],
+        /,
         *args: Any,
         payload: Any = None,
         scope: str | None = None,
@@ -193,7 +198,7 @@ class AsyncEffect(EffectBase, Generic[ResultT]):
             The execution.
 
         Raises:
-            UnsupportedFunctionError: `fn` is no coroutine function.
+            UnsupportedFunctionError: `fn` is no coroutine function, or for the reasons of `Effect.execute`.
             Exception: What `Effect.execute` raises.
 
         Example:
@@ -204,6 +209,7 @@ class AsyncEffect(EffectBase, Generic[ResultT]):
         self.refuse_open_transaction()
         if not inspect.iscoroutinefunction(fn):
             raise UnsupportedFunctionError(f"{fn!r} is no coroutine function: use ExecutionGuard.effect() for it")
+        refuse_shared_names(AsyncEffect.execute, fn, args)
         refuse_misfit(fn, args, kwargs)
         request = self.request(request_id, payload, scope, fn)
 

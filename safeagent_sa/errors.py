@@ -9,6 +9,7 @@
     │   ├── DurabilityUnknownError      it is stored here, and perhaps not on the synchronous standby: do not answer as done
     │   ├── LeaseLostError              this attempt at an effect is not the current one any more
     │   ├── ReceiptTypeError            its stored result does not fit the result type that is asked for now
+    │   ├── ReceiptUnreadableError      it ran before, and its stored result cannot be read back
     │   └── ReceiptExpiredError         it ran before, and its receipt was purged
     ├── InvalidInputError (ValueError)  refused before any SQL; the transaction stays usable
     │   ├── InvalidRequestIdError
@@ -16,7 +17,7 @@
     │   ├── InvalidActionError
     │   ├── InvalidPayloadError
     │   ├── InvalidResultError
-    │   ├── BatchTooLargeError          more ids at once than one transaction can safely lock
+    │   ├── BatchTooLargeError          more ids at once than one call takes: slice them
     │   └── RetentionTooShortError      a purge of receipts that retries may still ask for
     ├── MisuseError                     a mistake in the calling code: fix the code
     │   ├── NotCompletedError           the block ended, or a COMMIT came, without a stored result
@@ -155,6 +156,13 @@ class ReceiptTypeError(OutcomeError):
     fields: tuple[str, ...]
 
 
+class ReceiptUnreadableError(OutcomeError):
+    """The request was executed before, but its stored result cannot be read back; it is not executed again.
+
+    Something else than the guard has written to the row. `safeagent-sa show` prints what is stored.
+    """
+
+
 class ReceiptExpiredError(OutcomeError):
     """The request was executed before, but its receipt was purged; it is not executed again."""
 
@@ -190,7 +198,7 @@ class InvalidResultError(InvalidInputError):
 
 
 class BatchTooLargeError(InvalidInputError):
-    """`claim_many` was given more ids than one transaction can safely lock.
+    """`claim_many` was given more ids than one call takes on this database; the message has the loop that slices them.
 
     Attributes:
         size: The number of ids.

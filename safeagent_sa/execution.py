@@ -282,7 +282,8 @@ class Batch:
         replayed: Executed before, each with its receipt.
         in_progress: Somebody else is at them; deliver them again later. One error each, with its `request_id`.
         conflicts: Their ids were used for another action or payload.
-        settled: Failed, in doubt or expired: not to be executed, and without a result.
+        settled: Failed, in doubt, expired, or executed with a result that cannot be read: not to be executed, and without a
+            result. One error each.
     """
 
     new: list[Execution[Any]] = field(default_factory=list)

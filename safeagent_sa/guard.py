@@ -15,6 +15,7 @@ from ._guard_effects import GuardEffects
 from ._keys import validate_action
 from ._results import annotation_of, result_type_of
 from ._retry import Attempts
+from ._signature import refuse_shared_names
 from .errors import UnsupportedFunctionError
 from .execution import Batch, Execution, Receipt, ResultT
 from .transactions import SessionFactory
@@ -110,6 +111,7 @@ class ExecutionGuard(GuardEffects):
             ExecutionInDoubtError: An earlier execution ended without a known outcome.
             ExecutionFailedError: An earlier execution is on record as failed.
             ReceiptExpiredError: The request was executed before and its receipt is gone.
+            ReceiptUnreadableError: The request was executed before and its stored result cannot be read back.
             InvalidInputError: An argument cannot be stored; nothing was sent.
             NotCompletedError: The block ended without `complete()`.
             ClaimLostError: The transaction or savepoint of the claim ended inside the block.
@@ -160,7 +162,8 @@ class ExecutionGuard(GuardEffects):
 
         Args:
             session: The session of the business writes.
-            payloads: By request_id, what a retry of it must repeat; at most 10,000.
+            payloads: By request_id, what a retry of it must repeat; at most 1,000 on PostgreSQL, 10,000 on SQLite. More go in
+                slices, each in a transaction of its own.
             action: What is done with each of them.
             scope: As in `claim`.
 
@@ -168,7 +171,10 @@ class ExecutionGuard(GuardEffects):
             A block with the batch: `new` to be completed in the block, `replayed`, `in_progress`, `conflicts` and `settled`.
 
         Raises:
-            BatchTooLargeError: More ids than one transaction can safely lock; nothing was sent.
+            BatchTooLargeError: More ids than one call takes; nothing was sent.
+            sqlalchemy.exc.DBAPIError: SQLSTATE 53200 where the lock table of PostgreSQL is full: every id holds a lock until
+                the transaction ends, so several batches in one transaction add up, and those of all transactions that are
+                open at once. The transaction is aborted and stores nothing; roll back, and claim less in each.
             NotCompletedError: The block ended with a new execution that was not completed.
             Exception: What else `claim` raises, except for outcomes of single requests, which are in the batch.
 
@@ -188,6 +194,7 @@ class ExecutionGuard(GuardEffects):
         session: Session | scoped_session[Any],
         request_id: str,
         fn: Callable[Concatenate[Session, ...], ResultT],
+        /,
         *args: Any,
         action: str,
         payload: Any = None,
@@ -204,6 +211,7 @@ class ExecutionGuard(GuardEffects):
         session: Session | scoped_session[Any],
         request_id: str,
         fn: Callable[Concatenate[Session, ...], Any],
+        /,
         *args: Any,
         action: str,
         payload: Any = None,
@@ -219,6 +227,7 @@ class ExecutionGuard(GuardEffects):
         session: Session | scoped_session[Any],
         request_id: str,
         fn: Callable[Concatenate[Session, ...], Any],
+        /,
         *args: Any,
         action: str,
         payload: Any = None,
@@ -241,13 +250,14 @@ class ExecutionGuard(GuardEffects):
             result_type: As in `claim`; None for what `fn` is annotated to return.
             wait_timeout: As in `claim`, in seconds.
             savepoint: As in `claim`.
-            **kwargs: Keyword arguments of `fn`.
+            **kwargs: Keyword arguments of `fn`. One with the name of an option above is the verb's, so `fn` must have no such
+                parameter, unless it is given by position or with `functools.partial`.
 
         Returns:
             The execution, whose `result` is the same for the first caller and for every retry.
 
         Raises:
-            UnsupportedFunctionError: `fn` is a coroutine function.
+            UnsupportedFunctionError: `fn` is a coroutine function, or has a parameter with the name of an option.
             InvalidResultError: `fn` returned what is neither plain JSON nor of the result type.
             Exception: What `fn` raises, and everything that `claim` raises.
 
@@ -262,6 +272,28 @@ class ExecutionGuard(GuardEffects):
                 execution = guard.execute(session, "payment_123", send_payment, 100, action="send_payment")
             ```
         """
+        refuse_shared_names(ExecutionGuard.execute, fn, args)
+        options = {
+            "action": action,
+            "payload": payload,
+            "scope": scope,
+            "result_type": result_type,
+            "wait_timeout": wait_timeout,
+            "savepoint": savepoint,
+        }
+        return self._execute(session, request_id, fn, args, kwargs, **options)
+
+    def _execute(
+        self,
+        session: Session | scoped_session[Any],
+        request_id: str,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        result_type: Any,
+        **options: Any,
+    ) -> Execution[Any]:
         session = _safety.plain_session(session)
         if inspect.iscoroutinefunction(fn):
             raise UnsupportedFunctionError(
@@ -271,12 +303,8 @@ class ExecutionGuard(GuardEffects):
         with self.claim(
             session,
             request_id,
-            action=action,
-            payload=payload,
-            scope=scope,
-            wait_timeout=wait_timeout,
-            savepoint=savepoint,
             result_type=annotation_of(fn) if result_type is None else result_type,
+            **options,
         ) as execution:
             if not execution.is_replay:
                 execution.complete(fn(session, *args, **kwargs))
@@ -288,6 +316,7 @@ class ExecutionGuard(GuardEffects):
         session_factory: SessionFactory,
         request_id: str,
         fn: Callable[Concatenate[Session, ...], ResultT],
+        /,
         *args: Any,
         action: str,
         payload: Any = None,
@@ -305,6 +334,7 @@ class ExecutionGuard(GuardEffects):
         session_factory: SessionFactory,
         request_id: str,
         fn: Callable[Concatenate[Session, ...], Any],
+        /,
         *args: Any,
         action: str,
         payload: Any = None,
@@ -321,6 +351,7 @@ class ExecutionGuard(GuardEffects):
         session_factory: SessionFactory,
         request_id: str,
         fn: Callable[Concatenate[Session, ...], Any],
+        /,
         *args: Any,
         action: str,
         payload: Any = None,
@@ -350,13 +381,15 @@ class ExecutionGuard(GuardEffects):
             wait_timeout: As in `claim`, in seconds for each attempt.
             attempts: The most attempts, the first one included.
             max_seconds: No attempt begins after so many seconds.
-            **kwargs: Keyword arguments of `fn`.
+            **kwargs: Keyword arguments of `fn`. One with the name of an option above is the verb's, so `fn` must have no such
+                parameter, unless it is given by position or with `functools.partial`.
 
         Returns:
             The execution, committed.
 
         Raises:
             UnsupportedSessionError: The factory gives no synchronous session, or one in a transaction.
+            UnsupportedFunctionError: As in `execute`.
             ValueError: `attempts` or `max_seconds` is too small.
             Exception: What `fn` raises, and everything that `claim` raises, once no attempt is left.
 
@@ -365,17 +398,17 @@ class ExecutionGuard(GuardEffects):
             execution = guard.run_transaction(SessionLocal, "payment_123", send_payment, 100, action="send_payment")
             ```
         """
+        refuse_shared_names(ExecutionGuard.run_transaction, fn, args)
         options = {
             "action": action,
             "payload": payload,
             "scope": scope,
             "result_type": result_type,
             "wait_timeout": wait_timeout,
-            **kwargs,
         }
         return transactions.run(
             session_factory,
-            lambda session: self.execute(session, request_id, fn, *args, **options),
+            lambda session: self._execute(session, request_id, fn, args, kwargs, **options),
             Attempts(attempts, max_seconds),
         )
 
@@ -435,7 +468,9 @@ class ExecutionGuard(GuardEffects):
             action: What is done.
             payload: What a retry must repeat: names of arguments, or a function of those that it names; None for all
                 arguments but the session (and `self`).
-            scope: The tenant or namespace, or a function of the arguments that it names; None for the guard's own.
+            scope: The tenant or namespace: a template as for `request_id`, such as `"{user.tenant}"`, or a function of those
+                arguments that it names; a text without fields is the same for every call, None is the guard's own. It
+                comes from the authenticated principal. A call for which it is None or empty is an error.
             result_type: What results are; None for what the function is annotated to return.
             session_factory: What makes a session for each call; None where the caller gives one.
             wait_timeout: As in `claim`, in seconds.
@@ -449,8 +484,10 @@ class ExecutionGuard(GuardEffects):
 
         Raises:
             UnsupportedFunctionError: At the decoration: the function has no session, or two, or is of another kind.
-            ValueError: At the decoration: the template is none, or names what is no argument.
+            ValueError: At the decoration: a template is none, or names what is no argument; the scope is a plain text that
+                is the name of a parameter; `savepoint` with `session_factory`.
             InvalidRequestIdError: At a call: a part of the id is missing, None, empty or not stable.
+            InvalidScopeError: At a call: the same of the scope.
             ReceiptTypeError: At a call: the stored result does not fit the result type any more.
             Exception: At a call: what the function raises, and everything that `execute` raises.
 
@@ -463,6 +500,10 @@ class ExecutionGuard(GuardEffects):
         from ._idempotent import Plan  # noqa: PLC0415 - reads signatures; not every app has decorators
 
         validate_action(action)
+        if savepoint and session_factory is not None:
+            raise ValueError(
+                "savepoint=True is for a session of the caller's: with session_factory a call is a transaction"
+            )
 
         def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
             plan = Plan(
@@ -508,6 +549,7 @@ class ExecutionGuard(GuardEffects):
             ExecutionFailedError: The request is on record as failed.
             ExecutionInDoubtError: It may or may not have happened.
             ReceiptExpiredError: It was executed, and its receipt is gone.
+            ReceiptUnreadableError: It was executed, and its stored result cannot be read back.
             InvalidInputError: The id or the scope cannot be stored.
 
         Example:

@@ -76,6 +76,10 @@ class Begun(NamedTuple):
 class Dialect(ABC):
     """The statements of one database for one table; it decides nothing and holds no state."""
 
+    max_batch = 10_000
+    """The most ids that one `claim_many` takes."""
+    why_max_batch = "the database has one writer at a time, and every other one waits meanwhile"
+
     def __init__(self, table: Table) -> None:
         columns = table.c
         self._table = table

@@ -48,6 +48,14 @@ _HAS_WRITTEN = text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
 class PostgreSQL(Pipelined):
     """The claim protocol on PostgreSQL."""
 
+    # With default settings the table has room for 64 locks of each of about 120 processes, and some to spare: seven batches
+    # of this size fit at once, and single claims beside them.
+    max_batch = 1_000
+    why_max_batch = (
+        "each id takes a lock until the transaction ends, in a table that all transactions of the server share "
+        "(max_locks_per_transaction) and that other batches need, too"
+    )
+
     def ensure_transaction(self, connection: Connection) -> None:
         """Refuse AUTOCOMMIT, which `Connection.get_isolation_level()` does not show."""
         if getattr(connection.connection.dbapi_connection, "autocommit", False):

@@ -60,7 +60,7 @@ def in_doubt(
         for name in ("since", "scope", "request_id", "action", "attempt", "error", "idempotency key"):
             table.add_column(name, overflow="fold")
         for doubt in doubts:
-            error = f"{doubt.error_type}: {doubt.error_message}" if doubt.error_type else "no answer"
+            error = ": ".join(str(word) for word in (doubt.error_type, doubt.error_message) if word) or "no answer"
             cells = (doubt.scope, doubt.request_id, doubt.action, str(doubt.attempt), error, doubt.idempotency_key)
             table.add_row(f"{doubt.since:%Y-%m-%d %H:%M:%S}", *map(cell, cells))
         out.print(table)

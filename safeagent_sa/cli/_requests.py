@@ -81,7 +81,7 @@ def show_request(
         return
     shown = RichTable(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for name, value in fields.items():
-        if value not in (None, "") and name != "result":
+        if value not in (None, "", []) and name != "result":
             colour = _COLOURS.get(value, "") if name == "status" else ""
             shown.add_row(Text(name, "bold"), cell(value if isinstance(value, str) else _json(value), colour))
     out.print(shown)
@@ -115,10 +115,19 @@ def _opened(url: str | None, schema: str | None, table_name: str) -> Generator[t
 
 
 def _plain(row: RowMapping) -> dict[str, Any]:
-    """Return a row as JSON values, without the token, which is the secret of a running claim."""
+    """Return a row as JSON values, without the token, which is the secret of a running claim.
+
+    What cannot be read stays the text that is stored, and its column is named under `unreadable`.
+    """
     fields = {name: _utc(value) if isinstance(value, dt.datetime) else value for name, value in row.items()}
+    unreadable = []
     for name in ("result", "error", "payload", "details"):
-        fields[name] = None if fields[name] is None else _codec.decode(fields[name])
+        try:
+            fields[name] = None if fields[name] is None else _codec.read(fields[name])
+        except _codec.UnreadableError:
+            unreadable.append(name)
+            fields[name] = str(fields[name])
+    fields["unreadable"] = unreadable
     del fields["token"]
     return fields
 

@@ -101,6 +101,29 @@ def test_a_missing_table_gets_the_lines_to_paste(empty_url, tmp_path):
     assert "safeagent.upgrade(op, from_=0, to=1)" in done.output
 
 
+def test_rows_that_cannot_be_read_are_shown_all_the_same(port):
+    for number in (1, 2):
+        deliver(port, f"order-{number}")
+    broken = {"result": "{broken \x1b[31m", "error": "NaN", "details": "[", "payload": ""}
+    with port.engine.begin() as connection:
+        connection.execute(update(ExecutionRequest).where(ExecutionRequest.request_id == "order-1").values(**broken))
+
+    done = run("list", "--url", port.url)
+    assert done.exit_code == 0, done.output
+    for word in ("order-1", "order-2", "{broken"):
+        assert word in done.output
+    rows = {row["request_id"]: row for row in json.loads(run("list", "--url", port.url, "--json").output)}
+    assert rows["order-2"]["unreadable"] == []
+    assert rows["order-1"]["unreadable"] == ["result", "error", "payload", "details"]
+    done = run("show", "order-1", "--url", port.url)
+    assert done.exit_code == 0, done.output
+    for word in ("unreadable", "result", "{broken", "NaN", "completed"):
+        assert word in done.output
+    assert "\x1b[31m" not in done.output
+    fields = json.loads(run("show", "order-1", "--url", port.url, "--json").output)
+    assert {name: fields[name] for name in broken} == broken
+
+
 def test_list_and_show(port):
     for number in (1, 2):
         deliver(port, f"order-{number}", ExecutionGuard(scope="tenant [bold]"))

@@ -1,9 +1,12 @@
 """claim_many(): a fixed number of statements whatever the size, and every request told apart."""
 
+import itertools
+import textwrap
 from functools import partial
 
 import pytest
 from sqlalchemy import update
+from sqlalchemy.orm import Session
 from support.app import Payment, deliver, pay
 
 from safeagent_sa import (
@@ -20,6 +23,8 @@ from safeagent_sa import (
 
 
 guard = ExecutionGuard()
+
+LIMITS = {"postgresql": 1_000, "sqlite": 10_000}
 
 
 def ingest(port, payloads, **options):
@@ -46,8 +51,9 @@ def test_a_batch_executes_once_and_replays_as_a_whole(port):
     assert [port.payments(name) for name in names] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("size", [1, 100, 10_000])
+@pytest.mark.parametrize("size", [1, 100, "the most"])
 def test_the_number_of_statements_does_not_depend_on_the_size(port, statements, size):
+    size = LIMITS[port.name] if size == "the most" else size
     names = {f"m-{number:05}": number for number in range(size)}
     with port.sessions() as session, session.begin():
         with guard.claim_many(session, names, action="pay") as batch:
@@ -189,7 +195,7 @@ def test_bad_input_is_refused_before_any_sql(port, statements):
         for names, error in (
             ({"good": 1, "": 1}, InvalidRequestIdError),
             ({"good": {1, 2}}, InvalidPayloadError),
-            (dict.fromkeys(map(str, range(10_001))), BatchTooLargeError),
+            (dict.fromkeys(map(str, range(LIMITS[port.name] + 1))), BatchTooLargeError),
         ):
             with pytest.raises(error), guard.claim_many(session, names, action="pay"):
                 pytest.fail("the block must not run")
@@ -199,6 +205,26 @@ def test_bad_input_is_refused_before_any_sql(port, statements):
         session.expunge_all()
 
     assert statements == []
+
+
+def test_too_many_ids_are_told_the_loop_that_claims_them(port):
+    names = dict.fromkeys(f"m-{number:05}" for number in range(2 * LIMITS[port.name] + 1))
+    with port.sessions() as session:
+        with pytest.raises(BatchTooLargeError) as caught, guard.claim_many(session, names, action="pay"):
+            pytest.fail("the block must not run")
+        assert not session.in_transaction()
+    error = caught.value
+    assert (error.size, error.limit) == (len(names), LIMITS[port.name])
+    assert f"{len(names)} ids, and one call takes at most {LIMITS[port.name]}" in str(error)
+    assert ("max_locks_per_transaction" in str(error)) is (port.name == "postgresql")
+
+    loop = str(error).partition("\n\n")[2].replace("action=...", 'action="pay"')
+    loop = loop.replace("...", "done.append([execution.complete(1) for execution in batch.new])")
+    done = []
+    scope = {"payloads": names, "itertools": itertools, "Session": Session, "engine": port.engine, "guard": guard}
+    exec(textwrap.dedent(loop), scope | {"done": done})
+    assert [len(part) for part in done] == [LIMITS[port.name], LIMITS[port.name], 1]
+    assert port.requests() == [(name, "completed") for name in names]
 
 
 def test_batches_that_overlap_in_opposite_order_execute_each_id_once(port):

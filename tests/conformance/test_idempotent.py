@@ -18,6 +18,7 @@ from safeagent_sa import (
     ExecutionGuard,
     InvalidPayloadError,
     InvalidRequestIdError,
+    InvalidScopeError,
     RequestConflictError,
     UnsupportedFunctionError,
     UnsupportedSessionError,
@@ -122,6 +123,75 @@ def test_scope_is_a_text_or_made_from_arguments(port):
     for tenant in ("acme", "globex"):
         twice(port, lambda session, tenant=tenant: pay(session, tenant, "order-1"))
     assert port.payments("order-1") == 2
+
+
+def test_scope_is_a_template_as_the_id_is(port):
+    @guard.idempotent(request_id="{order_id}", action="pay", scope="tenant:{user.tenant}", payload=[])
+    def pay(session: Session, user: SimpleNamespace, order_id: str) -> str:
+        insert(session, order_id)
+        return user.tenant
+
+    @guard.idempotent(request_id="{order_id}", action="pay", scope="all", payload=["order_id"])
+    def pay_once(session: Session, tenant: str, order_id: str) -> str:
+        insert(session, order_id)
+        return tenant
+
+    for tenant in ("acme", "globex"):
+        user = SimpleNamespace(tenant=tenant)
+        assert twice(port, lambda session, user=user: pay(session, user, "order-1")) == [tenant] * 2
+        with port.sessions() as session, session.begin():
+            assert pay_once(session, tenant, "order-2") == "acme"  # the same text for every call
+    with port.sessions() as session:
+        assert [guard.get(session, "order-1", scope=f"tenant:{name}").result for name in ("acme", "globex")] == [
+            "acme",
+            "globex",
+        ]
+        assert guard.get(session, "order-2", scope="all").result == "acme"
+    assert port.payments("order-1") == 2
+    assert port.payments("order-2") == 1
+
+
+def test_each_of_the_three_ways_that_a_refused_scope_is_told_works(port):
+    def pay(session: Session, tenant: str, order_id: str) -> int:
+        return insert(session, order_id)
+
+    for scope, expected in (
+        ("{tenant}", "acme"),
+        (lambda tenant: tenant.upper(), "ACME"),
+        (lambda: "tenant", "tenant"),
+    ):
+        call = guard.idempotent(request_id="{order_id}", action="pay", scope=scope)(pay)
+        with port.sessions() as session, session.begin():
+            call(session, "acme", "order-1")
+        with port.sessions() as session:
+            assert guard.get(session, "order-1", scope=expected) is not None
+
+
+NO_TENANT = [
+    ("{tenant}", None, "is None"),
+    ("{tenant}", "", "is empty"),
+    ("{tenant.id}", SimpleNamespace(id=None), "is None"),
+    ("{tenant.id}", object(), "is missing"),
+    ("{tenant}", 1.5, "of type float"),
+    ("{tenant}:{order_id}", "a:b", "holds the separator"),
+    ("{tenant}", "x" * 300, "300 bytes"),
+    ("t-{tenant}", "a\n", "control character"),
+    (lambda tenant: tenant, None, "returned None"),
+    (lambda tenant: tenant, "", "returned ''"),
+    (lambda tenant: tenant, 7, "must be a str"),
+]
+
+
+@pytest.mark.parametrize(("scope", "tenant", "match"), NO_TENANT)
+def test_a_scope_that_names_no_tenant_is_an_error_before_any_sql(sqlite, scope, tenant, match):
+    @ExecutionGuard(scope="shared").idempotent(request_id="{order_id}", action="pay", scope=scope, payload=[])
+    def pay(session: Session, tenant: object, order_id: str) -> None:
+        raise AssertionError
+
+    with sqlite.sessions() as session:
+        with pytest.raises(InvalidScopeError, match=match):
+            pay(session, tenant, "order-1")
+        assert not session.in_transaction()
 
 
 def test_methods_and_other_decorators(port):
@@ -340,7 +410,22 @@ WRONG_OPTIONS = [
     ({"request_id": lambda other: other}, "wants other"),
     ({"request_id": "{order_id}", "payload": ["other"]}, "payload names 'other'"),
     ({"request_id": "{order_id}", "payload": "order_id"}, "a sequence of names"),
+    ({"request_id": "{order_id}", "payload": ["session"]}, "payload names 'session'"),
     ({"request_id": "{order_id}", "scope": lambda tenant: tenant}, "wants tenant"),
+    ({"request_id": "{order_id}", "scope": "{nope}"}, r"scope='\{nope\}': 'nope' is no argument of plain"),
+    ({"request_id": "{order_id}", "scope": "{session.info[tenant]}"}, "'session' is no argument"),
+    ({"request_id": "{order_id}", "scope": "{}"}, "is no argument"),
+    ({"request_id": "{order_id}", "scope": "{order_id"}, "scope='{order_id' is no template"),
+    ({"request_id": "{order_id}", "scope": "{order_id}{order_id}"}, "side by side"),
+    ({"request_id": "{order_id}", "scope": "{order_id!r}"}, "use a callable"),
+    (
+        {"request_id": "{order_id}", "scope": "order_id"},
+        r"""scope="\{order_id\}" for .*scope=lambda order_id: .*scope=lambda: 'order_id' for this very text""",
+    ),
+    ({"request_id": "{order_id}", "scope": "order_id.tenant"}, r'scope="\{order_id.tenant\}" for'),
+    ({"request_id": "{order_id}", "scope": "order_id[0]"}, r'scope="\{order_id\[0\]\}" for'),
+    ({"request_id": "{order_id}", "scope": " tenant"}, "white space"),
+    ({"request_id": "{order_id}", "scope": 7}, "expected str, got int"),
 ]
 
 
@@ -379,6 +464,7 @@ def test_a_session_of_another_kind_at_the_call(sqlite):
         decorated(None, 1)
 
 
-def test_bad_actions_are_refused_where_the_function_is_decorated():
-    with pytest.raises(ValueError, match="action is empty"):
-        guard.idempotent(request_id="{order_id}", action="")
+@pytest.mark.parametrize(("action", "match"), [("", "action is empty"), ("pay-{order_id}", "looks like a template")])
+def test_bad_actions_are_refused_where_the_function_is_decorated(action, match):
+    with pytest.raises(ValueError, match=match):
+        guard.idempotent(request_id="{order_id}", action=action)

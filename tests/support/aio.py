@@ -135,10 +135,10 @@ class Facade:
     def claim_many(self, session: Any, *arguments: Any, **options: Any) -> Any:
         return _awaited(self.guard.claim_many(_async(session), *arguments, **options))
 
-    def execute(self, session: Any, request_id: str, fn: Any, *arguments: Any, **options: Any) -> Any:
+    def execute(self, session: Any, request_id: str, fn: Any, /, *arguments: Any, **options: Any) -> Any:
         return await_only(self.guard.execute(_async(session), request_id, _coroutine(fn), *arguments, **options))
 
-    def run_transaction(self, factory: Any, request_id: str, fn: Any, *arguments: Any, **options: Any) -> Any:
+    def run_transaction(self, factory: Any, request_id: str, fn: Any, /, *arguments: Any, **options: Any) -> Any:
         return await_only(
             self.guard.run_transaction(lambda: _async(factory()), request_id, _coroutine(fn), *arguments, **options)
         )
@@ -199,7 +199,7 @@ class EffectFacade:
     def __init__(self, effect: Any) -> None:
         self.effect = effect
 
-    def execute(self, factory: Any, request_id: str, fn: Any, *arguments: Any, **options: Any) -> Any:
+    def execute(self, factory: Any, request_id: str, fn: Any, /, *arguments: Any, **options: Any) -> Any:
         return await_only(
             self.effect.execute(lambda: _async(factory()), request_id, _awaited_call(fn), *arguments, **options)
         )
@@ -237,10 +237,11 @@ class ContextFacade:
 def _awaited_call(fn: Any) -> Any:
     """Return a coroutine function that does as a function of an effect does."""
 
-    async def awaited(context: Any, *arguments: Any, **options: Any) -> Any:
-        return await greenlet_spawn(fn, ContextFacade(context), *arguments, **options)
+    async def awaited(context: Any, /, *arguments: Any, **options: Any) -> Any:
+        return await greenlet_spawn(lambda: fn(ContextFacade(context), *arguments, **options))
 
     awaited.__annotations__ = dict(getattr(fn, "__annotations__", {}))
+    awaited.__wrapped__ = fn
     return awaited
 
 
@@ -268,7 +269,7 @@ def _sync(value: Any) -> Any:
 
 def _coroutine(fn: Any) -> Any:
     @functools.wraps(fn, updated=())
-    async def awaited(session: AsyncSession, *arguments: Any, **options: Any) -> Any:
-        return await session.run_sync(fn, *arguments, **options)
+    async def awaited(session: AsyncSession, /, *arguments: Any, **options: Any) -> Any:
+        return await session.run_sync(lambda plain: fn(plain, *arguments, **options))
 
     return awaited

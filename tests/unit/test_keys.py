@@ -38,6 +38,15 @@ def test_bad_words_are_refused_by_name(value):
         validate_action(value)
 
 
+@pytest.mark.parametrize("value", ["{tenant}", "t:{user.tenant}", "{a[0]}", "{a!s}", "{é:>5}"])
+def test_templates_that_nothing_fills_in_are_no_scope_and_no_action(value):
+    with pytest.raises(InvalidScopeError, match="nothing has filled in"):
+        validate_key(value, "order-1")
+    with pytest.raises(InvalidActionError, match="looks like a template"):
+        validate_action(value)
+    assert validate_key("", value).request_id == value  # ids come from clients
+
+
 def test_only_the_scope_may_be_empty():
     assert validate_key("", "order-1") == Key("", "order-1")
     with pytest.raises(InvalidRequestIdError, match="empty"):
@@ -48,7 +57,19 @@ def test_only_the_scope_may_be_empty():
 
 @pytest.mark.parametrize(
     "value",
-    ["a", "a" * 255, "é" * 127, "order:42 pay", "注文-42", "👩‍👩‍👧", "e\u0301", "a;b'c\"d", "%s{}"],
+    [
+        "a",
+        "a" * 255,
+        "é" * 127,
+        "order:42 pay",
+        "注文-42",
+        "👩‍👩‍👧",
+        "e\u0301",
+        "a;b'c\"d",
+        "%s{}",
+        "{3f-2}",
+        '{"a": 1}',
+    ],
 )
 def test_good_words_pass_unchanged(value):
     assert validate_key(value, value) == Key(value, value)
