@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Table, select
+from sqlalchemy import case, select
 from sqlalchemy.orm import Session
 
-from . import _blocks, _claim, _clock, _codec, _lease
+from . import _blocks, _clock, _codec, _lease
 from ._effect_flow import Call, EffectBase, refuse_misfit
-from ._keys import Key
 from ._lease import Lease
 from ._outcome import Request
 from ._results import annotation_of, result_type_of
@@ -73,34 +72,40 @@ class RelayBase(Generic[_EffectT]):
 
     def take(self, session: Session) -> Taken | OutcomeError | None:
         """Take the next effect that is due, return what is in its way, or None where nothing is due."""
-        policy = self._settings.policy
-        connection, _ = _claim.reach(session, policy)
-        table: Table = policy.model.__table__  # type: ignore[attr-defined]
-        columns = table.c
+        if not self._handlers:
+            return None
+        rows, token = _lease.Rows(session, self._settings.policy), uuid.uuid4()
+        columns, terms = rows.table.c, {action: effect.terms for action, (effect, _) in self._handlers.items()}
         due = (
             select(columns.scope, columns.request_id)
             .where(
                 columns.payload.is_not(None),
                 columns.status == _lease.LEASED,
-                columns.lease_expires_at <= _clock.now(connection),
-                columns.action.in_(sorted(self._handlers)),
+                columns.lease_expires_at <= _clock.now(rows.connection),
+                columns.action.in_(sorted(terms)),
             )
             .order_by(columns.lease_expires_at)
             .limit(1)
             .with_for_update(skip_locked=True)
+            .cte("due")
         )
-        row = connection.execute(due).first()
+        ends = {action: _clock.later(rows.connection, each.seconds) for action, each in sorted(terms.items())}
+        row = rows.take_over(
+            columns.scope == due.c.scope,
+            columns.request_id == due.c.request_id,
+            token=token,
+            until=case(ends, value=columns.action),
+            parks=columns.action.in_(sorted(action for action, each in terms.items() if not each.takes_over_doubt)),
+        )
         if row is None:
             return None
-        key = Key(*row)
-        found = _lease.find(session, policy, key)
-        assert found is not None  # it is locked
-        assert found.payload is not None
+        key, found = row
         stored = found.stored
         effect, fn = self._handlers[stored.action]
         request = Request(key, stored.action, None, stored.fingerprint, result_type_of(annotation_of(fn)))
-        taken = _lease.take_found(session, effect.terms, request, found, uuid.uuid4())
+        taken = _lease.lease_or_answer(session, effect.terms, request, found, token)
         if isinstance(taken, Lease):
+            assert found.payload is not None  # it was looked for
             return Taken(request, taken, _codec.decode(found.payload))
         assert isinstance(taken, OutcomeError)  # it is not completed, or it would have no payload
         return taken
