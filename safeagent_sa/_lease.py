@@ -42,7 +42,7 @@ class Lease(NamedTuple):
     token: uuid.UUID
     attempt: int
     is_in_doubt: bool
-    """Whether an earlier attempt may have happened."""
+    """Whether an earlier attempt may have happened, and no probe has proven that it has not."""
     details: str | None = None
     """What is known besides, as stored."""
     payload: str | None = None
@@ -247,10 +247,15 @@ def fail(session: Session, policy: _claim.Policy, lease: Lease, error: str, *, k
 
 
 def set_free(session: Session, policy: _claim.Policy, lease: Lease, error: str | None, *, pause: float = 0.0) -> None:
-    """Record that nothing happened, and that the next attempt may begin after a pause, in seconds."""
+    """Record that nothing happened this time, and that the next attempt may begin after a pause, in seconds.
+
+    What an earlier attempt may have done stays in doubt.
+    """
     rows = Rows(session, policy)
-    values = {"status": LEASED, "error": error, "effect_started_at": null()}
-    _own(rows, lease, values | {"lease_expires_at": later(rows.connection, pause)}, LEASED, IN_DOUBT)
+    values = {"status": LEASED, "error": error, "lease_expires_at": later(rows.connection, pause)}
+    if not lease.is_in_doubt:
+        values["effect_started_at"] = null()
+    _own(rows, lease, values, LEASED, IN_DOUBT)
 
 
 def doubt(session: Session, policy: _claim.Policy, lease: Lease, error: str | None, details: str | None = None) -> None:
@@ -269,16 +274,16 @@ def query_of(connection: Connection, table: Table) -> Any:
 def found_of(row: Any) -> Found:
     """Return a row of `query_of`."""
     size = len(StoredRequest._fields)
-    is_started, left, *rest = row[size:]
-    return Found(stored_of(row[:size]), bool(is_started), None if left is None else float(left), *rest)
+    started_at, left, *rest = row[size:]
+    return Found(stored_of(row[:size]), started_at is not None, None if left is None else float(left), *rest)
 
 
 def _looked_at(connection: Connection, table: Table) -> tuple[Any, ...]:
     columns = table.c
     stored = [columns[name] for name in StoredRequest._fields]
     left = -age_of(connection, columns.lease_expires_at)
-    is_started = columns.effect_started_at.is_not(None)
-    return *stored, is_started, left, columns.payload, columns.details, now(connection)
+    # As it is: SQLite 3.40 says of NULL that it IS NOT NULL, in the RETURNING of this table.
+    return *stored, columns.effect_started_at, left, columns.payload, columns.details, now(connection)
 
 
 def _settle(rows: Rows, lease: Lease, values: dict[str, Any]) -> bool:

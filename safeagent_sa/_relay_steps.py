@@ -123,7 +123,10 @@ class RelayBase(Generic[_EffectT]):
     def _retry_later(self, session: Session, lease: Lease, error: str) -> None:
         policy = self._settings.policy
         if lease.attempt >= self._max_attempts:
-            _lease.fail(session, policy, lease, error, keeps_payload=True)
+            if lease.is_in_doubt:  # nothing happened this time, but an earlier attempt may have
+                _lease.doubt(session, policy, lease, error)
+            else:
+                _lease.fail(session, policy, lease, error, keeps_payload=True)
             return
         pause = min(self._first_pause * 2 ** (lease.attempt - 1), self._longest_pause)
         _lease.set_free(session, policy, lease, error, pause=pause)

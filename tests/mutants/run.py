@@ -45,7 +45,7 @@ MUTANTS = {
         'values = {"effect_started_at": now(rows.connection), "lease_expires_at"',
         'values = {"lease_expires_at"',
     ),
-    "an outcome is written without the fence": (LEASE, "columns.token == token, ", ""),
+    "an outcome is written without the fence": (LEASE, "columns.token == token, ", "columns.token == columns.token, "),
     "a write of an attempt ignores the status": (LEASE, ", columns.status.in_(statuses))", ",)"),
     "a mark is set on what was parked": (
         LEASE,
@@ -61,7 +61,7 @@ MUTANTS = {
         "(columns.status == LEASED)",
     ),
     "a takeover trusts the status": (LEASE, "((columns.status == LEASED) & ended)", "ended"),
-    "a takeover trusts the action": (LEASE, "columns.action == stored.action, ", ""),
+    "a takeover trusts the action": (LEASE, "columns.action == stored.action, ", "columns.action == columns.action, "),
     "a takeover trusts the fingerprint": (LEASE, ", columns.fingerprint == stored.fingerprint)", ",)"),
     "a takeover trusts the key": (LEASE, "rows.take_over(*rows.by_key(key), *same", "rows.take_over(*same"),
     "a park takes over what may have happened": (
@@ -84,6 +84,9 @@ MUTANTS = {
         " and conflict(request, terms.policy.fingerprinter, found.stored) is None",
         "",
     ),
+    "a safe error settles what came before": (LEASE, "if not lease.is_in_doubt:", "if True:"),
+    "a probe settles nothing": (FLOW, "lease = lease._replace(is_in_doubt=False)", "pass"),
+    "what may have happened is a dead letter": (RELAY, "if lease.is_in_doubt:", "if False:"),
     "effects are not made durable": (LEASE, "        if not is_durable:", "        if False:"),
     "a late worker overwrites a recorded outcome": (
         LEASE,
