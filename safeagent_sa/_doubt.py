@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, func, null, or_, select
+from sqlalchemy import ColumnElement, Connection, Table, and_, func, null, or_
 from sqlalchemy.orm import Session
 
 from . import _blocks, _claim, _clock, _lease, _outcome, _safety, _verdicts
@@ -120,23 +120,20 @@ def resolve(
     text = result_type.encode(verdict.result, max_bytes=policy.max_result_bytes)
     note = {"resolved": verdict.answer.value, "by": by, "evidence": evidence}
     _verdicts.noted(None, note)  # refuses evidence that is not JSON before any SQL
-    connection, _ = _claim.reach(session, policy)
-    found = _lease.find(session, policy, key, is_locking=True)
-    if found is None or not _is_resolvable(connection, found, verdict):
+    rows = _lease.Rows(session, policy)
+    found = rows.find(key, is_locking=True)
+    if found is None or not _is_resolvable(rows.connection, found, verdict):
         if found is None or not _is_resolved_so(found, verdict, text):
             raise _not_in_doubt(key, found)
         return _receipt(key, found)
-    connection, _ = _claim.connect(session, policy)
-    note["at"] = str(connection.scalar(select(_clock.now(connection))))
-    values = _values(connection, found, verdict, text) | {"details": _verdicts.noted(found.details, note)}
+    note["at"] = str(found.clock)
+    values = _values(rows.connection, found, verdict, text) | {"details": _verdicts.noted(found.details, note)}
     # A new token: should the process of the last attempt still live, it writes nothing any more.
     values["token"] = uuid.uuid4()
-    lease = _lease.Lease(key, found.stored.token, found.stored.attempt, is_in_doubt=True)
-    if not _lease.write(session, policy, lease, values, found.stored.status):
+    resolved = rows.write_and_read(key, found.stored.token, values, found.stored.status)
+    if resolved is None:
         raise _not_in_doubt(key, found)
-    found = _lease.find(session, policy, key)
-    assert found is not None  # just written
-    return _receipt(key, found)
+    return _receipt(key, resolved)
 
 
 def _values(connection: Any, found: Found, verdict: Verdict, text: str) -> dict[str, Any]:

@@ -184,6 +184,7 @@ class EffectBase:
             found = yield from self._probe(request, lease, Call(self._when_in_doubt, (context,), {}), take)
             if found is not None:
                 return found
+            lease = lease._replace(is_in_doubt=False)
         yield Transact(lambda session: _lease.start(session, self.terms, lease))
         try:
             value = yield Call(call.fn, (context, *call.args), call.kwargs)

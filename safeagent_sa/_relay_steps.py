@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Table, select
+from sqlalchemy import case, select
 from sqlalchemy.orm import Session
 
-from . import _blocks, _claim, _clock, _codec, _lease
+from . import _blocks, _clock, _codec, _lease
 from ._effect_flow import Call, EffectBase
 from ._keys import Key
 from ._lease import Found, Lease
@@ -75,36 +75,43 @@ class RelayBase(Generic[_EffectT]):
 
     def take(self, session: Session) -> Taken | OutcomeError | None:
         """Take the next effect that is due, return what is in its way, or None where nothing is due."""
-        policy = self._settings.policy
-        connection, _ = _claim.reach(session, policy)
-        table: Table = policy.model.__table__  # type: ignore[attr-defined]
-        columns = table.c
+        if not self._handlers:
+            return None
+        rows, token = _lease.Rows(session, self._settings.policy), uuid.uuid4()
+        columns, terms = rows.table.c, {action: effect.terms for action, (effect, _) in self._handlers.items()}
         due = (
             select(columns.scope, columns.request_id)
             .where(
                 columns.payload.is_not(None),
                 columns.status == _lease.LEASED,
-                columns.lease_expires_at <= _clock.now(connection),
-                columns.action.in_(sorted(self._handlers)),
+                columns.lease_expires_at <= _clock.now(rows.connection),
+                columns.action.in_(sorted(terms)),
             )
             .order_by(columns.lease_expires_at)
             .limit(1)
             .with_for_update(skip_locked=True)
+            .cte("due")
         )
-        row = connection.execute(due).first()
+        ends = {action: _clock.later(rows.connection, each.seconds) for action, each in sorted(terms.items())}
+        row = rows.take_over(
+            columns.scope == due.c.scope,
+            columns.request_id == due.c.request_id,
+            token=token,
+            until=case(ends, value=columns.action),
+            parks=columns.action.in_(sorted(action for action, each in terms.items() if not each.takes_over_doubt)),
+        )
         if row is None:
             return None
-        key = Key(*row)
-        found = _lease.find(session, policy, key)
-        assert found is not None  # it is locked
+        key, found = row
         stored = found.stored
+        assert found.payload is not None  # it was looked for
         try:
             payload = _codec.read(found.payload)
         except _codec.UnreadableError:
             return self._bury(session, key, found)
         effect, fn = self._handlers[stored.action]
         request = Request(key, stored.action, None, stored.fingerprint, result_type_of(annotation_of(fn)))
-        taken = _lease.take_found(session, effect.terms, request, found, uuid.uuid4())
+        taken = _lease.lease_or_answer(session, rows.connection, effect.terms, request, found=found, token=token)
         if isinstance(taken, Lease):
             return Taken(request, taken, payload)
         assert isinstance(taken, OutcomeError)  # it is not completed, or it would have no payload
@@ -136,7 +143,10 @@ class RelayBase(Generic[_EffectT]):
     def _retry_later(self, session: Session, lease: Lease, error: str) -> None:
         policy = self._settings.policy
         if lease.attempt >= self._max_attempts:
-            _lease.fail(session, policy, lease, error, keeps_payload=True)
+            if lease.is_in_doubt:  # nothing happened this time, but an earlier attempt may have
+                _lease.doubt(session, policy, lease, error)
+            else:
+                _lease.fail(session, policy, lease, error, keeps_payload=True)
             return
         pause = min(self._first_pause * 2 ** (lease.attempt - 1), self._longest_pause)
         _lease.set_free(session, policy, lease, error, pause=pause)

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import UnsupportedDialectError
-from ._base import Begun, Dialect, Inserted, NewClaim, NewClaims, StoredRequest
+from ._base import Begun, Dialect, Inserted, NewClaim, NewClaims, StoredRequest, stored_of
 
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "dialect_for",
     "is_transient",
     "may_have_written",
+    "stored_of",
 ]
 
 _KNOWN = ("postgresql", "sqlite")

@@ -9,10 +9,20 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, PoolProxiedConnection, Table, bindparam, delete, literal_column, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    PoolProxiedConnection,
+    Table,
+    bindparam,
+    delete,
+    literal_column,
+    select,
+    true,
+)
 from sqlalchemy.exc import DBAPIError
 
 from ..execution import ExecutionStatus
@@ -74,7 +84,14 @@ class Begun(NamedTuple):
 
 
 class Dialect(ABC):
-    """The statements of one database for one table; it decides nothing and holds no state."""
+    """The statements of one database for one table; it decides nothing and holds no state.
+
+    Attributes:
+        is_durable: Whether the transaction's COMMIT will be answered only when it cannot be lost any more, as SQL that a
+            statement of the transaction returns along with what it writes.
+    """
+
+    is_durable: ColumnElement[bool] = true()
 
     max_batch = 10_000
     """The most ids that one `claim_many` takes."""
@@ -97,12 +114,14 @@ class Dialect(ABC):
         """Raise before any SQL where statements would not be part of one transaction."""
 
     @abstractmethod
-    def insert(self, connection: Connection, claim: NewClaim) -> Inserted | None:
-        """Insert the claim without waiting; return None where nothing was inserted."""
-
     def insert_or_find(self, connection: Connection, claim: NewClaim) -> Inserted | StoredRequest | None:
-        """Do as `insert` does, or return the row that is in its way; None where a new statement must look again."""
-        return self.insert(connection, claim) or self.find(connection, claim.scope, claim.request_id)
+        """Insert the claim without waiting, or return the row that is in its way; None where a new statement must look."""
+
+    @abstractmethod
+    def insert_or_look(
+        self, connection: Connection, claim: NewClaim, further: Mapping[str, Any], look: Any
+    ) -> Inserted | Sequence[Any] | None:
+        """Do as `insert_or_find` does with further columns, by name, and with a SELECT of one's own for the row."""
 
     def begin_with_claim(self, connection: Connection, claim: NewClaim) -> Begun | None:
         """Do as `insert_or_find` does in one round trip with BEGIN; None where nothing was sent, or it came to nothing."""
@@ -165,7 +184,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def insert_many(self, connection: Connection, claims: NewClaims) -> dict[str, Inserted]:
-        """Do as `insert` does for many rows in one statement; return those that were inserted, by request_id."""
+        """Insert many rows in one statement, without waiting; return those that were inserted, by request_id."""
 
     @abstractmethod
     def find_many(self, connection: Connection, scope: str, request_ids: list[str]) -> dict[str, StoredRequest]:
@@ -199,11 +218,7 @@ class Dialect(ABC):
         """Tell whether an error says the same."""
         return False
 
-    def is_durable(self, connection: Connection) -> bool:
-        """Tell whether the transaction's COMMIT will be answered only when it cannot be lost any more."""
-        return True
-
-    def make_durable(self, connection: Connection) -> None:  # noqa: B027 - nothing to do where `is_durable` is always true
+    def make_durable(self, connection: Connection) -> None:  # noqa: B027 - nothing to do where it always is
         """Let the transaction's COMMIT be answered only when it cannot be lost any more."""
 
     @staticmethod
@@ -219,7 +234,7 @@ class Dialect(ABC):
     def find(self, connection: Connection, scope: str, request_id: str) -> StoredRequest | None:
         """Read the row in a statement of its own, hence with a snapshot of its own below REPEATABLE READ."""
         row = connection.execute(self._select, {"key_scope": scope, "key_request_id": request_id}).first()
-        return None if row is None else _stored(row)
+        return None if row is None else stored_of(row)
 
     def delete(self, connection: Connection, claim: NewClaim) -> None:
         """Take back a row that was committed although it must not have been."""
@@ -240,10 +255,11 @@ class Dialect(ABC):
 
 def by_request_id(rows: Iterable[Any]) -> dict[str, StoredRequest]:
     """Return stored requests by the request_id that stands first in each row."""
-    return {row[0]: _stored(row[1:]) for row in rows}
+    return {row[0]: stored_of(row[1:]) for row in rows}
 
 
-def _stored(row: Any) -> StoredRequest:
+def stored_of(row: Iterable[Any]) -> StoredRequest:
+    """Return a stored request from its columns, with times that say where on Earth they are."""
     stored = StoredRequest(*row)
     return stored._replace(created_at=_aware(stored.created_at), completed_at=_aware(stored.completed_at))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -122,8 +123,8 @@ class Statements:
     """What is sent for one table.
 
     Attributes:
-        insert: Claim one row if its lock is free.
-        insert_or_find: The same; where it inserts nothing, read the row that is there.
+        insert_or_find: Claim one row if its lock is free; where that inserts nothing, read the row that is there.
+        claim_or: Make the same statement with a look-up and with further columns of one's own.
         prepare_wait: Name the lock to WAIT for, and limit the wait; the first value is the limit in milliseconds, or 0.
         complete: Store one result.
         complete_or_fail: The same, or find it done; raise LOST where there is no row.
@@ -145,16 +146,29 @@ class Statements:
         names = NewClaim._fields
         # A parameter in a SELECT list has no type unless it is given one (SQLSTATE 42P08).
         values = [cast(bindparam(name, type_=columns[name].type), _plain(columns[name].type)) for name in names]
+        lock_seed = _LOCK_SEED + _TableId(table)
+        lock_key = func.hashtextextended(bindparam("lock_name", type_=Text), lock_seed)
         # The top-level transaction's id, the same in all its savepoints. Only in RETURNING: as a column's default it
         # would be evaluated on replays too, and each would burn a transaction id.
         proof = cast(func.pg_current_xact_id(), Text)
         told = (proof.label("proof"), func.current_setting(literal_column("'synchronous_commit'")).label("durability"))
 
-        def claim(source: Any) -> Any:
+        def claim(source: Any, *further: str) -> Any:
             # As a suffix of the SELECT: SQLAlchemy 2.0 compiles its own `on_conflict_do_nothing` anew on every call.
             source = source.suffix_with("ON CONFLICT (scope, request_id) DO NOTHING")
-            inserted = insert(table).from_select(names, source, include_defaults=False)
+            inserted = insert(table).from_select([*names, *further], source, include_defaults=False)
             return inserted.returning(columns.request_id, *told)
+
+        def claim_or(look: Any, further: Mapping[str, Any]) -> Any:
+            free = func.pg_try_advisory_xact_lock(lock_key)
+            inserted = claim(select(*values, *further.values()).where(free), *further).cte("inserted")
+            # Not looked at where something was inserted (a condition without columns is evaluated first, and once): under
+            # SERIALIZABLE the look would take a predicate lock.
+            row = select(literal_column("NULL"), literal_column("NULL"), *look.selected_columns)
+            by_key = [columns[name] == bindparam(name, type_=columns[name].type) for name in ("scope", "request_id")]
+            row = row.where(*by_key, ~exists(select(literal_column("1")).select_from(inserted)))
+            nothing: list[Any] = [literal_column("NULL") for _ in look.selected_columns]
+            return union_all(row, select(inserted.c.proof, inserted.c.durability, *nothing))
 
         def complete(*which: Any, result: Any) -> Any:
             return (
@@ -168,17 +182,8 @@ class Statements:
                 .values(status=literal_column("'completed'"), result=result, completed_at=func.clock_timestamp())
             )
 
-        lock_seed = _LOCK_SEED + _TableId(table)
-        lock_key = func.hashtextextended(bindparam("lock_name", type_=Text), lock_seed)
-        self.insert = claim(select(*values).where(func.pg_try_advisory_xact_lock(lock_key)))
-        # Not looked at where something was inserted (a condition without columns is evaluated first, and once): under
-        # SERIALIZABLE the look would take a predicate lock.
-        inserted = self.insert.cte("inserted")
-        row = select(literal_column("NULL"), literal_column("NULL"), *select_one.selected_columns)
-        by_key = [columns[name] == bindparam(name, type_=columns[name].type) for name in ("scope", "request_id")]
-        row = row.where(*by_key, ~exists(select(literal_column("1")).select_from(inserted)))
-        nothing: list[Any] = [literal_column("NULL") for _ in select_one.selected_columns]
-        self.insert_or_find = union_all(row, select(inserted.c.proof, inserted.c.durability, *nothing))
+        self.claim_or: Callable[[Any, Mapping[str, Any]], Any] = claim_or
+        self.insert_or_find = claim_or(select_one, {})
         self.prepare_wait = select(*_limits(bindparam("milliseconds", type_=BigInteger)), _kept("lock_key", lock_key))
         self.complete = complete(*owned, result=bindparam("new_result"))
         # The same, to be sent with a COMMIT behind it: nobody looks at a row count in between, so no row is an error. Fine

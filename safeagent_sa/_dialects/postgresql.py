@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, PoolProxiedConnection, select, text
+from sqlalchemy import Connection, PoolProxiedConnection, func, literal_column, select, text
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import AutocommitError, ReadOnlyTransactionError
@@ -38,8 +38,6 @@ _CONNECTION_EXCEPTION = "08"
 # its words, which lc_messages may translate.
 _STANDBY_WAIT, _STANDBY_WORDS = "SyncRepWaitForLSN", "synchronous replication"
 
-_SYNCHRONOUS_COMMIT = text("SELECT current_setting('synchronous_commit')")
-
 _IS_SAME = select(IS_SAME)
 
 _HAS_WRITTEN = text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
@@ -56,6 +54,10 @@ class PostgreSQL(Pipelined):
         "(max_locks_per_transaction) and that other batches need, too"
     )
 
+    is_durable = func.current_setting(literal_column("'synchronous_commit'")).not_in(
+        [literal_column(f"'{value}'") for value in sorted(LOSABLE)]
+    )
+
     def ensure_transaction(self, connection: Connection) -> None:
         """Refuse AUTOCOMMIT, which `Connection.get_isolation_level()` does not show."""
         if getattr(connection.connection.dbapi_connection, "autocommit", False):
@@ -66,15 +68,21 @@ class PostgreSQL(Pipelined):
             )
             raise AutocommitError(message)
 
-    def insert(self, connection: Connection, claim: NewClaim) -> Inserted | None:
-        """Insert if the lock is free and the key is new; never wait."""
-        with _read_only_named():
-            return _inserted(connection.execute(self._sql.insert, self._parameters(claim)))
-
     def insert_or_find(self, connection: Connection, claim: NewClaim) -> Inserted | StoredRequest | None:
         """Insert if the lock is free and the key is new, else read the row as this one statement's snapshot has it."""
         with _read_only_named():
             return inserted_or_found(self._insert_or_find.run(connection, self._parameters(claim)).first())
+
+    def insert_or_look(
+        self, connection: Connection, claim: NewClaim, further: Mapping[str, Any], look: Any
+    ) -> Inserted | Sequence[Any] | None:
+        """Do as `insert_or_find` does, in one statement, too."""
+        with _read_only_named():
+            row: Any = connection.execute(self._sql.claim_or(look, further), self._parameters(claim)).first()
+        if row is None:
+            return None
+        proof, durability, *found = row
+        return found if proof is None else Inserted(proof, is_durable=durability not in LOSABLE)
 
     def find(self, connection: Connection, scope: str, request_id: str) -> StoredRequest | None:
         """Read the row in a statement of its own, hence with a snapshot of its own below REPEATABLE READ."""
@@ -132,10 +140,6 @@ class PostgreSQL(Pipelined):
             "results": list(results.values()),
         }
         return connection.execute(self._sql.complete_many, parameters).rowcount
-
-    def is_durable(self, connection: Connection) -> bool:
-        """Ask for synchronous_commit."""
-        return connection.scalar(_SYNCHRONOUS_COMMIT) not in LOSABLE
 
     def make_durable(self, connection: Connection) -> None:
         """Set synchronous_commit for this transaction alone (manual, section 20.5)."""
@@ -201,11 +205,6 @@ class PostgreSQL(Pipelined):
     def may_have_written(connection: Connection) -> bool:
         """Ask whether the transaction has an id: PostgreSQL gives one at the first write."""
         return bool(connection.scalar(_HAS_WRITTEN))
-
-
-def _inserted(result: CursorResult[Any]) -> Inserted | None:
-    row = result.first()
-    return None if row is None else _of_row(row)
 
 
 def _of_row(row: Any) -> Inserted:

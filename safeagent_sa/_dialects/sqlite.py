@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Table, Text, bindparam, func, insert, literal_column, select, update
@@ -15,6 +16,10 @@ from sqlalchemy.exc import DBAPIError
 
 from ..errors import EngineNotConfiguredError
 from ._base import Dialect, Inserted, NewClaim, NewClaims, StoredRequest, by_request_id
+
+
+# No proof but the token: SQLite has no transaction ids.
+_INSERTED = Inserted("", is_durable=True)
 
 
 class SQLite(Dialect):
@@ -26,10 +31,14 @@ class SQLite(Dialect):
         names = NewClaim._fields
         values = [bindparam(name, type_=columns[name].type) for name in names]
 
-        def claim(source: Any) -> Any:
-            # A suffix for the reason that postgresql.py gives; without a WHERE, SQLite takes ON for a part of a join.
+        def claim(source: Any, *further: str) -> Any:
+            # A suffix for the reason that _postgresql_sql.py gives; without a WHERE, SQLite takes ON for a part of a join.
             source = source.where(literal_column("true")).suffix_with("ON CONFLICT (scope, request_id) DO NOTHING")
-            return insert(table).from_select(names, source, include_defaults=False).returning(columns.request_id)
+            inserted = insert(table).from_select([*names, *further], source, include_defaults=False)
+            return inserted.returning(columns.request_id)
+
+        def claim_with(further: Mapping[str, Any]) -> Any:
+            return claim(select(*values, *further.values()), *further)
 
         def complete(*which: Any, result: Any) -> Any:
             return (
@@ -38,7 +47,8 @@ class SQLite(Dialect):
                 .values(status=literal_column("'completed'"), result=result, completed_at=func.current_timestamp())
             )
 
-        self._insert = claim(select(*values))
+        self._claim_with: Callable[[Mapping[str, Any]], Any] = claim_with
+        self._insert = claim_with({})
         self._complete = complete(*self._owned, result=bindparam("new_result"))
 
         # Many at once: the same statements over a JSON object of pairs.
@@ -68,11 +78,19 @@ class SQLite(Dialect):
             )
             raise EngineNotConfiguredError(message)
 
-    def insert(self, connection: Connection, claim: NewClaim) -> Inserted | None:
-        """Insert if the key is new; the transaction is the only writer."""
-        inserted = connection.execute(self._insert, claim._asdict()).scalar() is not None
-        # No proof but the token: SQLite has no transaction ids.
-        return Inserted("", is_durable=True) if inserted else None
+    def insert_or_find(self, connection: Connection, claim: NewClaim) -> Inserted | StoredRequest | None:
+        """Insert if the key is new, else read the row; the transaction is the only writer."""
+        if connection.execute(self._insert, claim._asdict()).scalar() is not None:
+            return _INSERTED
+        return self.find(connection, claim.scope, claim.request_id)
+
+    def insert_or_look(
+        self, connection: Connection, claim: NewClaim, further: Mapping[str, Any], look: Any
+    ) -> Inserted | Sequence[Any] | None:
+        """Do as `insert_or_find` does, in two statements, too."""
+        if connection.execute(self._claim_with(further), claim._asdict()).scalar() is not None:
+            return _INSERTED
+        return connection.execute(look.where(*self._by_key), self._owner(claim)).first()
 
     def complete(
         self, connection: Connection, claim: NewClaim, proof: str, result: str, *, is_forced: bool = True
@@ -84,7 +102,7 @@ class SQLite(Dialect):
         """Insert those rows whose key is new."""
         parameters = {"scope": claims.scope, "action": claims.action, "token": claims.token}
         rows = connection.execute(self._insert_many, parameters | {"pairs": json.dumps(claims.fingerprints)})
-        return {request_id: Inserted("", is_durable=True) for request_id in rows.scalars()}
+        return dict.fromkeys(rows.scalars(), _INSERTED)
 
     def find_many(self, connection: Connection, scope: str, request_ids: list[str]) -> dict[str, StoredRequest]:
         """Read the rows."""

@@ -218,7 +218,7 @@ def test_a_stored_result_is_never_overwritten(port):
         connection = session.connection()
         dialect = dialect_for(connection.dialect.name, ExecutionRequest.__table__)
         row = NewClaim("", "order-1", "pay", "f", uuid.uuid4())
-        proof = dialect.insert(connection, row).proof
+        proof = dialect.insert_or_find(connection, row).proof
 
         assert dialect.complete(connection, row, proof, "1") == 1
         assert dialect.complete(connection, row, proof, "2") == 0

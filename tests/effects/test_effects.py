@@ -142,6 +142,34 @@ def test_an_error_that_is_declared_safe_frees_the_request(port):
     assert row(port).error is None
 
 
+def test_an_error_that_is_safe_proves_nothing_about_an_earlier_attempt(port):
+    provider = Provider()
+    provider.after = die
+    crash(port, provider, when_in_doubt="retry")
+    provider.before = raising(RateLimited())
+    with pytest.raises(RateLimited):
+        charge(port, provider, when_in_doubt="retry", retry_on=RateLimited)
+    provider.before = None
+    assert [doubt.error_type for doubt in doubts(port)] == ["RateLimited"]
+    with pytest.raises(ExecutionInDoubtError):
+        charge(port, provider)
+    assert provider.charges == ["charge-1"]
+    assert charge(port, provider, when_in_doubt="retry").result["charge"] == 2
+    assert provider.attempts == [1, 2, 3]
+
+
+def test_a_probe_that_finds_nothing_settles_what_came_before(port):
+    provider = Provider()
+    provider.before = die
+    crash(port, provider)
+    provider.before = raising(RateLimited())
+    with pytest.raises(RateLimited):
+        charge(port, provider, when_in_doubt=lambda effect: not_landed(), retry_on=RateLimited)
+    provider.before = None
+    assert doubts(port) == []
+    assert charge(port, provider).result["charge"] == 1
+
+
 def test_a_proof_that_nothing_happened_is_recorded_and_replayed(port):
     provider = Provider()
 

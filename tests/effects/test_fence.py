@@ -1,12 +1,12 @@
 """The fence: an attempt that has been taken over writes nothing, by whichever of its steps; and one that has not, once."""
 
-import uuid
-
 import pytest
 from sqlalchemy import select
 from support.app import Payment
+from support.effects import Attempt
 
-from safeagent_sa import ExecutionGuard, ExecutionRequest, LeaseLostError, _lease
+from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionRequest, LeaseLostError, _lease
+from safeagent_sa.effects import not_landed
 from safeagent_sa.testing import expire_lease
 
 
@@ -15,42 +15,14 @@ def port(request):
     return request.getfixturevalue(request.param)
 
 
-class Attempt:
-    """One attempt, step by step, each in a transaction of its own."""
-
-    def __init__(self, port):
-        self.port = port
-        self.effect = ExecutionGuard().effect("charge", when_in_doubt="retry")
-        self.policy = self.effect.terms.policy
-        self.request = self.effect.request("charge-1", None, None, print)
-        self.lease = self.run(lambda session: _lease.take(session, self.effect.terms, self.request, uuid.uuid4()))
-
-    def run(self, step):
-        with self.port.sessions() as session, session.begin():
-            return step(session)
-
-    def start(self):
-        self.run(lambda session: _lease.start(session, self.effect.terms, self.lease))
-
-    def extend(self):
-        self.run(lambda session: _lease.extend(session, self.effect.terms, self.lease))
-
-    def complete(self):
-        return self.run(lambda session: _lease.complete(session, self.policy, self.lease, '"result"'))
-
-    def fail(self):
-        return self.run(lambda session: _lease.fail(session, self.policy, self.lease, '{"type":"No"}'))
-
-    def set_free(self):
-        self.run(lambda session: _lease.set_free(session, self.policy, self.lease, None))
-
-    def doubt(self):
-        self.run(lambda session: _lease.doubt(session, self.policy, self.lease, None))
-
-
 def stored(port):
     with port.engine.connect() as connection:
         return connection.execute(select(ExecutionRequest.__table__)).one()
+
+
+def end_lease(port):
+    with port.engine.begin() as connection:
+        expire_lease(connection, "charge-1")
 
 
 STEPS = ["start", "extend", "complete", "fail", "set_free", "doubt"]
@@ -62,8 +34,7 @@ def test_an_attempt_that_was_taken_over_writes_nothing(port, step, where):
     """Also while the other one is still in its call, when the row looks as it did before."""
     first = Attempt(port)
     first.start()
-    with port.engine.begin() as connection:
-        expire_lease(connection, "charge-1")
+    end_lease(port)
     second = Attempt(port)
     if where == "started":
         second.start()
@@ -73,6 +44,49 @@ def test_an_attempt_that_was_taken_over_writes_nothing(port, step, where):
     assert stored(port) == before
     assert second.complete()
     assert stored(port).attempt == 2
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("outcome", ["complete", "fail"])
+def test_an_outcome_that_is_recorded_stays(port, outcome, step):
+    """Whatever comes later from the same attempt: a heartbeat of a thread that goes on, say."""
+    attempt = Attempt(port)
+    attempt.start()
+    getattr(attempt, outcome)()
+    before = stored(port)
+    if step != outcome:
+        with pytest.raises(LeaseLostError):
+            getattr(attempt, step)()
+    assert stored(port) == before
+
+
+@pytest.mark.parametrize("step", ["start", "extend"])
+def test_an_attempt_that_was_parked_does_not_begin_its_call(port, step):
+    """It stood still while it probed; another delivery has said that nobody knows, and a person may be looking."""
+    Attempt(port).start()
+    end_lease(port)
+    probing = Attempt(port)
+    end_lease(port)
+    with pytest.raises(ExecutionInDoubtError):
+        ExecutionGuard().effect("charge").execute(port.sessions, "charge-1", print)
+    before = stored(port)
+    assert (before.status, before.token) == ("in_doubt", probing.lease.token)
+    with pytest.raises(LeaseLostError):
+        getattr(probing, step)()
+    assert stored(port) == before
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_attempt_that_a_person_has_resolved_writes_nothing(port, step):
+    first = Attempt(port)
+    first.start()
+    end_lease(port)
+    with port.sessions() as session, session.begin():
+        ExecutionGuard().resolve(session, "charge-1", not_landed(), by="alice")
+    before = stored(port)
+    with pytest.raises(LeaseLostError):
+        getattr(first, step)()
+    assert stored(port) == before
 
 
 @pytest.mark.parametrize("step", ["complete", "fail"])

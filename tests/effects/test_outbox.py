@@ -203,6 +203,23 @@ def test_a_safe_error_is_tried_again_later_each_time_and_ends_as_a_dead_letter(p
     assert row(port, name).status == "completed"
 
 
+def test_what_may_have_happened_ends_in_doubt_and_not_as_a_dead_letter(port):
+    """A dead letter is on record as not done, and a person may send it once more."""
+    mailer = Mailer()
+    mailer.after = die
+    name = order(port)
+    with pytest.raises(Died):
+        relay(port, mailer).run_once()
+    make_due(port)
+    mailer.before, mailer.after = unreachable, None
+    options = {"retry_on": (Unreachable,), "when_in_doubt": "retry", "first_pause": 0.0, "max_attempts": 3}
+    assert relay(port, mailer, **options).run_once() == 2
+    assert (row(port, name).status, row(port, name).attempt) == ("in_doubt", 3)
+    assert mailer.sent == ["a@example.org"]
+    with port.sessions() as session, session.begin():
+        ExecutionGuard().resolve(session, name, landed({"sent": 1}), by="alice")
+
+
 def test_pauses_are_no_longer_than_the_longest(port):
     mailer = Mailer()
     mailer.before = unreachable
@@ -258,6 +275,13 @@ def test_a_relay_that_dies_between_send_and_mark(port, policy, sent):
     assert len(mailer.sent) == sent
     assert row(port, name).status == ("in_doubt" if policy == "park" else "completed")
     assert len(set(mailer.keys)) == 1
+
+
+def test_a_first_attempt_is_not_probed(port):
+    asked, mailer = [], Mailer()
+    order(port)
+    assert relay(port, mailer, when_in_doubt=lambda effect: asked.append(1) or landed("found")).run_once() == 1
+    assert (asked, mailer.sent) == ([], ["a@example.org"])
 
 
 def test_a_proof_that_nothing_happened(port):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from typing import Any
+
+from safeagent_sa import ExecutionGuard, _lease
 
 
 class Provider:
@@ -37,3 +40,36 @@ class Died(BaseException):
 
 def die(_effect: Any) -> None:
     raise Died
+
+
+class Attempt:
+    """One attempt, step by step, each in a transaction of its own."""
+
+    def __init__(self, port: Any) -> None:
+        self.port = port
+        self.effect = ExecutionGuard().effect("charge", when_in_doubt="retry")
+        self.policy = self.effect.terms.policy
+        self.request = self.effect.request("charge-1", None, None, print)
+        self.lease = self.run(lambda session: _lease.take(session, self.effect.terms, self.request, uuid.uuid4()))
+
+    def run(self, step: Any) -> Any:
+        with self.port.sessions() as session, session.begin():
+            return step(session)
+
+    def start(self) -> None:
+        self.run(lambda session: _lease.start(session, self.effect.terms, self.lease))
+
+    def extend(self) -> None:
+        self.run(lambda session: _lease.extend(session, self.effect.terms, self.lease))
+
+    def complete(self) -> Any:
+        return self.run(lambda session: _lease.complete(session, self.policy, self.lease, '"result"'))
+
+    def fail(self) -> Any:
+        return self.run(lambda session: _lease.fail(session, self.policy, self.lease, '{"type":"No"}'))
+
+    def set_free(self) -> None:
+        self.run(lambda session: _lease.set_free(session, self.policy, self.lease, None))
+
+    def doubt(self) -> None:
+        self.run(lambda session: _lease.doubt(session, self.policy, self.lease, None))
