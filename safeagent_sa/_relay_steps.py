@@ -82,7 +82,7 @@ class RelayBase(Generic[_EffectT]):
             .where(
                 columns.payload.is_not(None),
                 columns.status == _lease.LEASED,
-                columns.lease_expires_at <= _clock.now(connection),
+                columns.lease_expires_at <= _clock.began(connection),
                 columns.action.in_(sorted(self._handlers)),
             )
             .order_by(columns.lease_expires_at)

@@ -1,9 +1,13 @@
-"""What a batch costs on SQLite, counted in steps of its virtual machine: so much for each id, whatever else there is."""
+"""What is read and done on SQLite: how each statement finds its rows, and what a batch costs, counted in steps of its virtual machine: so much for each id, whatever else there is."""
+
+import datetime as dt
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import Engine, event, text
+from support.everything import steps
 
 from safeagent_sa import ExecutionGuard
+from safeagent_sa.retention import purge
 
 
 guard = ExecutionGuard()
@@ -16,7 +20,7 @@ SELECT '', 'receipt-' || n, 'pay', 'f', 'completed', lower(hex(randomblob(16))),
 
 
 @pytest.fixture
-def steps(sqlite):
+def steps_of_sqlite(sqlite):
     """How many steps SQLite has taken; those of its loops, which is where work grows."""
     count = [0]
 
@@ -40,23 +44,23 @@ def ingest(port, names):
     return batch
 
 
-def work_for_each(port, steps, size, name):
+def work_for_each(port, count, size, name):
     """Return the steps for each id of a batch that is new, and of the same one again."""
     names = [f"{name}-{number}" for number in range(size)]
     found = []
     for part in ("new", "replayed"):
-        steps[0] = 0
+        count[0] = 0
         assert len(getattr(ingest(port, names), part)) == size
-        found.append(steps[0] / size)
+        found.append(count[0] / size)
     return found
 
 
-def test_the_work_for_an_id_grows_with_neither_the_batch_nor_the_table(sqlite, steps):
+def test_the_work_for_an_id_grows_with_neither_the_batch_nor_the_table(sqlite, steps_of_sqlite):
     def change(statement):
         with sqlite.engine.begin() as connection:
             connection.execute(text(statement))
 
-    least = work_for_each(sqlite, steps, 100, "first")
+    least = work_for_each(sqlite, steps_of_sqlite, 100, "first")
     for number, (size, statement) in enumerate(
         (
             (1000, "SELECT 1"),
@@ -67,5 +71,59 @@ def test_the_work_for_an_id_grows_with_neither_the_batch_nor_the_table(sqlite, s
         )
     ):
         change(statement)
-        work = work_for_each(sqlite, steps, size, f"batch {number}")
+        work = work_for_each(sqlite, steps_of_sqlite, size, f"batch {number}")
         assert all(now < 2 * then for now, then in zip(work, least, strict=True)), (size, statement, work, least)
+
+
+@pytest.mark.parametrize("is_analyzed", [False, True])
+def test_no_statement_walks_the_table(sqlite, is_analyzed):
+    """What SQLite says of each statement that is sent: a search by the key or by place, or the index of what is open."""
+    found = []
+
+    def explain(connection, cursor, statement, parameters, _context, is_many):
+        if "execution_requests" in statement and statement.split()[0] in (
+            "SELECT",
+            "INSERT",
+            "UPDATE",
+            "DELETE",
+            "WITH",
+        ):
+            other = cursor.connection.cursor()
+            other.execute(f"EXPLAIN QUERY PLAN {statement}", parameters[0] if is_many else parameters)
+            found.extend((statement, row[3]) for row in other.fetchall())
+            other.close()
+
+    if is_analyzed:
+        with sqlite.engine.begin() as connection:
+            connection.execute(text(MANY_RECEIPTS))
+            connection.execute(text("ANALYZE"))
+    event.listen(Engine, "before_cursor_execute", explain)
+    try:
+        for name, run in steps(sqlite, batch=100):
+            found.clear()
+            run()
+            for statement, line in found:
+                # Tables of the statement's own: a JSON object, the scopes so far, a batch that is counted.
+                is_own = any(
+                    f"SCAN {own}" in line for own in ("json_each", "given", "anon_", "scopes", "CONSTANT", "(")
+                )
+                is_open = "USING INDEX ix_execution_requests_open" in line
+                assert not line.startswith("SCAN") or is_own or is_open, (name, statement, line)
+                # By the scope alone is a walk, too: a scope may be the whole table. `list` counts to 1000.
+                assert not line.endswith("(scope=?)") or "list" in name, (name, statement, line)
+    finally:
+        event.remove(Engine, "before_cursor_execute", explain)
+
+
+def test_the_work_of_a_purge_for_a_row_does_not_grow(sqlite, steps_of_sqlite):
+    def work(size, scope):
+        with sqlite.engine.begin() as connection:
+            connection.execute(text("DELETE FROM execution_requests"))
+            connection.execute(text(MANY_RECEIPTS.replace("300000", str(size))))
+            connection.execute(text("UPDATE execution_requests SET completed_at = '2020-01-01'"))
+        steps_of_sqlite[0] = 0
+        assert purge(sqlite.sessions, older_than=dt.timedelta(days=1), scope=scope, batch_size=100) == size
+        return steps_of_sqlite[0] / size
+
+    for scope in (None, ""):
+        assert work(10_000, scope) < 2 * work(1000, scope)
