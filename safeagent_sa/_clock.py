@@ -18,6 +18,13 @@ def now(connection: Connection) -> Any:
     return func.clock_timestamp()
 
 
+def began(connection: Connection) -> Any:
+    """Return when the transaction began: what stands still can be looked up in an index, and the clock cannot."""
+    if connection.dialect.name == "sqlite":
+        return now(connection)
+    return func.now()
+
+
 def later(connection: Connection, seconds: float) -> Any:
     """Return the database's clock, so many seconds on."""
     if connection.dialect.name == "sqlite":

@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, func, null, or_
+from sqlalchemy import ColumnElement, Connection, Table, and_, column, func, null, or_
 from sqlalchemy.orm import Session
 
 from . import _blocks, _claim, _clock, _lease, _outcome, _safety, _verdicts
@@ -50,7 +50,7 @@ class Doubt:
 def in_doubt(
     settings: _blocks.Settings, session: Session, *, older_than: float, scope: str | None, limit: int
 ) -> list[Doubt]:
-    """Read the requests in doubt, the oldest first."""
+    """Read the requests in doubt, the oldest first, from the index of what is open."""
     policy = settings.policy
     connection, _ = _claim.reach(session, policy)
     table: Table = policy.model.__table__  # type: ignore[attr-defined]
@@ -59,18 +59,17 @@ def in_doubt(
     query = (
         _lease.query_of(connection, table)
         .add_columns(columns.scope, columns.request_id, began)
-        .where(_is_in_doubt(connection, columns), _clock.age_of(connection, began) >= older_than)
+        .where(is_in_doubt(connection, columns), _clock.age_of(connection, began) >= older_than)
         .order_by(began)
         .limit(limit)
     )
     if scope is not None:
-        query = query.where(columns.scope == scope)
+        # As an expression, for which no database prefers the key: a scope may be the whole table.
+        query = query.where(columns.scope.concat("") == scope)
     doubts = []
     for row in connection.execute(query).all():
         *stored, scope_, request_id, since = list(row)
         found = _lease.found_of(stored)
-        if _safety.is_own(connection, found.stored.token):
-            continue
         told = _verdicts.read(found.stored.error)
         doubts.append(
             Doubt(
@@ -88,12 +87,12 @@ def in_doubt(
     return doubts
 
 
-def _is_in_doubt(connection: Any, columns: Any) -> ColumnElement[bool]:
+def is_in_doubt(connection: Connection, columns: Any) -> ColumnElement[bool]:
+    """Return what is true of a request in doubt, in the form that the index of what is open is for."""
     is_started = and_(columns.status == _lease.LEASED, columns.effect_started_at.is_not(None))
-    return or_(
-        columns.status == _lease.IN_DOUBT,
-        columns.status == ExecutionStatus.CLAIMED.value,  # committed without a result, or it could not be seen
-        and_(is_started, _clock.age_of(connection, columns.lease_expires_at) >= 0),
+    has_ended = columns.lease_expires_at <= _clock.now(connection)
+    return and_(
+        columns.lease_expires_at.is_not(None), or_(columns.status == _lease.IN_DOUBT, and_(is_started, has_ended))
     )
 
 
@@ -141,13 +140,15 @@ def _values(connection: Any, found: Found, verdict: Verdict, text: str) -> dict[
         values = {"status": "completed", "result": text, "error": null(), "payload": null()}
         return values | {"completed_at": _clock.now(connection), "lease_expires_at": null()}
     if verdict.answer is not Answer.NOT_LANDED:
-        return {"status": _lease.IN_DOUBT}
+        # A claim that was committed without a result has no lease yet, by which it would be found.
+        since: Any = func.coalesce(column("lease_expires_at"), _clock.now(connection))
+        return {"status": _lease.IN_DOUBT, "lease_expires_at": since}
     if found.is_started or found.payload is not None:
         values = {"status": _lease.LEASED, "effect_started_at": null(), "completed_at": null()}
         return values | {"lease_expires_at": _clock.now(connection)}
     # No effect, whose next attempt would find it: a claim in a transaction only ever inserts.
     failure = _verdicts.recorded("it has not happened, as was found out later")
-    return {"status": "failed", "error": failure, "completed_at": _clock.now(connection)}
+    return {"status": "failed", "error": failure, "completed_at": _clock.now(connection), "lease_expires_at": null()}
 
 
 def _is_resolvable(connection: Connection, found: Found, verdict: Verdict) -> bool:

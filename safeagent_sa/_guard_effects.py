@@ -88,7 +88,8 @@ class GuardEffects(GuardConfiguration):
     ) -> list[Doubt]:
         """Read the requests of which nobody knows whether they happened, in the session's transaction; nothing is written.
 
-        It reads the whole table, for there is no index that would make every completion dearer: ask now and then.
+        It reads what is open (effects that are leased, due or in doubt) from an index, and nothing else of the table. Claims
+        that were committed without a result are not among them: `safeagent-sa doctor --deep` looks for those.
 
         Args:
             session: Any session that sees the table.

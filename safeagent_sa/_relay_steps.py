@@ -84,7 +84,7 @@ class RelayBase(Generic[_EffectT]):
             .where(
                 columns.payload.is_not(None),
                 columns.status == _lease.LEASED,
-                columns.lease_expires_at <= _clock.now(rows.connection),
+                columns.lease_expires_at <= _clock.began(rows.connection),
                 columns.action.in_(sorted(terms)),
             )
             .order_by(columns.lease_expires_at)

@@ -109,7 +109,8 @@ def table_args(name: str) -> tuple[Any, ...]:
     """Return the constraints of a table of this name, in the form of `__table_args__`.
 
     There is no index on status, not even a partial one: it would make every completion write to an index. The one that
-    is there holds the effects of an outbox, and no column of it changes with a claim.
+    is there holds what is open (effects that are leased, in doubt, due, or dead letters), and no column of it changes with a
+    claim. A constraint sees to it that it misses none.
     """
     allowed = ", ".join(f"'{status}'" for status in _STATUSES)
     return (
@@ -117,7 +118,14 @@ def table_args(name: str) -> tuple[Any, ...]:
         CheckConstraint("length(request_id) > 0", name=conv(f"ck_{name}_request_id")),
         CheckConstraint(f"status IN ({allowed})", name=conv(f"ck_{name}_status")),
         CheckConstraint("status <> 'completed' OR result IS NOT NULL", name=conv(f"ck_{name}_result")),
-        _PartialIndex(conv(f"ix_{name}_due"), "lease_expires_at", where=text("payload IS NOT NULL")),
+        CheckConstraint(
+            "status NOT IN ('leased', 'in_doubt') OR lease_expires_at IS NOT NULL", name=conv(f"ck_{name}_lease")
+        ),
+        _PartialIndex(
+            conv(f"ix_{name}_open"),
+            "lease_expires_at",
+            where=text("lease_expires_at IS NOT NULL OR payload IS NOT NULL"),
+        ),
     )
 
 

@@ -78,9 +78,9 @@ def purge(
         batch_size: Rows of one transaction, 1 to 10,000.
         scope: Only this scope; None for all of them.
         model: The model that the guard is configured with.
-        dry_run: Only count.
+        dry_run: Only count, in the same walk.
         allow_under_24_hours: Accept a shorter `older_than`, because no retry can come that late.
-        on_batch: Called with the number of requests so far, after each batch is committed.
+        on_batch: Called with the number of requests so far, after each batch is committed, or counted.
 
     Returns:
         How many requests were purged, or would be.
@@ -101,11 +101,10 @@ def purge(
     """
     plan = _Plan.of(older_than, batch_size, model, scope, tombstone=tombstone, is_short_allowed=allow_under_24_hours)
     cutoff = transactions.run(session_factory, plan.cutoff, Attempts(*_ATTEMPTS))
-    if dry_run:
-        return transactions.run(session_factory, lambda session: plan.count(session, cutoff), Attempts(*_ATTEMPTS))
-    done, after = 0, None
+    step = plan.count if dry_run else plan.purge
+    done, after = 0, plan.beginning
     while True:
-        batch = transactions.run(session_factory, partial(plan.purge, cutoff=cutoff, after=after), Attempts(*_ATTEMPTS))
+        batch = transactions.run(session_factory, partial(step, cutoff=cutoff, after=after), Attempts(*_ATTEMPTS))
         if batch.last is None:
             return done
         done, after = done + batch.count, batch.last
@@ -136,7 +135,7 @@ async def purge_async(
         model: The model that the guard is configured with.
         dry_run: Only count.
         allow_under_24_hours: Accept a shorter `older_than`.
-        on_batch: Called with the number of requests so far, after each batch is committed.
+        on_batch: Called with the number of requests so far, after each batch is committed, or counted.
 
     Returns:
         How many requests were purged, or would be.
@@ -156,12 +155,10 @@ async def purge_async(
         return await transactions.run_async(session_factory, body, Attempts(*_ATTEMPTS))
 
     cutoff = await run(plan.cutoff)
-    if dry_run:
-        counted: int = await run(plan.count, cutoff)
-        return counted
-    done, after = 0, None
+    step = plan.count if dry_run else plan.purge
+    done, after = 0, plan.beginning
     while True:
-        batch: _Batch = await run(plan.purge, cutoff, after)
+        batch: _Batch = await run(step, cutoff, after)
         if batch.last is None:
             return done
         done, after = done + batch.count, batch.last
@@ -221,20 +218,24 @@ class _Plan:
         assert now is not None
         return now - self.older_than
 
-    def count(self, session: Session, cutoff: dt.datetime) -> int:
-        """Count without a lock."""
-        query = select(func.count()).select_from(self.table).where(self._is_old(cutoff))
-        return session.connection(bind_arguments={"mapper": self.model}).scalar(query) or 0
+    @property
+    def beginning(self) -> tuple[str, str]:
+        """What is before the first key: no request_id is empty."""
+        return (self.scope or "", "")
 
-    def purge(self, session: Session, cutoff: dt.datetime, after: tuple[str, str] | None) -> _Batch:
+    def count(self, session: Session, cutoff: dt.datetime, after: tuple[str, str]) -> _Batch:
+        """Count the next batch, without a lock; nothing of it is sent here but its last key."""
+        batch = self._chosen(cutoff, after, _MAX_BATCH).subquery()
+        last = select(func.count().over(), *batch.c).order_by(*(column.desc() for column in batch.c)).limit(1)
+        row: Any = session.connection(bind_arguments={"mapper": self.model}).execute(last).first()
+        return _Batch(0, None) if row is None else _Batch(row[0], (row[1], row[2]))
+
+    def purge(self, session: Session, cutoff: dt.datetime, after: tuple[str, str]) -> _Batch:
         """Purge the next batch in the order of the key."""
         connection = session.connection(bind_arguments={"mapper": self.model, "clause": update(self.model)})
         dialect_for(connection.dialect.name, self.table).ensure_transaction(connection)
         key = (self.table.c.scope, self.table.c.request_id)
-        chosen = select(*key).where(self._is_old(cutoff)).order_by(*key).limit(self.batch_size)
-        if after is not None:
-            # As a row value, which both databases look up in the primary key.
-            chosen = chosen.where(tuple_(*key) > tuple_(*map(literal, after)))
+        chosen = self._chosen(cutoff, after, self.batch_size)
         # The lock holds until our COMMIT: what is chosen here is still old and ended when it is written below.
         rows = connection.execute(chosen.with_for_update(skip_locked=True)).all()
         if not rows:
@@ -251,11 +252,18 @@ class _Plan:
         connection.execute(change, [{"key_scope": row.scope, "key_request_id": row.request_id} for row in rows])
         return _Batch(len(rows), (rows[-1].scope, rows[-1].request_id))
 
+    def _chosen(self, cutoff: dt.datetime, after: tuple[str, str], limit: int) -> Any:
+        """Return the keys of the next batch, in a form that both databases look up in the primary key."""
+        key = (self.table.c.scope, self.table.c.request_id)
+        is_next = tuple_(*key) > tuple_(*map(literal, after))
+        if self.scope is not None:  # SQLite would look up the scope alone
+            is_next = and_(key[0] == self.scope, key[1] > after[1])
+        return select(*key).where(is_next, self._is_old(cutoff)).order_by(*key).limit(limit)
+
     def _is_old(self, cutoff: dt.datetime) -> ColumnElement[bool]:
         columns = self.table.c
         ended = [ExecutionStatus.COMPLETED.value, ExecutionStatus.FAILED.value]
         if not self.tombstone:
             ended.append(ExecutionStatus.EXPIRED.value)
         has_ended = or_(*(columns.status == status for status in ended))  # an IN cannot be sent for many rows at once
-        wanted = and_(has_ended, func.coalesce(columns.completed_at, columns.created_at) < cutoff)
-        return wanted if self.scope is None else and_(columns.scope == self.scope, wanted)
+        return and_(has_ended, func.coalesce(columns.completed_at, columns.created_at) < cutoff)

@@ -203,8 +203,7 @@ class Statements:
         lock_keys = func.hashtextextended(bindparam("lock_prefix", type_=Text).concat(new.c.request_id), lock_seed)
         free = func.pg_try_advisory_xact_lock(lock_keys)
         self.insert_many = claim(select(*given).select_from(new).where(free))
-        ids = bindparam("request_ids", type_=ARRAY(Text))
-        self.find_many = select_many.where(columns.request_id == any_(ids))
+        self.find_many = select_many.where(columns.request_id == any_(cast(_array("request_ids"), ARRAY(Text))))
         done = _arrays("request_id", "result")
         self.complete_many = complete(
             columns.scope == bindparam("key_scope"),
@@ -268,6 +267,12 @@ def _plain(type_: Any) -> Any:
 
 def _arrays(first: str, second: str) -> Any:
     """Return the rows of two arrays, given as the parameters `<first>s` and `<second>s`."""
-    parameters = (bindparam(f"{name}s", type_=ARRAY(Text)) for name in (first, second))
-    rows = func.unnest(*parameters).table_valued(column(first, Text), column(second, Text), name="given")
+    rows = func.unnest(_array(f"{first}s"), _array(f"{second}s")).table_valued(
+        column(first, Text), column(second, Text), name="given"
+    )
     return rows.render_derived()
+
+
+def _array(name: str) -> Any:
+    # As a subquery, whose length the planner does not know: for thousands of ids it would read the table and not the key.
+    return select(bindparam(name, type_=ARRAY(Text))).scalar_subquery()

@@ -3,10 +3,10 @@
     revision    _revision ─► _history       one revision for an app's own Alembic history
     adopt       _adopt ─► _revision         the same for a database that has a table of SafeAgent's
     migrate     _migrate ─► _standalone     the packaged revisions, for those who have none
-    list, show  _requests                   a look at stored requests
+    list, show  _requests ─► _reads         a look at stored requests, in a table of any size ─► _stretches
     in-doubt    _doubts                     what may have happened, and `resolve`: what has become of it
     relay       _relay                      fires stored effects
-    doctor      _doctor                     what is wrong with a database, and what to do
+    doctor      _doctor ─► _doctor_requests what is wrong with a database, and what to do
     purge       _purge                      drop old receipts
     demo        _demo ─► _demo_scenes ─► _demo_stage ─► _demo_worker
 

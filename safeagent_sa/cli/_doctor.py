@@ -5,46 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
-from sqlalchemy import Connection, Engine, Table, and_, func, inspect, select, text
+from sqlalchemy import Connection, Engine, Table, inspect, text
 
-from .. import _clock
 from ..errors import SchemaError
-from ..execution import ExecutionStatus
 from ..models import TABLE_NAME
 from ..schema import verify
 from ._console import in_sentences, out
 from ._database import connected
+from ._doctor_requests import findings_of
+from ._finding import Finding
 from ._options import Schema, TableName, Url
 
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
-# Seconds: a relay that runs would have fired it.
-_LONG_DUE = 600.0
-
 # An index on one of these makes every completion write to it, too (manual, section 73.7: heap-only tuples).
 _CHANGING = {"status", "result", "completed_at"}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        code: Stable, for scripts.
-        severity: "problem": the promise does not hold or claims fail; "warning": it costs or will hurt; "ok".
-        found: What is there.
-        advice: What to do, or "".
-    """
-
-    code: str
-    severity: Literal["ok", "warning", "problem"]
-    found: str
-    advice: str = ""
 
 
 @in_sentences
@@ -53,15 +33,22 @@ def doctor(
     url: Url = None,
     schema: Schema = None,
     table_name: TableName = TABLE_NAME,
+    is_deep: Annotated[
+        bool, typer.Option("--deep", help="Look at every row, for claims that were committed without a result.")
+    ] = False,
+    time_limit: Annotated[
+        float, typer.Option("--time-limit", min=0, metavar="SECONDS", help="With --deep: how long, newest rows first.")
+    ] = 60.0,
     is_strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Look at the database as the app's role, and say what to do. Exits with 1 where the guard's promise is in danger.
 
-    Give it the URL that the app uses: grants, poolers and settings of a role are seen only that way.
+    Give it the URL that the app uses: grants, poolers and settings of a role are seen only that way. Without --deep it reads a
+    few pages of a table of any size.
     """
     with connected(url, schema, table_name) as (engine, model):
-        findings = list(_look(engine, model.__table__, model))  # type: ignore[attr-defined]
+        findings = list(_look(engine, model.__table__, model, time_limit if is_deep else None))  # type: ignore[attr-defined]
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:
@@ -77,7 +64,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _look(engine: Engine, table: Table, model: Any) -> Iterator[Finding]:
+def _look(engine: Engine, table: Table, model: Any, seconds: float | None) -> Iterator[Finding]:
     with engine.connect() as connection:
         try:
             verify(connection, model=model)
@@ -92,7 +79,7 @@ def _look(engine: Engine, table: Table, model: Any) -> Iterator[Finding]:
             yield from _storage(connection, table)
         else:
             yield from _sqlite(connection)
-        yield from _requests(connection, table)
+        yield from findings_of(connection, table, seconds)
 
 
 def _settings(connection: Connection) -> Iterator[Finding]:
@@ -188,45 +175,3 @@ def _sqlite(connection: Connection) -> Iterator[Finding]:
         else "safeagent_sa.sqlite.configure(engine) turns WAL on, in which readers do not block claims"
     )
     yield Finding("journal", "ok" if mode == "wal" else "warning", f"journal_mode = {mode}", advice)
-
-
-def _requests(connection: Connection, table: Table) -> Iterator[Finding]:
-    query = select(table.c.status, func.count(), func.min(table.c.created_at)).group_by(table.c.status)
-    try:
-        counts = {status: (count, oldest) for status, count, oldest in connection.execute(query)}
-    except Exception as error:
-        if (
-            getattr(getattr(error, "orig", None), "sqlstate", None) != "42501"
-        ):  # insufficient_privilege: told by `grants`
-            raise
-        return
-    unseen = (
-        "were committed without a result, by a COMMIT that the guard could not see: look for their business rows, then "
-        "complete or delete them by hand; schema.add_commit_check() lets PostgreSQL refuse such a COMMIT"
-    )
-    unknown = (
-        "may or may not have happened: `safeagent-sa in-doubt` lists them with what to look for, `resolve` settles them"
-    )
-    told: dict[ExecutionStatus, tuple[str, Literal["warning", "problem"], str]] = {
-        ExecutionStatus.CLAIMED: ("incomplete-claims", "problem", unseen),
-        ExecutionStatus.IN_DOUBT: ("in-doubt", "warning", unknown),
-    }
-    for status, (code, severity, advice) in told.items():
-        count, oldest = counts.get(status.value, (0, None))
-        # A claim that is not committed is nobody else's to see: what is seen here is no running one.
-        if count:
-            yield Finding(code, severity, f"{count} {status.value}, the oldest from {oldest}", f"they {advice}")
-        else:
-            yield Finding(code, "ok", f"no request is {status.value}")
-    yield _outbox(connection, table)
-
-
-def _outbox(connection: Connection, table: Table) -> Finding:
-    columns = table.c
-    age = _clock.age_of(connection, columns.lease_expires_at)
-    waiting = and_(columns.payload.is_not(None), columns.status == ExecutionStatus.LEASED.value, age > _LONG_DUE)
-    count, longest = connection.execute(select(func.count(), func.max(age)).where(waiting)).one()
-    if not count:
-        return Finding("outbox", "ok", "no effect waits for a relay")
-    advice = "run a relay that has handlers for their actions: guard.relay(...).run(), or `safeagent-sa relay`"
-    return Finding("outbox", "warning", f"{count} effect(s) wait, the longest for {float(longest):.0f} s", advice)

@@ -1,4 +1,4 @@
-"""`safeagent-sa purge`: drop old receipts, batch by batch, with a progress bar."""
+"""`safeagent-sa purge`: drop old receipts, batch by batch, and show how many so far."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, SpinnerColumn, TextColumn
 from sqlalchemy.orm import sessionmaker
 
 from .. import retention
@@ -63,15 +63,16 @@ def purge(
             batch_size=batch_size,
             scope=scope,
             model=model,
+            dry_run=is_dry_run,
             allow_under_24_hours=allow_under_24_hours,
         )
-        total = run(dry_run=True)
         what = "row(s)" if is_deleting else "receipt(s)"
-        if is_dry_run:
-            out.print(f"{total} {what} would be {'deleted' if is_deleting else 'purged'}; nothing was changed")
-            return
-        columns = (TextColumn("purging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
-            task = progress.add_task("purging", total=total)
-            done = run(on_batch=lambda so_far: progress.update(task, completed=so_far))
+        with Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), console=err, disable=not err.is_terminal, transient=True
+        ) as progress:
+            task = progress.add_task(f"0 {what}")
+            done = run(on_batch=lambda so_far: progress.update(task, description=f"{so_far} {what}"))
+    if is_dry_run:
+        out.print(f"{done} {what} would be {'deleted' if is_deleting else 'purged'}; nothing was changed")
+        return
     out.print(f"{done} {what} {'deleted' if is_deleting else 'purged; tombstones are kept'}")

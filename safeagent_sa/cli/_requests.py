@@ -18,7 +18,8 @@ from sqlalchemy import Connection, RowMapping, Table, select
 from .. import _codec
 from ..execution import ExecutionStatus
 from ..models import TABLE_NAME
-from ._console import Stop, in_sentences, out
+from . import _reads
+from ._console import Stop, err, in_sentences, out
 from ._database import opened
 from ._options import Schema, TableName, Url
 
@@ -42,20 +43,25 @@ def list_requests(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many, newest first.")] = 20,
     as_json: Json = False,
 ) -> None:
-    """List recent requests, newest first.
+    """List recent requests, newest first, from the end of the table.
 
-    Committed requests only: a claim whose transaction is still open is nobody else's to see. The table has no index
-    but its key, so that claims stay cheap; on a large one this command reads all of it.
+    Committed requests only: a claim whose transaction is still open cannot be seen. No index orders the requests by time, so
+    that claims stay cheap; where the end of a large table has too few that fit, the rest is not read, and the command says so.
+    Effects that are leased or in doubt, and the requests of a scope with up to 1000 of them, are found wherever they are.
     """
     with _opened(url, schema, table_name) as (connection, table):
-        query = select(table).order_by(table.c.created_at.desc(), table.c.scope, table.c.request_id).limit(limit)
-        for column, value in ((table.c.status, status), (table.c.action, action), (table.c.scope, scope)):
-            query = query if value is None else query.where(column == value)
-        rows = [_plain(row) for row in connection.execute(query).mappings()]
+        found = _reads.newest(connection, table, status=status, action=action, scope=scope, limit=limit)
+        rows = [_plain(row) for row in found.rows]
     if as_json:
         print_json(rows)
-        return
-    out.print(_as_table(rows) if rows else "no requests")
+    else:
+        out.print(_as_table(rows) if rows else "no requests")
+    if len(rows) < limit and found.share < 1:
+        err.print(
+            f"Only the end of the table was looked at, {found.share:.1%} of it. Older requests are not shown: "
+            "`safeagent-sa show` finds each by its id.",
+            soft_wrap=True,
+        )
 
 
 @in_sentences
@@ -73,8 +79,7 @@ def show_request(
         found = connection.execute(select(table).where(table.c.request_id == request_id, table.c.scope == scope))
         row = found.mappings().one_or_none()
         if row is None:
-            others = connection.scalars(select(table.c.scope).where(table.c.request_id == request_id).limit(5)).all()
-            raise _not_found(request_id, scope, others)
+            raise _not_found(request_id, scope, _reads.scopes_of(connection, table, request_id))
     fields = _plain(row)
     if as_json:
         print_json(fields)
@@ -138,9 +143,10 @@ def _utc(moment: dt.datetime) -> str:
     return aware.astimezone(dt.timezone.utc).isoformat()
 
 
-def _not_found(request_id: str, scope: str, others: Any) -> Stop:
+def _not_found(request_id: str, scope: str, others: _reads.Scopes) -> Stop:
     message = f"no request {request_id!r} in scope {scope!r}"
-    message += f"; there is one in scope {', '.join(map(repr, others))}: give --scope" if others else ""
+    message += f"; there is one in scope {', '.join(map(repr, others.found[:5]))}: give --scope" if others.found else ""
+    message += "" if others.is_all else f". Only the first {_reads.SCOPES} scopes were looked into: give --scope"
     return Stop(message + ". A claim whose transaction is still open, or was rolled back, cannot be seen.")
 
 

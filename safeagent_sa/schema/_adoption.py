@@ -41,13 +41,15 @@ class Target(NamedTuple):
 
 
 _COPY = """
-INSERT INTO {new} (scope, request_id, action, fingerprint, status, token, result, error, details, created_at, completed_at)
+INSERT INTO {new} (scope, request_id, action, fingerprint, status, token, result, error, details, created_at, completed_at,
+    lease_expires_at)
 SELECT CAST(:scope AS {text}), request_id, action, 'unknown', verdict, {uuid},
     CASE verdict WHEN 'completed' THEN {result} END,
     CASE verdict WHEN 'failed' THEN {error} END,
     {details},
     {created_at},
-    CASE WHEN verdict <> 'in_doubt' THEN {completed_at} END
+    CASE WHEN verdict <> 'in_doubt' THEN {completed_at} END,
+    CASE WHEN verdict = 'in_doubt' THEN {created_at} END
 FROM (SELECT o.*, {verdict} AS verdict FROM {old} AS o) AS o
 """
 

@@ -42,21 +42,26 @@ def upgrade(op: Operations, table_name: str, schema: str | None) -> None:
             name=op.f(f"ck_{table_name}_status"),
         ),
         sa.CheckConstraint("status <> 'completed' OR result IS NOT NULL", name=op.f(f"ck_{table_name}_result")),
+        # So that the index below holds every doubt.
+        sa.CheckConstraint(
+            "status NOT IN ('leased', 'in_doubt') OR lease_expires_at IS NOT NULL", name=op.f(f"ck_{table_name}_lease")
+        ),
         schema=schema,
     )
     if op.get_context().dialect.name == "postgresql":
         # Room on each page for the completed version of a claimed row: the update then touches no index (HOT).
         # By ALTER TABLE, since SQLAlchemy 2.0 has no argument for it.
         op.execute(f"ALTER TABLE {_names.in_text(op, table_name, schema)} SET (fillfactor = 80)")
-    # Which effects of an outbox are due. No claim changes a column of it, so that it keeps no update from being HOT.
-    has_payload = sa.text("payload IS NOT NULL")
+    # What is open: effects that are leased, in doubt, due or dead letters. No claim changes a column of it, so that it keeps
+    # no completion from being HOT.
+    is_open = sa.text("lease_expires_at IS NOT NULL OR payload IS NOT NULL")
     op.create_index(
-        op.f(f"ix_{table_name}_due"),
+        op.f(f"ix_{table_name}_open"),
         table_name,
         ["lease_expires_at"],
         schema=schema,
-        postgresql_where=has_payload,
-        sqlite_where=has_payload,
+        postgresql_where=is_open,
+        sqlite_where=is_open,
     )
 
 

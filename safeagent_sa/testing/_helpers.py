@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, insert, literal_column, select, update
 from sqlalchemy.orm import Session
 
+from .. import _clock
 from ..guard import ExecutionGuard
 from ..models import ExecutionRequest, ExecutionRequestMixin
 
@@ -163,8 +164,9 @@ def put_in_doubt(connection: Connection, request_id: str, *, action: str, guard:
         "fingerprint": settings.policy.fingerprinter.make(None),
         "status": "in_doubt",
         "token": uuid.uuid4(),
+        "lease_expires_at": _clock.now(connection),
     }
-    connection.execute(insert(settings.policy.model), values)
+    connection.execute(insert(settings.policy.model).values(values))
 
 
 def expire_lease(connection: Connection, request_id: str, *, guard: ExecutionGuard | None = None) -> None:

@@ -5,15 +5,16 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, inspect, update
+from sqlalchemy import create_engine, func, inspect, update
 from support.app import deliver
 from typer.testing import CliRunner
 
 from safeagent_sa import ExecutionGuard, ExecutionRequest, __version__
-from safeagent_sa.cli import _console
+from safeagent_sa.cli import _console, _reads, _stretches
 from safeagent_sa.cli._app import app as command_line
 
 
@@ -133,10 +134,10 @@ def test_list_and_show(port):
     assert done.exit_code == 0, done.output
     for word in ("order-1", "order-2", "order-3", "completed", "tenant [bold]", '"sent"'):
         assert word in done.output
-    rows = json.loads(run("list", "--url", port.url, "--json", "--scope", "tenant [bold]", "--limit", "1").output)
+    rows = json.loads(run("list", "--url", port.url, "--json", "--scope", "tenant [bold]", "--limit", "1").stdout)
     assert [row["scope"] for row in rows] == ["tenant [bold]"]
     assert "no requests" in run("list", "--url", port.url, "--action", "refund").output
-    assert len(json.loads(run("list", "--url", port.url, "--json", "--status", "completed").output)) == 3
+    assert len(json.loads(run("list", "--url", port.url, "--json", "--status", "completed").stdout)) == 3
 
     done = run("show", "order-3", "--url", port.url)
     assert done.exit_code == 0, done.output
@@ -155,10 +156,46 @@ def test_show_names_the_scope_that_has_it(port):
     assert "'tenant-a'" in done.output
 
 
+def test_show_says_where_it_has_not_looked(port):
+    with port.engine.begin() as connection:
+        values = {"request_id": "order-1", "action": "pay", "fingerprint": "f", "status": "failed"}
+        rows = [values | {"scope": f"tenant-{number:03}", "token": uuid.uuid4()} for number in range(200)]
+        connection.execute(ExecutionRequest.__table__.insert(), rows)
+    done = run("show", "order-2", "--url", port.url)
+    assert (done.exit_code, "200 scopes" in done.output) == (1, False)
+
+    deliver(port, "order-2", ExecutionGuard(scope="tenant-last"))
+    done = run("show", "order-2", "--url", port.url)
+    assert "Only the first 200 scopes were looked into" in done.output
+    assert "'tenant-last'" not in done.output
+    assert "'tenant-000', 'tenant-001'" in run("show", "order-1", "--url", port.url).output
+
+
+def test_list_says_where_it_has_not_looked(sqlite, monkeypatch):
+    monkeypatch.setattr(_stretches, "_ROWS", (2, 2))
+    monkeypatch.setattr(_reads, "_SMALL", 3)
+    for number in range(20):
+        deliver(sqlite, f"order-{number}", ExecutionGuard(scope="small" if number < 3 else "large"))
+
+    def listed(*options):
+        done = run("list", "--url", sqlite.url, "--json", *options)
+        return [row["request_id"] for row in json.loads(done.stdout)], "Only the end of the table" in done.stderr
+
+    newest = [f"order-{number}" for number in range(19, 5, -1)]  # seven stretches of two rows
+    assert sorted(listed()[0]) == sorted(newest)
+    assert listed()[1]
+    found, is_partial = listed("--limit", "2")
+    assert (sorted(found), is_partial) == (sorted(newest[:2]), False)
+    assert sorted(listed("--scope", "large")[0]) == sorted(newest)
+    assert sorted(listed("--scope", "small")[0]) == ["order-0", "order-1", "order-2"]
+    assert not listed("--scope", "small")[1]
+
+
 def test_show_a_request_without_a_result(port):
     deliver(port, "order-1")
     with port.engine.begin() as connection:
-        connection.execute(update(ExecutionRequest).values(status="in_doubt", result=None, error='{"type": "Timeout"}'))
+        values = {"status": "in_doubt", "lease_expires_at": func.now(), "result": None, "error": '{"type": "Timeout"}'}
+        connection.execute(update(ExecutionRequest).values(values))
     done = run("show", "order-1", "--url", port.url)
 
     assert done.exit_code == 0, done.output

@@ -54,6 +54,8 @@ def test_a_healthy_database(own):
         "outbox",
     }
     assert not any(finding["advice"] for code, finding in findings.items() if code != "fsync")
+    assert "--deep" in findings["incomplete-claims"]["found"]
+    assert examine(own.url, "--deep")[1]["incomplete-claims"]["found"] == "no request is claimed"
 
 
 SICK = {
@@ -72,7 +74,7 @@ SICK = {
     ),
     "indexes": ("warning", ["CREATE INDEX by_status ON execution_requests (status)"], "DROP INDEX by_status"),
     "incomplete-claims": ("problem", ["UPDATE execution_requests SET status = 'claimed'"], "add_commit_check"),
-    "in-doubt": ("warning", ["UPDATE execution_requests SET status = 'in_doubt'"], "resolve"),
+    "in-doubt": ("warning", ["UPDATE execution_requests SET status = 'in_doubt', lease_expires_at = now()"], "resolve"),
     "schema": ("problem", ["DROP TABLE execution_requests"], "safeagent-sa"),
     "outbox": (
         "warning",
@@ -87,7 +89,8 @@ def test_each_finding_is_told_with_what_to_do(own, code):
     severity, statements, advice = SICK[code]
     deliver(own, "order-1")
     change(own, *(statement.format(db=make_url(own.url).database) for statement in statements))
-    status, findings = examine(own.url)
+    deep = ("--deep",) if code == "incomplete-claims" else ()
+    status, findings = examine(own.url, *deep)
     assert findings[code]["severity"] == severity
     assert advice in findings[code]["advice"]
     assert findings[code]["found"]
@@ -130,7 +133,46 @@ def test_the_text_form(sqlite):
     with engine.begin() as connection:
         connection.execute(text("UPDATE execution_requests SET status = 'claimed'"))
     engine.dispose()
-    done = CliRunner().invoke(command_line, ["doctor", "--url", sqlite.url])
+    assert CliRunner().invoke(command_line, ["doctor", "--url", sqlite.url]).exit_code == 0
+    done = CliRunner().invoke(command_line, ["doctor", "--url", sqlite.url, "--deep"])
     assert done.exit_code == 1
     assert "problem incomplete-claims: 1 claimed, the oldest from " in done.output
+    assert "'order-1' (scope '', pay)" in done.output
     assert "→ they were committed without a result" in done.output
+
+
+MANY = """
+INSERT INTO execution_requests (scope, request_id, action, fingerprint, token, status, result)
+WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 3000)
+SELECT '', 'order-' || n, 'pay', 'f', {token}, 'completed', '1' FROM numbers
+"""
+
+
+@pytest.fixture(params=["sqlite", "own"])
+def with_many(request):
+    """A table of more than one stretch: the first rows stand at its beginning, the last ones at its end."""
+    port = request.getfixturevalue(request.param)
+    token = "gen_random_uuid()" if port.name == "postgresql" else "lower(hex(randomblob(16)))"
+    with port.engine.begin() as connection:
+        connection.execute(text(MANY.format(token=token)))
+    return port
+
+
+def test_a_deep_look_ends_with_the_time_or_when_it_has_seen_enough(with_many):
+    finding = examine(with_many.url, "--deep", "--time-limit", "0")[1]["incomplete-claims"]
+    assert finding["severity"] == "warning"
+    assert "in the newest " in finding["found"]
+    assert "--time-limit" in finding["advice"]
+    assert examine(with_many.url, "--deep")[1]["incomplete-claims"]["found"] == "no request is claimed"
+
+    with with_many.engine.begin() as connection:
+        connection.execute(text("UPDATE execution_requests SET status = 'claimed'"))
+    status, findings = examine(with_many.url, "--deep")
+    assert status == 1
+    assert findings["incomplete-claims"]["found"].startswith("20 claimed in the newest ")
+
+
+def test_a_deep_look_finds_the_oldest_row(with_many):
+    with with_many.engine.begin() as connection:
+        connection.execute(text("UPDATE execution_requests SET status = 'claimed' WHERE request_id = 'order-1'"))
+    assert "'order-1'" in examine(with_many.url, "--deep")[1]["incomplete-claims"]["found"]

@@ -5,7 +5,7 @@ import uuid
 from functools import partial
 
 import pytest
-from sqlalchemy import event, select, update
+from sqlalchemy import event, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Session, scoped_session
 from support.app import Payment, deliver, pay
@@ -354,7 +354,10 @@ STATUSES = {
 def test_every_stored_status_has_its_own_answer_and_none_executes_again(port, status, error):
     deliver(port, "order-1")
     with port.engine.begin() as connection:
-        connection.execute(update(ExecutionRequest).values(status=status, error='{"type": "Timeout"}'))
+        changed = update(ExecutionRequest).values(
+            status=status, error='{"type": "Timeout"}', lease_expires_at=func.now()
+        )
+        connection.execute(changed)
 
     with port.sessions() as session:
         with pytest.raises(error) as caught, guard.claim(session, "order-1", action="pay", payload={"amount": 100}):

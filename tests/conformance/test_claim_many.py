@@ -5,7 +5,7 @@ import textwrap
 from functools import partial
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 from support.app import Payment, deliver, pay
 
@@ -78,7 +78,7 @@ def test_every_request_is_told_apart(port):
     with port.engine.begin() as connection:
         for name, status in (("failed", "failed"), ("doubt", "in_doubt"), ("expired", "expired")):
             row = ExecutionRequest.request_id == name
-            connection.execute(update(ExecutionRequest).where(row).values(status=status))
+            connection.execute(update(ExecutionRequest).where(row).values(status=status, lease_expires_at=func.now()))
     good = {"amount": 100}
     names = dict.fromkeys(["done", "failed", "doubt", "expired", "new"], good) | {"conflict": {"amount": 1}}
     batch = ingest(port, names)

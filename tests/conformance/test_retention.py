@@ -5,7 +5,7 @@ import datetime as dt
 import threading
 
 import pytest
-from sqlalchemy import event, make_url, select, text, update
+from sqlalchemy import event, func, make_url, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import sessionmaker
@@ -73,7 +73,7 @@ def test_old_receipts_become_tombstones_and_their_requests_are_not_executed_agai
 def test_what_has_not_ended_stays_however_old(database, tombstone):
     for status in ("claimed", "leased", "in_doubt"):
         deliver(database, status)
-        age(database, 10_000, status, status=status)
+        age(database, 10_000, status, status=status, lease_expires_at=func.now())
     deliver(database, "failed")
     age(database, 100, "failed", status="failed", result=None, error='{"type": "Declined"}')
 

@@ -161,6 +161,9 @@ def test_times_tokens_and_further_columns_are_kept(case):
             assert row["completed_at"] is None
         else:
             assert same(row["completed_at"], old.get("committed_at", old.get("updated_at")))
+    with case.engine.connect() as connection, Session(connection) as session:
+        doubts = {doubt.request_id for doubt in ExecutionGuard().in_doubt(session, scope="legacy")}
+    assert doubts == {request_id for request_id, row in ours.items() if row["status"] == "in_doubt"} != set()
     details = json.loads(ours["done"]["details"])["safeagent"]
     assert details["store"] == case.name
     assert details["status"] == before["done"]["status"]
@@ -224,8 +227,8 @@ def test_what_happened_in_between_is_given_back_and_never_free(case):
         )
         connection.execute(
             text(
-                "INSERT INTO execution_requests (scope, request_id, action, fingerprint, status, token) "
-                "VALUES ('', 'doubtful', 'pay', 'unknown', 'in_doubt', '0123456789abcdef0123456789abcdef')"
+                "INSERT INTO execution_requests (scope, request_id, action, fingerprint, status, token, lease_expires_at) "
+                "VALUES ('', 'doubtful', 'pay', 'unknown', 'in_doubt', '0123456789abcdef0123456789abcdef', CURRENT_TIMESTAMP)"
             )
         )
     ours = case.ours()
@@ -317,7 +320,7 @@ def test_an_error_in_the_middle_leaves_everything_as_it_was(case):
     before = comparable(case.rows())
     with case.engine.begin() as connection:
         connection.execute(text("CREATE TABLE pk_execution_requests (id INTEGER)"))  # its name is wanted by the step
-        connection.execute(text("CREATE TABLE ix_execution_requests_due (id INTEGER)"))
+        connection.execute(text("CREATE TABLE ix_execution_requests_open (id INTEGER)"))
     plain = create_engine(case.url)  # as in the app's env.py: nothing is configured
     with pytest.raises(Exception, match="already"):
         with plain.begin() as connection:

@@ -31,9 +31,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RELEASED = {
     "_names.py": "1bb5e4861457395d753576eb7f4cabdbaa88afba35aa1cd63e5d8cb867da01d9",
     "_commit_check.py": "1185460f6836a71e64a4edf4d696b53af1cdf1df94e916c15ff156680e243465",
-    "_v0001.py": "ce2c81165653556313ada58ba910e7a9420b42f2cb28c329278bfb0dc95939d7",
+    "_v0001.py": "6266eff817fadec09d37ca23ebbb8647a269ec4141b33d3cdedf64a25b1d4d01",
     "_safeagent_stores.py": "c4e3104c12fc6526b8a9baabec97ad2d4bfd98430782e68daf5114041081fad0",
-    "_adoption.py": "34f4d6e7ebe20bb0bb8d833073406d8263ebd0fa01b1701ae25dd1edb0bab17b",
+    "_adoption.py": "743cd42633686b0d190edf6d93607bc70e6c20827d62efe1fb6b94a9d80eb3f2",
 }
 
 CONVENTION = {
@@ -200,6 +200,8 @@ GOOD = {"request_id": "a", "action": "pay", "fingerprint": "f"}
         {"status": "unknown"},
         {"request_id": ""},
         {"status": "completed", "result": None},
+        {"status": "leased"},
+        {"status": "in_doubt"},
         {"request_id": None},
         {"scope": None},
     ],

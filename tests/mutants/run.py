@@ -101,7 +101,7 @@ MUTANTS = {
         "except Exception as error:",
     ),
     "effects are fired in an open transaction": (FLOW, "if _open_here.is_guarded_transaction_open():", "if False:"),
-    "a relay takes what is not due": (RELAY, "columns.lease_expires_at <= _clock.now(rows.connection),", ""),
+    "a relay takes what is not due": (RELAY, "columns.lease_expires_at <= _clock.began(rows.connection),", ""),
     "a dead letter is tried for ever": (RELAY, "if lease.attempt >= self._max_attempts:", "if False:"),
     "SELECT before INSERT": (
         CLAIM,

@@ -1,0 +1,81 @@
+"""What `safeagent-sa doctor` finds in the stored requests: claims without a result, doubts, and effects that wait."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from sqlalchemy import Connection, Table, and_, func, select
+from sqlalchemy.exc import DBAPIError
+
+from .. import _clock, _doubt
+from ..execution import ExecutionStatus
+from . import _reads
+from ._console import err
+from ._finding import Finding
+
+
+# Seconds: a relay that runs would have fired it.
+_LONG_DUE = 600.0
+
+# With so many claims without a result, the look ends: they have one cause.
+_SHOWN = 20
+
+_UNSEEN = (
+    "they were committed without a result, by a COMMIT that the guard could not see: look for their business rows, then tell "
+    "with `safeagent-sa resolve`; schema.add_commit_check() lets PostgreSQL refuse such a COMMIT"
+)
+
+
+def findings_of(connection: Connection, table: Table, seconds: float | None) -> Iterator[Finding]:
+    """Yield what the stored requests tell; every row is looked at for so many seconds, or none where it is None."""
+    try:
+        yield _incomplete(connection, table, seconds)
+        yield _in_doubt(connection, table)
+        yield _outbox(connection, table)
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != "42501":  # insufficient_privilege: told by `grants`
+            raise
+
+
+def _incomplete(connection: Connection, table: Table, seconds: float | None) -> Finding:
+    code = "incomplete-claims"
+    if seconds is None:
+        return Finding(code, "ok", "not looked for; with --deep every row is looked at")
+    seen = _reads.Seen([], 1.0)
+    columns = (TextColumn("looking at every row"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+        task = progress.add_task("looking", total=1.0)
+        for seen in _reads.claims_without_a_result(connection, table, seconds=seconds, limit=_SHOWN):
+            progress.update(task, completed=seen.share)
+    where = "" if seen.share == 1 else f" in the newest {seen.share:.1%} of the table"
+    if seen.claims:
+        names = ", ".join(f"{row.request_id!r} (scope {row.scope!r}, {row.action})" for row in seen.claims)
+        oldest = min(row.created_at for row in seen.claims)
+        return Finding(
+            code, "problem", f"{len(seen.claims)} claimed{where}, the oldest from {oldest}: {names}", _UNSEEN
+        )
+    if where:
+        advice = "the time was over before every row was looked at: give a longer --time-limit"
+        return Finding(code, "warning", f"no request is claimed{where}", advice)
+    return Finding(code, "ok", "no request is claimed")
+
+
+def _in_doubt(connection: Connection, table: Table) -> Finding:
+    query = select(func.count(), func.min(table.c.created_at)).where(_doubt.is_in_doubt(connection, table.c))
+    count, oldest = connection.execute(query).one()
+    if not count:
+        return Finding("in-doubt", "ok", "no request is in_doubt")
+    advice = "they may or may not have happened: `safeagent-sa in-doubt` lists them with what to look for, `resolve` settles them"
+    return Finding("in-doubt", "warning", f"{count} in_doubt, the oldest from {oldest}", advice)
+
+
+def _outbox(connection: Connection, table: Table) -> Finding:
+    columns = table.c
+    age = _clock.age_of(connection, columns.lease_expires_at)
+    waiting = and_(columns.payload.is_not(None), columns.status == ExecutionStatus.LEASED.value, age > _LONG_DUE)
+    count, longest = connection.execute(select(func.count(), func.max(age)).where(waiting)).one()
+    if not count:
+        return Finding("outbox", "ok", "no effect waits for a relay")
+    advice = "run a relay that has handlers for their actions: guard.relay(...).run(), or `safeagent-sa relay`"
+    return Finding("outbox", "warning", f"{count} effect(s) wait, the longest for {float(longest):.0f} s", advice)

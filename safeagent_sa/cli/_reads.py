@@ -1,0 +1,121 @@
+"""What commands read of a table of any size: by an index, or from the end of the table. Nothing here reads all of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, RowMapping, Table, func, literal, literal_column, select
+
+from ..execution import ExecutionStatus
+from ._stretches import from_the_end
+
+
+# What `list` looks at where nothing but a look finds it: 32 MB of the table, or 127,000 rows.
+_STRETCHES = 7
+
+# A scope with no more requests than these is read as a whole.
+_SMALL = 1000
+
+SCOPES = 200
+"""How many scopes a request_id is looked for in."""
+
+# The index of what is open holds each of them.
+_OPEN = {ExecutionStatus.LEASED, ExecutionStatus.IN_DOUBT}
+
+
+class Newest(NamedTuple):
+    """Requests, the newest first, and how much of the table they were looked for in, 0 to 1."""
+
+    rows: list[RowMapping]
+    share: float
+
+
+def newest(
+    connection: Connection,
+    table: Table,
+    *,
+    status: ExecutionStatus | None,
+    action: str | None,
+    scope: str | None,
+    limit: int,
+) -> Newest:
+    """Return the newest requests of these values, None for any."""
+    columns = table.c
+    query = select(table).order_by(columns.created_at.desc(), columns.scope, columns.request_id).limit(limit)
+    # An expression in place of the scope, for which no database prefers the key: a scope may be the whole table.
+    for column, value in ((columns.status, status), (columns.action, action), (columns.scope.concat(""), scope)):
+        query = query if value is None else query.where(column == value)
+    if status in _OPEN:
+        return Newest(_rows(connection, query.where(columns.lease_expires_at.is_not(None))), 1.0)
+    if scope is not None and _is_small(connection, table, scope):
+        return Newest(_rows(connection, query.where(columns.scope == scope)), 1.0)
+    found: list[RowMapping] = []
+    share = 1.0
+    for stretch in islice(from_the_end(connection, table), _STRETCHES):
+        found += _rows(connection, query.where(stretch.rows))
+        share = stretch.share
+        if len(found) >= limit:
+            break
+    found.sort(key=lambda row: (row["scope"], row["request_id"]))
+    found.sort(key=lambda row: row["created_at"], reverse=True)
+    return Newest(found[:limit], share)
+
+
+def _rows(connection: Connection, query: Any) -> list[RowMapping]:
+    return list(connection.execute(query).mappings())
+
+
+def _is_small(connection: Connection, table: Table, scope: str) -> bool:
+    # In the order of the key, or PostgreSQL reads the table for a scope that has much of it.
+    some = select(table.c.request_id).where(table.c.scope == scope).order_by(table.c.request_id).limit(_SMALL + 1)
+    return (connection.scalar(select(func.count()).select_from(some.subquery())) or 0) <= _SMALL
+
+
+class Scopes(NamedTuple):
+    """The scopes that have a request_id, and whether all scopes were looked into."""
+
+    found: list[str]
+    is_all: bool
+
+
+def scopes_of(connection: Connection, table: Table, request_id: str) -> Scopes:
+    """Return where a request_id is, by stepping in the key from scope to scope; at most `SCOPES` of them are looked into."""
+    first = select(func.min(table.c.scope).label("scope"), literal(1).label("number")).cte("scopes", recursive=True)
+    later, own = table.alias("later"), table.alias("own")
+    after = select(func.min(later.c.scope)).where(later.c.scope > first.c.scope).scalar_subquery()
+    step = select(after, first.c.number + 1).where(first.c.scope.is_not(None), first.c.number <= SCOPES)
+    scopes = first.union_all(step)
+    # Scalar, and so looked up in each scope: as an EXISTS it could be joined, which reads the table.
+    has = (
+        select(own.c.request_id).where(own.c.scope == scopes.c.scope, own.c.request_id == request_id).scalar_subquery()
+    )
+    query = select(scopes.c.scope, scopes.c.number, has.is_not(None)).where(scopes.c.scope.is_not(None))
+    rows = connection.execute(query).all()
+    return Scopes([scope for scope, number, is_there in rows if is_there and number <= SCOPES], len(rows) <= SCOPES)
+
+
+class Seen(NamedTuple):
+    """Claims without a result so far, as (scope, request_id, action, created_at), and how much of the table was read."""
+
+    claims: list[Any]
+    share: float
+
+
+def claims_without_a_result(connection: Connection, table: Table, *, seconds: float, limit: int) -> Iterator[Seen]:
+    """Look at every row, the newest first, until so many are found or the time is over; yield after each stretch.
+
+    What is seen here was committed: a claim whose transaction is open cannot be seen.
+    """
+    columns = table.c
+    query = select(columns.scope, columns.request_id, columns.action, columns.created_at)
+    query = query.where(columns.status == literal_column(f"'{ExecutionStatus.CLAIMED}'")).limit(limit)
+    until, found = time.monotonic() + seconds, list[Any]()
+    for stretch in from_the_end(connection, table):
+        found += connection.execute(query.where(stretch.rows)).all()
+        connection.rollback()  # no lock and no snapshot stays until the end of the walk
+        yield Seen(found[:limit], stretch.share)
+        if len(found) >= limit or time.monotonic() >= until:
+            return

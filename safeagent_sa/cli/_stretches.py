@@ -1,0 +1,73 @@
+"""Walks a table from its end to its beginning, in stretches that take the same time in a table of any size.
+
+A row is found by where it stands, which needs no index: its page on PostgreSQL, its rowid on SQLite. New rows go to the end,
+or nearly: PostgreSQL also uses the room that deleted rows have left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Table, TextClause, literal_column, select, text
+
+
+class Stretch(NamedTuple):
+    """A part of the table.
+
+    Attributes:
+        rows: What is true of the rows that stand in it.
+        share: How much of the table has been walked with it, 0 to 1.
+    """
+
+    rows: Any
+    share: float
+
+
+# Pages of 8 kB, rows: the first stretch, and the longest one. Each is twice as long as the one before.
+_PAGES = (32, 8192)
+_ROWS = (1000, 256_000)
+
+
+def from_the_end(connection: Connection, table: Table) -> Iterator[Stretch]:
+    """Yield stretches, the newest rows first; those that come later in the walk are not in it."""
+    dialect: Any = connection.dialect
+    if dialect.name == "sqlite":
+        (size, longest), end, rows = _ROWS, _last_rowid(connection, table), _rowids
+    else:
+        (size, longest), end = _PAGES, _page_count(connection, table)
+        rows = _pages if dialect.server_version_info >= (14,) else _lines
+    top = end
+    while top > 0:
+        bottom = max(top - size, 0)
+        yield Stretch(rows(bottom, top), 1 - bottom / end)
+        size, top = min(2 * size, longest), bottom
+
+
+def _rowids(bottom: int, top: int) -> TextClause:
+    return text("rowid > :bottom AND rowid <= :top").bindparams(bottom=bottom, top=top)
+
+
+def _pages(bottom: int, top: int) -> TextClause:
+    # As values: PostgreSQL looks for no range whose ends are calculated in the same statement.
+    ends = {"bottom": f"({bottom},0)", "top": f"({top},0)"}
+    return text("ctid >= CAST(:bottom AS tid) AND ctid < CAST(:top AS tid)").bindparams(**ends)
+
+
+def _lines(bottom: int, top: int) -> TextClause:
+    # PostgreSQL 13 looks for no range at all, and fetches what is named: here each line that a page may have.
+    return text("""ctid = ANY (ARRAY(
+        SELECT CAST('(' || page || ',' || line || ')' AS tid)
+        FROM generate_series(CAST(:bottom AS bigint), CAST(:top AS bigint) - 1) AS page,
+            generate_series(1, CAST(current_setting('block_size') AS integer) / 28) AS line
+    ))""").bindparams(bottom=bottom, top=top)
+
+
+def _last_rowid(connection: Connection, table: Table) -> int:
+    return connection.scalar(select(literal_column("max(rowid)")).select_from(table)) or 0
+
+
+def _page_count(connection: Connection, table: Table) -> int:
+    name = connection.dialect.identifier_preparer.format_table(table)
+    size = "pg_relation_size(to_regclass(CAST(:name AS text))) / CAST(current_setting('block_size') AS bigint)"
+    return connection.scalar(text(f"SELECT {size}"), {"name": name}) or 0
