@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Table, and_, func, null, or_
 from sqlalchemy.orm import Session
 
-from . import _blocks, _claim, _clock, _codec, _lease, _outcome, _safety, _verdicts
+from . import _blocks, _claim, _clock, _codec, _lease_rows, _outcome, _safety, _verdicts
 from ._keys import Key, validate_key
-from ._lease import Found
+from ._lease_rows import Found
 from ._results import ResultType
 from ._verdicts import Answer, Verdict
 from .errors import NotInDoubtError
@@ -56,7 +56,7 @@ def in_doubt(
     columns = table.c
     began = func.coalesce(columns.effect_started_at, columns.created_at, type_=columns.created_at.type)
     query = (
-        _lease.query_of(connection, table)
+        _lease_rows.query_of(connection, table)
         .add_columns(columns.scope, columns.request_id, began)
         .where(_is_in_doubt(connection, columns), _clock.age_of(connection, began) >= older_than)
         .order_by(began)
@@ -67,7 +67,7 @@ def in_doubt(
     doubts = []
     for row in connection.execute(query).all():
         *stored, scope_, request_id, since = list(row)
-        found = _lease.found_of(stored)
+        found = _lease_rows.found_of(stored)
         if _safety.is_own(session, found.stored.token):
             continue
         told = _verdicts.read(found.stored.error)
@@ -88,9 +88,9 @@ def in_doubt(
 
 
 def _is_in_doubt(connection: Any, columns: Any) -> ColumnElement[bool]:
-    is_started = and_(columns.status == _lease.LEASED, columns.effect_started_at.is_not(None))
+    is_started = and_(columns.status == _lease_rows.LEASED, columns.effect_started_at.is_not(None))
     return or_(
-        columns.status == _lease.IN_DOUBT,
+        columns.status == _lease_rows.IN_DOUBT,
         columns.status == ExecutionStatus.CLAIMED.value,  # committed without a result, or it could not be seen
         and_(is_started, _clock.age_of(connection, columns.lease_expires_at) >= 0),
     )
@@ -119,7 +119,7 @@ def resolve(
     text = result_type.encode(verdict.result, max_bytes=policy.max_result_bytes)
     note = {"resolved": verdict.answer.value, "by": by, "evidence": evidence}
     _verdicts.noted(None, note)  # refuses evidence that is not JSON before any SQL
-    rows = _lease.Rows(session, policy)
+    rows = _lease_rows.Rows(session, policy)
     found = rows.find(key, is_locking=True)
     if found is None or not _is_resolvable(session, found, verdict):
         if found is None or not _is_resolved_so(found, verdict, text):
@@ -140,9 +140,9 @@ def _values(connection: Any, found: Found, verdict: Verdict, text: str) -> dict[
         values = {"status": "completed", "result": text, "error": null(), "payload": null()}
         return values | {"completed_at": _clock.now(connection), "lease_expires_at": null()}
     if verdict.answer is not Answer.NOT_LANDED:
-        return {"status": _lease.IN_DOUBT}
+        return {"status": _lease_rows.IN_DOUBT}
     if found.is_started or found.payload is not None:
-        values = {"status": _lease.LEASED, "effect_started_at": null(), "completed_at": null()}
+        values = {"status": _lease_rows.LEASED, "effect_started_at": null(), "completed_at": null()}
         return values | {"lease_expires_at": _clock.now(connection)}
     # No effect, whose next attempt would find it: a claim in a transaction only ever inserts.
     failure = _verdicts.recorded("it has not happened, as was found out later")
