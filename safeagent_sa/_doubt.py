@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Table, and_, column, func, null, or_
 from sqlalchemy.orm import Session
 
-from . import _blocks, _claim, _clock, _lease, _outcome, _safety, _verdicts
+from . import _blocks, _claim, _clock, _lease_rows, _outcome, _safety, _verdicts
 from ._keys import Key, validate_key
-from ._lease import Found
+from ._lease_rows import Found
 from ._results import ResultType
 from ._verdicts import Answer, Verdict
 from .errors import NotInDoubtError
@@ -57,7 +57,7 @@ def in_doubt(
     columns = table.c
     began = func.coalesce(columns.effect_started_at, columns.created_at, type_=columns.created_at.type)
     query = (
-        _lease.query_of(connection, table)
+        _lease_rows.query_of(connection, table)
         .add_columns(columns.scope, columns.request_id, began)
         .where(is_in_doubt(connection, columns), _clock.age_of(connection, began) >= older_than)
         .order_by(began)
@@ -69,7 +69,7 @@ def in_doubt(
     doubts = []
     for row in connection.execute(query).all():
         *stored, scope_, request_id, since = list(row)
-        found = _lease.found_of(stored)
+        found = _lease_rows.found_of(stored)
         told = _verdicts.read(found.stored.error)
         doubts.append(
             Doubt(
@@ -89,10 +89,10 @@ def in_doubt(
 
 def is_in_doubt(connection: Connection, columns: Any) -> ColumnElement[bool]:
     """Return what is true of a request in doubt, in the form that the index of what is open is for."""
-    is_started = and_(columns.status == _lease.LEASED, columns.effect_started_at.is_not(None))
+    is_started = and_(columns.status == _lease_rows.LEASED, columns.effect_started_at.is_not(None))
     has_ended = columns.lease_expires_at <= _clock.now(connection)
     return and_(
-        columns.lease_expires_at.is_not(None), or_(columns.status == _lease.IN_DOUBT, and_(is_started, has_ended))
+        columns.lease_expires_at.is_not(None), or_(columns.status == _lease_rows.IN_DOUBT, and_(is_started, has_ended))
     )
 
 
@@ -119,7 +119,7 @@ def resolve(
     text = result_type.encode(verdict.result, max_bytes=policy.max_result_bytes)
     note = {"resolved": verdict.answer.value, "by": by, "evidence": evidence}
     _verdicts.noted(None, note)  # refuses evidence that is not JSON before any SQL
-    rows = _lease.Rows(session, policy)
+    rows = _lease_rows.Rows(session, policy)
     found = rows.find(key, is_locking=True)
     if found is None or not _is_resolvable(rows.connection, found, verdict):
         if found is None or not _is_resolved_so(found, verdict, text):
@@ -142,9 +142,9 @@ def _values(connection: Any, found: Found, verdict: Verdict, text: str) -> dict[
     if verdict.answer is not Answer.NOT_LANDED:
         # A claim that was committed without a result has no lease yet, by which it would be found.
         since: Any = func.coalesce(column("lease_expires_at"), _clock.now(connection))
-        return {"status": _lease.IN_DOUBT, "lease_expires_at": since}
+        return {"status": _lease_rows.IN_DOUBT, "lease_expires_at": since}
     if found.is_started or found.payload is not None:
-        values = {"status": _lease.LEASED, "effect_started_at": null(), "completed_at": null()}
+        values = {"status": _lease_rows.LEASED, "effect_started_at": null(), "completed_at": null()}
         return values | {"lease_expires_at": _clock.now(connection)}
     # No effect, whose next attempt would find it: a claim in a transaction only ever inserts.
     failure = _verdicts.recorded("it has not happened, as was found out later")

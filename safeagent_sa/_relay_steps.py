@@ -11,10 +11,11 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import case, select
 from sqlalchemy.orm import Session
 
-from . import _blocks, _clock, _codec, _lease
+from . import _blocks, _clock, _codec, _lease, _lease_rows
 from ._effect_flow import Call, EffectBase
 from ._keys import Key
-from ._lease import Found, Lease
+from ._lease import Lease
+from ._lease_rows import Found
 from ._outcome import Request, failed, in_doubt
 from ._results import annotation_of, result_type_of
 from ._signature import refuse_misfit
@@ -77,13 +78,13 @@ class RelayBase(Generic[_EffectT]):
         """Take the next effect that is due, return what is in its way, or None where nothing is due."""
         if not self._handlers:
             return None
-        rows, token = _lease.Rows(session, self._settings.policy), uuid.uuid4()
+        rows, token = _lease_rows.Rows(session, self._settings.policy), uuid.uuid4()
         columns, terms = rows.table.c, {action: effect.terms for action, (effect, _) in self._handlers.items()}
         due = (
             select(columns.scope, columns.request_id)
             .where(
                 columns.payload.is_not(None),
-                columns.status == _lease.LEASED,
+                columns.status == _lease_rows.LEASED,
                 columns.lease_expires_at <= _clock.began(rows.connection),
                 columns.action.in_(sorted(terms)),
             )

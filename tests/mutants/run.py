@@ -25,7 +25,8 @@ POSTGRESQL, SQLITE, BASE = "_dialects/postgresql.py", "_dialects/sqlite.py", "_d
 PIPELINE, PIPELINED = "_dialects/psycopg_pipeline.py", "_dialects/_pipelined.py"
 PREPARED = "_dialects/psycopg_prepared.py"
 SQL, OUTCOME, BATCH = "_dialects/_postgresql_sql.py", "_outcome.py", "_batch.py"
-LEASE, DOUBT, FLOW, RELAY = "_lease.py", "_doubt.py", "_effect_flow.py", "_relay_steps.py"
+LEASE, ROWS, DOUBT = "_lease.py", "_lease_rows.py", "_doubt.py"
+FLOW, RELAY = "_effect_flow.py", "_relay_steps.py"
 SUITE = [
     "tests/unit",
     "tests/effects/test_effects.py",
@@ -45,37 +46,37 @@ MUTANTS = {
         'values = {"effect_started_at": now(rows.connection), "lease_expires_at"',
         'values = {"lease_expires_at"',
     ),
-    "an outcome is written without the fence": (LEASE, "columns.token == token, ", "columns.token == columns.token, "),
-    "a write of an attempt ignores the status": (LEASE, ", columns.status.in_(statuses))", ",)"),
+    "an outcome is written without the fence": (ROWS, "columns.token == token, ", "columns.token == columns.token, "),
+    "a write of an attempt ignores the status": (ROWS, ", columns.status.in_(statuses))", ",)"),
     "a mark is set on what was parked": (
         LEASE,
         "later(rows.connection, terms.seconds)}\n    _own(rows, lease, values, LEASED)",
         "later(rows.connection, terms.seconds)}\n    _own(rows, lease, values, LEASED, IN_DOUBT)",
     ),
-    "a lease never ends": (LEASE, "self.seconds_left is None or self.seconds_left <= 0", "False"),
-    "a lease has always ended": (LEASE, "self.seconds_left is None or self.seconds_left <= 0", "True"),
-    "a takeover trusts its look": (LEASE, "where(*which, is_free)", "where(*which)"),
+    "a lease never ends": (ROWS, "self.seconds_left is None or self.seconds_left <= 0", "False"),
+    "a lease has always ended": (ROWS, "self.seconds_left is None or self.seconds_left <= 0", "True"),
+    "a takeover trusts its look": (ROWS, "where(*which, is_free)", "where(*which)"),
     "a takeover trusts the end of the lease": (
-        LEASE,
+        ROWS,
         "((columns.status == LEASED) & ended)",
         "(columns.status == LEASED)",
     ),
-    "a takeover trusts the status": (LEASE, "((columns.status == LEASED) & ended)", "ended"),
+    "a takeover trusts the status": (ROWS, "((columns.status == LEASED) & ended)", "ended"),
     "a takeover trusts the action": (LEASE, "columns.action == stored.action, ", "columns.action == columns.action, "),
     "a takeover trusts the fingerprint": (LEASE, ", columns.fingerprint == stored.fingerprint)", ",)"),
     "a takeover trusts the key": (LEASE, "rows.take_over(*rows.by_key(key), *same", "rows.take_over(*same"),
     "a park takes over what may have happened": (
-        LEASE,
+        ROWS,
         "is_parked = may_have_happened & parks",
         "is_parked = literal(False)",
     ),
     "a park takes the lease of the attempt away": (
-        LEASE,
+        ROWS,
         "case((is_parked, columns.token), else_=literal(token, columns.token.type))",
         "literal(token, columns.token.type)",
     ),
     "a takeover forgets that it may have happened": (
-        LEASE,
+        ROWS,
         '"effect_started_at": case((may_have_happened, mark), else_=null()),',
         "",
     ),
@@ -87,7 +88,7 @@ MUTANTS = {
     "a safe error settles what came before": (LEASE, "if not lease.is_in_doubt:", "if True:"),
     "a probe settles nothing": (FLOW, "lease = lease._replace(is_in_doubt=False)", "pass"),
     "what may have happened is a dead letter": (RELAY, "if lease.is_in_doubt:", "if False:"),
-    "effects are not made durable": (LEASE, "        if not is_durable:", "        if False:"),
+    "effects are not made durable": (ROWS, "        if not is_durable:", "        if False:"),
     "a late worker overwrites a recorded outcome": (
         LEASE,
         "lease.token, values, LEASED, IN_DOUBT):",
@@ -236,8 +237,8 @@ MUTANTS = {
     ),
     "no lock: the INSERT waits": (
         SQL,
-        "select(*values).where(func.pg_try_advisory_xact_lock(lock_key))",
-        "select(*values)",
+        "select(*values, *further.values()).where(free)",
+        "select(*values, *further.values())",
     ),
     "synchronous_commit is not forced": (CLAIM, "    if not inserted.is_durable:", "    if False:"),
     "a read-only transaction has no name": (POSTGRESQL, "if _sqlstate(error) != _READ_ONLY_TRANSACTION:", "if True:"),
