@@ -23,7 +23,7 @@ demo: $(READY)  ## the guard at work, on a SQLite file or on DATABASE_URL
 	$(BIN)/safeagent-sa demo
 
 test: $(READY)  ## the whole suite, with a real PostgreSQL
-	$(BIN)/python -m pytest --cov -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --cov -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: $(READY)  ## formatting, lint, layers, types
 	$(BIN)/ruff format --check .
@@ -48,13 +48,13 @@ field: $(BENCH_READY)  ## the same races and crashes against every such library:
 	$(BENCH_BIN)/python -m benchmarks.field.page build/field.json > docs/field.md
 
 stress: $(READY)  ## the long runs
-	$(BIN)/python -m pytest -m stress $(ARGS)
+	$(BIN)/python -m pytest -m stress -o faulthandler_timeout=0 $(ARGS)
 
 pgbouncer: $(READY)  ## the protocol through PgBouncer, which must be installed
 	$(BIN)/python -m pytest -m pgbouncer $(ARGS)
 
 roads: $(READY)  ## every way into an app's migrations, such as with ALEMBIC=1.14
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/migrations tests/cli/test_revision.py tests/docs/test_migrations.py tests/docs/test_adopt_safeagent.py $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal tests/migrations tests/cli/test_revision.py tests/docs/test_migrations.py tests/docs/test_adopt_safeagent.py $(ARGS)
 
 mutants: $(READY)  ## break the protocol on purpose, and see that the suite notices
 	$(BIN)/python tests/mutants/run.py $(ARGS)

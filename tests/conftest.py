@@ -20,6 +20,8 @@ from support.servers import Server, start
 from safeagent_sa import ExecutionGuard
 
 
+pytest_plugins = ["support.watchdog"]
+
 _given: dict[str, Any] = {}
 
 

@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session
 from support.app import Payment
+from support.patience import PATIENCE
 
 from safeagent_sa import (
     AlreadyCompletedError,
@@ -75,7 +76,7 @@ async def test_claim_many_and_get(async_port):
 
 
 async def test_tasks_that_race_execute_once(async_port):
-    patient = AsyncExecutionGuard(wait_timeout=60)
+    patient = AsyncExecutionGuard(wait_timeout=PATIENCE)
     answers = await asyncio.gather(*(deliver(async_port, "hot", patient) for _ in range(16)))
 
     assert sorted(answer.is_replay for answer in answers) == [False] + [True] * 15

@@ -9,6 +9,7 @@ import sys
 import pytest
 from sqlalchemy import select
 from support.effects import Provider
+from support.patience import PATIENCE
 from typer.testing import CliRunner
 
 from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionRequest
@@ -147,7 +148,7 @@ def test_a_relay_of_the_app_runs_until_it_is_told_to_stop(port, tmp_path, relay)
     store(port, 2)
     assert process.stdout.readline() == "sent 2\n"
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=30)[0] == "the relay has stopped\n"
+    assert process.communicate(timeout=PATIENCE)[0] == "the relay has stopped\n"
     assert process.returncode == 0
 
 
@@ -156,7 +157,7 @@ def test_a_relay_that_fires_what_is_due_and_ends(port, tmp_path, relay):
     store(port, 1)
     for expected in ("sent 1\n1 effect(s)\n", "0 effect(s)\n"):
         process = relay("shop:make_relay", "--once")
-        assert process.communicate(timeout=30)[0] == expected
+        assert process.communicate(timeout=PATIENCE)[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -170,5 +171,5 @@ def test_a_relay_that_fires_what_is_due_and_ends(port, tmp_path, relay):
 )
 def test_a_target_that_is_no_relay(sqlite, tmp_path, relay, target, words):
     (tmp_path / "shop.py").write_text(APP.format(url=sqlite.url))
-    assert relay(target).wait(timeout=30) != 0
+    assert relay(target).wait(timeout=PATIENCE) != 0
     assert words in (tmp_path / "stderr").read_text()

@@ -9,6 +9,7 @@ from sqlalchemy import event, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Session, scoped_session
 from support.app import Payment, deliver, pay
+from support.patience import PATIENCE
 
 from safeagent_sa import (
     ExecutionFailedError,
@@ -394,7 +395,7 @@ def test_callers_that_race_for_one_id_execute_it_once(port):
     answers = []
 
     def call():
-        answers.append(deliver(port, "hot", ExecutionGuard(wait_timeout=60)))
+        answers.append(deliver(port, "hot", ExecutionGuard(wait_timeout=PATIENCE)))
 
     port.in_parallel([call] * callers)
 

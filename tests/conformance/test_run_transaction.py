@@ -7,6 +7,7 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from support.app import Payment, make_engine, pay
+from support.patience import PATIENCE
 from support.proxy import Proxy
 
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError, RequestConflictError, UnsupportedSessionError
@@ -134,7 +135,7 @@ def test_a_killed_backend_is_retried_on_a_new_connection(postgresql):
 
 
 def test_a_deadlock_between_two_claims_is_retried(postgresql):
-    met = threading.Barrier(2, timeout=30)
+    met = threading.Barrier(2, timeout=PATIENCE)
 
     def both(first, second):
         def fn(session):
@@ -185,7 +186,7 @@ def test_a_locked_sqlite_file_is_retried(sqlite):
             released.set()
 
     def let_go():
-        released.wait(30)
+        released.wait(PATIENCE)
         holder.rollback()
 
     thread = threading.Thread(target=let_go)

@@ -9,6 +9,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import create_engine, inspect, text
+from support.patience import PATIENCE
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,7 +176,7 @@ def test_two_upgrades_at_once_both_succeed(new_database):
             subprocess.Popen(command_line, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
             for _ in range(2)
         ]
-        errors = [process.communicate(timeout=60)[1] for process in both]
+        errors = [process.communicate(timeout=PATIENCE)[1] for process in both]
 
         assert [process.returncode for process in both] == [0, 0], errors
         assert tables(url) == TABLES
@@ -202,7 +203,7 @@ def test_an_upgrade_waits_for_one_that_runs_and_finds_nothing_to_do(new_database
             assert second.poll() is None, second.communicate()
             watcher.rollback()
         first.commit()
-        _, errors = second.communicate(timeout=60)
+        _, errors = second.communicate(timeout=PATIENCE)
     engine.dispose()
 
     assert second.returncode == 0, errors

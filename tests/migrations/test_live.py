@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import create_engine, event, inspect, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from support.pages import App, blocks
+from support.patience import PATIENCE
 
 from safeagent_sa import ExecutionGuard, ExecutionRequestMixin, SchemaError, schema
 
@@ -115,7 +116,8 @@ class Clients:
         with self.advanced:
             aim = [done + 2 for done in self.done]
             assert self.advanced.wait_for(
-                lambda: self.errors or all(done >= goal for done, goal in zip(self.done, aim, strict=True)), timeout=60
+                lambda: self.errors or all(done >= goal for done, goal in zip(self.done, aim, strict=True)),
+                timeout=PATIENCE,
             )
 
     def __enter__(self):
@@ -229,6 +231,6 @@ def test_two_upgrades_of_an_app_at_the_same_moment(app):
             )
             for _ in range(2)
         ]
-        errors = [process.communicate(timeout=60)[1] for process in both]
+        errors = [process.communicate(timeout=PATIENCE)[1] for process in both]
         assert [process.returncode for process in both] == [0, 0], errors
         assert "region" in columns(app)

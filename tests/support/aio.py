@@ -24,12 +24,13 @@ import support.app
 from safeagent_sa import ExecutionGuard, sqlite
 from safeagent_sa.aio import AsyncExecutionGuard
 from support.app import Port, make_engine
+from support.patience import PATIENCE
 
 
 def make_async_engine(url: Any, **options: Any) -> Any:
     engine = create_async_engine(url, **options)
     if engine.dialect.name == "sqlite":
-        sqlite.configure(engine, busy_timeout=30)
+        sqlite.configure(engine, busy_timeout=PATIENCE)
     return engine
 
 

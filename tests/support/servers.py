@@ -15,6 +15,8 @@ from pathlib import Path
 
 from sqlalchemy import URL, make_url
 
+from support.patience import PATIENCE
+
 
 REMEDIES = """\
 No PostgreSQL for the tests. Do one of these and run again:
@@ -73,7 +75,7 @@ def _from_url(_durable: bool) -> Server:
 def _from_docker(durable: bool) -> Server:
     # Read when testcontainers is imported. A short poll needs more tries, or it is a short time-out, too.
     os.environ.setdefault("TC_POOLING_INTERVAL", "0.1")
-    os.environ.setdefault("TC_MAX_TRIES", "1200")
+    os.environ.setdefault("TC_MAX_TRIES", str(10 * PATIENCE))
     os.environ.setdefault("TESTCONTAINERS_CONNECTION_MODE", "docker_host")  # loopback, not the bridge's address
     import docker
     from docker.errors import DockerException, ImageNotFound
@@ -166,7 +168,20 @@ def _run_binaries(folder: Path, origin: str, durable: bool) -> Server:
     )
 
     def begin() -> None:
-        run(folder / "pg_ctl", "-D", work / "data", "-w", "-s", "-l", work / "log", "-o", options, "start")
+        run(
+            folder / "pg_ctl",
+            "-D",
+            work / "data",
+            "-w",
+            "-t",
+            PATIENCE,
+            "-s",
+            "-l",
+            work / "log",
+            "-o",
+            options,
+            "start",
+        )
 
     def restart() -> None:
         run(folder / "pg_ctl", "-D", work / "data", "-m", "immediate", "-s", "stop")
