@@ -15,6 +15,7 @@ from sqlalchemy import URL, create_engine, event, make_url, text
 from sqlalchemy.pool import NullPool
 from support.aio import AsyncPort, instead_of_guards
 from support.app import Port, make_engine
+from support.ports import PORTS
 from support.servers import Server, start
 
 from safeagent_sa import ExecutionGuard
@@ -34,6 +35,7 @@ def pytest_configure_node(node: Any) -> None:
     """Give pytest-xdist's workers the one server of the run; each makes databases of its own on it."""
     if isinstance(found := _server(), Server):
         node.workerinput["postgresql"] = found.url.render_as_string(hide_password=False)
+        node.workerinput["postgresql_outlives_the_run"] = found.outlives_the_run
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
@@ -48,7 +50,8 @@ def _server() -> Server | RuntimeError:
     """Start the server once, where it is first asked for: by the header, or by the first test under -q."""
     try:
         if "postgresql" in _given:
-            return Server(make_url(_given["postgresql"]), "of the whole run", stop=lambda: None)
+            outlives = _given["postgresql_outlives_the_run"]
+            return Server(make_url(_given["postgresql"]), "of the whole run", lambda: None, outlives_the_run=outlives)
         return start()
     except RuntimeError as error:
         return error
@@ -67,6 +70,15 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"PostgreSQL: {version} ({found.origin})"
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Name what this run leaves out, and the target that runs it; both are in the list of markers."""
+    markers = [line.partition(":") for line in config.getini("markers") if "by `make " in line]
+    left_out = [f"{name} ({told.strip()})" for name, _, told in markers if f"not {name}" in config.option.markexpr]
+    if left_out:
+        terminalreporter.write_line(f"Left out: {'; '.join(left_out)}")
+
+
 def pytest_unconfigure() -> None:
     if _server.cache_info().currsize and isinstance(found := _server(), Server):
         found.stop()
@@ -82,7 +94,7 @@ def server() -> Server:
 
 @pytest.fixture(scope="session")
 def new_database(server: Server) -> Iterator[Callable[[], URL]]:
-    """Make empty databases; all are dropped at the end of the run."""
+    """Make empty databases; at the end of the run they go with their server, or are dropped where it stays."""
     admin = create_engine(server.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     names: list[str] = []
 
@@ -95,7 +107,7 @@ def new_database(server: Server) -> Iterator[Callable[[], URL]]:
 
     yield make
     with admin.connect() as connection:
-        for name in names:
+        for name in names if server.outlives_the_run else ():
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
@@ -207,9 +219,7 @@ def statements(port: Port) -> Iterator[list[str]]:
     event.remove(port.engine, "before_cursor_execute", note)
 
 
-@pytest.fixture(
-    params=["sqlite", "aiosqlite", "postgresql", "psycopg_async", "asyncpg", "pipelined", "pipelined_async"]
-)
+@pytest.fixture(params=PORTS)
 def port(request: pytest.FixtureRequest) -> Port:
     """Every database that the guard promises the same on."""
     found: Port = request.getfixturevalue(request.param)

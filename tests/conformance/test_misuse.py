@@ -7,6 +7,7 @@ from sqlalchemy import create_engine, select, text
 from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from sqlalchemy.orm import Session, sessionmaker
 from support.app import Payment, deliver, pay
+from support.ports import ports
 
 from safeagent_sa import (
     AlreadyClaimedError,
@@ -284,6 +285,7 @@ def test_an_unknown_database_is_refused():
             pass
 
 
+@ports("sqlite")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -311,6 +313,7 @@ def test_bad_input_is_refused_before_any_sql_and_the_transaction_stays_usable(po
     assert port.payments("before") == 1
 
 
+@ports("sqlite")
 @pytest.mark.parametrize("result", [float("nan"), "\x00", "\ud800", {1, 2}, b"x", "x" * 2000])
 def test_a_bad_result_is_refused_before_any_sql_and_the_claim_stays_open(port, statements, result):
     with port.sessions() as session, session.begin():

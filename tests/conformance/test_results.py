@@ -13,6 +13,7 @@ from uuid import UUID
 import pydantic
 import pytest
 from support.app import Payment
+from support.ports import ports
 from typing_extensions import TypedDict  # pydantic takes that of the standard library from Python 3.12 on
 
 from safeagent_sa import (
@@ -90,6 +91,7 @@ VALUES = [
 ]
 
 
+@ports("sqlite")
 @pytest.mark.parametrize(("kind", "value"), VALUES, ids=lambda value: str(value)[:40])
 def test_a_replay_equals_the_first_answer_in_type_and_value(port, kind, value):
     def pay(session, value) -> Any:
@@ -163,6 +165,7 @@ WRONG = [
 ]
 
 
+@ports("sqlite")
 @pytest.mark.parametrize(("kind", "value", "match"), WRONG, ids=lambda value: str(value)[:40])
 def test_a_value_that_would_come_back_as_another_one_is_refused(port, kind, value, match):
     with port.sessions() as session:
@@ -222,6 +225,7 @@ class Unseen(NamedTuple):
 PLAIN = [None, Any, int, dict[str, Any], dict, list[dict[str, int | None]], str | None, "list[str]"]
 
 
+@ports("sqlite")
 @pytest.mark.parametrize("kind", PLAIN, ids=str)
 def test_plain_json_needs_no_pydantic(port, without_pydantic, kind):
     def pay(session):

@@ -2,10 +2,15 @@
 
 import pytest
 from support.app import deliver
+from support.ports import ports
 from support.worker import STEPS
 
 
-@pytest.mark.parametrize("port", ["sqlite", "postgresql", "asyncpg", "pipelined", "pipelined_async"], indirect=True)
+# psycopg speaks through libpq in both of its modes, and SQLite through the same library.
+DRIVERS = ["sqlite", "postgresql", "asyncpg", "pipelined", "pipelined_async"]
+
+
+@ports("sqlite", "pipelined", among=DRIVERS)
 def test_processes_that_race_for_one_id_execute_it_once(port, worker):
     callers = 16
     workers = [worker(port, "hot", stop_at="start") for _ in range(callers)]
@@ -22,7 +27,7 @@ def test_processes_that_race_for_one_id_execute_it_once(port, worker):
     assert port.requests() == [("hot", "completed")]
 
 
-@pytest.mark.parametrize("port", ["sqlite", "postgresql", "asyncpg", "pipelined", "pipelined_async"], indirect=True)
+@ports("sqlite", "postgresql", "pipelined", among=DRIVERS)
 @pytest.mark.parametrize("step", STEPS)
 def test_a_process_killed_at_any_step_leaves_all_or_nothing(port, worker, step):
     killed = worker(port, "order-1", stop_at=step)

@@ -40,6 +40,7 @@ class Server:
     origin: str
     stop: Callable[[], None]
     restart: Callable[[], None] | None = None
+    outlives_the_run: bool = False
 
 
 class NotHere(Exception):
@@ -69,7 +70,7 @@ def _from_url(_durable: bool) -> Server:
     url = os.environ.get("SAFEAGENT_TEST_DATABASE_URL")
     if not url:
         raise NotHere("SAFEAGENT_TEST_DATABASE_URL is not set")
-    return Server(make_url(url), "SAFEAGENT_TEST_DATABASE_URL", lambda: None)
+    return Server(make_url(url), "SAFEAGENT_TEST_DATABASE_URL", lambda: None, outlives_the_run=True)
 
 
 def _from_docker(durable: bool) -> Server:
