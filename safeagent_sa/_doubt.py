@@ -139,7 +139,7 @@ def resolve(
 
 def _values(connection: Any, found: Found, verdict: Verdict, text: str) -> dict[str, Any]:
     if verdict.answer is Answer.LANDED:
-        values = {"status": "completed", "result": text, "error": null(), "payload": null()}
+        values = {"status": ExecutionStatus.COMPLETED.value, "result": text, "error": null(), "payload": null()}
         return values | {"completed_at": _clock.now(connection), "lease_expires_at": null()}
     if verdict.answer is not Answer.NOT_LANDED:
         return {"status": _lease.IN_DOUBT}
@@ -148,7 +148,7 @@ def _values(connection: Any, found: Found, verdict: Verdict, text: str) -> dict[
         return values | {"lease_expires_at": _clock.now(connection)}
     # No effect, whose next attempt would find it: a claim in a transaction only ever inserts.
     failure = _verdicts.recorded("it has not happened, as was found out later")
-    return {"status": "failed", "error": failure, "completed_at": _clock.now(connection)}
+    return {"status": ExecutionStatus.FAILED.value, "error": failure, "completed_at": _clock.now(connection)}
 
 
 def _is_resolvable(session: Session, found: Found, verdict: Verdict) -> bool:

@@ -92,7 +92,7 @@ def take(session: Session, terms: Terms, request: Request, token: uuid.UUID) -> 
             terms.policy,
             row,
             {"status": LEASED, "lease_expires_at": later(connection, terms.seconds)},
-            "claimed",
+            ExecutionStatus.CLAIMED.value,
         )
         return Lease(request.key, token, 1, is_in_doubt=False)
     found = find(session, terms.policy, request.key, is_locking=True)
@@ -154,7 +154,7 @@ def extend(session: Session, terms: Terms, lease: Lease) -> None:
 def complete(session: Session, policy: _claim.Policy, lease: Lease, result: str, details: str | None = None) -> bool:
     """Record the result; return whether it was not recorded before, by an earlier COMMIT of ours without an answer."""
     connection = _begin(session, policy)
-    values = {"status": "completed", "result": result, "error": null(), "payload": null()}
+    values = {"status": ExecutionStatus.COMPLETED.value, "result": result, "error": null(), "payload": null()}
     values |= {"completed_at": now(connection), "lease_expires_at": null()}
     return _settle(session, policy, lease, values | _with(details))
 
@@ -162,7 +162,8 @@ def complete(session: Session, policy: _claim.Policy, lease: Lease, result: str,
 def fail(session: Session, policy: _claim.Policy, lease: Lease, error: str, *, keeps_payload: bool = False) -> bool:
     """Record that nothing happened, for good; or, with its payload, until a person says that it may be tried again."""
     connection = _begin(session, policy)
-    values = {"status": "failed", "error": error, "completed_at": now(connection), "lease_expires_at": null()}
+    values: dict[str, Any] = {"status": ExecutionStatus.FAILED.value, "error": error}
+    values |= {"completed_at": now(connection), "lease_expires_at": null()}
     if not keeps_payload:
         values["payload"] = null()
     return _settle(session, policy, lease, values)
