@@ -1,7 +1,7 @@
 """SafeAgent's interface over the caller's session; its quick start runs line for line, but for the store's construction."""
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 from support.app import pay
 
@@ -155,3 +155,30 @@ def test_init_db_makes_no_tables_and_says_which_migration_is_missing():
         ExecutionStore(session).init_db()
     with pytest.raises(UnsupportedSessionError):
         ExecutionStore("app.db")
+
+
+def test_a_store_that_completes_in_a_savepoint_that_fails_has_not_completed(port):
+    with port.sessions() as session:
+        store = ExecutionStore(session)
+        store.insert_if_not_exists("order-1", "pay")
+        pay(session, "order-1")
+        with pytest.raises(ZeroDivisionError), session.begin_nested():
+            session.execute(text("SELECT 1"))
+            store.complete("order-1", 1)
+            raise ZeroDivisionError
+        with pytest.raises(NotCompletedError):
+            session.commit()
+        session.rollback()
+
+    assert port.requests() == []
+    assert port.payments("order-1") == 0
+
+
+def test_a_store_whose_session_was_rolled_back_does_not_hold_up_the_next_transaction(port):
+    with port.sessions() as session:
+        ExecutionStore(session).insert_if_not_exists("order-1", "pay")
+        session.rollback()
+        pay(session, "next")
+        session.commit()
+
+    assert port.payments("next") == 1

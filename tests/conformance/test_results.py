@@ -19,6 +19,7 @@ from typing_extensions import TypedDict  # pydantic takes that of the standard l
 from safeagent_sa import (
     ExecutionGuard,
     InvalidResultError,
+    NotCompletedError,
     ReceiptTypeError,
     UnsupportedResultTypeError,
 )
@@ -242,3 +243,24 @@ def test_other_types_without_pydantic_say_what_to_install(port, without_pydantic
         with pytest.raises(UnsupportedResultTypeError, match=r"pip install \"safeagent_sa\[pydantic\]\""):
             guard.claim(session, "order-1", action="pay", result_type=Unseen)
         assert not session.in_transaction()
+
+
+def test_an_execution_whose_block_failed_has_no_result(port):
+    with port.sessions() as session, session.begin():
+        with pytest.raises(ZeroDivisionError):
+            with guard.claim(session, "order-1", action="pay", savepoint=True) as execution:
+                execution.complete(1)
+                raise ZeroDivisionError
+
+    assert execution.status == "claimed"
+    with pytest.raises(NotCompletedError):
+        _ = execution.result
+
+
+def test_changing_a_result_changes_nothing_for_others(port):
+    with port.sessions() as session, session.begin():
+        with guard.claim(session, "order-1", action="pay") as execution:
+            mine = execution.complete({"a": 1})
+            mine["b"] = 2
+
+    assert execution.result == {"a": 1}

@@ -459,3 +459,15 @@ def test_a_row_that_can_neither_be_written_nor_seen_is_not_waited_for_without_en
     engine.dispose()
 
     assert len(seen) < 500
+
+
+def test_a_very_long_wait_is_no_error(postgresql):
+    with postgresql.sessions() as holder, guard.claim(holder, "order-1", action="pay") as execution:
+        with postgresql.sessions() as session:
+            session.execute(text("SET LOCAL statement_timeout = '50ms'"))
+            with pytest.raises(ExecutionInProgressError) as caught:
+                guard.execute(session, "order-1", pay, "x", action="pay", wait_timeout=1e9)
+        execution.complete()
+        holder.flush()
+
+    assert caught.value.waited >= 0.045  # a little less than the statement may take
