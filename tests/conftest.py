@@ -6,19 +6,22 @@ import dataclasses
 import inspect
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from sqlalchemy import URL, create_engine, event, make_url, text
 from sqlalchemy.pool import NullPool
 from support.aio import AsyncPort, instead_of_guards
 from support.app import Port, make_engine
-from support.ports import PORTS
+from support.ports import ASYNC, PORTS
 from support.servers import Server, start
 
 from safeagent_sa import ExecutionGuard
+from safeagent_sa._dialects.psycopg_pipeline import Pipeline
 
 
 pytest_plugins = ["support.watchdog"]
@@ -139,12 +142,55 @@ def sqlite(tmp_path: Path) -> Iterator[Port]:
     port.engine.dispose()
 
 
+@contextmanager
+def _taken(request: pytest.FixtureRequest, way: str, calls: list[None]) -> Iterator[None]:
+    """See that a test takes the way of its port; one that does not tells nothing about it."""
+    calls.clear()
+    yield
+    if request.node.get_closest_marker("all_ports") is None:
+        assert calls, f"nothing was {way} here: leave this port of the test to `make test-all`, by support.ports"
+
+
+@contextmanager
+def _awaited(request: pytest.FixtureRequest, port: Port) -> Iterator[None]:
+    if inspect.iscoroutinefunction(request.function):  # which awaits for itself
+        yield
+        return
+    statements: list[None] = []
+
+    def note(*_: object) -> None:
+        statements.append(None)
+
+    event.listen(port.engine, "before_cursor_execute", note)
+    try:
+        with _taken(request, "awaited", statements):
+            yield
+    finally:
+        event.remove(port.engine, "before_cursor_execute", note)
+
+
+@contextmanager
+def _pipelined(request: pytest.FixtureRequest) -> Iterator[None]:
+    claims: list[None] = []
+    begin = Pipeline.begin
+
+    def noted(*arguments: Any) -> Any:
+        claims.append(None)
+        return begin(*arguments)
+
+    with _taken(request, "pipelined", claims), mock.patch.object(Pipeline, "begin", noted):
+        yield
+
+
 @pytest.fixture
-def aiosqlite(sqlite: Port) -> Iterator[Port]:
+def aiosqlite(request: pytest.FixtureRequest, sqlite: Port) -> Iterator[Port]:
     port = AsyncPort.of("sqlite", sqlite.url.replace("sqlite:", "sqlite+aiosqlite:"), sqlite)
-    yield port
-    assert port.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-    port.dispose()
+    try:
+        with _awaited(request, port):
+            yield port
+        assert port.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    finally:
+        port.dispose()
 
 
 @pytest.fixture(scope="session")
@@ -166,27 +212,39 @@ def _async_postgresql(_shared_postgresql: Port) -> Iterator[dict[str, Port]]:
 
 
 @pytest.fixture
-def psycopg_async(postgresql: Port, _async_postgresql: dict[str, AsyncPort]) -> Iterator[Port]:
-    yield _async_postgresql["psycopg_async"]
+def psycopg_async(
+    request: pytest.FixtureRequest, postgresql: Port, _async_postgresql: dict[str, AsyncPort]
+) -> Iterator[Port]:
+    with _awaited(request, _async_postgresql["psycopg_async"]):
+        yield _async_postgresql["psycopg_async"]
     assert _async_postgresql["psycopg_async"].engine.pool.checkedout() == 0
 
 
 @pytest.fixture
-def asyncpg(postgresql: Port, _async_postgresql: dict[str, AsyncPort]) -> Iterator[Port]:
-    yield _async_postgresql["asyncpg"]
+def asyncpg(
+    request: pytest.FixtureRequest, postgresql: Port, _async_postgresql: dict[str, AsyncPort]
+) -> Iterator[Port]:
+    with _awaited(request, _async_postgresql["asyncpg"]):
+        yield _async_postgresql["asyncpg"]
     assert _async_postgresql["asyncpg"].engine.pool.checkedout() == 0
 
 
 @pytest.fixture
-def pipelined(postgresql: Port) -> Port:
+def pipelined(request: pytest.FixtureRequest, postgresql: Port) -> Iterator[Port]:
     """PostgreSQL by a guard whose claims cost no round trip."""
-    return dataclasses.replace(postgresql, guard_options={"pipeline": "auto"})
+    with _pipelined(request):
+        yield dataclasses.replace(postgresql, guard_options={"pipeline": "auto"})
 
 
 @pytest.fixture
-def pipelined_async(psycopg_async: AsyncPort) -> Port:
+def pipelined_async(
+    request: pytest.FixtureRequest, postgresql: Port, _async_postgresql: dict[str, AsyncPort]
+) -> Iterator[Port]:
     """The same by psycopg's async mode."""
-    return dataclasses.replace(psycopg_async, guard_options={"pipeline": "auto"})
+    port = _async_postgresql["psycopg_async"]
+    with _pipelined(request):
+        yield dataclasses.replace(port, guard_options={"pipeline": "auto"})
+    assert port.engine.pool.checkedout() == 0
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -226,7 +284,7 @@ def port(request: pytest.FixtureRequest) -> Port:
     return found
 
 
-@pytest.fixture(params=["aiosqlite", "psycopg_async", "asyncpg", "pipelined_async"])
+@pytest.fixture(params=ASYNC)
 def async_port(request: pytest.FixtureRequest) -> Port:
     """Every async driver; a test may be a coroutine function."""
     found: Port = request.getfixturevalue(request.param)

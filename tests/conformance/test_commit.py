@@ -5,6 +5,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from support.app import Payment, pay
+from support.ports import not_pipelined
 
 from safeagent_sa import ClaimLostError, ExecutionGuard, NotCompletedError, TransactionAbortedError
 
@@ -122,6 +123,7 @@ def test_a_rollback_as_text_that_nobody_saw_stops_the_commit(port):
     assert port.payments("order-1") == (1 if port.engine.driver == "asyncpg" else 0)
 
 
+@not_pipelined
 def test_a_rollback_to_a_savepoint_as_text_stops_the_commit(port):
     with port.sessions() as session:
         session.execute(text("SAVEPOINT mine"))

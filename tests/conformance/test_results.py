@@ -13,7 +13,7 @@ from uuid import UUID
 import pydantic
 import pytest
 from support.app import Payment
-from support.ports import ports
+from support.ports import before_any_sql, not_pipelined, ports
 from typing_extensions import TypedDict  # pydantic takes that of the standard library from Python 3.12 on
 
 from safeagent_sa import (
@@ -195,6 +195,7 @@ def test_a_subclass_that_the_annotation_does_not_hold_is_refused(port):
     assert port.requests() == []
 
 
+@before_any_sql
 def test_a_type_without_a_json_form_is_refused_before_any_sql(port):
     def pay(session) -> Payment:
         raise AssertionError
@@ -238,6 +239,7 @@ def test_plain_json_needs_no_pydantic(port, without_pydantic, kind):
             assert guard.execute(session, "order-1", pay, action="pay").result == [{"a": 1}]
 
 
+@before_any_sql
 def test_other_types_without_pydantic_say_what_to_install(port, without_pydantic):
     with port.sessions() as session:
         with pytest.raises(UnsupportedResultTypeError, match=r"pip install \"safeagent_sa\[pydantic\]\""):
@@ -245,6 +247,7 @@ def test_other_types_without_pydantic_say_what_to_install(port, without_pydantic
         assert not session.in_transaction()
 
 
+@not_pipelined
 def test_an_execution_whose_block_failed_has_no_result(port):
     with port.sessions() as session, session.begin():
         with pytest.raises(ZeroDivisionError):

@@ -8,6 +8,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from support.app import Payment, make_engine, pay
 from support.patience import PATIENCE
+from support.ports import before_any_sql
 from support.proxy import Proxy
 
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError, RequestConflictError, UnsupportedSessionError
@@ -229,12 +230,14 @@ def test_pauses_grow_and_are_never_the_same():
     assert all(1.0 <= pause <= 2.0 for pause in pauses[8:])
 
 
+@before_any_sql
 @pytest.mark.parametrize("bad", [{"attempts": 0}, {"max_seconds": 0}, {"max_seconds": float("nan")}])
 def test_bad_bounds_are_refused(port, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         guard.run_transaction(port.sessions, "order-1", pay, "x", action="pay", **bad)
 
 
+@before_any_sql
 def test_a_factory_of_something_else_or_of_open_transactions_is_refused(port):
     with pytest.raises(UnsupportedSessionError, match="sessionmaker"):
         guard.run_transaction(lambda: None, "order-1", pay, "x", action="pay")

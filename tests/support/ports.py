@@ -7,12 +7,25 @@ how values become JSON and come back, is the same on all of them: one is enough.
 import pytest
 
 
-PORTS = ["sqlite", "aiosqlite", "postgresql", "psycopg_async", "asyncpg", "pipelined", "pipelined_async"]
+# The last two are a mode of a driver's: the claim travels with BEGIN, and the completion with COMMIT.
+PLAIN = ["sqlite", "aiosqlite", "postgresql", "psycopg_async", "asyncpg"]
+PORTS = [*PLAIN, "pipelined", "pipelined_async"]
+ASYNC = ["aiosqlite", "psycopg_async", "asyncpg", "pipelined_async"]
 
 
-def ports(*names, among=PORTS):
+def ports(*names, among=PORTS, argument="port"):
     """Run a test on these ports always, and on the others in `make test-all`."""
-    return pytest.mark.parametrize("port", [_case(name in names, name) for name in among], indirect=True)
+    return pytest.mark.parametrize(argument, [_case(name in names, name) for name in among], indirect=True)
+
+
+def not_pipelined(test):
+    """Run a test without a claim that could be pipelined on the plain ports, and on all in `make test-all`."""
+    return ports(*PLAIN)(test)
+
+
+def before_any_sql(test):
+    """Run a test that sends nothing on one port, and on all in `make test-all`."""
+    return ports("sqlite")(test)
 
 
 def ports_for(argument, values, among=PORTS):
