@@ -10,11 +10,13 @@ VENV := .venv$(PINNED)
 BIN := $(VENV)/bin
 PIN := $(if $(SQLALCHEMY),'sqlalchemy==$(SQLALCHEMY).*') $(if $(ALEMBIC),'alembic==$(ALEMBIC).*')
 READY := $(VENV)/.ready
+# Whole tests are stolen: a worker that dies takes one test with it, and no file.
+SUITE = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 BENCH_VENV := .venv-bench$(PINNED)
 BENCH_BIN := $(BENCH_VENV)/bin
 BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: help demo test check format bench bench-full field stress pgbouncer roads mutants clean
+.PHONY: help demo test test-all check format bench bench-full field stress pgbouncer roads mutants clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,8 +24,11 @@ help:  ## show this list
 demo: $(READY)  ## the guard at work, on a SQLite file or on DATABASE_URL
 	$(BIN)/safeagent-sa demo
 
-test: $(READY)  ## the whole suite, with a real PostgreSQL
-	$(BIN)/python -m pytest --cov -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+test: $(READY)  ## the suite, with a real PostgreSQL: every promise, on the ports that can change it
+	$(SUITE) $(ARGS)
+
+test-all: $(READY)  ## the same on every port, with the coverage
+	$(SUITE) --cov -m 'not stress and not pgbouncer' $(ARGS)
 
 check: $(READY)  ## formatting, lint, layers, types
 	$(BIN)/ruff format --check .
@@ -48,13 +53,13 @@ field: $(BENCH_READY)  ## the same races and crashes against every such library:
 	$(BENCH_BIN)/python -m benchmarks.field.page build/field.json > docs/field.md
 
 stress: $(READY)  ## the long runs
-	$(BIN)/python -m pytest -m stress $(ARGS)
+	$(BIN)/python -m pytest -m stress -o faulthandler_timeout=0 $(ARGS)
 
 pgbouncer: $(READY)  ## the protocol through PgBouncer, which must be installed
 	$(BIN)/python -m pytest -m pgbouncer $(ARGS)
 
 roads: $(READY)  ## every way into an app's migrations, such as with ALEMBIC=1.14
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/migrations tests/cli/test_revision.py tests/docs/test_migrations.py tests/docs/test_adopt_safeagent.py $(ARGS)
+	$(SUITE) tests/migrations tests/cli/test_revision.py tests/docs/test_migrations.py tests/docs/test_adopt_safeagent.py $(ARGS)
 
 mutants: $(READY)  ## break the protocol on purpose, and see that the suite notices
 	$(BIN)/python tests/mutants/run.py $(ARGS)

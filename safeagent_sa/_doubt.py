@@ -137,7 +137,7 @@ def resolve(
 
 def _values(connection: Any, found: Found, verdict: Verdict, text: str) -> dict[str, Any]:
     if verdict.answer is Answer.LANDED:
-        values = {"status": "completed", "result": text, "error": null(), "payload": null()}
+        values = {"status": ExecutionStatus.COMPLETED.value, "result": text, "error": null(), "payload": null()}
         return values | {"completed_at": _clock.now(connection), "lease_expires_at": null()}
     if verdict.answer is not Answer.NOT_LANDED:
         # A claim that was committed without a result has no lease yet, by which it would be found.
@@ -148,7 +148,8 @@ def _values(connection: Any, found: Found, verdict: Verdict, text: str) -> dict[
         return values | {"lease_expires_at": _clock.now(connection)}
     # No effect, whose next attempt would find it: a claim in a transaction only ever inserts.
     failure = _verdicts.recorded("it has not happened, as was found out later")
-    return {"status": "failed", "error": failure, "completed_at": _clock.now(connection), "lease_expires_at": null()}
+    values = {"status": ExecutionStatus.FAILED.value, "error": failure, "lease_expires_at": null()}
+    return values | {"completed_at": _clock.now(connection)}
 
 
 def _is_resolvable(connection: Connection, found: Found, verdict: Verdict) -> bool:

@@ -29,7 +29,7 @@ from ._keys import Key
 from ._lease_rows import IN_DOUBT, LEASED, Found, Rows
 from ._outcome import Request, conflict, in_progress
 from .errors import ExecutionInProgressError, LeaseLostError, OutcomeError
-from .execution import Execution
+from .execution import Execution, ExecutionStatus
 
 
 class Lease(NamedTuple):
@@ -129,7 +129,7 @@ def extend(session: Session, terms: Terms, lease: Lease) -> None:
 def complete(session: Session, policy: _claim.Policy, lease: Lease, result: str, details: str | None = None) -> bool:
     """Record the result; return whether it was not recorded before, by an earlier COMMIT of ours without an answer."""
     rows = Rows(session, policy)
-    values = {"status": "completed", "result": result, "error": null(), "payload": null()}
+    values = {"status": ExecutionStatus.COMPLETED.value, "result": result, "error": null(), "payload": null()}
     values |= {"completed_at": now(rows.connection), "lease_expires_at": null()}
     return _settle(rows, lease, values | _with(details))
 
@@ -137,7 +137,8 @@ def complete(session: Session, policy: _claim.Policy, lease: Lease, result: str,
 def fail(session: Session, policy: _claim.Policy, lease: Lease, error: str, *, keeps_payload: bool = False) -> bool:
     """Record that nothing happened, for good; or, with its payload, until a person says that it may be tried again."""
     rows = Rows(session, policy)
-    values = {"status": "failed", "error": error, "completed_at": now(rows.connection), "lease_expires_at": null()}
+    values: dict[str, Any] = {"status": ExecutionStatus.FAILED.value, "error": error}
+    values |= {"completed_at": now(rows.connection), "lease_expires_at": null()}
     if not keeps_payload:
         values["payload"] = null()
     return _settle(rows, lease, values)

@@ -6,19 +6,25 @@ import dataclasses
 import inspect
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from sqlalchemy import URL, create_engine, event, make_url, text
 from sqlalchemy.pool import NullPool
 from support.aio import AsyncPort, instead_of_guards
 from support.app import Port, make_engine
+from support.ports import ASYNC, PORTS
 from support.servers import Server, start
 
 from safeagent_sa import ExecutionGuard
+from safeagent_sa._dialects.psycopg_pipeline import Pipeline
 
+
+pytest_plugins = ["support.watchdog"]
 
 _given: dict[str, Any] = {}
 
@@ -32,6 +38,7 @@ def pytest_configure_node(node: Any) -> None:
     """Give pytest-xdist's workers the one server of the run; each makes databases of its own on it."""
     if isinstance(found := _server(), Server):
         node.workerinput["postgresql"] = found.url.render_as_string(hide_password=False)
+        node.workerinput["postgresql_outlives_the_run"] = found.outlives_the_run
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
@@ -46,7 +53,8 @@ def _server() -> Server | RuntimeError:
     """Start the server once, where it is first asked for: by the header, or by the first test under -q."""
     try:
         if "postgresql" in _given:
-            return Server(make_url(_given["postgresql"]), "of the whole run", stop=lambda: None)
+            outlives = _given["postgresql_outlives_the_run"]
+            return Server(make_url(_given["postgresql"]), "of the whole run", lambda: None, outlives_the_run=outlives)
         return start()
     except RuntimeError as error:
         return error
@@ -65,6 +73,15 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"PostgreSQL: {version} ({found.origin})"
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Name what this run leaves out, and the target that runs it; both are in the list of markers."""
+    markers = [line.partition(":") for line in config.getini("markers") if "by `make " in line]
+    left_out = [f"{name} ({told.strip()})" for name, _, told in markers if f"not {name}" in config.option.markexpr]
+    if left_out:
+        terminalreporter.write_line(f"Left out: {'; '.join(left_out)}")
+
+
 def pytest_unconfigure() -> None:
     if _server.cache_info().currsize and isinstance(found := _server(), Server):
         found.stop()
@@ -80,7 +97,7 @@ def server() -> Server:
 
 @pytest.fixture(scope="session")
 def new_database(server: Server) -> Iterator[Callable[[], URL]]:
-    """Make empty databases; all are dropped at the end of the run."""
+    """Make empty databases; at the end of the run they go with their server, or are dropped where it stays."""
     admin = create_engine(server.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     names: list[str] = []
 
@@ -93,7 +110,7 @@ def new_database(server: Server) -> Iterator[Callable[[], URL]]:
 
     yield make
     with admin.connect() as connection:
-        for name in names:
+        for name in names if server.outlives_the_run else ():
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
@@ -125,12 +142,55 @@ def sqlite(tmp_path: Path) -> Iterator[Port]:
     port.engine.dispose()
 
 
+@contextmanager
+def _taken(request: pytest.FixtureRequest, way: str, calls: list[None]) -> Iterator[None]:
+    """See that a test takes the way of its port; one that does not tells nothing about it."""
+    calls.clear()
+    yield
+    if request.node.get_closest_marker("all_ports") is None:
+        assert calls, f"nothing was {way} here: leave this port of the test to `make test-all`, by support.ports"
+
+
+@contextmanager
+def _awaited(request: pytest.FixtureRequest, port: Port) -> Iterator[None]:
+    if inspect.iscoroutinefunction(request.function):  # which awaits for itself
+        yield
+        return
+    statements: list[None] = []
+
+    def note(*_: object) -> None:
+        statements.append(None)
+
+    event.listen(port.engine, "before_cursor_execute", note)
+    try:
+        with _taken(request, "awaited", statements):
+            yield
+    finally:
+        event.remove(port.engine, "before_cursor_execute", note)
+
+
+@contextmanager
+def _pipelined(request: pytest.FixtureRequest) -> Iterator[None]:
+    claims: list[None] = []
+    begin = Pipeline.begin
+
+    def noted(*arguments: Any) -> Any:
+        claims.append(None)
+        return begin(*arguments)
+
+    with _taken(request, "pipelined", claims), mock.patch.object(Pipeline, "begin", noted):
+        yield
+
+
 @pytest.fixture
-def aiosqlite(sqlite: Port) -> Iterator[Port]:
+def aiosqlite(request: pytest.FixtureRequest, sqlite: Port) -> Iterator[Port]:
     port = AsyncPort.of("sqlite", sqlite.url.replace("sqlite:", "sqlite+aiosqlite:"), sqlite)
-    yield port
-    assert port.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-    port.dispose()
+    try:
+        with _awaited(request, port):
+            yield port
+        assert port.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    finally:
+        port.dispose()
 
 
 @pytest.fixture(scope="session")
@@ -152,27 +212,39 @@ def _async_postgresql(_shared_postgresql: Port) -> Iterator[dict[str, Port]]:
 
 
 @pytest.fixture
-def psycopg_async(postgresql: Port, _async_postgresql: dict[str, AsyncPort]) -> Iterator[Port]:
-    yield _async_postgresql["psycopg_async"]
+def psycopg_async(
+    request: pytest.FixtureRequest, postgresql: Port, _async_postgresql: dict[str, AsyncPort]
+) -> Iterator[Port]:
+    with _awaited(request, _async_postgresql["psycopg_async"]):
+        yield _async_postgresql["psycopg_async"]
     assert _async_postgresql["psycopg_async"].engine.pool.checkedout() == 0
 
 
 @pytest.fixture
-def asyncpg(postgresql: Port, _async_postgresql: dict[str, AsyncPort]) -> Iterator[Port]:
-    yield _async_postgresql["asyncpg"]
+def asyncpg(
+    request: pytest.FixtureRequest, postgresql: Port, _async_postgresql: dict[str, AsyncPort]
+) -> Iterator[Port]:
+    with _awaited(request, _async_postgresql["asyncpg"]):
+        yield _async_postgresql["asyncpg"]
     assert _async_postgresql["asyncpg"].engine.pool.checkedout() == 0
 
 
 @pytest.fixture
-def pipelined(postgresql: Port) -> Port:
+def pipelined(request: pytest.FixtureRequest, postgresql: Port) -> Iterator[Port]:
     """PostgreSQL by a guard whose claims cost no round trip."""
-    return dataclasses.replace(postgresql, guard_options={"pipeline": "auto"})
+    with _pipelined(request):
+        yield dataclasses.replace(postgresql, guard_options={"pipeline": "auto"})
 
 
 @pytest.fixture
-def pipelined_async(psycopg_async: AsyncPort) -> Port:
+def pipelined_async(
+    request: pytest.FixtureRequest, postgresql: Port, _async_postgresql: dict[str, AsyncPort]
+) -> Iterator[Port]:
     """The same by psycopg's async mode."""
-    return dataclasses.replace(psycopg_async, guard_options={"pipeline": "auto"})
+    port = _async_postgresql["psycopg_async"]
+    with _pipelined(request):
+        yield dataclasses.replace(port, guard_options={"pipeline": "auto"})
+    assert port.engine.pool.checkedout() == 0
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -205,16 +277,14 @@ def statements(port: Port) -> Iterator[list[str]]:
     event.remove(port.engine, "before_cursor_execute", note)
 
 
-@pytest.fixture(
-    params=["sqlite", "aiosqlite", "postgresql", "psycopg_async", "asyncpg", "pipelined", "pipelined_async"]
-)
+@pytest.fixture(params=PORTS)
 def port(request: pytest.FixtureRequest) -> Port:
     """Every database that the guard promises the same on."""
     found: Port = request.getfixturevalue(request.param)
     return found
 
 
-@pytest.fixture(params=["aiosqlite", "psycopg_async", "asyncpg", "pipelined_async"])
+@pytest.fixture(params=ASYNC)
 def async_port(request: pytest.FixtureRequest) -> Port:
     """Every async driver; a test may be a coroutine function."""
     found: Port = request.getfixturevalue(request.param)

@@ -11,6 +11,7 @@ import typer
 from alembic.script import ScriptDirectory
 from rich.table import Table
 
+from ..execution import ExecutionStatus
 from ..models import TABLE_NAME
 from ..schema import _adoption
 from ..schema._safeagent_stores import STORES
@@ -29,10 +30,10 @@ class StoreName(StrEnum):
     POSTGRES = "PostgresExecutionStore"
 
 
-_BECOMES = {
-    "completed": "finished: a retry gets the result",
-    "failed": "recorded as failed: a retry gets ExecutionFailedError",
-    "in_doubt": "unfinished or unreadable: not executed again before somebody has found out",
+_BECOMES: dict[str, str] = {
+    ExecutionStatus.COMPLETED: "finished: a retry gets the result",
+    ExecutionStatus.FAILED: "recorded as failed: a retry gets ExecutionFailedError",
+    ExecutionStatus.IN_DOUBT: "unfinished or unreadable: not executed again before somebody has found out",
 }
 
 

@@ -28,7 +28,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
-_COLOURS = {"completed": "green", "failed": "red", "in_doubt": "yellow"}
+_COLOURS: dict[str, str] = {
+    ExecutionStatus.COMPLETED: "green",
+    ExecutionStatus.FAILED: "red",
+    ExecutionStatus.IN_DOUBT: "yellow",
+}
 
 
 @in_sentences

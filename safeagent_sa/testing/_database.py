@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Engine, MetaData, Table, insert, select, text
 
+from ..execution import ExecutionStatus
 from ..models import ExecutionRequestMixin
 
 
@@ -95,15 +96,15 @@ class Database:
 
     def completed(self) -> Counter[tuple[str, str]]:
         """Return the statuses of the guard's rows by (scope, request_id)."""
-        return self._statuses("completed")
+        return self._statuses(ExecutionStatus.COMPLETED)
 
     def in_doubt(self) -> Counter[tuple[str, str]]:
         """Return the requests that are in doubt."""
-        return self._statuses("in_doubt")
+        return self._statuses(ExecutionStatus.IN_DOUBT)
 
-    def _statuses(self, status: str) -> Counter[tuple[str, str]]:
+    def _statuses(self, status: ExecutionStatus) -> Counter[tuple[str, str]]:
         columns = self.requests.c
-        query = select(columns.scope, columns.request_id).where(columns.status == status)
+        query = select(columns.scope, columns.request_id).where(columns.status == status.value)
         with self.quiet.connect() as connection:
             return Counter((scope, request_id) for scope, request_id in connection.execute(query))
 

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, insert, literal_column, select, updat
 from sqlalchemy.orm import Session
 
 from .. import _clock
+from ..execution import ExecutionStatus
 from ..guard import ExecutionGuard
 from ..models import ExecutionRequest, ExecutionRequestMixin
 
@@ -43,7 +44,7 @@ def assert_executed_once(
     others = session.scalars(select(model.request_id).where(model.scope == scope).limit(5)).all()
     name = f"request_id {request_id!r} in scope {scope!r}"
     assert found is not None, f"{name} was never executed; there are {list(others)!r}"
-    assert found.status == "completed", f"{name} is {found.status}, not completed"
+    assert found.status == ExecutionStatus.COMPLETED, f"{name} is {found.status}, not completed"
     assert found.attempt == 1, f"{name} was completed in attempt {found.attempt}"
 
 
@@ -162,7 +163,7 @@ def put_in_doubt(connection: Connection, request_id: str, *, action: str, guard:
         "request_id": request_id,
         "action": action,
         "fingerprint": settings.policy.fingerprinter.make(None),
-        "status": "in_doubt",
+        "status": ExecutionStatus.IN_DOUBT.value,
         "token": uuid.uuid4(),
         "lease_expires_at": _clock.now(connection),
     }

@@ -8,6 +8,7 @@ import time
 import pytest
 from sqlalchemy import select, text
 from support.app import Payment
+from support.patience import PATIENCE
 
 from safeagent_sa import ExecutionInDoubtError, ExecutionRequest
 from safeagent_sa.aio import AsyncExecutionGuard
@@ -15,7 +16,7 @@ from safeagent_sa.testing import expire_lease
 
 
 SEED = 20261123
-guard = AsyncExecutionGuard(wait_timeout=60)
+guard = AsyncExecutionGuard(wait_timeout=PATIENCE)
 
 
 async def pay(session, reference):

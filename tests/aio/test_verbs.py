@@ -6,6 +6,8 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session
 from support.app import Payment
+from support.patience import PATIENCE
+from support.ports import ASYNC, ports
 
 from safeagent_sa import (
     AlreadyCompletedError,
@@ -28,9 +30,9 @@ async def pay(session, reference, amount=100):
     return {"status": "sent", "receipt": f"rcpt_{payment.id}"}
 
 
-async def deliver(port, request_id, guard=guard, **options):
+async def deliver(port, request_id, with_guard=None, **options):
     async with port.async_sessions() as session, session.begin():
-        async with guard.claim(session, request_id, action="pay", **options) as execution:
+        async with (with_guard or guard).claim(session, request_id, action="pay", **options) as execution:
             if not execution.is_replay:
                 execution.complete(await pay(session, request_id))
     return execution
@@ -63,6 +65,7 @@ async def test_run_transaction_commits(async_port):
     assert async_port.payments("order-1") == 1
 
 
+@ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")
 async def test_claim_many_and_get(async_port):
     async with async_port.async_sessions() as session, session.begin():
         async with guard.claim_many(session, {"a": 1, "b": 2}, action="pay") as batch:
@@ -75,7 +78,7 @@ async def test_claim_many_and_get(async_port):
 
 
 async def test_tasks_that_race_execute_once(async_port):
-    patient = AsyncExecutionGuard(wait_timeout=60)
+    patient = AsyncExecutionGuard(wait_timeout=PATIENCE)
     answers = await asyncio.gather(*(deliver(async_port, "hot", patient) for _ in range(16)))
 
     assert sorted(answer.is_replay for answer in answers) == [False] + [True] * 15
@@ -115,6 +118,7 @@ async def test_commit_is_refused_after_an_exception_that_was_caught_outside_the_
     assert async_port.payments("order-1") == 0
 
 
+@ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")
 async def test_a_savepoint_undoes_the_block_alone(async_port):
     async with async_port.async_sessions() as session, session.begin():
         await pay(session, "before")
@@ -141,6 +145,7 @@ async def test_another_payload_is_a_conflict(async_port):
         await deliver(async_port, "order-1", payload={"amount": 2})
 
 
+@ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")
 async def test_the_wrong_kind_of_session_is_refused_before_any_sql(async_port):
     for wrong in (Session(), async_port.async_engine, None, "session"):
         with pytest.raises(UnsupportedSessionError, match="AsyncSession"):
@@ -155,6 +160,7 @@ async def test_the_wrong_kind_of_session_is_refused_before_any_sql(async_port):
         ExecutionGuard().claim(AsyncSession(async_port.async_engine), "order-1", action="pay")
 
 
+@ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")
 async def test_factories_of_something_else_or_of_open_transactions_are_refused(async_port):
     with pytest.raises(UnsupportedSessionError, match="async_sessionmaker"):
         await guard.run_transaction(Session, "order-1", pay, "order-1", action="pay")
@@ -163,6 +169,7 @@ async def test_factories_of_something_else_or_of_open_transactions_are_refused(a
             await guard.run_transaction(lambda: session, "order-1", pay, "order-1", action="pay")
 
 
+@ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")
 async def test_a_function_of_the_wrong_kind_is_refused(async_port):
     def plain(session):
         return 1
@@ -175,16 +182,10 @@ async def test_a_function_of_the_wrong_kind_is_refused(async_port):
     assert async_port.requests() == []
 
 
+@ports("sqlite", "postgresql", among=["sqlite", "postgresql"])
 def test_a_coroutine_function_is_refused_by_the_synchronous_guard_before_any_sql(port, statements):
     with port.sessions() as session:
         with pytest.raises(UnsupportedFunctionError, match=r"aio\.AsyncExecutionGuard"):
-            ExecutionGuardOfThisPackage().execute(session, "order-1", pay, "order-1", action="pay")
+            ExecutionGuard().execute(session, "order-1", pay, "order-1", action="pay")
 
     assert statements == []
-
-
-# Under a name that the async ports do not put their façade behind.
-def ExecutionGuardOfThisPackage():  # noqa: N802
-    import safeagent_sa.guard
-
-    return safeagent_sa.guard.ExecutionGuard()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, func, inspect, update
 from support.app import deliver
+from support.ports import before_any_sql
 from typer.testing import CliRunner
 
 from safeagent_sa import ExecutionGuard, ExecutionRequest, __version__
@@ -250,6 +251,7 @@ def test_purge(port):
     assert port.requests() == [("order-3", "completed")]
 
 
+@before_any_sql
 def test_purge_refuses_what_is_too_short_or_no_age(port):
     done = run("purge", "--url", port.url, "--older-than", "23h")
     assert done.exit_code == 1

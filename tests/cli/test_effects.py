@@ -8,7 +8,9 @@ import sys
 
 import pytest
 from sqlalchemy import select
+from support import commands
 from support.effects import Provider
+from support.patience import PATIENCE
 from typer.testing import CliRunner
 
 from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionRequest
@@ -88,9 +90,10 @@ def test_wrong_arguments_of_resolve(port):
 APP = """
 from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import NullPool
 from safeagent_sa import ExecutionGuard, sqlite
 
-engine = create_engine({url!r})
+engine = create_engine({url!r}, poolclass=NullPool)
 if engine.dialect.name == "sqlite":
     sqlite.configure(engine)
 
@@ -147,16 +150,16 @@ def test_a_relay_of_the_app_runs_until_it_is_told_to_stop(port, tmp_path, relay)
     store(port, 2)
     assert process.stdout.readline() == "sent 2\n"
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=30)[0] == "the relay has stopped\n"
+    assert process.communicate(timeout=PATIENCE)[0] == "the relay has stopped\n"
     assert process.returncode == 0
 
 
-def test_a_relay_that_fires_what_is_due_and_ends(port, tmp_path, relay):
+def test_a_relay_that_fires_what_is_due_and_ends(port, tmp_path):
     (tmp_path / "shop.py").write_text(APP.format(url=port.url))
     store(port, 1)
     for expected in ("sent 1\n1 effect(s)\n", "0 effect(s)\n"):
-        process = relay("shop:make_relay", "--once")
-        assert process.communicate(timeout=30)[0] == expected
+        done = commands.run("safeagent-sa", "relay", "shop:make_relay", "--once", cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (0, expected), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -168,7 +171,8 @@ def test_a_relay_that_fires_what_is_due_and_ends(port, tmp_path, relay):
         ("shop", "package.module:name"),
     ],
 )
-def test_a_target_that_is_no_relay(sqlite, tmp_path, relay, target, words):
+def test_a_target_that_is_no_relay(sqlite, tmp_path, target, words):
     (tmp_path / "shop.py").write_text(APP.format(url=sqlite.url))
-    assert relay(target).wait(timeout=30) != 0
-    assert words in (tmp_path / "stderr").read_text()
+    done = commands.run("safeagent-sa", "relay", target, cwd=tmp_path)
+    assert done.returncode != 0
+    assert words in done.stderr

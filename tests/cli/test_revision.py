@@ -1,12 +1,11 @@
 """`safeagent-sa revision` in apps made by `alembic init`, then the app's own alembic commands."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 from alembic import __version__ as alembic_version
 from sqlalchemy import create_engine, inspect, text
+from support import commands
 from typer.testing import CliRunner
 
 from safeagent_sa.cli._app import app as command_line
@@ -24,9 +23,7 @@ def downgrade() -> None:
 
 
 def alembic(folder, *arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "alembic", *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
+    done = commands.run("alembic", *arguments, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

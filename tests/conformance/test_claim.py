@@ -9,6 +9,8 @@ from sqlalchemy import event, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Session, scoped_session
 from support.app import Payment, deliver, pay
+from support.patience import PATIENCE
+from support.ports import not_pipelined
 
 from safeagent_sa import (
     ExecutionFailedError,
@@ -231,6 +233,7 @@ def test_the_execution_can_be_read_when_the_session_is_gone(port):
     assert replay.receipt.completed_at.tzinfo is not None
 
 
+@not_pipelined
 def test_savepoint_undoes_the_block_and_spares_the_transaction(port):
     with port.sessions() as session, session.begin():
         pay(session, "before")
@@ -243,6 +246,7 @@ def test_savepoint_undoes_the_block_and_spares_the_transaction(port):
     assert port.requests() == []
 
 
+@not_pipelined
 def test_savepoint_keeps_what_succeeds(port):
     for _ in range(2):
         with port.sessions() as session, session.begin():
@@ -253,6 +257,7 @@ def test_savepoint_keeps_what_succeeds(port):
     assert port.payments("order-1") == 1
 
 
+@not_pipelined
 def test_a_claim_in_a_savepoint_of_the_caller_goes_with_it(port):
     with port.sessions() as session, session.begin():
         with pytest.raises(ZeroDivisionError), session.begin_nested():
@@ -266,6 +271,7 @@ def test_a_claim_in_a_savepoint_of_the_caller_goes_with_it(port):
     assert port.requests() == [("order-1", "completed")]
 
 
+@not_pipelined
 def test_a_claim_in_a_savepoint_that_is_rolled_back_after_the_block_is_gone(port):
     with port.sessions() as session, session.begin():
         savepoint = session.begin_nested()
@@ -301,6 +307,7 @@ def test_a_scoped_session_is_taken_for_its_session(port):
     assert port.requests() == [("order-1", "completed"), ("order-2", "completed")]
 
 
+@not_pipelined
 @pytest.mark.parametrize("mode", ["create_savepoint", "conditional_savepoint", "control_fully"])
 def test_sessions_joined_to_an_outer_transaction_of_a_test_suite_work(port, mode):
     with port.engine.connect() as connection:
@@ -397,7 +404,7 @@ def test_callers_that_race_for_one_id_execute_it_once(port):
     answers = []
 
     def call():
-        answers.append(deliver(port, "hot", ExecutionGuard(wait_timeout=60)))
+        answers.append(deliver(port, "hot", ExecutionGuard(wait_timeout=PATIENCE)))
 
     port.in_parallel([call] * callers)
 

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from support.app import Payment
+from support.ports import before_any_sql, not_pipelined
 
 from safeagent_sa import (
     ExecutionGuard,
@@ -104,6 +105,7 @@ def test_chosen_arguments_or_a_callable_are_the_payload(port):
     assert port.payments("order-1") == 1
 
 
+@before_any_sql
 def test_what_has_no_canonical_form_must_be_left_out_by_name(port):
     @guard.idempotent(request_id="{order_id}", action="pay")
     def pay(session: Session, order_id: str, request: object) -> int:
@@ -257,6 +259,7 @@ def test_an_exception_leaves_nothing_and_the_next_call_executes(port):
     assert port.payments("order-1") == 1
 
 
+@not_pipelined
 def test_options_of_the_claim_are_handed_on(port):
     @guard.idempotent(request_id="{order_id}", action="pay", savepoint=True, wait_timeout=0, result_type=PaymentReceipt)
     def pay(session: Session, order_id: str):

@@ -7,6 +7,7 @@ from sqlalchemy import create_engine, select, text
 from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from sqlalchemy.orm import Session, sessionmaker
 from support.app import Payment, deliver, pay
+from support.ports import not_pipelined, ports
 
 from safeagent_sa import (
     AlreadyClaimedError,
@@ -66,6 +67,7 @@ def test_commit_of_the_connection_is_refused_too(port):
     assert nothing_is_stored(port)
 
 
+@not_pipelined
 def test_commit_of_an_outer_transaction_is_refused_too(port):
     with port.engine.connect() as connection, connection.begin() as outer:
         with Session(connection, join_transaction_mode="create_savepoint") as session:
@@ -139,6 +141,7 @@ def test_rollback_inside_the_block_and_nothing_after_it_leaves_the_session_free(
     assert port.payments("other") == 1
 
 
+@not_pipelined
 def test_a_savepoint_around_the_claim_that_ends_inside_the_block_loses_it(port):
     with port.sessions() as session:
         savepoint = session.begin_nested()
@@ -152,6 +155,7 @@ def test_a_savepoint_around_the_claim_that_ends_inside_the_block_loses_it(port):
     assert nothing_is_stored(port)
 
 
+@not_pipelined
 def test_an_exception_after_that_savepoint_does_not_let_later_writes_commit(port):
     with port.sessions() as session:
         savepoint = session.begin_nested()
@@ -195,6 +199,7 @@ def test_a_commit_of_the_driver_inside_the_block_is_found_by_the_completion(port
     assert port.requests() == [("order-1", "claimed")]  # never answered as done, never executed again
 
 
+@not_pipelined
 def test_a_lost_claim_cannot_complete_its_successor(port):
     """The row is there, in this transaction, and not completed: but it is another claim's."""
     with port.sessions() as session:
@@ -213,6 +218,7 @@ def test_a_lost_claim_cannot_complete_its_successor(port):
     assert nothing_is_stored(port)
 
 
+@not_pipelined
 def test_a_stored_result_is_never_overwritten(port):
     with port.sessions() as session:
         connection = session.connection()
@@ -294,6 +300,7 @@ def test_an_unknown_database_is_refused():
             pass
 
 
+@ports("sqlite")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -321,6 +328,7 @@ def test_bad_input_is_refused_before_any_sql_and_the_transaction_stays_usable(po
     assert port.payments("before") == 1
 
 
+@ports("sqlite")
 @pytest.mark.parametrize("result", [float("nan"), "\x00", "\ud800", {1, 2}, b"x", "x" * 2000])
 def test_a_bad_result_is_refused_before_any_sql_and_the_claim_stays_open(port, statements, result):
     with port.sessions() as session, session.begin():

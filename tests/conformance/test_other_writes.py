@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import Delete, Insert, Update, create_engine, select
 from sqlalchemy.orm import Session, sessionmaker
 from support.app import Base, Payment, deliver, make_engine, pay
+from support.ports import not_pipelined
 
 from safeagent_sa import ExecutionGuard, ExecutionRequest, PendingWritesError, SecondDatabaseError
 
@@ -25,6 +26,7 @@ def delete(session):
     session.delete(session.scalar(select(Payment)))
 
 
+@not_pipelined
 @pytest.mark.parametrize("write", [add, change, delete])
 @pytest.mark.parametrize("savepoint", [False, True])
 @pytest.mark.parametrize("delivered_before", [False, True])
@@ -47,6 +49,7 @@ def test_changes_that_a_replay_would_write_are_refused(port, statements, write, 
     assert port.payments("early") == 0
 
 
+@not_pipelined
 def test_flushed_changes_and_looks_are_taken_for_meant(port):
     with port.sessions() as session, session.begin():
         add(session)

@@ -13,11 +13,13 @@ from uuid import UUID
 import pydantic
 import pytest
 from support.app import Payment
+from support.ports import before_any_sql, not_pipelined, ports
 from typing_extensions import TypedDict  # pydantic takes that of the standard library from Python 3.12 on
 
 from safeagent_sa import (
     ExecutionGuard,
     InvalidResultError,
+    NotCompletedError,
     ReceiptTypeError,
     UnsupportedResultTypeError,
 )
@@ -90,6 +92,7 @@ VALUES = [
 ]
 
 
+@ports("sqlite")
 @pytest.mark.parametrize(("kind", "value"), VALUES, ids=lambda value: str(value)[:40])
 def test_a_replay_equals_the_first_answer_in_type_and_value(port, kind, value):
     def pay(session, value) -> Any:
@@ -163,6 +166,7 @@ WRONG = [
 ]
 
 
+@ports("sqlite")
 @pytest.mark.parametrize(("kind", "value", "match"), WRONG, ids=lambda value: str(value)[:40])
 def test_a_value_that_would_come_back_as_another_one_is_refused(port, kind, value, match):
     with port.sessions() as session:
@@ -191,6 +195,7 @@ def test_a_subclass_that_the_annotation_does_not_hold_is_refused(port):
     assert port.requests() == []
 
 
+@before_any_sql
 def test_a_type_without_a_json_form_is_refused_before_any_sql(port):
     def pay(session) -> Payment:
         raise AssertionError
@@ -222,6 +227,7 @@ class Unseen(NamedTuple):
 PLAIN = [None, Any, int, dict[str, Any], dict, list[dict[str, int | None]], str | None, "list[str]"]
 
 
+@ports("sqlite")
 @pytest.mark.parametrize("kind", PLAIN, ids=str)
 def test_plain_json_needs_no_pydantic(port, without_pydantic, kind):
     def pay(session):
@@ -233,8 +239,31 @@ def test_plain_json_needs_no_pydantic(port, without_pydantic, kind):
             assert guard.execute(session, "order-1", pay, action="pay").result == [{"a": 1}]
 
 
+@before_any_sql
 def test_other_types_without_pydantic_say_what_to_install(port, without_pydantic):
     with port.sessions() as session:
         with pytest.raises(UnsupportedResultTypeError, match=r"pip install \"safeagent_sa\[pydantic\]\""):
             guard.claim(session, "order-1", action="pay", result_type=Unseen)
         assert not session.in_transaction()
+
+
+@not_pipelined
+def test_an_execution_whose_block_failed_has_no_result(port):
+    with port.sessions() as session, session.begin():
+        with pytest.raises(ZeroDivisionError):
+            with guard.claim(session, "order-1", action="pay", savepoint=True) as execution:
+                execution.complete(1)
+                raise ZeroDivisionError
+
+    assert execution.status == "claimed"
+    with pytest.raises(NotCompletedError):
+        _ = execution.result
+
+
+def test_changing_a_result_changes_nothing_for_others(port):
+    with port.sessions() as session, session.begin():
+        with guard.claim(session, "order-1", action="pay") as execution:
+            mine = execution.complete({"a": 1})
+            mine["b"] = 2
+
+    assert execution.result == {"a": 1}

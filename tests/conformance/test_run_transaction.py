@@ -7,6 +7,8 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from support.app import Payment, make_engine, pay
+from support.patience import PATIENCE
+from support.ports import before_any_sql
 from support.proxy import Proxy
 
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError, RequestConflictError, UnsupportedSessionError
@@ -134,7 +136,7 @@ def test_a_killed_backend_is_retried_on_a_new_connection(postgresql):
 
 
 def test_a_deadlock_between_two_claims_is_retried(postgresql):
-    met = threading.Barrier(2, timeout=30)
+    met = threading.Barrier(2, timeout=PATIENCE)
 
     def both(first, second):
         def fn(session):
@@ -185,7 +187,7 @@ def test_a_locked_sqlite_file_is_retried(sqlite):
             released.set()
 
     def let_go():
-        released.wait(30)
+        released.wait(PATIENCE)
         holder.rollback()
 
     thread = threading.Thread(target=let_go)
@@ -228,12 +230,14 @@ def test_pauses_grow_and_are_never_the_same():
     assert all(1.0 <= pause <= 2.0 for pause in pauses[8:])
 
 
+@before_any_sql
 @pytest.mark.parametrize("bad", [{"attempts": 0}, {"max_seconds": 0}, {"max_seconds": float("nan")}])
 def test_bad_bounds_are_refused(port, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         guard.run_transaction(port.sessions, "order-1", pay, "x", action="pay", **bad)
 
 
+@before_any_sql
 def test_a_factory_of_something_else_or_of_open_transactions_is_refused(port):
     with pytest.raises(UnsupportedSessionError, match="sessionmaker"):
         guard.run_transaction(lambda: None, "order-1", pay, "x", action="pay")

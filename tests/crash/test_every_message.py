@@ -6,6 +6,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
 from support.aio import another_way
 from support.app import deliver, pay
+from support.patience import PATIENCE
 from support.wire import MessageProxy
 
 from safeagent_sa import ExecutionGuard
@@ -50,7 +51,7 @@ def cuts(through, direction, run):
 @pytest.mark.parametrize("savepoint", [False, pytest.param(True, marks=pytest.mark.stress)])
 def test_a_cut_at_every_message_is_settled_by_a_retry(postgresql, through, direction, savepoint):
     acknowledged = []
-    guard = ExecutionGuard(wait_timeout=60)
+    guard = ExecutionGuard(wait_timeout=PATIENCE)
 
     def run(number):
         name, answer = f"order-{number}", None
@@ -79,7 +80,7 @@ def test_a_cut_at_every_message_is_settled_by_a_retry(postgresql, through, direc
 
 @pytest.mark.parametrize("direction", ["client", pytest.param("server", marks=pytest.mark.stress)])
 def test_run_transaction_settles_every_cut_by_itself(postgresql, through, direction):
-    guard = ExecutionGuard(wait_timeout=60)
+    guard = ExecutionGuard(wait_timeout=PATIENCE)
 
     def run(number):
         name = f"order-{number}"

@@ -2,19 +2,23 @@
 
 import pytest
 from support.app import deliver
-from support.processes import Worker
+from support.ports import ports
 from support.worker import STEPS
 
 
-@pytest.mark.parametrize("port", ["sqlite", "postgresql", "asyncpg", "pipelined", "pipelined_async"], indirect=True)
-def test_processes_that_race_for_one_id_execute_it_once(port):
+# psycopg speaks through libpq in both of its modes, and SQLite through the same library.
+DRIVERS = ["sqlite", "postgresql", "asyncpg", "pipelined", "pipelined_async"]
+
+
+@ports("sqlite", "pipelined", among=DRIVERS)
+def test_processes_that_race_for_one_id_execute_it_once(port, worker):
     callers = 16
-    workers = [Worker(port, "hot", stop_at="start") for _ in range(callers)]
-    for worker in workers:
-        worker.wait_until_stopped()
-    for worker in workers:
-        worker.go_on()
-    answers = [worker.answer() for worker in workers]
+    workers = [worker(port, "hot", stop_at="start") for _ in range(callers)]
+    for each in workers:
+        each.wait_until_stopped()
+    for each in workers:
+        each.go_on()
+    answers = [each.answer() for each in workers]
 
     assert len({answer["pid"] for answer in answers}) == callers
     assert sorted(answer["is_replay"] for answer in answers) == [False] + [True] * (callers - 1)
@@ -23,12 +27,12 @@ def test_processes_that_race_for_one_id_execute_it_once(port):
     assert port.requests() == [("hot", "completed")]
 
 
-@pytest.mark.parametrize("port", ["sqlite", "postgresql", "asyncpg", "pipelined", "pipelined_async"], indirect=True)
+@ports("sqlite", "postgresql", "pipelined", among=DRIVERS)
 @pytest.mark.parametrize("step", STEPS)
-def test_a_process_killed_at_any_step_leaves_all_or_nothing(port, step):
-    worker = Worker(port, "order-1", stop_at=step)
-    worker.wait_until_stopped()
-    worker.kill()
+def test_a_process_killed_at_any_step_leaves_all_or_nothing(port, worker, step):
+    killed = worker(port, "order-1", stop_at=step)
+    killed.wait_until_stopped()
+    killed.kill()
 
     stored = step == "committed"
     retry, again = deliver(port, "order-1"), deliver(port, "order-1")
@@ -42,10 +46,10 @@ def test_a_process_killed_at_any_step_leaves_all_or_nothing(port, step):
 
 @pytest.mark.parametrize("port", ["postgresql", "pipelined"], indirect=True)
 @pytest.mark.parametrize("step", ["claimed", "written", "settled"])
-def test_a_waiting_process_takes_over_from_a_killed_one(port, step):
-    holder = Worker(port, "order-1", stop_at=step)
+def test_a_waiting_process_takes_over_from_a_killed_one(port, worker, step):
+    holder = worker(port, "order-1", stop_at=step)
     holder.wait_until_stopped()
-    waiter = Worker(port, "order-1", stop_at="begun")
+    waiter = worker(port, "order-1", stop_at="begun")
     waiter.wait_until_stopped()
     waiter.go_on()
     holder.kill()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.app import deliver
+from support.patience import PATIENCE
 
 
 CLIENT = Path(__file__).resolve().parents[1] / "support" / "client.py"
@@ -39,7 +40,7 @@ def run(port, tmp_path, *, rounds, ids, processes=16):
             client.kill()
             kills += 1
         for client in clients:
-            _, errors = client.communicate(timeout=100)
+            _, errors = client.communicate(timeout=PATIENCE)
             assert client.returncode in (0, -9), errors
     return kills
 

@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 from alembic.migration import MigrationContext
@@ -11,6 +9,7 @@ from alembic.operations import Operations
 from safeagent_exec_guard.sqlite_store import SQLiteExecutionStore
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
+from support import commands
 
 from safeagent_sa import ExecutionGuard
 
@@ -36,18 +35,12 @@ def receipt(url):
     return found
 
 
-def test_the_commands(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_commands(tmp_path):
     fill(tmp_path / "app.db")
     url = f"sqlite:///{tmp_path / 'app.db'}"
-    monkeypatch.setenv("DATABASE_URL", url)
-    programs = {"alembic": "alembic", "safeagent-sa": "safeagent_sa"}
 
     def run(line):
-        program, *arguments = shlex.split(line, comments=True)
-        done = subprocess.run(
-            [sys.executable, "-m", programs[program], *arguments], capture_output=True, text=True, check=False
-        )
+        done = commands.run(*shlex.split(line, comments=True), cwd=tmp_path, DATABASE_URL=url)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

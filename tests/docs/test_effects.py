@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import update
 from support.app import Payment
+from support.patience import PATIENCE
 from typer.testing import CliRunner
 
 from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionRequest, ExecutionStatus
@@ -92,7 +93,12 @@ def test_the_diagram_has_every_state():
 
 def test_the_example_ends_with_one_charge_for_each_order_and_one_mail():
     done = subprocess.run(
-        [sys.executable, "-m", "examples.charges"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-m", "examples.charges"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()

@@ -57,6 +57,14 @@ def test_own_history(app):
     assert receipts(app) == 1
 
 
+def test_own_history_by_the_programs_themselves(tmp_path):
+    """Every other page here is followed in this process."""
+    app = App(tmp_path / "app", f"sqlite:///{tmp_path / 'app.db'}", starts_processes=True)
+    said = follow(app, "migrations/own-history.md", "One revision in your own Alembic history")
+    assert any("No new upgrade operations" in each for each in said)
+    assert_usable(app)
+
+
 @pytest.mark.parametrize("road", ["The ready model", "The mixin on your own Base", "Another name, with make_model"])
 def test_autogenerate(app, road):
     said = follow(app, "migrations/autogenerate.md", road, "Then")
@@ -93,7 +101,7 @@ def test_several_databases(tmp_path):
     """The template multidb has functions of its own; the command prints what is to be pasted into them."""
     folder = tmp_path / "app"
     app = App.__new__(App)
-    app.folder, app.url = folder, f"sqlite:///{tmp_path / 'one.db'}"
+    app.folder, app.url, app.starts_processes = folder, f"sqlite:///{tmp_path / 'one.db'}", False
     folder.mkdir()
     app.run("alembic init -t multidb migrations")
     for name, file in (

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.app import pay
+from support.ports import ports
 
 import safeagent_sa
 from safeagent_sa import ExecutionGuard
@@ -46,6 +47,7 @@ def test_the_tables_are_as_long_as_the_promise():
     assert len(rows("when-can-it-still-run-twice.md")) >= 10
 
 
+@ports("sqlite")
 @pytest.mark.parametrize("argument", ["request_id", "scope", "action", "payload", "result"])
 def test_every_bad_input_is_refused_before_any_sql_and_harms_nothing(port, statements, argument):
     names = {"nested": nested, "cycle": cycle, "Decimal": Decimal, "uuid": uuid, "dt": dt}

@@ -6,6 +6,8 @@ import pytest
 from sqlalchemy import create_engine
 from support.app import Port
 from support.effects import Provider
+from support.patience import PATIENCE
+from support.ports import not_pipelined
 
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError
 
@@ -31,6 +33,7 @@ def test_eight_threads_make_one_call(postgresql, level):
     engine.dispose()
 
 
+@not_pipelined
 def test_eight_deliveries_on_every_driver(port):
     provider, answers = Provider(), []
 
@@ -53,19 +56,19 @@ def test_another_delivery_is_told_at_once_while_the_call_goes_on(postgresql):
 
     def wait(_effect):
         calling.set()
-        assert go_on.wait(30)
+        assert go_on.wait(PATIENCE)
 
     provider.before = wait
-    effect = ExecutionGuard().effect("charge")
+    effect = ExecutionGuard().effect("charge", lease=7200)
     results = []
     thread = threading.Thread(
         target=lambda: results.append(effect.execute(postgresql.sessions, "charge-1", provider).result)
     )
     thread.start()
-    assert calling.wait(30)
+    assert calling.wait(PATIENCE)
     with pytest.raises(ExecutionInProgressError) as told:
         effect.execute(postgresql.sessions, "charge-1", provider)
-    assert told.value.retry_after > 50
+    assert told.value.retry_after > 3600
     go_on.set()
-    thread.join(30)
+    thread.join(PATIENCE)
     assert results == [{"charge": 1, "amount": 100}]

@@ -7,6 +7,7 @@ from sqlalchemy import event, select, update
 from sqlalchemy.exc import IntegrityError
 from support.app import Payment, deliver
 from support.effects import Died, Provider, die
+from support.ports import not_pipelined
 
 from safeagent_sa import (
     EffectInTransactionError,
@@ -66,6 +67,7 @@ def row(port, request_id="charge-1"):
         return session.scalars(select(ExecutionRequest).where(ExecutionRequest.request_id == request_id)).one()
 
 
+@not_pipelined
 def test_a_call_is_made_once_and_its_result_is_replayed(port):
     provider = Provider()
     first = charge(port, provider, payload={"amount": 100})
@@ -81,6 +83,7 @@ def test_a_call_is_made_once_and_its_result_is_replayed(port):
     assert stored.created_at <= stored.completed_at
 
 
+@not_pipelined
 def test_no_transaction_is_open_during_the_call(port):
     seen = []
 
@@ -93,6 +96,7 @@ def test_no_transaction_is_open_during_the_call(port):
     assert seen == [(0, "leased", True)]
 
 
+@not_pipelined
 def test_another_action_or_payload_is_a_conflict_in_every_state(port):
     provider = Provider()
     charge(port, provider, payload=1)
@@ -110,6 +114,7 @@ def test_another_action_or_payload_is_a_conflict_in_every_state(port):
     assert provider.charges == ["charge-1", "charge-2"]
 
 
+@not_pipelined
 def test_the_idempotency_key_is_stable_and_tells_nothing(port):
     provider = Provider()
     provider.before = raising(RateLimited())
@@ -128,6 +133,7 @@ def test_the_idempotency_key_is_stable_and_tells_nothing(port):
     assert "charge" not in first
 
 
+@not_pipelined
 def test_an_error_that_is_declared_safe_frees_the_request(port):
     provider = Provider()
     provider.before = raising(RateLimited("slow down"))
@@ -170,6 +176,7 @@ def test_a_probe_that_finds_nothing_settles_what_came_before(port):
     assert charge(port, provider).result["charge"] == 1
 
 
+@not_pipelined
 def test_a_proof_that_nothing_happened_is_recorded_and_replayed(port):
     provider = Provider()
 
@@ -193,6 +200,7 @@ def test_a_proof_that_nothing_happened_is_recorded_and_replayed(port):
     assert row(port).completed_at is not None
 
 
+@not_pipelined
 def test_a_proof_in_words(port):
     provider = Provider()
     provider.before = lambda effect: (_ for _ in ()).throw(effect.not_done("card \x00 declined"))
@@ -203,6 +211,7 @@ def test_a_proof_in_words(port):
         ExecutionGuard().get(session, "charge-1")
 
 
+@not_pipelined
 def test_every_other_error_is_in_doubt_and_not_fired_again(port):
     provider = Provider()
     provider.after = raising(TimeoutError("no answer"))
@@ -224,6 +233,7 @@ class Unspeakable(Exception):
         raise RuntimeError("not even that")
 
 
+@not_pipelined
 @pytest.mark.parametrize(
     "error", [Unspeakable(), ValueError("\ud800 \x00"), ValueError("x" * 10**6), ExceptionGroup("many", [ValueError()])]
 )
@@ -247,6 +257,7 @@ def test_safe_errors_in_every_form(sqlite, retry_on):
     assert row(sqlite).status == "leased"
 
 
+@not_pipelined
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_crash_in_the_call_is_in_doubt_once_the_lease_has_ended(port, when):
     provider = Provider()
@@ -266,6 +277,7 @@ def test_a_crash_in_the_call_is_in_doubt_once_the_lease_has_ended(port, when):
     assert provider.charges == fired
 
 
+@not_pipelined
 def test_a_crash_before_the_mark_is_taken_over(port):
     provider = Provider()
     effect = ExecutionGuard().effect("charge", lease=60)
@@ -289,6 +301,7 @@ def test_a_crash_before_the_mark_is_taken_over(port):
     assert provider.attempts == [2]
 
 
+@not_pipelined
 def test_retry_makes_the_call_again_under_the_same_key(port):
     provider = Provider()
     provider.after = die
@@ -303,6 +316,7 @@ def test_retry_makes_the_call_again_under_the_same_key(port):
     assert not charge(port, provider, "charge-2", when_in_doubt="retry").is_replay
 
 
+@not_pipelined
 def test_a_probe_that_finds_the_effect_records_it(port):
     provider = Provider()
     provider.after = die
@@ -322,6 +336,7 @@ def test_a_probe_that_finds_the_effect_records_it(port):
     assert '"probe":"landed"' in row(port).details
 
 
+@not_pipelined
 def test_a_probe_that_finds_nothing_lets_the_call_be_made(port):
     provider = Provider()
     provider.before = die
@@ -330,6 +345,7 @@ def test_a_probe_that_finds_nothing_lets_the_call_be_made(port):
     assert (provider.charges, provider.attempts) == (["charge-1"], [1, 2])
 
 
+@not_pipelined
 @pytest.mark.parametrize("verdict", [cannot_tell, landed_more_than_once])
 def test_a_probe_that_settles_nothing_leaves_it_in_doubt(port, verdict):
     provider = Provider()
@@ -343,6 +359,7 @@ def test_a_probe_that_settles_nothing_leaves_it_in_doubt(port, verdict):
     assert row(port).details.count(verdict().answer) == 2
 
 
+@not_pipelined
 @pytest.mark.parametrize("wrong", [lambda effect: 1 / 0, lambda effect: True])
 def test_a_probe_that_fails_leaves_it_in_doubt(port, wrong):
     provider = Provider()
@@ -354,6 +371,7 @@ def test_a_probe_that_fails_leaves_it_in_doubt(port, wrong):
     assert provider.charges == ["charge-1"]
 
 
+@not_pipelined
 def test_a_crash_in_a_probe_is_in_doubt_as_before(port):
     provider = Provider()
     provider.after = die
@@ -369,6 +387,7 @@ def add_payment(session, result):
     session.add(Payment(reference="charge-1", amount=result["amount"]))
 
 
+@not_pipelined
 def test_business_rows_commit_with_the_outcome(port):
     provider = Provider()
     charge(port, provider, on_success=add_payment)
@@ -376,6 +395,7 @@ def test_business_rows_commit_with_the_outcome(port):
     assert port.payments("charge-1") == 1
 
 
+@not_pipelined
 def test_business_rows_that_cannot_be_written_leave_it_in_doubt_with_the_result(port):
     provider = Provider()
 
@@ -393,6 +413,7 @@ def test_business_rows_that_cannot_be_written_leave_it_in_doubt_with_the_result(
     assert port.payments("charge-1") == 1
 
 
+@not_pipelined
 def test_a_result_that_cannot_be_stored_is_in_doubt(port):
     provider = Provider()
     provider.after = None
@@ -406,6 +427,7 @@ def test_a_result_that_cannot_be_stored_is_in_doubt(port):
     assert row(port).status == "in_doubt"
 
 
+@not_pipelined
 def test_a_worker_that_was_taken_over_is_told_and_writes_nothing(port):
     """It stands still past its lease; another one makes the call again; then it goes on."""
     provider, other = Provider(), Provider()
@@ -422,6 +444,7 @@ def test_a_worker_that_was_taken_over_is_told_and_writes_nothing(port):
     assert (stored.status, stored.attempt) == ("completed", 2)
 
 
+@not_pipelined
 @pytest.mark.parametrize("outcome", ["error", "not_done", "retry_on"])
 def test_a_late_worker_records_no_other_outcome_either(port, outcome):
     provider, other = Provider(), Provider()
@@ -437,6 +460,7 @@ def test_a_late_worker_records_no_other_outcome_either(port, outcome):
     assert row(port).status == "completed"
 
 
+@not_pipelined
 def test_a_late_worker_that_nobody_has_replaced_settles_the_doubt(port):
     provider = Provider()
 
@@ -451,6 +475,7 @@ def test_a_late_worker_that_nobody_has_replaced_settles_the_doubt(port):
     assert charge(port, provider).is_replay
 
 
+@not_pipelined
 def test_a_late_worker_does_not_undo_what_a_person_has_resolved(port):
     provider = Provider()
 
@@ -464,6 +489,7 @@ def test_a_late_worker_does_not_undo_what_a_person_has_resolved(port):
     assert charge(port, provider).result == "by hand"
 
 
+@not_pipelined
 def test_heartbeat_lets_the_lease_begin_anew(port):
     provider = Provider()
 
@@ -477,6 +503,7 @@ def test_heartbeat_lets_the_lease_begin_anew(port):
     assert charge(port, provider).result["charge"] == 1
 
 
+@not_pipelined
 def test_heartbeat_tells_a_worker_that_was_taken_over(port):
     provider = Provider()
 
@@ -513,9 +540,8 @@ def test_an_effect_is_refused_while_a_guarded_transaction_is_open(port):
             session.rollback()
 
 
-def test_an_uncommitted_claim_of_the_same_id_is_in_progress(port):
-    if port.name == "sqlite":
-        return  # one writer at a time: the effect waits for the database
+def test_an_uncommitted_claim_of_the_same_id_is_in_progress(on_postgresql):
+    port = on_postgresql  # SQLite has one writer at a time: the effect waits for the database
     with port.sessions() as session:
         session.begin()
         with ExecutionGuard().claim(session, "charge-1", action="charge") as execution:
@@ -545,6 +571,7 @@ def doubts(port, **options):
         return ExecutionGuard().in_doubt(session, **options)
 
 
+@not_pipelined
 def test_what_is_in_doubt_is_listed_with_what_to_look_for(port):
     provider = Provider()
     provider.after = raising(TimeoutError("no answer"))
@@ -571,6 +598,7 @@ def test_what_is_in_doubt_is_listed_with_what_to_look_for(port):
     assert len(doubts(port, older_than=3600)) == 2
 
 
+@not_pipelined
 def test_a_person_resolves_what_has_landed(port):
     provider = Provider()
     provider.after = die
@@ -591,6 +619,7 @@ def test_a_person_resolves_what_has_landed(port):
     assert details.count("resolved") == 1
 
 
+@not_pipelined
 def test_a_person_resolves_what_has_not_landed(port):
     provider = Provider()
     provider.before = die
@@ -604,6 +633,7 @@ def test_a_person_resolves_what_has_not_landed(port):
         resolve(port, "charge-1", not_landed())
 
 
+@not_pipelined
 @pytest.mark.parametrize("verdict", [cannot_tell, landed_more_than_once])
 def test_what_a_person_cannot_settle_is_noted(port, verdict):
     provider = Provider()
@@ -671,6 +701,7 @@ def test_an_open_claim_is_not_resolved_by_its_own_transaction(port):
             execution.complete(2)
 
 
+@not_pipelined
 def test_a_purged_effect_is_not_fired_again(port):
     provider = Provider()
     charge(port, provider)
@@ -681,6 +712,7 @@ def test_a_purged_effect_is_not_fired_again(port):
     assert provider.charges == ["charge-1"]
 
 
+@not_pipelined
 def test_arguments_are_passed_on_and_results_are_typed(port):
     from decimal import Decimal
 

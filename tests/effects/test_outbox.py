@@ -8,6 +8,8 @@ import pytest
 from sqlalchemy import create_engine, event, select, text, update
 from support.app import Port, deliver, pay
 from support.effects import Died, die
+from support.patience import PATIENCE
+from support.ports import not_pipelined
 
 from safeagent_sa import (
     AlreadyCompletedError,
@@ -110,6 +112,7 @@ def test_a_rollback_stores_no_effect(port):
     assert port.requests() == []
 
 
+@not_pipelined
 def test_the_effects_of_a_batch_and_of_a_function(port):
     guard = ExecutionGuard()
     with port.sessions() as session, session.begin():
@@ -368,9 +371,9 @@ def test_a_running_relay_sends_what_comes_and_stops_when_it_is_told(sync_port):
     for number in range(3):
         sent.clear()
         order(sync_port, f"order-{number}")
-        assert sent.wait(30)
+        assert sent.wait(PATIENCE)
     found.stop()
-    thread.join(30)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
     assert len(mailer.sent) == 3
 
@@ -391,9 +394,9 @@ def test_a_commit_wakes_the_relay(postgresql):
             assert thread.is_alive()
     engine.dispose()
     order(postgresql)
-    assert sent.wait(30)
+    assert sent.wait(PATIENCE)
     found.stop()
-    thread.join(30)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 
@@ -422,9 +425,9 @@ def test_a_relay_survives_a_database_that_goes_away(postgresql):
 
     found = relay(Port("postgresql", postgresql.url, engine), mailer, poll_interval=0.05)
     thread = run_in_thread(found)
-    assert refused.wait(30)
+    assert refused.wait(PATIENCE)
     order(postgresql)
-    assert sent.wait(30)
+    assert sent.wait(PATIENCE)
     sent.clear()
     with postgresql.engine.begin() as connection:  # the connection that it listens on
         killed = connection.execute(
@@ -435,9 +438,9 @@ def test_a_relay_survives_a_database_that_goes_away(postgresql):
         )
         assert killed.all() == [(True,)]
     order(postgresql, "order-2")
-    assert sent.wait(30)
+    assert sent.wait(PATIENCE)
     found.stop()
-    thread.join(30)
+    thread.join(PATIENCE)
     engine.dispose()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select
+from support.patience import PATIENCE
 
 from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionInProgressError, ExecutionRequest
 from safeagent_sa.testing import expire_lease
@@ -33,7 +34,7 @@ class Process:
 
     def end(self):
         self.process.stdout.close()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=PATIENCE)
 
 
 def ledger(folder):
@@ -117,8 +118,8 @@ def test_the_apps_clock_is_of_no_account(port, monkeypatch):
         monkeypatch.setattr(time, "time", real)
         return "done"
 
-    ExecutionGuard().effect("charge", lease=60).execute(port.sessions, "charge-1", call)
-    assert all(50 < seconds <= 60 for seconds in seen)
+    ExecutionGuard().effect("charge", lease=7200).execute(port.sessions, "charge-1", call)
+    assert all(3600 < seconds <= 7200 for seconds in seen)
     with port.sessions() as session:
         receipt = ExecutionGuard().get(session, "charge-1")
     assert abs(receipt.completed_at - datetime.now(receipt.completed_at.tzinfo)) < timedelta(minutes=10)

@@ -3,8 +3,6 @@
 import datetime as dt
 import io
 import json
-import subprocess
-import sys
 import threading
 
 import psycopg
@@ -17,6 +15,7 @@ from safeagent_exec_guard.sqlite_store import SQLiteExecutionStore
 from sqlalchemy import create_engine, inspect, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
+from support import commands
 from typer.testing import CliRunner
 
 from safeagent_sa import (
@@ -361,9 +360,7 @@ def test_another_table_name_leaves_the_old_table_where_it_is(case):
 
 
 def alembic(folder, *arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "alembic", *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
+    done = commands.run("alembic", *arguments, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

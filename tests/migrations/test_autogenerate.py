@@ -1,10 +1,8 @@
 """`alembic revision --autogenerate` in an app that uses the mixin, on each database, applied on each database."""
 
-import subprocess
-import sys
-
 import pytest
 from sqlalchemy import create_engine, inspect
+from support import commands
 
 
 MODELS = """
@@ -28,9 +26,7 @@ class Requests(ExecutionRequestMixin, Base):
 
 
 def alembic(app, *arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "alembic", *arguments], cwd=app, capture_output=True, text=True, check=False
-    )
+    done = commands.run("alembic", *arguments, cwd=app)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -9,6 +9,9 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import create_engine, inspect, text
+from support import commands
+from support.patience import PATIENCE
+from support.waiting import wait_for_the_lock
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,13 +34,17 @@ def tables(url, schema=None):
 
 
 def alembic(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
+    return commands.run("alembic", "-c", ROOT / "alembic.ini", *arguments, cwd=ROOT, **environment)
+
+
+def start(url):
+    """Start an upgrade as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), "upgrade", "head"],
         cwd=ROOT,
-        env={"PATH": "/usr/bin:/bin", **environment},
+        env={"PATH": "/usr/bin:/bin", "DATABASE_URL": url.render_as_string(hide_password=False)},
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -167,42 +174,33 @@ def test_offline_sql_makes_the_schema_too(new_database):
 
 
 def test_two_upgrades_at_once_both_succeed(new_database):
-    for _ in range(20):
-        url = new_database().render_as_string(hide_password=False)
-        command_line = [sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), "upgrade", "head"]
-        environment = {"PATH": "/usr/bin:/bin", "DATABASE_URL": url}
-        both = [
-            subprocess.Popen(command_line, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-            for _ in range(2)
-        ]
-        errors = [process.communicate(timeout=60)[1] for process in both]
+    """Both stand before the lock when it is given back; without it, both would go on to create the table."""
+    url = new_database()
+    engine = create_engine(url)
+    with engine.connect() as holder:
+        holder.begin()
+        command.upgrade(config(connection=holder), "head")
+        both = [start(url) for _ in range(2)]
+        wait_for_the_lock(engine, both)
+        holder.rollback()
+    errors = [process.communicate(timeout=PATIENCE)[1] for process in both]
+    engine.dispose()
 
-        assert [process.returncode for process in both] == [0, 0], errors
-        assert tables(url) == TABLES
+    assert [process.returncode for process in both] == [0, 0], errors
+    assert tables(url) == TABLES
 
 
 def test_an_upgrade_waits_for_one_that_runs_and_finds_nothing_to_do(new_database):
     """The lock itself: while a first upgrade is not committed, a second one waits for it."""
     url = new_database()
     engine = create_engine(url)
-    with engine.connect() as first, engine.connect() as watcher:
+    with engine.connect() as first:
         first.begin()
         command.upgrade(config(connection=first), "head")
-        second = subprocess.Popen(
-            [sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), "upgrade", "head"],
-            cwd=ROOT,
-            env={"PATH": "/usr/bin:/bin", "DATABASE_URL": url.render_as_string(hide_password=False)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        waiting = text(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"
-        )
-        while watcher.scalar(waiting) == 0:
-            assert second.poll() is None, second.communicate()
-            watcher.rollback()
+        second = start(url)
+        wait_for_the_lock(engine, [second])
         first.commit()
-        _, errors = second.communicate(timeout=60)
+    _, errors = second.communicate(timeout=PATIENCE)
     engine.dispose()
 
     assert second.returncode == 0, errors

@@ -4,6 +4,7 @@ The later step is made for these tests: it adds a column and an index, as a real
 """
 
 import itertools
+import re
 import subprocess
 import sys
 import threading
@@ -12,6 +13,8 @@ import pytest
 from sqlalchemy import create_engine, event, inspect, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from support.pages import App, blocks
+from support.patience import PATIENCE
+from support.waiting import wait_for_the_lock
 
 from safeagent_sa import ExecutionGuard, ExecutionRequestMixin, SchemaError, schema
 
@@ -37,9 +40,20 @@ schema.downgrade.__defaults__ = (2, 0)
 COMMAND = "import later; from safeagent_sa.cli import main; main()"
 
 
+class FutureApp(App):
+    """An app whose commands may import `later`; this process goes on in the present."""
+
+    def run(self, line, **environment):
+        present = schema._STEPS, schema.LATEST, schema.upgrade.__defaults__, schema.downgrade.__defaults__
+        try:
+            return super().run(line, **environment)
+        finally:
+            schema._STEPS, schema.LATEST, schema.upgrade.__defaults__, schema.downgrade.__defaults__ = present
+
+
 @pytest.fixture
 def app(tmp_path, new_database):
-    app = App(tmp_path / "app", new_database().render_as_string(hide_password=False))
+    app = FutureApp(tmp_path / "app", new_database().render_as_string(hide_password=False))
     (app.folder / "later.py").write_text(LATER)
     env = app.folder / "migrations" / "env.py"
     env.write_text("import later\n" + env.read_text())
@@ -115,7 +129,8 @@ class Clients:
         with self.advanced:
             aim = [done + 2 for done in self.done]
             assert self.advanced.wait_for(
-                lambda: self.errors or all(done >= goal for done, goal in zip(self.done, aim, strict=True)), timeout=60
+                lambda: self.errors or all(done >= goal for done, goal in zip(self.done, aim, strict=True)),
+                timeout=PATIENCE,
             )
 
     def __enter__(self):
@@ -207,7 +222,7 @@ def test_new_code_on_the_older_table_is_told_and_works(app):
 
 
 def test_two_upgrades_of_an_app_at_the_same_moment(app):
-    """With the line that the page adds to env.py, twenty times."""
+    """With the line that the page adds to env.py: both stand before its lock when it is given back."""
     write_second_step(app)
     (code,) = [block.text for block in blocks("migrations/README.md") if block.language == "python"]
     app.edit(
@@ -217,8 +232,11 @@ def test_two_upgrades_of_an_app_at_the_same_moment(app):
     )
     env = app.folder / "migrations" / "env.py"
     env.write_text("from sqlalchemy import text\n" + env.read_text())
-    for _ in range(20):
-        app.run(f"alembic downgrade {app.first}")
+    app.run(f"alembic downgrade {app.first}")
+    engine = create_engine(app.url)
+    with engine.connect() as holder:
+        (lock,) = re.findall(r"SELECT pg_advisory_xact_lock\(\d+\)", code)
+        holder.execute(text(lock))
         both = [
             subprocess.Popen(
                 [sys.executable, "-m", "alembic", "upgrade", "head"],
@@ -229,6 +247,9 @@ def test_two_upgrades_of_an_app_at_the_same_moment(app):
             )
             for _ in range(2)
         ]
-        errors = [process.communicate(timeout=60)[1] for process in both]
-        assert [process.returncode for process in both] == [0, 0], errors
-        assert "region" in columns(app)
+        wait_for_the_lock(engine, both)
+        holder.rollback()
+    engine.dispose()
+    errors = [process.communicate(timeout=PATIENCE)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    assert "region" in columns(app)

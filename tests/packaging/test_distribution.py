@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from support.once import once
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,26 +28,33 @@ def tracked(*folders):
     return {name for name in listed if (ROOT / name).is_file()}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def dist(tmp_path_factory):
     """Wheel from sdist, as an index serves it; built from a copy, so that no stale build/ leaks in."""
-    folder = tmp_path_factory.mktemp("dist")
-    source = tmp_path_factory.mktemp("source")
-    for name in tracked("."):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_bytes((ROOT / name).read_bytes())
-    run(sys.executable, "-m", "build", "--outdir", folder, source)
-    return folder
+
+    def build(folder):
+        source = tmp_path_factory.mktemp("source")
+        for name in tracked("."):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+        run(sys.executable, "-m", "build", "--outdir", folder, source)
+
+    return once(tmp_path_factory, "dist", build)
 
 
-@pytest.fixture(scope="module")
+def environment(folder, requirement):
+    """Make a virtual environment with a requirement, by the pip of this one; return its Python."""
+    venv.create(folder)
+    python = folder / "bin" / "python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", requirement)
+    return python
+
+
+@pytest.fixture(scope="session")
 def fresh(dist, tmp_path_factory):
     """A virtual environment with the wheel and nothing but its core dependencies."""
-    folder = tmp_path_factory.mktemp("venv")
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", next(dist.glob("*.whl")))
-    return python
+    wheel = next(dist.glob("*.whl"))
+    return once(tmp_path_factory, "venv", lambda folder: environment(folder, wheel)) / "bin" / "python"
 
 
 def test_the_wheel_has_every_module_and_data_file(dist):
@@ -91,9 +99,7 @@ def test_the_installed_wheel_needs_no_extra(fresh, tmp_path):
 
 def test_pytest_finds_the_plugin_of_the_installed_wheel(dist, tmp_path):
     """The extra `testing` brings all that the fixture needs; without pytest the entry point is never loaded."""
-    venv.create(tmp_path / "venv", with_pip=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", f"{next(dist.glob('*.whl'))}[testing]")
+    python = environment(tmp_path / "venv", f"{next(dist.glob('*.whl'))}[testing]")
     (tmp_path / "test_it.py").write_text("def test_it(explore_faults):\n    assert callable(explore_faults)\n")
     assert "1 passed" in run(python, "-m", "pytest", "test_it.py", cwd=tmp_path)
 

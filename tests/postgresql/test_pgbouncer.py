@@ -19,6 +19,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 from support.app import Port, deliver, pay
+from support.patience import PATIENCE
 from typer.testing import CliRunner
 
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError
@@ -77,7 +78,7 @@ def pooled(postgresql, request):
     through = url.set(host="127.0.0.1", port=listen).difference_update_query(["host"])
     # What the README says: psycopg must not prepare statements, which belong to one server connection.
     engine = create_engine(through, pool_size=32, connect_args={"prepare_threshold": None})
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while True:
         assert process.poll() is None, (folder / "log").read_text()
         with suppress(OSError), socket.create_connection(("127.0.0.1", listen), timeout=1):
@@ -118,7 +119,7 @@ def test_sixteen_callers_of_one_id_execute_it_once(pooled, postgresql):
     def call():
         try:
             barrier.wait()
-            answers.append(deliver(pooled, "hot", ExecutionGuard(wait_timeout=60)))
+            answers.append(deliver(pooled, "hot", ExecutionGuard(wait_timeout=PATIENCE)))
         except BaseException as error:  # noqa: BLE001 - shown by the assertion
             failures.append(error)
 

@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from support.app import deliver, pay
+from support.patience import PATIENCE
 
 from safeagent_sa import ExecutionGuard
 
@@ -31,7 +32,7 @@ def test_a_silent_holder_is_ended_by_the_server_and_stores_nothing(postgresql):
 
 
 def test_two_callers_who_wait_for_each_other_end_with_one_deadlock(postgresql):
-    met = threading.Barrier(2, timeout=30)
+    met = threading.Barrier(2, timeout=PATIENCE)
     outcomes = []
 
     def call(first, second):

@@ -9,6 +9,7 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
 from support.app import deliver, pay
+from support.patience import PATIENCE
 
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError
 
@@ -34,7 +35,7 @@ class Caller(threading.Thread):
 
     def is_waiting(self):
         """Wait until the server says that somebody waits for a lock."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not somebody_waits(self.port):
             assert time.monotonic() < deadline, "nobody waits"
             assert self.is_alive(), (self.execution, self.error)
@@ -57,13 +58,13 @@ def waiters(port):
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
 
 
 def roll_back_once_somebody_waits(port, holder):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not somebody_waits(port) and time.monotonic() < deadline:
         pass
     holder.rollback()
@@ -156,7 +157,7 @@ def test_a_wait_leaves_the_statement_timeout_alone(postgresql, holder):
 
 
 def test_a_waiter_gets_the_receipt_when_the_holder_commits(postgresql, holder):
-    caller = Caller(postgresql, "order-1", wait_timeout=60)
+    caller = Caller(postgresql, "order-1", wait_timeout=PATIENCE)
     assert caller.is_waiting()
     holder.commit()
     caller.join()
@@ -179,7 +180,7 @@ def test_a_waiter_executes_when_the_holder_rolls_back(postgresql, holder):
 
 def test_a_waiter_executes_when_the_holder_is_killed(postgresql, holder):
     backend = holder.scalar(text("SELECT pg_backend_pid()"))
-    caller = Caller(postgresql, "order-1", wait_timeout=60)
+    caller = Caller(postgresql, "order-1", wait_timeout=PATIENCE)
     assert caller.is_waiting()
     with postgresql.engine.connect() as connection:
         connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": backend})
@@ -203,7 +204,7 @@ def test_a_waiter_that_wins_keeps_its_lock_timeout(postgresql, holder):
     def call():
         with postgresql.sessions() as session, session.begin():
             session.execute(text("SET LOCAL lock_timeout = '7s'"))
-            guard.execute(session, "order-1", look, action="pay", payload={"amount": 100}, wait_timeout=60)
+            guard.execute(session, "order-1", look, action="pay", payload={"amount": 100}, wait_timeout=PATIENCE)
             seen.append(session.scalar(text("SHOW lock_timeout")))
 
     thread = threading.Thread(target=call)
@@ -222,7 +223,7 @@ class _Watched:
 
 
 def test_all_waiters_get_the_receipt_and_none_holds_up_the_next(postgresql, holder):
-    callers = [Caller(postgresql, "order-1", wait_timeout=60) for _ in range(8)]
+    callers = [Caller(postgresql, "order-1", wait_timeout=PATIENCE) for _ in range(8)]
     assert callers[0].is_waiting()
     holder.commit()
     for caller in callers:
@@ -242,20 +243,22 @@ def test_the_lock_is_handed_on_without_the_waiters_clients(postgresql, holder):
     def stall(_connection, _cursor, statement, *_):
         if "pg_advisory_xact_lock" in statement:
             stalled.set()
-            go_on.wait(60)
+            go_on.wait(PATIENCE)
 
     def call():
         with sessionmaker(engine)() as session, session.begin():
-            with guard.claim(session, "order-1", action="pay", payload={"amount": 100}, wait_timeout=60) as execution:
+            with guard.claim(
+                session, "order-1", action="pay", payload={"amount": 100}, wait_timeout=PATIENCE
+            ) as execution:
                 assert execution.is_replay
 
     thread = threading.Thread(target=call)
     thread.start()
     Caller.is_waiting(_Watched(postgresql, thread))
-    other = Caller(postgresql, "order-1", wait_timeout=60)
+    other = Caller(postgresql, "order-1", wait_timeout=PATIENCE)
     wait_until(lambda: waiters(postgresql) == 2)
     holder.commit()
-    assert stalled.wait(60)
+    assert stalled.wait(PATIENCE)
     other.join()
     go_on.set()
     thread.join()
@@ -267,7 +270,7 @@ def test_the_lock_is_handed_on_without_the_waiters_clients(postgresql, holder):
 
 def test_one_of_many_waiters_executes_when_the_holder_rolls_back(postgresql, holder):
     """They come out of the wait together, and those who were overtaken wait again."""
-    callers = [Caller(postgresql, "order-1", wait_timeout=60) for _ in range(6)]
+    callers = [Caller(postgresql, "order-1", wait_timeout=PATIENCE) for _ in range(6)]
     wait_until(lambda: waiters(postgresql) == 6)
     holder.rollback()
     for caller in callers:
@@ -292,7 +295,7 @@ def test_a_waiter_that_was_overtaken_waits_again(postgresql, holder):
     def call():
         with sessionmaker(engine)() as session, session.begin():
             return guard.execute(
-                session, "order-1", pay, "order-1", action="pay", payload={"amount": 100}, wait_timeout=60
+                session, "order-1", pay, "order-1", action="pay", payload={"amount": 100}, wait_timeout=PATIENCE
             )
 
     with ThreadPoolExecutor() as pool:
@@ -302,7 +305,7 @@ def test_a_waiter_that_was_overtaken_waits_again(postgresql, holder):
         wait_until(lambda: overtaken and waiters(postgresql) == 1)
         overtaken[0].__exit__(None, None, None)
         second.commit()
-        execution = called.result(60)
+        execution = called.result(PATIENCE)
     second.close()
     engine.dispose()
 
@@ -314,7 +317,7 @@ def test_a_deadlock_between_waiters_is_not_swallowed(postgresql):
 
     def claim_both(first, second):
         with postgresql.sessions() as session, session.begin(), guard.claim(session, first, action="pay") as one:
-            barrier.wait(60)
+            barrier.wait(PATIENCE)
             with guard.claim(session, second, action="pay", wait_timeout=None) as other:
                 other.is_replay or other.complete()
             one.complete()
@@ -322,7 +325,7 @@ def test_a_deadlock_between_waiters_is_not_swallowed(postgresql):
     barrier = threading.Barrier(2)
     with ThreadPoolExecutor() as pool:
         called = [pool.submit(claim_both, *ids) for ids in (("a", "b"), ("b", "a"))]
-        errors = [each.exception(60) for each in called]
+        errors = [each.exception(PATIENCE) for each in called]
 
     (lost,) = [error for error in errors if error is not None]
     assert lost.orig.sqlstate == "40P01"
@@ -335,16 +338,18 @@ def test_a_waiter_that_lost_gives_the_lock_back_at_once(postgresql, holder):
 
     def lose_and_stall():
         with postgresql.sessions() as session, session.begin():
-            with guard.claim(session, "order-1", action="pay", payload={"amount": 100}, wait_timeout=60) as execution:
+            with guard.claim(
+                session, "order-1", action="pay", payload={"amount": 100}, wait_timeout=PATIENCE
+            ) as execution:
                 assert execution.is_replay
             replayed.set()
-            finish.wait(60)
+            finish.wait(PATIENCE)
 
     loser = threading.Thread(target=lose_and_stall)
     loser.start()
     Caller.is_waiting(_Watched(postgresql, loser))
     holder.commit()
-    assert replayed.wait(60)
+    assert replayed.wait(PATIENCE)
     with postgresql.sessions() as session:
         here = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
         query = f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND {here}"
@@ -371,7 +376,7 @@ def test_above_read_committed_the_loser_gets_40001_unwrapped(postgresql, holder,
     def call():
         with sessionmaker(engine)() as session:
             try:
-                with guard.claim(session, "order-1", action="pay", payload={"amount": 100}, wait_timeout=60):
+                with guard.claim(session, "order-1", action="pay", payload={"amount": 100}, wait_timeout=PATIENCE):
                     pytest.fail("the block must not run")
             except DBAPIError as error:
                 failed.append(error.orig.sqlstate)
@@ -454,3 +459,15 @@ def test_a_row_that_can_neither_be_written_nor_seen_is_not_waited_for_without_en
     engine.dispose()
 
     assert len(seen) < 500
+
+
+def test_a_very_long_wait_is_no_error(postgresql):
+    with postgresql.sessions() as holder, guard.claim(holder, "order-1", action="pay") as execution:
+        with postgresql.sessions() as session:
+            session.execute(text("SET LOCAL statement_timeout = '50ms'"))
+            with pytest.raises(ExecutionInProgressError) as caught:
+                guard.execute(session, "order-1", pay, "x", action="pay", wait_timeout=1e9)
+        execution.complete()
+        holder.flush()
+
+    assert caught.value.waited >= 0.045  # a little less than the statement may take

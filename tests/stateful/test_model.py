@@ -5,6 +5,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from support.app import pay
+from support.ports import ports
 
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError, RequestConflictError
 
@@ -136,6 +137,7 @@ def explore(port, examples, phases=tuple(Phase)):
     )
 
 
+@ports("sqlite", "postgresql", "asyncpg", "pipelined")
 def test_random_histories_agree_with_the_model(port):
     explore(port, 25)
 

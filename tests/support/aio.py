@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import functools
 import inspect
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -24,12 +24,13 @@ import support.app
 from safeagent_sa import ExecutionGuard, sqlite
 from safeagent_sa.aio import AsyncExecutionGuard
 from support.app import Port, make_engine
+from support.patience import PATIENCE
 
 
 def make_async_engine(url: Any, **options: Any) -> Any:
     engine = create_async_engine(url, **options)
     if engine.dialect.name == "sqlite":
-        sqlite.configure(engine, busy_timeout=30)
+        sqlite.configure(engine, busy_timeout=PATIENCE)
     return engine
 
 
@@ -65,7 +66,8 @@ class AsyncPort(Port):
 
     def run_coroutine(self, function: Any, **arguments: Any) -> None:
         """Await a test that is a coroutine function, on the loop that the port's connections belong to."""
-        self.runner.run(function(**arguments))
+        with instead_of_guards(function, AsyncExecutionGuard, AsyncExecutionGuard, **self.guard_options):
+            self.runner.run(function(**arguments))
 
     @property
     def async_sessions(self) -> Any:
@@ -94,26 +96,52 @@ def another_way(twin: Port | None, url: str, **options: Any) -> Port:
     return Port(name, url, make_engine(url, **options))
 
 
+VERBS = [
+    "claim",
+    "claim_many",
+    "execute",
+    "run_transaction",
+    "idempotent",
+    "get",
+    "effect",
+    "in_doubt",
+    "resolve",
+    "relay",
+]
+
+
 @contextmanager
-def instead_of_guards(function: Any, kind: Any, **options: Any) -> Any:
-    """Put another kind of guard, or other options, in place of every guard that a test's module and `support.app` name."""
-    patches = []
+def instead_of_guards(function: Any, kind: Any, instead_of: Any = ExecutionGuard, **options: Any) -> Any:
+    """Put another kind of guard, or other options, in place of every guard that a test's module and `support.app` name.
+
+    A guard that comes from elsewhere is not the port's; its verbs fail, or the test would be about another port.
+    """
+    watched = {verb: _of_the_port(getattr(instead_of, verb), kind, options) for verb in VERBS}
+    patches = [mock.patch.multiple(instead_of, **watched)]
     for module in (support.app, inspect.getmodule(function)):
         for name, value in vars(module).items():
-            if value is ExecutionGuard:
+            if value is instead_of:
                 patches.append(mock.patch.object(module, name, functools.partial(kind, **options)))
-            elif type(value) is ExecutionGuard:
+            elif type(value) is instead_of:
                 patches.append(mock.patch.object(module, name, like(value, kind, **options)))
-    for patch in patches:
-        patch.start()
-    try:
-        yield
-    finally:
+    with ExitStack() as stack:
         for patch in patches:
-            patch.stop()
+            stack.enter_context(patch)
+        yield
 
 
-def like(guard: ExecutionGuard, kind: Any, **options: Any) -> Any:
+def _of_the_port(verb: Any, kind: Any, options: dict[str, Any]) -> Any:
+    @functools.wraps(verb)
+    def called(guard: Any, *arguments: Any, **named: Any) -> Any:
+        policy = guard._settings.policy
+        is_like_it = type(guard) is kind and all(getattr(policy, name) == value for name, value in options.items())
+        assert is_like_it, "this guard is not the port's: make it in the test, or name it in the test's module"
+        return verb(guard, *arguments, **named)
+
+    return called
+
+
+def like(guard: Any, kind: Any, **options: Any) -> Any:
     """Return a guard of another kind with the configuration of this one, but for some options of its policy."""
     made, settings = kind(), guard._settings
     settings = dataclasses.replace(settings, policy=dataclasses.replace(settings.policy, **options))

@@ -14,6 +14,7 @@ from sqlalchemy import Engine, String, create_engine, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from safeagent_sa import ExecutionGuard, ExecutionRequest, metadata, schema, sqlite
+from support.patience import PATIENCE
 
 
 class Base(DeclarativeBase):
@@ -31,7 +32,7 @@ class Payment(Base):
 def make_engine(url: Any, **options: Any) -> Engine:
     engine = create_engine(url, **options)
     if engine.dialect.name == "sqlite":
-        sqlite.configure(engine, busy_timeout=30)
+        sqlite.configure(engine, busy_timeout=PATIENCE)
     return engine
 
 

@@ -15,11 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from safeagent_sa import ExecutionGuard
 from support.app import Port, deliver, make_engine
+from support.patience import PATIENCE
 
 
 def main(url, log, *names):
     port = Port("client", url, make_engine(url, poolclass=NullPool))
-    guard = ExecutionGuard(wait_timeout=60)
+    guard = ExecutionGuard(wait_timeout=PATIENCE)
     with Path(log).open("a") as acknowledged:
         for name in names:
             execution = deliver(port, name, guard)

@@ -22,6 +22,7 @@ from safeagent_sa._commit_guard import install
 from safeagent_sa._dialects.psycopg_pipeline import Pipeline
 from support.aio import Facade
 from support.app import deliver, pay
+from support.patience import PATIENCE
 
 
 REQUEST = "order-1"
@@ -97,7 +98,7 @@ class Caller:
         if self.pid is not None and self.thread.is_alive():
             self.explorer.kill_backend(self.pid)
             self.go()
-            self.thread.join(timeout=60)
+            self.thread.join(timeout=PATIENCE)
 
     def close(self):
         if self.runner is None:
@@ -160,7 +161,7 @@ class Caller:
 
     def is_done_for_now(self):
         """Wait until this caller stands still: ready, ended, or waiting for a lock."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self.state != "running", timeout=0.002)

@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from support import commands
+
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = {"alembic": "alembic", "safeagent-sa": "safeagent_sa"}
@@ -60,8 +62,8 @@ def blocks(page):
 class App:
     """An app with a history of its own: one table, one row, a naming convention."""
 
-    def __init__(self, folder, url, template="generic"):
-        self.folder, self.url = folder, url
+    def __init__(self, folder, url, template="generic", *, starts_processes=False):
+        self.folder, self.url, self.starts_processes = folder, url, starts_processes
         folder.mkdir()
         self.run(f"alembic init -t {template} migrations")
         (folder / "models.py").write_text(MODELS)
@@ -83,10 +85,14 @@ class App:
         path.write_text(edited)
 
     def run(self, line, **environment):
+        """Run a line of a page; a program of Python's is run in this process, unless the app starts real ones."""
         *settings, program = re.match(r"((?:\w+=\S+ )*)(.*)", line).groups()
-        words = shlex.split(program, comments=True)
-        command = [sys.executable, "-m", PROGRAMS[words[0]], *words[1:]]
-        return self.python(*command[1:], **dict(each.split("=", 1) for each in shlex.split(settings[0])), **environment)
+        name, *words = shlex.split(program, comments=True)
+        environment = dict(each.split("=", 1) for each in shlex.split(settings[0])) | environment
+        if self.starts_processes:
+            return self.python("-m", PROGRAMS[name], *words, **environment)
+        assert name in PROGRAMS, line
+        return _said(commands.run(name, *words, cwd=self.folder, **{"DATABASE_URL": self.url} | environment))
 
     def python(self, *arguments, **environment):
         done = subprocess.run(
@@ -97,8 +103,7 @@ class App:
             check=False,
             env={"PATH": "/usr/bin:/bin", "DATABASE_URL": self.url, "PYTHONPATH": ".", **environment},
         )
-        assert done.returncode == 0, f"{arguments}\n{done.stdout}{done.stderr}"
-        return done.stdout
+        return _said(done)
 
     def follow(self, block):
         """Do what a block says; return what its commands print."""
@@ -116,3 +121,8 @@ class App:
             else:
                 self.edit(name, re.escape(where.partition(": ")[2]), lines.rstrip())
         return said
+
+
+def _said(done):
+    assert done.returncode == 0, f"{done.args}\n{done.stdout}{done.stderr}"
+    return done.stdout

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.patience import PATIENCE
+
 
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -32,6 +34,16 @@ class Worker:
         assert self.process.returncode == -9
 
     def answer(self):
-        output, errors = self.process.communicate(timeout=100)
+        try:
+            output, errors = self.process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired as late:
+            message = f"A worker that was to go on after {self.stop_at!r} has not ended. It said: {late.stdout!r}"
+            raise AssertionError(message) from late
         assert self.process.returncode == 0, errors
         return json.loads(output.splitlines()[-1])
+
+    def end(self):
+        """End it wherever it is: after a failure it may stand in the way of the tests that follow."""
+        if self.process.returncode is None:
+            self.process.kill()
+            self.process.communicate()

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from sqlalchemy import URL, make_url
 
+from support.patience import PATIENCE
+
 
 REMEDIES = """\
 No PostgreSQL for the tests. Do one of these and run again:
@@ -39,6 +41,7 @@ class Server:
     origin: str
     stop: Callable[[], None]
     restart: Callable[[], None] | None = None
+    outlives_the_run: bool = False
 
 
 class NotHere(Exception):
@@ -70,13 +73,13 @@ def _from_url(_options: str) -> Server:
     url = os.environ.get("SAFEAGENT_TEST_DATABASE_URL")
     if not url:
         raise NotHere("SAFEAGENT_TEST_DATABASE_URL is not set")
-    return Server(make_url(url), "SAFEAGENT_TEST_DATABASE_URL", lambda: None)
+    return Server(make_url(url), "SAFEAGENT_TEST_DATABASE_URL", lambda: None, outlives_the_run=True)
 
 
 def _from_docker(options: str) -> Server:
     # Read when testcontainers is imported. A short poll needs more tries, or it is a short time-out, too.
     os.environ.setdefault("TC_POOLING_INTERVAL", "0.1")
-    os.environ.setdefault("TC_MAX_TRIES", "1200")
+    os.environ.setdefault("TC_MAX_TRIES", str(10 * PATIENCE))
     os.environ.setdefault("TESTCONTAINERS_CONNECTION_MODE", "docker_host")  # loopback, not the bridge's address
     import docker
     from docker.errors import DockerException, ImageNotFound
@@ -165,7 +168,20 @@ def _run_binaries(folder: Path, origin: str, settings: str) -> Server:
     options = f"-c listen_addresses='' -c unix_socket_directories={work} {settings}"
 
     def begin() -> None:
-        run(folder / "pg_ctl", "-D", work / "data", "-w", "-s", "-l", work / "log", "-o", options, "start")
+        run(
+            folder / "pg_ctl",
+            "-D",
+            work / "data",
+            "-w",
+            "-t",
+            PATIENCE,
+            "-s",
+            "-l",
+            work / "log",
+            "-o",
+            options,
+            "start",
+        )
 
     def restart() -> None:
         run(folder / "pg_ctl", "-D", work / "data", "-m", "immediate", "-s", "stop")

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from support.aio import AsyncPort, another_way, instead_of_guards
 from support.app import pay
+from support.patience import PATIENCE
 
 
 STEPS = ["start", "begun", "claimed", "written", "settled", "committed"]
@@ -41,7 +42,7 @@ def main(url, pipeline, request_id, stop_at=None):
 
 
 def deliver(port, request_id, reach):
-    guard = ExecutionGuard(wait_timeout=60)
+    guard = ExecutionGuard(wait_timeout=PATIENCE)
     with port.sessions() as session:
         session.connection()
         reach("begun")

@@ -6,6 +6,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 from support.app import make_engine, pay
+from support.patience import PATIENCE
 
 from safeagent_sa import EngineNotConfiguredError, ExecutionGuard, metadata
 from safeagent_sa.sqlite import configure
@@ -83,7 +84,7 @@ def test_the_settings_are_on_each_connection(sqlite):
     with sqlite.engine.connect() as connection:
         found = [connection.scalar(text(f"PRAGMA {name}")) for name in ("journal_mode", "synchronous", "busy_timeout")]
 
-    assert found == ["wal", 2, 30_000]
+    assert found == ["wal", 2, 1000 * PATIENCE]
 
 
 def test_a_second_writer_waits_at_begin_and_then_fails_as_sqlalchemy_says(sqlite):

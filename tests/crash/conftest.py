@@ -1,0 +1,17 @@
+"""Worker processes that do not outlive their test."""
+
+import pytest
+from support.processes import Worker
+
+
+@pytest.fixture
+def worker():
+    started = []
+
+    def start(*arguments, **options):
+        started.append(Worker(*arguments, **options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.end()

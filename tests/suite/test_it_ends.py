@@ -1,0 +1,120 @@
+"""A run of tests always ends, and names the test that did not; tried on small runs with this suite's own settings."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# No other one is loaded, so that a worker starts sooner; the last one has a setting in pyproject.toml.
+PLUGINS = ["xdist", "pytest_timeout", "no:cacheprovider", "pytest_alembic.plugin"]
+
+CONFTEST = """
+import time
+
+pytest_plugins = ["support.watchdog"]
+"""
+PASSING = """
+import pytest
+
+@pytest.mark.parametrize("number", range(20))
+def test_passing(number):
+    pass
+"""
+EXITS = """
+import os
+
+def test_exits():
+    os._exit(0)
+"""
+KILLED = """
+import os, signal
+
+def test_killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+HANGS = """
+import threading
+
+def test_hangs():
+    print("it has come this far")
+    threading.Event().wait()
+"""
+HANGS_FOR_SIGNALS = """
+import signal, threading
+
+def test_hangs_for_signals():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    threading.Event().wait()
+"""
+HANGS_FOR_ALL = """
+import faulthandler, signal, threading
+
+def test_hangs_for_all():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    faulthandler.cancel_dump_traceback_later()
+    threading.Event().wait()
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run some tests by two workers, as `make test` does, with limits of seconds; they ask for no database."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("COV", "PYTEST"))}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+
+    def run(*modules, conftest=CONFTEST, limits):
+        (tmp_path / "conftest.py").write_text(conftest)
+        for number, source in enumerate((PASSING, *modules)):
+            (tmp_path / f"test_{number}.py").write_text(source)
+        settings = [word for limit in limits for word in ("-o", limit)]
+        plugins = [word for name in PLUGINS for word in ("-p", name)]
+        where = ["-c", ROOT / "pyproject.toml", "--rootdir", tmp_path]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *where, *settings, *plugins, "-n", "2", "--dist", "worksteal", tmp_path],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+def test_tests_that_die_or_hang_are_named_and_the_others_go_on(run):
+    modules = (EXITS, KILLED, HANGS, HANGS_FOR_SIGNALS)
+    status, output = run(*modules, limits=("timeout=3", "faulthandler_timeout=12"))
+    assert status == 1, output
+    for name in ("test_1.py::test_exits", "test_2.py::test_killed", "test_4.py::test_hangs_for_signals"):
+        assert output.count(f"crashed while running '{name}'") == 1, output  # and it is not tried again
+    assert "in test_hangs_for_signals" in output  # where each thread was
+    assert "FAILED test_3.py::test_hangs - Failed: Timeout" in output
+    assert "it has come this far" in output
+    assert "4 failed, 20 passed" in output
+
+
+STANDSTILLS = {
+    "test": (HANGS_FOR_ALL, "", "They were at: test_1.py::test_hangs_for_all"),
+    "end": (
+        "",
+        "def pytest_sessionfinish(session):\n    if hasattr(session.config, 'workerinput'): time.sleep(1e6)\n",
+        "They were at no test",
+    ),
+}
+
+
+@pytest.mark.parametrize("where", STANDSTILLS)
+def test_where_no_worker_ends_itself_the_controller_ends_the_run(run, where):
+    """No limit of a worker is in force outside of its tests, or where a test takes all of them away."""
+    source, conftest, said = STANDSTILLS[where]
+    status, output = run(source, conftest=CONFTEST + conftest, limits=["faulthandler_timeout=8"])
+    assert status == 1, output
+    assert "Nothing was heard of any worker for 12 seconds" in output
+    assert said in output
+    assert "20 passed" in output

@@ -1,0 +1,86 @@
+"""Runs Alembic's command line and ours as a process of its own would, in this one: no interpreter has to be started.
+
+Folder, environment and output are those of a new process, and what a command leaves behind is put back: modules of the
+folder, paths, loggers. One test of each kind of command starts a real process all the same.
+"""
+
+import contextlib
+import functools
+import importlib
+import io
+import logging
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from unittest import mock
+
+import alembic.config
+from alembic.config import Config
+
+from safeagent_sa.cli._app import app
+
+
+# What a command takes from its environment where the caller names nothing else.
+UNNAMED = ("DATABASE_URL", "SAFEAGENT_DATABASE_URL")
+
+
+def run(program, *arguments, cwd, **environment):
+    """Run `alembic` or `safeagent-sa` with arguments in a folder; return what subprocess.run() would."""
+    out, err = io.StringIO(), io.StringIO()
+    with _as_a_process(Path(cwd), environment), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = _main(program, list(map(str, arguments)))
+        except SystemExit as end:
+            code = end.code
+        except Exception:  # noqa: BLE001 - as the interpreter does
+            traceback.print_exc()
+            code = 1
+    if isinstance(code, str):  # what sys.exit() prints
+        err.write(code)
+        code = 1
+    return subprocess.CompletedProcess([program, *arguments], code or 0, out.getvalue(), err.getvalue())
+
+
+def _main(program, arguments):
+    if program == "alembic":
+        # Its default is the stdout of the time of the import.
+        with mock.patch.object(alembic.config, "Config", functools.partial(Config, stdout=sys.stdout)):
+            return alembic.config.main(arguments, prog="alembic")
+    return app(arguments, prog_name="safeagent-sa")
+
+
+@contextlib.contextmanager
+def _as_a_process(folder, environment):
+    inherited = {name: value for name, value in os.environ.items() if name not in UNNAMED}
+    modules, path = set(sys.modules), list(sys.path)
+    with (
+        contextlib.chdir(folder),
+        mock.patch.dict(os.environ, inherited | environment, clear=True),
+        mock.patch.object(sys, "dont_write_bytecode", new=True),  # files change twice in a second
+        _loggers_put_back(),
+    ):
+        sys.path.insert(0, str(folder))
+        importlib.invalidate_caches()
+        try:
+            yield
+        finally:
+            sys.path[:] = path
+            for name in set(sys.modules) - modules:
+                if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(folder):
+                    del sys.modules[name]
+
+
+@contextlib.contextmanager
+def _loggers_put_back():
+    """Undo what fileConfig() does, which env.py calls: it also silences every logger that it does not name."""
+    existing = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
+    loggers = [logging.root, *existing]
+    before = [(each, each.disabled, each.level, each.propagate, list(each.handlers)) for each in loggers]
+    try:
+        yield
+    finally:
+        for each, disabled, level, propagate, handlers in before:
+            each.disabled, each.propagate, each.handlers[:] = disabled, propagate, handlers
+            each.setLevel(level)

@@ -1,0 +1,38 @@
+"""Which ports a test runs on: in `make test` those that can change its outcome, in `make test-all` every one.
+
+A database, a driver or a mode can change an outcome where it is asked something. What is refused before any SQL, and
+how values become JSON and come back, is the same on all of them: one is enough.
+"""
+
+import pytest
+
+
+# The last two are a mode of a driver's: the claim travels with BEGIN, and the completion with COMMIT.
+PLAIN = ["sqlite", "aiosqlite", "postgresql", "psycopg_async", "asyncpg"]
+PORTS = [*PLAIN, "pipelined", "pipelined_async"]
+ASYNC = ["aiosqlite", "psycopg_async", "asyncpg", "pipelined_async"]
+
+
+def ports(*names, among=PORTS, argument="port"):
+    """Run a test on these ports always, and on the others in `make test-all`."""
+    return pytest.mark.parametrize(argument, [_case(name in names, name) for name in among], indirect=True)
+
+
+def not_pipelined(test):
+    """Run a test without a claim that could be pipelined on the plain ports, and on all in `make test-all`."""
+    return ports(*PLAIN)(test)
+
+
+def before_any_sql(test):
+    """Run a test that sends nothing on one port, and on all in `make test-all`."""
+    return ports("sqlite")(test)
+
+
+def ports_for(argument, values, among=PORTS):
+    """The same for pairs of a port and a value: `values` gives for each value the ports that always run it."""
+    cases = [_case(name in names, name, value) for name in among for value, names in values.items()]
+    return pytest.mark.parametrize(("port", argument), cases, indirect=["port"])
+
+
+def _case(is_always_run, *values):
+    return pytest.param(*values, marks=() if is_always_run else pytest.mark.all_ports)

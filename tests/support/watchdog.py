@@ -1,0 +1,93 @@
+"""Ends a run that stands still, with the names of the tests that its workers were at.
+
+Three limits, each for what the one before it does not reach. A test that takes too long is interrupted by a signal: it
+fails, with its output (`timeout` in pyproject.toml). Where a signal does not get through, the worker writes down where
+each of its threads is, and ends (`faulthandler_timeout`); pytest-xdist names the test and starts another worker. Where
+nothing is heard of any worker for longer than that, whatever the reason, the controller ends the run: this module.
+"""
+
+from __future__ import annotations
+
+import signal
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+
+class Watchdog:
+    """An alarm clock in the controller of pytest-xdist, set again whenever a worker is heard of."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        # Longer than the limit after which a worker ends itself, or its name would be lost.
+        self.limit = int(1.5 * float(config.getini("faulthandler_timeout")))
+        self.begun: set[str] = set()
+        self.ended: set[str] = set()
+        self.verdict = ""
+
+    def pytest_sessionstart(self) -> None:
+        signal.signal(signal.SIGALRM, self._end_the_run)
+        signal.alarm(self.limit)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Let a message to a worker that has just died be lost; its channel tells of its end, and the run goes on."""
+        send = node.sendcommand
+
+        def send_to_the_living(name: str, **arguments: Any) -> None:
+            with suppress(OSError):
+                send(name, **arguments)
+
+        node.sendcommand = send_to_the_living
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodeready(self) -> None:
+        signal.alarm(self.limit)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self) -> None:
+        signal.alarm(self.limit)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.begun.add(nodeid)
+        signal.alarm(self.limit)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self.ended.add(nodeid)
+        signal.alarm(self.limit)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str) -> None:
+        self.ended.add(crashitem)
+
+    def _end_the_run(self, *_: object) -> None:
+        at = sorted(self.begun - self.ended)
+        self.verdict = f"Nothing was heard of any worker for {self.limit} seconds. " + (
+            f"They were at: {', '.join(at)}" if at else "They were at no test: setting up, collecting or ending."
+        )
+        self._the_end_is_bounded()
+        pytest.exit(self.verdict, returncode=1)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        self._the_end_is_bounded()
+
+    def _the_end_is_bounded(self) -> None:
+        """Let the signal end the process where the end of the run stands still as well."""
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(max(self.limit, 60))
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.verdict:
+            terminalreporter.section("the run stood still")
+            terminalreporter.write_line(self.verdict)
+
+    def pytest_unconfigure(self) -> None:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The controller only: in the process that runs the tests, this signal belongs to pytest-timeout.
+    if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Watchdog(config))
