@@ -6,7 +6,6 @@ can walk it step by step, in every order and with a crash anywhere.
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import uuid
@@ -18,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from . import _blocks, _lease, _open_here
+from ._annotations import signature_of
 from ._dialects import is_transient
 from ._keys import validate_action, validate_key
 from ._lease import Lease, Terms
@@ -276,7 +276,7 @@ class EffectBase:
 def refuse_misfit(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raise where a function cannot be called like this: found out in the call, it would be in doubt for nothing."""
     try:
-        signature = inspect.signature(fn)
+        signature = signature_of(fn)
     except (TypeError, ValueError):  # some builtins have none
         return
     try:

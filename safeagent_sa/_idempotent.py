@@ -18,11 +18,10 @@ from enum import Enum
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
+from ._annotations import annotations_of, is_session, signature_of
 from ._results import annotation_of
 from .errors import InvalidRequestIdError, UnsupportedFunctionError
 
-
-_SESSIONS = {"Session", "scoped_session", "AsyncSession", "async_scoped_session"}
 
 # Their text names the value, and is the same in every process: of a float, or of an object's repr, nobody knows that.
 _STABLE = (str, int, UUID, Decimal, dt.date, dt.time)
@@ -60,7 +59,7 @@ class Plan:
     ) -> None:
         _refuse_other_kinds(fn, is_async=is_async)
         self._fn = fn
-        self._signature = inspect.signature(fn)
+        self._signature = signature_of(fn)
         self._session = _session_parameter(fn, self._signature)
         self._opens_session = opens_session
         parameters = [each for each in self._signature.parameters.values() if each.name != self._session]
@@ -101,7 +100,7 @@ class Plan:
         if self._opens_session:
             wrapper.__signature__ = self.signature  # type: ignore[attr-defined]
             wrapper.__annotations__ = {
-                name: kind for name, kind in self._fn.__annotations__.items() if name != self._session
+                name: kind for name, kind in annotations_of(self._fn).items() if name != self._session
             }
         return wrapper
 
@@ -193,7 +192,7 @@ def _session_parameter(fn: Callable[..., Any], signature: inspect.Signature) -> 
         kinds = typing.get_type_hints(fn)
     except Exception:  # noqa: BLE001 - an annotation is any expression; then their texts must do
         kinds = {}
-    found = [name for name, each in signature.parameters.items() if _is_session(kinds.get(name, each.annotation))]
+    found = [name for name, each in signature.parameters.items() if is_session(kinds.get(name, each.annotation))]
     if len(found) != 1:
         problem = (
             "two parameters that are annotated as sessions" if found else "no parameter that is annotated as a session"
@@ -203,17 +202,6 @@ def _session_parameter(fn: Callable[..., Any], signature: inspect.Signature) -> 
             "sqlalchemy.ext.asyncio.AsyncSession: `session: Session`"
         )
     return found[0]
-
-
-def _is_session(annotation: Any) -> bool:
-    if isinstance(annotation, str):
-        return annotation.partition("[")[0].rpartition(".")[2].strip() in _SESSIONS
-    origin = typing.get_origin(annotation) or annotation
-    if origin is typing.Annotated:
-        return _is_session(typing.get_args(annotation)[0])
-    if isinstance(origin, type):
-        return any(kind.__module__.startswith("sqlalchemy.") and kind.__name__ in _SESSIONS for kind in origin.__mro__)
-    return any(_is_session(argument) for argument in typing.get_args(annotation))
 
 
 def _payload_of(
@@ -232,7 +220,7 @@ def _payload_of(
 
 def _named(function: Callable[..., Any], names: list[str]) -> Callable[[Mapping[str, Any]], Any]:
     """Let a function take those arguments of a call that it names."""
-    parameters = inspect.signature(function).parameters.values()
+    parameters = signature_of(function).parameters.values()
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
         wanted = names
     else:
