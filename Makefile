@@ -14,7 +14,7 @@ BENCH_VENV := .venv-bench$(PINNED)
 BENCH_BIN := $(BENCH_VENV)/bin
 BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: help demo test check format bench bench-full field stress pgbouncer roads mutants clean
+.PHONY: help demo test check format bench bench-full field stress pgbouncer roads mutants matrix clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,9 @@ roads: $(READY)  ## every way into an app's migrations, such as with ALEMBIC=1.1
 
 mutants: $(READY)  ## break the protocol on purpose, and see that the suite notices
 	$(BIN)/python tests/mutants/run.py $(ARGS)
+
+matrix: $(READY)  ## the promises on every pair of Python, PostgreSQL and SQLAlchemy lines
+	$(BIN)/python tests/matrix/run.py $(ARGS)
 
 clean:  ## remove everything that was made
 	rm -rf .venv* build dist *.egg-info .coverage* .*_cache .hypothesis

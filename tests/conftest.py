@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import URL, create_engine, event, make_url, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 from support.aio import AsyncPort, instead_of_guards
 from support.app import Port, make_engine
 from support.servers import Server, start
@@ -127,7 +127,8 @@ def sqlite(tmp_path: Path) -> Iterator[Port]:
 
 @pytest.fixture
 def aiosqlite(sqlite: Port) -> Iterator[Port]:
-    port = AsyncPort.of("sqlite", sqlite.url.replace("sqlite:", "sqlite+aiosqlite:"), sqlite)
+    url = sqlite.url.replace("sqlite:", "sqlite+aiosqlite:")
+    port = AsyncPort.of("sqlite", url, sqlite, poolclass=AsyncAdaptedQueuePool)  # as newer releases have it
     yield port
     assert port.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     port.dispose()

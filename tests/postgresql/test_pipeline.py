@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, Program
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from support.app import Payment, Port, deliver, pay
+from support.processes import end_backend
 from support.wire import MessageProxy
 
 from safeagent_sa import (
@@ -556,7 +557,7 @@ def test_a_connection_that_is_gone_is_told_and_replaced(one, postgresql, guard, 
     def kill(session):
         driver = session.connection().connection.driver_connection
         with postgresql.engine.connect() as other:
-            other.execute(text("SELECT pg_terminate_backend(:pid, 10000)"), {"pid": driver.info.backend_pid})
+            end_backend(other, driver.info.backend_pid)
 
     with one.sessions() as session:
         with pytest.raises(DBAPIError) as caught:
