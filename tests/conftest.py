@@ -165,6 +165,16 @@ def asyncpg(postgresql: Port, _async_postgresql: dict[str, AsyncPort]) -> Iterat
 
 
 @pytest.fixture
+def psycopg2(postgresql: Port) -> Iterator[Port]:
+    """The same database by the driver that most existing apps have."""
+    url = make_url(postgresql.url).set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
+    port = Port("postgresql", url, make_engine(url, pool_size=40))
+    yield port
+    assert port.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    port.dispose()
+
+
+@pytest.fixture
 def pipelined(postgresql: Port) -> Port:
     """PostgreSQL by a guard whose claims cost no round trip."""
     return dataclasses.replace(postgresql, guard_options={"pipeline": "auto"})
@@ -207,7 +217,7 @@ def statements(port: Port) -> Iterator[list[str]]:
 
 
 @pytest.fixture(
-    params=["sqlite", "aiosqlite", "postgresql", "psycopg_async", "asyncpg", "pipelined", "pipelined_async"]
+    params=["sqlite", "aiosqlite", "postgresql", "psycopg2", "psycopg_async", "asyncpg", "pipelined", "pipelined_async"]
 )
 def port(request: pytest.FixtureRequest) -> Port:
     """Every database that the guard promises the same on."""
@@ -222,7 +232,7 @@ def async_port(request: pytest.FixtureRequest) -> Port:
     return found
 
 
-@pytest.fixture(params=["postgresql", "psycopg_async", "asyncpg", "pipelined", "pipelined_async"])
+@pytest.fixture(params=["postgresql", "psycopg2", "psycopg_async", "asyncpg", "pipelined", "pipelined_async"])
 def on_postgresql(request: pytest.FixtureRequest) -> Port:
     """PostgreSQL by every driver."""
     found: Port = request.getfixturevalue(request.param)

@@ -195,9 +195,9 @@ def _requests(connection: Connection, table: Table) -> Iterator[Finding]:
     try:
         counts = {status: (count, oldest) for status, count, oldest in connection.execute(query)}
     except Exception as error:
-        if (
-            getattr(getattr(error, "orig", None), "sqlstate", None) != "42501"
-        ):  # insufficient_privilege: told by `grants`
+        driver = getattr(error, "orig", None)
+        # insufficient_privilege: told by `grants`; psycopg2 has its own name for SQLSTATE
+        if "42501" not in (getattr(driver, "sqlstate", None), getattr(driver, "pgcode", None)):
             raise
         return
     unseen = (

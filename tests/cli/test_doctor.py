@@ -104,12 +104,14 @@ def test_partial_and_covering_indexes_are_seen_as_well(own, index):
 
 
 @pytest.mark.parametrize("grant", ["SELECT", "INSERT", "UPDATE"])
-def test_a_missing_grant_is_named(own, grant):
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_a_missing_grant_is_named(own, grant, driver):
     role = f"doctor_{make_url(own.url).database}"
     granted = ", ".join({"SELECT", "INSERT", "UPDATE"} - {grant})
     change(own, f"CREATE ROLE {role} LOGIN PASSWORD 'x'", f"GRANT {granted} ON execution_requests TO {role}")
     try:
-        url = make_url(own.url).set(username=role, password="x").render_as_string(hide_password=False)
+        url = make_url(own.url).set(drivername=f"postgresql+{driver}", username=role, password="x")
+        url = url.render_as_string(hide_password=False)
         status, findings = examine(url)
         assert status == 1
         assert findings["grants"]["advice"] == f"GRANT {grant} ON execution_requests TO {role}"

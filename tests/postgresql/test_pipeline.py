@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import sys
 from contextlib import contextmanager
 from weakref import ref
 
@@ -249,8 +250,9 @@ def test_columns_of_another_type_go_through_sqlalchemy(postgresql, pipeline):
     assert again.result == first.result
 
 
-@pytest.mark.parametrize("port", ["sqlite", "asyncpg"], indirect=True)
-def test_other_drivers_take_the_plain_path(port, guard, told):
+@pytest.mark.parametrize("port", ["sqlite", "psycopg2", "asyncpg"], indirect=True)
+def test_other_drivers_take_the_plain_path_and_need_no_psycopg(port, guard, told, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safeagent_sa._dialects.psycopg_pipeline", None)  # as where it is not installed
     deliver(port, "order-1", guard)
 
     assert told == [("Claimed", False), ("Completed", False)]
