@@ -56,6 +56,15 @@ def test_a_healthy_database(own):
     assert not any(finding["advice"] for code, finding in findings.items() if code != "fsync")
 
 
+def test_a_server_without_fsync_is_told(own):
+    with own.engine.connect() as connection:
+        is_off = connection.scalar(text("SHOW fsync")) == "off"  # as on every server that the suite starts
+    own.engine.dispose()
+    told = examine(own.url)[1].get("fsync")
+
+    assert (told is not None and told["severity"] == "problem") is is_off
+
+
 SICK = {
     "idle-timeout": ("warning", ["ALTER DATABASE {db} SET idle_in_transaction_session_timeout = 0"], "ALTER ROLE"),
     "synchronous-commit": ("warning", ["ALTER DATABASE {db} SET synchronous_commit = off"], "turns it on"),

@@ -107,7 +107,7 @@ def test_another_action_or_payload_is_a_conflict_in_every_state(port):
         ExecutionGuard().effect("refund").execute(port.sessions, "charge-1", provider, payload=1)
     with pytest.raises(RequestConflictError):
         ExecutionGuard().effect("refund", when_in_doubt="retry").execute(port.sessions, "charge-2", provider, payload=1)
-    assert provider.charges == ["charge-1", "charge-2"]
+    assert provider.charges == ["charge-1", "charge-1"]
 
 
 def test_the_idempotency_key_is_stable_and_tells_nothing(port):
@@ -300,6 +300,15 @@ def test_a_probe_that_finds_nothing_lets_the_call_be_made(port):
     crash(port, provider)
     assert not charge(port, provider, when_in_doubt=lambda effect: not_landed()).is_replay
     assert (provider.charges, provider.attempts) == (["charge-1"], [1, 2])
+
+
+def test_a_probe_that_looks_too_early_lets_the_call_be_made_twice(port):
+    """What no guard can see: the call has landed, and the probe says that it has not."""
+    provider = Provider()
+    provider.after = die
+    crash(port, provider)
+    assert not charge(port, provider, when_in_doubt=lambda effect: not_landed()).is_replay
+    assert provider.charges == ["charge-1", "charge-1"]
 
 
 @pytest.mark.parametrize("verdict", [cannot_tell, landed_more_than_once])

@@ -48,12 +48,15 @@ class NotHere(RuntimeError):
     """This way to a server is not open on this machine."""
 
 
-def start(*, durable: bool = False) -> Server:
+def start(*, durable: bool = False, own: bool = False) -> Server:
     """Start or find a server; raise RuntimeError with the remedies where there is none.
 
-    A server of the tests may lose everything in a crash of the machine; a durable one is as PostgreSQL comes.
+    A server of the tests may lose everything in a crash of the machine; a durable one is as PostgreSQL comes. One of a test's
+    own is not the one that a URL names: it may be killed and set up as the test likes.
     """
-    ways = {"url": _from_url, "docker": _from_docker, "local": _from_local, "wheel": _from_wheel}
+    ways = {"docker": _from_docker, "local": _from_local, "wheel": _from_wheel}
+    if not own:
+        ways = {"url": _from_url} | ways
     forced = os.environ.get("SAFEAGENT_TEST_PG")
     if forced is not None and forced not in ways:
         message = f"SAFEAGENT_TEST_PG={forced!r} is none of {', '.join(ways)}"
