@@ -14,7 +14,7 @@ BENCH_VENV := .venv-bench$(PINNED)
 BENCH_BIN := $(BENCH_VENV)/bin
 BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: help demo test check format bench bench-full field stress pgbouncer roads mutants matrix clean
+.PHONY: help demo test check format bench bench-full field stress pgbouncer roads mutants matrix nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -61,6 +61,9 @@ mutants: $(READY)  ## break the protocol on purpose, and see that the suite noti
 
 matrix: $(READY)  ## the promises on every pair of Python, PostgreSQL and SQLAlchemy lines
 	$(BIN)/python tests/matrix/run.py $(ARGS)
+
+nightly: $(READY)  ## mutants, stress, field and matrix, and one table of what came of them
+	$(BIN)/python tests/nightly/run.py $(ARGS)
 
 clean:  ## remove everything that was made
 	rm -rf .venv* build dist *.egg-info .coverage* .*_cache .hypothesis
