@@ -14,7 +14,7 @@ BENCH_VENV := .venv-bench$(PINNED)
 BENCH_BIN := $(BENCH_VENV)/bin
 BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: help demo test check format bench bench-full field stress pgbouncer roads mutants matrix nightly clean
+.PHONY: help demo test check format changelog bench bench-full field stress pgbouncer roads mutants matrix nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ check: $(READY)  ## formatting, lint, layers, types
 format: $(READY)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+changelog: $(READY)  ## what the files in changelog.d make together
+	$(BIN)/towncrier build --draft $(ARGS)
 
 bench: $(BENCH_READY)  ## what it costs, beside what others cost: the short form
 	$(BENCH_BIN)/python -m benchmarks $(ARGS)
