@@ -16,7 +16,7 @@ BENCH_VENV := .venv-bench$(PINNED)
 BENCH_BIN := $(BENCH_VENV)/bin
 BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: help demo test test-all check format bench bench-full field stress pgbouncer roads mutants clean
+.PHONY: help demo test test-all check format changelog bench bench-full field stress pgbouncer roads mutants matrix nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ format: $(READY)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+changelog: $(READY)  ## what the files in changelog.d make together
+	$(BIN)/towncrier build --draft $(ARGS)
+
 bench: $(BENCH_READY)  ## what it costs, beside what others cost: the short form
 	$(BENCH_BIN)/python -m benchmarks $(ARGS)
 
@@ -63,6 +66,12 @@ roads: $(READY)  ## every way into an app's migrations, such as with ALEMBIC=1.1
 
 mutants: $(READY)  ## break the protocol on purpose, and see that the suite notices
 	$(BIN)/python tests/mutants/run.py $(ARGS)
+
+matrix: $(READY)  ## the promises on every pair of Python, PostgreSQL and SQLAlchemy lines
+	$(BIN)/python tests/matrix/run.py $(ARGS)
+
+nightly: $(READY)  ## mutants, stress, field and matrix, and one table of what came of them
+	$(BIN)/python tests/nightly/run.py $(ARGS)
 
 clean:  ## remove everything that was made
 	rm -rf .venv* build dist *.egg-info .coverage* .*_cache .hypothesis

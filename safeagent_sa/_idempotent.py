@@ -13,13 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
+from ._annotations import annotations_of, is_session, signature_of
 from ._keys import validate_key
 from ._results import annotation_of
 from ._template import Template, root_of
 from .errors import InvalidRequestIdError, InvalidScopeError, UnsupportedFunctionError
 
-
-_SESSIONS = {"Session", "scoped_session", "AsyncSession", "async_scoped_session"}
 
 ParamsT = ParamSpec("ParamsT")
 SelfT = TypeVar("SelfT")
@@ -54,7 +53,7 @@ class Plan:
     ) -> None:
         _refuse_other_kinds(fn, is_async=is_async)
         self._fn = fn
-        self._signature = inspect.signature(fn)
+        self._signature = signature_of(fn)
         self._session = _session_parameter(fn, self._signature)
         self._opens_session = opens_session
         parameters = [each for each in self._signature.parameters.values() if each.name != self._session]
@@ -92,7 +91,7 @@ class Plan:
         if self._opens_session:
             wrapper.__signature__ = self.signature  # type: ignore[attr-defined]
             wrapper.__annotations__ = {
-                name: kind for name, kind in self._fn.__annotations__.items() if name != self._session
+                name: kind for name, kind in annotations_of(self._fn).items() if name != self._session
             }
         return wrapper
 
@@ -102,7 +101,7 @@ def _session_parameter(fn: Callable[..., Any], signature: inspect.Signature) -> 
         kinds = typing.get_type_hints(fn)
     except Exception:  # noqa: BLE001 - an annotation is any expression; then their texts must do
         kinds = {}
-    found = [name for name, each in signature.parameters.items() if _is_session(kinds.get(name, each.annotation))]
+    found = [name for name, each in signature.parameters.items() if is_session(kinds.get(name, each.annotation))]
     if len(found) != 1:
         problem = (
             "two parameters that are annotated as sessions" if found else "no parameter that is annotated as a session"
@@ -112,17 +111,6 @@ def _session_parameter(fn: Callable[..., Any], signature: inspect.Signature) -> 
             "sqlalchemy.ext.asyncio.AsyncSession: `session: Session`"
         )
     return found[0]
-
-
-def _is_session(annotation: Any) -> bool:
-    if isinstance(annotation, str):
-        return annotation.partition("[")[0].rpartition(".")[2].strip() in _SESSIONS
-    origin = typing.get_origin(annotation) or annotation
-    if origin is typing.Annotated:
-        return _is_session(typing.get_args(annotation)[0])
-    if isinstance(origin, type):
-        return any(kind.__module__.startswith("sqlalchemy.") and kind.__name__ in _SESSIONS for kind in origin.__mro__)
-    return any(_is_session(argument) for argument in typing.get_args(annotation))
 
 
 def _request_id_of(
@@ -190,7 +178,7 @@ def _payload_of(
 
 def _named(function: Callable[..., Any], names: list[str]) -> Callable[[Mapping[str, Any]], Any]:
     """Let a function take those arguments of a call that it names."""
-    parameters = inspect.signature(function).parameters.values()
+    parameters = signature_of(function).parameters.values()
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
         wanted = names
     else:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NewType, NoReturn, TypeVar, Union, get_args, ge
 from weakref import WeakKeyDictionary
 
 from . import _codec
+from ._annotations import annotations_of
 from .errors import InvalidResultError, UnsupportedResultTypeError
 
 
@@ -139,13 +140,12 @@ def annotation_of(fn: Callable[..., Any]) -> Any:
     while isinstance(fn, partial):
         fn = fn.func
     function = fn if hasattr(fn, "__code__") else getattr(fn, "__func__", getattr(type(fn), "__call__", fn))  # noqa: B004
-    annotations = getattr(function, "__annotations__", None)
-    if not annotations or "return" not in annotations:
+    if not hasattr(function, "__code__"):
         return Any
     try:
         return _annotations[function]
     except KeyError:
-        found = _annotations[function] = _resolved(function, annotations["return"])
+        found = _annotations[function] = _resolved(function, annotations_of(function).get("return", Any))
         return found
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
+from ._annotations import signature_of
 from .errors import UnsupportedFunctionError
 
 
@@ -42,7 +43,7 @@ def refuse_shared_names(verb: Callable[..., Any], fn: Callable[..., Any], args: 
 def refuse_misfit(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raise where a function cannot be called like this: found out in the call, it would be in doubt for nothing."""
     try:
-        signature = inspect.signature(fn)
+        signature = signature_of(fn)
     except (TypeError, ValueError):  # some builtins have none
         return
     try:
@@ -62,6 +63,6 @@ def _options_of(verb: Callable[..., Any]) -> frozenset[str]:
 
 def _parameters_of(fn: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
-        return inspect.signature(fn).parameters
+        return signature_of(fn).parameters
     except (TypeError, ValueError):  # some builtins have none
         return {}

@@ -14,7 +14,7 @@ from unittest import mock
 
 import pytest
 from sqlalchemy import URL, create_engine, event, make_url, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 from support.aio import AsyncPort, instead_of_guards
 from support.app import Port, make_engine
 from support.ports import ASYNC, PORTS
@@ -184,7 +184,8 @@ def _pipelined(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def aiosqlite(request: pytest.FixtureRequest, sqlite: Port) -> Iterator[Port]:
-    port = AsyncPort.of("sqlite", sqlite.url.replace("sqlite:", "sqlite+aiosqlite:"), sqlite)
+    url = sqlite.url.replace("sqlite:", "sqlite+aiosqlite:")
+    port = AsyncPort.of("sqlite", url, sqlite, poolclass=AsyncAdaptedQueuePool)  # as newer releases have it
     try:
         with _awaited(request, port):
             yield port
@@ -227,6 +228,16 @@ def asyncpg(
     with _awaited(request, _async_postgresql["asyncpg"]):
         yield _async_postgresql["asyncpg"]
     assert _async_postgresql["asyncpg"].engine.pool.checkedout() == 0
+
+
+@pytest.fixture
+def psycopg2(postgresql: Port) -> Iterator[Port]:
+    """The same database by the driver that most existing apps have."""
+    url = make_url(postgresql.url).set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
+    port = Port("postgresql", url, make_engine(url, pool_size=40))
+    yield port
+    assert port.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    port.engine.dispose()
 
 
 @pytest.fixture
@@ -291,7 +302,7 @@ def async_port(request: pytest.FixtureRequest) -> Port:
     return found
 
 
-@pytest.fixture(params=["postgresql", "psycopg_async", "asyncpg", "pipelined", "pipelined_async"])
+@pytest.fixture(params=["postgresql", "psycopg2", "psycopg_async", "asyncpg", "pipelined", "pipelined_async"])
 def on_postgresql(request: pytest.FixtureRequest) -> Port:
     """PostgreSQL by every driver."""
     found: Port = request.getfixturevalue(request.param)

@@ -104,7 +104,7 @@ class Pipelined(Dialect):
 
     def _pipeline(self, connection: Connection) -> Pipeline | None:
         # SQLAlchemy is needed on the way where it translates a schema or a column's values.
-        is_possible = self._is_plain and connection.dialect.driver.startswith("psycopg")
+        is_possible = self._is_plain and connection.dialect.driver in ("psycopg", "psycopg_async")
         if not is_possible or is_translated(connection):
             return None
         from .psycopg_pipeline import Pipeline  # noqa: PLC0415 - it imports the driver

@@ -58,6 +58,15 @@ def test_a_healthy_database(own):
     assert examine(own.url, "--deep")[1]["incomplete-claims"]["found"] == "no request is claimed"
 
 
+def test_a_server_without_fsync_is_told(own):
+    with own.engine.connect() as connection:
+        is_off = connection.scalar(text("SHOW fsync")) == "off"  # as on every server that the suite starts
+    own.engine.dispose()
+    told = examine(own.url)[1].get("fsync")
+
+    assert (told is not None and told["severity"] == "problem") is is_off
+
+
 SICK = {
     "idle-timeout": ("warning", ["ALTER DATABASE {db} SET idle_in_transaction_session_timeout = 0"], "ALTER ROLE"),
     "synchronous-commit": ("warning", ["ALTER DATABASE {db} SET synchronous_commit = off"], "turns it on"),
@@ -107,12 +116,14 @@ def test_partial_and_covering_indexes_are_seen_as_well(own, index):
 
 
 @pytest.mark.parametrize("grant", ["SELECT", "INSERT", "UPDATE"])
-def test_a_missing_grant_is_named(own, grant):
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_a_missing_grant_is_named(own, grant, driver):
     role = f"doctor_{make_url(own.url).database}"
     granted = ", ".join({"SELECT", "INSERT", "UPDATE"} - {grant})
     change(own, f"CREATE ROLE {role} LOGIN PASSWORD 'x'", f"GRANT {granted} ON execution_requests TO {role}")
     try:
-        url = make_url(own.url).set(username=role, password="x").render_as_string(hide_password=False)
+        url = make_url(own.url).set(drivername=f"postgresql+{driver}", username=role, password="x")
+        url = url.render_as_string(hide_password=False)
         status, findings = examine(url)
         assert status == 1
         assert findings["grants"]["advice"] == f"GRANT {grant} ON execution_requests TO {role}"

@@ -160,8 +160,10 @@ def test_another_callers_open_claim_is_not_a_duplicate(postgresql):
 
 
 def test_init_db_makes_no_tables_and_says_which_migration_is_missing():
-    with Session(create_engine("sqlite://")) as session, pytest.raises(SchemaError, match=r"safeagent\.upgrade"):
+    engine = create_engine("sqlite://")
+    with Session(engine) as session, pytest.raises(SchemaError, match=r"safeagent\.upgrade"):
         ExecutionStore(session).init_db()
+    engine.dispose()
     with pytest.raises(UnsupportedSessionError):
         ExecutionStore("app.db")
 

@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from sqlalchemy import text
 from support.app import pay
 from support.ports import not_pipelined
+from support.processes import end_backend
 
 from safeagent_sa import ClaimLostError, ExecutionGuard, ExecutionInProgressError, RequestConflictError
 from safeagent_sa.events import Committed, Conflict, Event, LoggingListener, RolledBack, Waited
@@ -142,7 +143,7 @@ def test_a_lost_answer_of_commit_is_told(postgresql):
         guard.execute(session, "order-1", pay, "order-1", action="pay")
         pid = session.scalar(text("SELECT pg_backend_pid()"))
         with postgresql.engine.connect() as other:
-            other.execute(text("SELECT pg_terminate_backend(:pid, 10000)"), {"pid": pid})
+            end_backend(other, pid)
     assert names(heard) == ["Claimed", "Completed", "RolledBack"]
     assert heard[-1].was_commit_sent
 

@@ -448,17 +448,20 @@ def test_the_session_is_found_by_its_annotation(port):
     def optional(s: Optional[Session], order_id: int) -> int:  # noqa: UP045 - as older code has it
         return insert(s, "order-1")
 
+    def or_none(s: Session | None, order_id: int) -> int:
+        return insert(s, "order-1")
+
     def in_text(s: "nowhere.Session", order_id: "Nothing") -> int:  # noqa: F821 - for type checkers only
         return insert(s, "order-1")
 
     def subclass(s: OurSession, order_id: int) -> int:
         return insert(s, "order-1")
 
-    for number, fn in enumerate((in_annotated, optional, in_text, subclass)):
+    for number, fn in enumerate((in_annotated, optional, or_none, in_text, subclass)):
         decorated = guard.idempotent(request_id=f"{number}-{{order_id}}", action="pay")(fn)
         first, second = twice(port, lambda session, decorated=decorated: decorated(session, 1))
         assert first == second
-    assert port.payments("order-1") == 4
+    assert port.payments("order-1") == 5
 
 
 def test_a_session_of_another_kind_at_the_call(sqlite):

@@ -298,6 +298,7 @@ def test_an_unknown_database_is_refused():
     with Session(engine) as session:
         with pytest.raises(UnsupportedDialectError, match="postgresql, sqlite"), guard.claim(session, "a", action="b"):
             pass
+    engine.dispose()
 
 
 @ports("sqlite")

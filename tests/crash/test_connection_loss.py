@@ -10,7 +10,9 @@ from support.proxy import Proxy
 from safeagent_sa import ExecutionGuard
 
 
-@pytest.fixture(params=["psycopg", "psycopg_async", "asyncpg", "psycopg+pipeline", "psycopg_async+pipeline"])
+@pytest.fixture(
+    params=["psycopg", "psycopg2", "psycopg_async", "asyncpg", "psycopg+pipeline", "psycopg_async+pipeline"]
+)
 def through(postgresql, request):
     """The same database behind a proxy."""
     driver, _, mode = request.param.partition("+")

@@ -19,9 +19,12 @@ guard = ExecutionGuard()
 
 
 def rows(name):
-    lines = (ROOT / "docs" / name).read_text().splitlines()
-    cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines if line.startswith("| ")]
-    return cells[1:]
+    lines = (ROOT / name).read_text().splitlines()
+    return [cells_of(line) for line in lines if line.startswith("| ")][1:]
+
+
+def cells_of(line):
+    return [cell.strip() for cell in line.strip("| ").split(" | ")]
 
 
 def nested(levels):
@@ -37,14 +40,17 @@ def cycle():
     return value
 
 
-BAD_INPUTS = rows("bad-input.md")
-MISUSE = rows("misuse.md")
+BAD_INPUTS = rows("docs/bad-input.md")
+MISUSE = rows("docs/misuse.md")
+WAYS = rows("docs/when-can-it-still-run-twice.md")
+GUARANTEES = [row for row in rows("README.md") if row[-1].startswith("test_")]
 
 
 def test_the_tables_are_as_long_as_the_promise():
     assert len(BAD_INPUTS) >= 60
     assert len(MISUSE) >= 20
-    assert len(rows("when-can-it-still-run-twice.md")) >= 10
+    assert len(WAYS) >= 10
+    assert len(GUARANTEES) >= 12
 
 
 @ports("sqlite")
@@ -77,11 +83,36 @@ def test_every_bad_input_is_refused_before_any_sql_and_harms_nothing(port, state
     assert port.payments("before") == 1
 
 
-def test_every_mistake_names_an_error_and_a_test_that_are_there():
+def named_and_missing(rows):
     sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    for mistake, answer, test in MISUSE:
-        assert f"def {test}(" in sources, mistake
+    named = [(row[0], test) for row in rows for test in re.findall(r"\w+", row[-1])]
+    return [(row, test) for row, test in named if not re.search(rf"^(async )?def {test}\(", sources, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("table", [MISUSE, WAYS, GUARANTEES], ids=["mistakes", "ways", "guarantees"])
+def test_every_row_names_tests_that_are_there(table):
+    assert named_and_missing(table) == []
+    assert {len(row) for row in table} == {len(table[0])}  # no row without its last cell
+    assert all(row[-1].startswith("test_") for row in table)
+
+
+def test_no_row_of_the_guarantees_is_without_a_test():
+    table = re.search(r"\| situation .*?\n\n", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    assert [cells_of(line) for line in table.splitlines()[2:] if line] == GUARANTEES
+
+
+def test_every_mistake_names_an_error_that_is_there():
+    for _, answer, _ in MISUSE:
         named = re.findall(r"\b[A-Z]\w+Error\b", answer)
         for error in named:
             assert hasattr(safeagent_sa, error) or error in ("PendingRollbackError", "ValueError"), answer
         assert named or "SQLSTATE" in answer, answer
+
+
+def test_the_page_about_the_suite_names_every_folder():
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/*.py")}
+    page = (ROOT / "tests" / "README.md").read_text()
+    assert [name for name in sorted(folders) if f"`{name}`" not in page] == []
+    for files in re.findall(r"^\| (`[^|]*) \|.*\| ([^|]*)\|$", page, re.MULTILINE):
+        for name in re.findall(r"`(\w+\.py)`", files[1]):
+            assert any((ROOT / "tests" / folder / name).exists() for folder in re.findall(r"`(\w+)`", files[0])), name

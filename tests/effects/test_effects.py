@@ -345,6 +345,15 @@ def test_a_probe_that_finds_nothing_lets_the_call_be_made(port):
     assert (provider.charges, provider.attempts) == (["charge-1"], [1, 2])
 
 
+def test_a_probe_that_looks_too_early_lets_the_call_be_made_twice(port):
+    """What no guard can see: the call has landed, and the probe says that it has not."""
+    provider = Provider()
+    provider.after = die
+    crash(port, provider)
+    assert not charge(port, provider, when_in_doubt=lambda effect: not_landed()).is_replay
+    assert provider.charges == ["charge-1", "charge-1"]
+
+
 @not_pipelined
 @pytest.mark.parametrize("verdict", [cannot_tell, landed_more_than_once])
 def test_a_probe_that_settles_nothing_leaves_it_in_doubt(port, verdict):

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import sys
 from contextlib import contextmanager
 from weakref import ref
 
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from support.aio import AsyncPort, Facade, like
 from support.app import Payment, Port, deliver, pay
+from support.processes import end_backend
 from support.wire import MessageProxy
 
 from safeagent_sa import (
@@ -247,8 +249,9 @@ def test_columns_of_another_type_go_through_sqlalchemy(postgresql, pipeline):
     assert again.result == first.result
 
 
-@pytest.mark.parametrize("port", ["sqlite", "asyncpg"], indirect=True)
-def test_other_drivers_take_the_plain_path(port, guard, told):
+@pytest.mark.parametrize("port", ["sqlite", "psycopg2", "asyncpg"], indirect=True)
+def test_other_drivers_take_the_plain_path_and_need_no_psycopg(port, guard, told, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safeagent_sa._dialects.psycopg_pipeline", None)  # as where it is not installed
     deliver(port, "order-1", like(guard, Facade) if isinstance(port, AsyncPort) else guard)
 
     assert told == [("Claimed", False), ("Completed", False)]
@@ -508,7 +511,7 @@ def test_a_connection_that_is_gone_is_told_and_replaced(one, postgresql, guard, 
     def kill(session):
         driver = session.connection().connection.driver_connection
         with postgresql.engine.connect() as other:
-            other.execute(text("SELECT pg_terminate_backend(:pid, 10000)"), {"pid": driver.info.backend_pid})
+            end_backend(other, driver.info.backend_pid)
 
     with one.sessions() as session:
         with pytest.raises(DBAPIError) as caught:

@@ -20,7 +20,7 @@ from safeagent_sa.aio import AsyncExecutionGuard
 @pytest.fixture(scope="module")
 def waiting():
     """A port on a server whose COMMITs wait for a standby."""
-    server = servers.start(durable=True)
+    server = servers.start(durable=True, own=True)
     engine = create_engine(server.url)
     port = Port("postgresql", server.url.render_as_string(hide_password=False), engine)
     port.create_tables()
@@ -65,7 +65,7 @@ def check(port, request_id, raised):
 
 
 @pytest.mark.parametrize("pipeline", ["off", "auto"])
-def test_psycopg(waiting, pipeline):
+def test_a_commit_whose_wait_was_cancelled_is_no_answer(waiting, pipeline):
     def work():
         with Session(waiting.engine) as session, session.begin():
             ExecutionGuard(pipeline=pipeline).execute(
@@ -78,7 +78,7 @@ def test_psycopg(waiting, pipeline):
 @pytest.mark.parametrize(
     ("driver", "pipeline"), [("psycopg_async", "off"), ("psycopg_async", "auto"), ("asyncpg", "off")]
 )
-def test_async_drivers(waiting, driver, pipeline):
+def test_nor_is_it_one_on_async_drivers(waiting, driver, pipeline):
     request_id = f"{driver}-{pipeline}"
 
     async def work():
@@ -92,6 +92,17 @@ def test_async_drivers(waiting, driver, pipeline):
             await engine.dispose()
 
     check(waiting, request_id, cancel_the_wait(waiting, lambda: asyncio.run(work())))
+
+
+def test_psycopg2_tells_it_in_words(waiting):
+    engine = create_engine(make_url(waiting.url).set(drivername="postgresql+psycopg2"))
+
+    def work():
+        with Session(engine) as session, session.begin():
+            ExecutionGuard().execute(session, "psycopg2", pay, "psycopg2", action="pay")
+
+    check(waiting, "psycopg2", cancel_the_wait(waiting, work))
+    engine.dispose()
 
 
 def test_run_transaction_does_not_settle_it_by_looking_here(waiting):
@@ -108,7 +119,7 @@ def test_run_transaction_does_not_settle_it_by_looking_here(waiting):
     assert len(calls) == 1
 
 
-def test_a_commit_as_text(waiting):
+def test_a_commit_as_text_whose_wait_was_cancelled_is_no_answer(waiting):
     def work():
         with Session(waiting.engine) as session:
             ExecutionGuard().execute(session, "text", pay, "text", action="pay")

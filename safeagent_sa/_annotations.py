@@ -1,0 +1,41 @@
+"""Reads annotations, which may be for type checkers only: what they name need not be there.
+
+Up to Python 3.13 such ones are texts. From 3.14 on they are evaluated when they are read, and then raise NameError.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import typing
+from functools import partial
+from types import UnionType
+from typing import Any
+
+
+if sys.version_info >= (3, 14):
+    import annotationlib
+
+    signature_of = partial(inspect.signature, annotation_format=annotationlib.Format.FORWARDREF)
+    annotations_of = partial(annotationlib.get_annotations, format=annotationlib.Format.FORWARDREF)
+else:
+    signature_of = inspect.signature
+    annotations_of = inspect.get_annotations
+
+_SESSIONS = {"Session", "scoped_session", "AsyncSession", "async_scoped_session"}
+
+
+def is_session(annotation: Any) -> bool:
+    """Tell whether an annotation means a session of SQLAlchemy, by its text where it names nothing."""
+    if isinstance(annotation, str):
+        return annotation.partition("[")[0].rpartition(".")[2].strip() in _SESSIONS
+    if isinstance(annotation, typing.ForwardRef):
+        return is_session(annotation.__forward_arg__)
+    origin = typing.get_origin(annotation) or annotation
+    if origin in (typing.Union, UnionType):  # some of which are types themselves
+        return any(map(is_session, typing.get_args(annotation)))
+    if origin is typing.Annotated:
+        return is_session(typing.get_args(annotation)[0])
+    if isinstance(origin, type):
+        return any(kind.__module__.startswith("sqlalchemy.") and kind.__name__ in _SESSIONS for kind in origin.__mro__)
+    return False

@@ -1,0 +1,32 @@
+"""Runs what takes too long for every change, one after the other, and ends with one table: `make nightly`.
+
+With names, only those: `make nightly ARGS="matrix stress"`. A target that fails stops none of the others.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGETS = ["mutants", "stress", "field", "matrix"]
+
+
+def main(targets: list[str], folder: Path = ROOT) -> int:
+    rows = []
+    for target in targets:
+        print(f"\nmake {target}", flush=True)
+        begun = time.monotonic()
+        is_good = subprocess.run(["make", target], check=False, cwd=folder).returncode == 0
+        rows.append((target, "passed" if is_good else "FAILED", f"{(time.monotonic() - begun) / 60:.1f}"))
+    print()
+    for target, result, minutes in [("target", "result", "minutes"), *rows]:
+        print(f"{target:10} {result:8} {minutes:>7}")
+    return 0 if all(result == "passed" for _, result, _ in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:] or TARGETS))
