@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select, text
 from support.app import Payment
 from support.patience import PATIENCE
+from support.ports import ASYNC, ports
 
 from safeagent_sa import ExecutionInDoubtError, ExecutionRequest
 from safeagent_sa.aio import AsyncExecutionGuard
@@ -96,6 +97,7 @@ async def test_a_task_cancelled_at_a_random_point_leaves_nothing_open(async_port
     assert cancelled > points / 10  # a loaded machine takes other numbers of turns than the ones that were counted
 
 
+@ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")  # the claim of a lease is plain
 @pytest.mark.parametrize("points", [40, pytest.param(500, marks=[pytest.mark.stress, pytest.mark.timeout(1800)])])
 async def test_an_effect_cancelled_at_a_random_point_is_called_at_most_once(async_port, points):
     """What was cancelled after the mark is in doubt, and a delivery that comes then makes no second call."""

@@ -23,6 +23,7 @@ def test_processes_that_race_for_one_id_execute_it_once(port, worker):
     assert len({answer["pid"] for answer in answers}) == callers
     assert sorted(answer["is_replay"] for answer in answers) == [False] + [True] * (callers - 1)
     assert {answer["result"]["receipt"] for answer in answers} == {answers[0]["result"]["receipt"]}
+    assert deliver(port, "hot").result == answers[0]["result"]
     assert port.payments("hot") == 1
     assert port.requests() == [("hot", "completed")]
 
@@ -56,4 +57,5 @@ def test_a_waiting_process_takes_over_from_a_killed_one(port, worker, step):
     answer = waiter.answer()
 
     assert answer["is_replay"] is False
+    assert deliver(port, "order-1").result == answer["result"]
     assert port.payments("order-1") == 1

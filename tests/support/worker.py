@@ -13,6 +13,7 @@ from pathlib import Path
 from sqlalchemy.pool import NullPool
 
 from safeagent_sa import ExecutionGuard
+from safeagent_sa._dialects.psycopg_pipeline import Pipeline
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -31,6 +32,8 @@ def main(url, pipeline, request_id, stop_at=None):
             print(f"at {step}", flush=True)
             sys.stdin.readline()
 
+    begun, begin = [], Pipeline.begin
+    Pipeline.begin = lambda *arguments: begun.append(arguments) or begin(*arguments)
     port = another_way(None, url, poolclass=NullPool)
     reach("start")
     port.guard_options = {"pipeline": pipeline}
@@ -39,6 +42,7 @@ def main(url, pipeline, request_id, stop_at=None):
     else:
         with instead_of_guards(deliver, ExecutionGuard, **port.guard_options):
             deliver(port, request_id, reach)
+    assert begun or pipeline == "off", "the claim was not pipelined"
 
 
 def deliver(port, request_id, reach):
