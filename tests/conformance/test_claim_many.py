@@ -219,6 +219,7 @@ def test_bad_input_is_refused_before_any_sql(port, statements):
     assert statements == []
 
 
+@not_pipelined
 def test_too_many_ids_are_told_the_loop_that_claims_them(port):
     names = dict.fromkeys(f"m-{number:05}" for number in range(2 * LIMITS[port.name] + 1))
     with port.sessions() as session:

@@ -6,6 +6,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from support.aio import another_way
 from support.app import pay
 from support.effects import Died, Provider, die
+from support.ports import not_pipelined
 from support.wire import MessageProxy
 
 from safeagent_sa import (
@@ -217,6 +218,7 @@ STORIES = [
 ]
 
 
+@not_pipelined
 @pytest.mark.parametrize("story", STORIES)
 def test_statements(port, statements, story):
     """One for each transaction, where nothing is in the way; one more to take over what is."""

@@ -148,6 +148,7 @@ def test_an_error_that_is_declared_safe_frees_the_request(port):
     assert row(port).error is None
 
 
+@not_pipelined
 def test_an_error_that_is_safe_proves_nothing_about_an_earlier_attempt(port):
     provider = Provider()
     provider.after = die
@@ -164,6 +165,7 @@ def test_an_error_that_is_safe_proves_nothing_about_an_earlier_attempt(port):
     assert provider.attempts == [1, 2, 3]
 
 
+@not_pipelined
 def test_a_probe_that_finds_nothing_settles_what_came_before(port):
     provider = Provider()
     provider.before = die
@@ -345,6 +347,7 @@ def test_a_probe_that_finds_nothing_lets_the_call_be_made(port):
     assert (provider.charges, provider.attempts) == (["charge-1"], [1, 2])
 
 
+@not_pipelined
 def test_a_probe_that_looks_too_early_lets_the_call_be_made_twice(port):
     """What no guard can see: the call has landed, and the probe says that it has not."""
     provider = Provider()
