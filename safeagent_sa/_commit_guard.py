@@ -277,9 +277,9 @@ class GuardedTransaction:
                 continue
             if not self.claims:
                 _refuse_written(connection)
+                continue
             for other in connections_of(root):
-                held = transaction_of(other)
-                if other is not connection and other.in_transaction() and (held is None or not held.claims):
+                if other is not connection and other.in_transaction():
                     _refuse_written(other)
 
 
