@@ -131,7 +131,7 @@ class GuardedTransaction:
     watches: list[SessionWatch] = field(default_factory=list)
     """The sessions that the connection takes part in a guarded transaction of."""
     savepoints: list[str] = field(default_factory=list)
-    """The names of those that were opened since the first claim and are open."""
+    """The names of those that are open: SQLAlchemy's own, and those that were written as text since the first claim."""
     is_ended: bool = False
     """Whether a statement has ended it that was written as text; the session believes in it still."""
 
@@ -208,7 +208,7 @@ class GuardedTransaction:
             break
         return batch
 
-    def follow(self, step: Step) -> None:
+    def follow(self, step: Step, connection: Connection) -> None:
         """Note a statement that has ended the transaction, or begun or ended a savepoint."""
         match step.verb:
             case Verb.SAVEPOINT:
@@ -216,7 +216,7 @@ class GuardedTransaction:
             case Verb.RELEASE:
                 self.released(step.name)
             case Verb.ROLLBACK_TO:
-                self.rolled_back_to(step.name)
+                self.rolled_back_to(step.name, connection)
             case Verb.ROLLBACK:
                 self.lose()
 
@@ -251,18 +251,31 @@ class GuardedTransaction:
                 claim.savepoints = min(claim.savepoints, depth)
                 claim.savepoints_at_end = min(claim.savepoints_at_end, depth)
 
-    def rolled_back_to(self, name: str) -> None:
+    def rolled_back_to(self, name: str, connection: Connection) -> None:
         """Note a ROLLBACK TO: claims that were made inside are gone, with all that they cover."""
         depth = self._depth(name)
-        if depth is None:  # it was there before the first claim
-            depth = -1
+        if depth is None:
+            self._look_what_is_left(connection)
+            return
         del self.savepoints[depth + 1 :]
-        for token, claim in list(self.claims.items()):
+        for claim in list(self.claims.values()):
             if claim.savepoints > depth:
-                claim.is_undone = True
-                del self.claims[token]
+                self._undo(claim)
             elif claim.savepoints_at_end > depth:
                 claim.completion = None  # a part of what its block has written is gone
+
+    def _look_what_is_left(self, connection: Connection) -> None:
+        # A savepoint that was made unseen: before the first claim, on the driver's own connection, by a statement that begins
+        # with another. Where it stood is for the rows to tell; a claim that has outlived it may have lost what its block wrote.
+        self.savepoints.clear()
+        for claim in list(self.claims.values()):
+            claim.completion, claim.savepoints, claim.savepoints_at_end = None, 0, 0
+            if not _is_there(claim, connection):
+                self._undo(claim)
+
+    def _undo(self, claim: OpenClaim) -> None:
+        claim.is_undone = True
+        del self.claims[claim.row.token]
 
     def _depth(self, name: str) -> int | None:
         for depth in reversed(range(len(self.savepoints))):
@@ -387,7 +400,7 @@ class CommitGuard:
             self._commit_as_text(held, connection, execute)
         else:
             execute()
-            held.follow(step)
+            held.follow(step, connection)
         if held is not None and held.is_ended:
             self._ended.add(held)
 
@@ -447,8 +460,18 @@ def guard_transaction(connection: Connection) -> GuardedTransaction:
         install(connection.dialect)
         transaction = connection.get_transaction()
         assert transaction is not None  # the session has begun one
-        held = connection.info[_KEY] = GuardedTransaction(ref(connection), ref(transaction))
+        held = connection.info[_KEY] = GuardedTransaction(
+            ref(connection), ref(transaction), savepoints=_open_savepoints(connection)
+        )
     return held
+
+
+def _open_savepoints(connection: Connection) -> list[str]:
+    names, nested = [], connection.get_nested_transaction()
+    while nested is not None:
+        names.append(nested._savepoint)  # noqa: SLF001 - no other way to its name
+        nested = nested._previous_nested  # noqa: SLF001
+    return names[::-1]
 
 
 def not_completed(row: NewClaim, consequence: str) -> NotCompletedError:
@@ -512,6 +535,12 @@ def _why_incomplete(claim: OpenClaim, connection: Connection) -> Exception:
     if stored is None or stored.token != claim.row.token:
         return lost(claim)  # a ROLLBACK as text: what the block wrote after it is covered by nothing
     return not_completed(claim.row, "this COMMIT was refused")
+
+
+def _is_there(claim: OpenClaim, connection: Connection) -> bool:
+    request_ids = [row.request_id for row in claim.audience.rows]
+    found = claim.dialect.find_many(connection, claim.row.scope, request_ids)
+    return any(stored.token == claim.row.token for stored in found.values())
 
 
 def refuse_aborted(claim: OpenClaim, connection: Connection) -> None:
