@@ -33,6 +33,7 @@ from ._commit_guard import (
     lost,
     not_completed,
     refuse_aborted,
+    refuse_ended_or_foreign,
     transaction_of,
 )
 from ._dialects import Begun, Dialect, Inserted, NewClaim, StoredRequest, dialect_for
@@ -141,9 +142,7 @@ def _bind_arguments(session: Session, policy: Policy, key: Key | None) -> dict[s
 def connect(session: Session, policy: Policy, key: Key | None = None) -> tuple[Connection, Dialect]:
     """Return the session's connection for the table, inside a transaction that can keep the promise."""
     connection, dialect = reach(session, policy, key)
-    held = transaction_of(connection)
-    if held is not None:
-        held.refuse_ended()
+    refuse_ended_or_foreign(connection)
     dialect.ensure_transaction(connection)
     return connection, dialect
 

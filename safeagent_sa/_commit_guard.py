@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
-from weakref import ReferenceType, ref
+from weakref import ReferenceType, WeakSet, ref
 
 from sqlalchemy import Connection, RootTransaction
 from sqlalchemy.orm import Session, SessionTransaction
@@ -36,6 +36,7 @@ from .errors import (
     NotCompletedError,
     SecondDatabaseError,
     TransactionAbortedError,
+    UnsupportedSessionError,
 )
 
 
@@ -121,7 +122,7 @@ class SessionWatch:
                 raise lost(claim)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class GuardedTransaction:
     """What one transaction of one connection must prove before it may commit."""
 
@@ -299,12 +300,16 @@ class GuardedTransaction:
 class CommitGuard:
     """The steps of SQLAlchemy that may end a transaction or a savepoint, on the dialect of one engine."""
 
-    def __init__(self, dialect: Any) -> None:
-        self._do_commit, self._do_rollback = dialect.do_commit, dialect.do_rollback
-        self._do_prepare_twophase = dialect.do_prepare_twophase
-        self._do_execute, self._do_executemany = dialect.do_execute, dialect.do_executemany
-        self._do_execute_no_params = dialect.do_execute_no_params
-        self._ended: set[GuardedTransaction] = set()
+    def __init__(self) -> None:
+        self._do_commit = self._do_rollback = self._do_prepare_twophase = _not_yet
+        self._do_execute = self._do_executemany = self._do_execute_no_params = _not_yet
+        self._ended: WeakSet[GuardedTransaction] = WeakSet()  # they lie with the driver's connection, and go with it
+
+    def stand_before(self, dialect: Any, steps: Iterable[str]) -> None:
+        """Come in front of some of a dialect's steps, and of whatever others have put there."""
+        for name in steps:
+            setattr(self, f"_{name}", getattr(dialect, name))
+            setattr(dialect, name, getattr(self, name))
 
     def do_commit(self, pooled: Any) -> None:
         """Prove the claims of the transaction, then commit it; roll it back where that fails."""
@@ -353,12 +358,17 @@ class CommitGuard:
             pooled.invalidate()
 
     def do_rollback(self, pooled: Any) -> None:
-        """Roll back, and forget what was to be proved."""
-        self._forget(pooled)
+        """Roll back, and let those know who still believe in the transaction: another Connection may have ended it."""
+        held = self._forget(pooled)
+        if held is not None:
+            held.lose()
         self._do_rollback(pooled)
 
-    def _forget(self, pooled: Any) -> None:
-        self._ended.discard(pooled.info.pop(_KEY, None))
+    def _forget(self, pooled: Any) -> GuardedTransaction | None:
+        held: GuardedTransaction | None = pooled.info.pop(_KEY, None)
+        if held is not None:
+            self._ended.discard(held)
+        return held
 
     def do_prepare_twophase(self, connection: Connection, xid: Any) -> None:
         """Prove the claims of the transaction, then prepare it."""
@@ -434,23 +444,56 @@ _STEPS = (
 
 
 def install(dialect: Any) -> CommitGuard:
-    """Put a CommitGuard on the dialect of an engine, once; engines that share the dialect share it."""
+    """Put a CommitGuard on the dialect of an engine; engines that share the dialect share it.
+
+    Where a step is the class's own, another tool has taken its wrapper away from there, and ours with it.
+    """
     found: CommitGuard | None = dialect.__dict__.get(_KEY)
-    if found is None:
-        with _INSTALLING:
-            found = dialect.__dict__.get(_KEY)
-            if found is None:
-                found = CommitGuard(dialect)
-                for name in _STEPS:
-                    setattr(dialect, name, getattr(found, name))
-                setattr(dialect, _KEY, found)  # last: whoever finds it can rely on the rest
+    if found is not None and not _bare(dialect):
+        return found
+    with _INSTALLING:
+        found = dialect.__dict__.get(_KEY)
+        if found is None:
+            found = CommitGuard()
+            found.stand_before(dialect, _STEPS)
+            setattr(dialect, _KEY, found)  # last: whoever finds it can rely on the rest
+        else:
+            found.stand_before(dialect, _bare(dialect))
     return found
+
+
+def _bare(dialect: Any) -> list[str]:
+    kind = type(dialect)
+    return [name for name in _STEPS if getattr(getattr(dialect, name), "__func__", None) is getattr(kind, name)]
+
+
+def _not_yet(*_: Any, **__: Any) -> Any:
+    raise AssertionError("the guard stands before no dialect")
 
 
 def transaction_of(connection: Connection) -> GuardedTransaction | None:
     """Return what the connection's transaction must prove, or None where it holds no claim."""
     held: GuardedTransaction | None = connection.info.get(_KEY)
     return held if held is not None and held.transaction_ref() is connection.get_transaction() else None
+
+
+def refuse_ended_or_foreign(connection: Connection) -> None:
+    """Raise where what is sent now is covered by no claim, or would be part of a transaction of another Connection's."""
+    held: GuardedTransaction | None = connection.info.get(_KEY)
+    if held is None or held.is_over:
+        return
+    if held.transaction_ref() is connection.get_transaction():
+        held.refuse_ended()
+        return
+    if held.connection_ref() is None and not any(_is_there(claim, connection) for claim in held.claims.values()):
+        return  # the pool has ended it in a way of its own
+    ids = ", ".join(repr(claim.row.request_id) for claim in held.claims.values())
+    message = (
+        f"the driver's connection under this session holds the open claim of {ids}, of another session, so both would be one "
+        "transaction. Nothing was sent. Roll back, and use a pool that gives each session a connection of its own (not "
+        "StaticPool) and rolls back what a session that was dropped leaves behind (not reset_on_return=None)."
+    )
+    raise UnsupportedSessionError(message)
 
 
 def guard_transaction(connection: Connection) -> GuardedTransaction:
