@@ -176,7 +176,11 @@ def claim(
     connection, dialect = connect(session, policy, request.key)
     row = NewClaim(*request.key, request.action, request.fingerprint, uuid.uuid4())
     audience = Audience(policy.listeners, (row,))
-    begun, found = _insert_or_find(connection, dialect, row, policy, audience, wait_timeout=wait_timeout)
+    try:
+        begun, found = _insert_or_find(connection, dialect, row, policy, audience, wait_timeout=wait_timeout)
+    except BaseException as error:
+        _safety.suppose(error, session, connection, dialect, row, audience=audience)
+        raise
     if isinstance(found, StoredRequest):
         stored = _as_completed(connection, found, lambda: dialect.find(connection, *request.key)) or found
         return Claim(replay(session, connection, policy, request, stored, audience=audience), None)

@@ -73,6 +73,8 @@ class OpenClaim:
     has_block: bool = True
     completion: Completion | None = None
     """None until the block has ended well."""
+    is_supposed: bool = False
+    """Whether it is not known that the row is there: its INSERT has raised an error."""
     is_sent: bool = False
     """Whether the completion was sent before the COMMIT, for those who looked."""
     is_undone: bool = False
@@ -168,11 +170,14 @@ class GuardedTransaction:
     def _refuse_lost_and_incomplete(self, connection: Connection) -> None:
         for watch in self.watches:
             watch.refuse_lost()
-        for claim in self.claims.values():
+        for claim in list(self.claims.values()):
             if claim.is_lost:
                 raise lost(claim)
             if claim.completion is None:
-                raise _why_incomplete(claim, connection)
+                why = _why_incomplete(claim, connection)
+                if why is not None:
+                    raise why
+                self._undo(claim)
 
     def send_early(self, connection: Connection, tokens: Iterable[uuid.UUID]) -> bool:
         """Store the kept completions of some claims now, for those who look; the COMMIT proves them again.
@@ -204,8 +209,10 @@ class GuardedTransaction:
                 _prove(claim, connection)
             else:
                 batch.append(travelling)
-        for claim in self.claims.values():
-            refuse_aborted(claim, connection)  # a hook may have swallowed an error, one on our own statements included
+        for claim in self.claims.values():  # as in refuse_or_allow; what a hook on our own statements has done included
+            refuse_aborted(claim, connection)
+            if not claim.dialect.is_in_transaction(connection):
+                raise lost(claim)
             break
         return batch
 
@@ -568,14 +575,16 @@ def _owner(held: GuardedTransaction) -> Connection:
     raise ClaimLostError(message)
 
 
-def _why_incomplete(claim: OpenClaim, connection: Connection) -> Exception:
+def _why_incomplete(claim: OpenClaim, connection: Connection) -> Exception | None:
     try:
-        stored = claim.dialect.find(connection, claim.row.scope, claim.row.request_id)
+        is_there = _is_there(claim, connection)
     except Exception as error:
         if claim.dialect.is_aborted_error(error):
             return _aborted()
         raise
-    if stored is None or stored.token != claim.row.token:
+    if not is_there and claim.is_supposed:
+        return None
+    if not is_there:
         return lost(claim)  # a ROLLBACK as text: what the block wrote after it is covered by nothing
     return not_completed(claim.row, "this COMMIT was refused")
 

@@ -9,7 +9,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
-from support.app import make_engine, pay
+from support.app import Payment, make_engine, pay
 
 from safeagent_sa import ClaimLostError, ExecutionGuard, NotCompletedError, UnsupportedSessionError
 from safeagent_sa._commit_guard import GuardedTransaction
@@ -190,7 +190,82 @@ def test_comments_in_front_of_a_statement_are_read_once():
     assert step_of("/* a */ SELECT '*/ COMMIT'") is None
 
 
-# Tools on the steps of SQLAlchemy
+# Hooks and tools on the guard's own statements
+
+
+@pytest.fixture
+def listen():
+    undo = []
+
+    def listen(engine, name, hook):
+        event.listen(engine, name, hook)
+        undo.append((engine, name, hook))
+
+    yield listen
+    for each in undo:
+        event.remove(*each)
+
+
+def fail_on_insert(_connection, _cursor, statement, *_):
+    if "INSERT INTO execution_requests" in statement:
+        raise ZeroDivisionError
+
+
+def claim_one(session):
+    with guard.claim(session, "order-1", action="pay") as execution:
+        execution.complete()
+
+
+def claim_many(session):
+    with guard.claim_many(session, {"order-1": None, "order-2": None}, action="pay") as batch:
+        for execution in batch.new:
+            execution.complete()
+
+
+@pytest.fixture(params=["sqlite", "aiosqlite", "postgresql", "psycopg_async", "asyncpg"])
+def plain_port(request):
+    """Every driver, with statements that hooks see."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("claim", [claim_one, claim_many])
+def test_a_hook_that_fails_behind_the_claim_s_insert(plain_port, listen, claim):
+    listen(plain_port.engine, "after_cursor_execute", fail_on_insert)
+    with plain_port.sessions() as session:
+        with pytest.raises(ZeroDivisionError):
+            claim(session)
+        pay(session, "after")
+        with pytest.raises(NotCompletedError):
+            session.commit()
+
+    assert nothing_is_stored(plain_port)
+
+
+@pytest.mark.parametrize("claim", [claim_one, claim_many])
+def test_a_hook_that_fails_in_front_of_it_leaves_the_transaction_usable(plain_port, listen, claim):
+    listen(plain_port.engine, "before_cursor_execute", fail_on_insert)
+    with plain_port.sessions() as session:
+        with pytest.raises(ZeroDivisionError):
+            claim(session)
+        pay(session, "after")
+        session.commit()
+
+    assert plain_port.requests() == []
+    assert plain_port.payments("after") == 1
+
+
+def test_a_hook_that_ends_the_transaction_behind_the_completion(plain_port, listen):
+    def end(connection, _cursor, statement, *_):
+        if statement.startswith("UPDATE execution_requests"):
+            connection.connection.dbapi_connection.rollback()
+
+    listen(plain_port.engine, "after_cursor_execute", end)
+    with plain_port.sessions() as session:
+        execute(session)
+        with pytest.raises(ClaimLostError):
+            session.commit()
+
+    assert nothing_is_stored(plain_port)
 
 
 @pytest.mark.parametrize("step", ["do_commit", "do_execute"])
@@ -222,3 +297,15 @@ def test_a_transaction_that_was_ended_as_text_is_forgotten_with_its_connection(p
         session.execute(text("SELECT 1"))
     gc.collect()
     assert [e for e in gc.get_objects() if isinstance(e, GuardedTransaction) and id(e) not in before] == []
+
+
+def test_rows_written_behind_a_refused_commit(port):
+    with port.sessions() as session:
+        with suppress(ZeroDivisionError), guard.claim(session, "order-1", action="pay"):
+            raise ZeroDivisionError
+        for _ in range(2):
+            session.add(Payment(reference="after", amount=1))
+            with pytest.raises(NotCompletedError):
+                session.commit()
+
+    assert nothing_is_stored(port)
