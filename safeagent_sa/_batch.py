@@ -56,7 +56,13 @@ def claim(session: Session, policy: Policy, scope: str, action: str, payloads: M
     first = next(iter(requests.values()))
     _safety.refuse_pending_writes(session, first.key)
     connection, dialect = _claim.connect(session, policy, first.key)
-    inserted = dialect.insert_many(connection, claims)
+    try:
+        inserted = dialect.insert_many(connection, claims)
+    except BaseException as error:
+        rows = [claims.row(request_id) for request_id in fingerprints]
+        audience = Audience(policy.listeners, rows)
+        _safety.suppose(error, session, connection, dialect, rows[0], audience=audience)
+        raise
     others = [request_id for request_id in fingerprints if request_id not in inserted]
     stored = _find(connection, dialect, scope, others) if others else {}
     open_claim = None

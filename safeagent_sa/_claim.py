@@ -33,6 +33,7 @@ from ._commit_guard import (
     lost,
     not_completed,
     refuse_aborted,
+    refuse_ended_or_foreign,
     transaction_of,
 )
 from ._dialects import Begun, Dialect, Inserted, NewClaim, StoredRequest, dialect_for
@@ -141,9 +142,7 @@ def _bind_arguments(session: Session, policy: Policy, key: Key | None) -> dict[s
 def connect(session: Session, policy: Policy, key: Key | None = None) -> tuple[Connection, Dialect]:
     """Return the session's connection for the table, inside a transaction that can keep the promise."""
     connection, dialect = reach(session, policy, key)
-    held = transaction_of(connection)
-    if held is not None:
-        held.refuse_ended()
+    refuse_ended_or_foreign(connection)
     dialect.ensure_transaction(connection)
     return connection, dialect
 
@@ -177,7 +176,11 @@ def claim(
     connection, dialect = connect(session, policy, request.key)
     row = NewClaim(*request.key, request.action, request.fingerprint, uuid.uuid4())
     audience = Audience(policy.listeners, (row,))
-    begun, found = _insert_or_find(connection, dialect, row, policy, audience, wait_timeout=wait_timeout)
+    try:
+        begun, found = _insert_or_find(connection, dialect, row, policy, audience, wait_timeout=wait_timeout)
+    except BaseException as error:
+        _safety.suppose(error, session, connection, dialect, row, audience=audience)
+        raise
     if isinstance(found, StoredRequest):
         stored = _as_completed(connection, found, lambda: dialect.find(connection, *request.key)) or found
         return Claim(replay(session, connection, policy, request, stored, audience=audience), None)

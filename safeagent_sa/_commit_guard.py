@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
-from weakref import ReferenceType, ref
+from weakref import ReferenceType, WeakSet, ref
 
 from sqlalchemy import Connection, RootTransaction
 from sqlalchemy.orm import Session, SessionTransaction
@@ -36,6 +36,7 @@ from .errors import (
     NotCompletedError,
     SecondDatabaseError,
     TransactionAbortedError,
+    UnsupportedSessionError,
 )
 
 
@@ -72,6 +73,8 @@ class OpenClaim:
     has_block: bool = True
     completion: Completion | None = None
     """None until the block has ended well."""
+    is_supposed: bool = False
+    """Whether it is not known that the row is there: its INSERT has raised an error."""
     is_sent: bool = False
     """Whether the completion was sent before the COMMIT, for those who looked."""
     is_undone: bool = False
@@ -121,7 +124,7 @@ class SessionWatch:
                 raise lost(claim)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class GuardedTransaction:
     """What one transaction of one connection must prove before it may commit."""
 
@@ -131,7 +134,7 @@ class GuardedTransaction:
     watches: list[SessionWatch] = field(default_factory=list)
     """The sessions that the connection takes part in a guarded transaction of."""
     savepoints: list[str] = field(default_factory=list)
-    """The names of those that were opened since the first claim and are open."""
+    """The names of those that are open: SQLAlchemy's own, and those that were written as text since the first claim."""
     is_ended: bool = False
     """Whether a statement has ended it that was written as text; the session believes in it still."""
 
@@ -167,11 +170,14 @@ class GuardedTransaction:
     def _refuse_lost_and_incomplete(self, connection: Connection) -> None:
         for watch in self.watches:
             watch.refuse_lost()
-        for claim in self.claims.values():
+        for claim in list(self.claims.values()):
             if claim.is_lost:
                 raise lost(claim)
             if claim.completion is None:
-                raise _why_incomplete(claim, connection)
+                why = _why_incomplete(claim, connection)
+                if why is not None:
+                    raise why
+                self._undo(claim)
 
     def send_early(self, connection: Connection, tokens: Iterable[uuid.UUID]) -> bool:
         """Store the kept completions of some claims now, for those who look; the COMMIT proves them again.
@@ -203,12 +209,14 @@ class GuardedTransaction:
                 _prove(claim, connection)
             else:
                 batch.append(travelling)
-        for claim in self.claims.values():
-            refuse_aborted(claim, connection)  # a hook may have swallowed an error, one on our own statements included
+        for claim in self.claims.values():  # as in refuse_or_allow; what a hook on our own statements has done included
+            refuse_aborted(claim, connection)
+            if not claim.dialect.is_in_transaction(connection):
+                raise lost(claim)
             break
         return batch
 
-    def follow(self, step: Step) -> None:
+    def follow(self, step: Step, connection: Connection) -> None:
         """Note a statement that has ended the transaction, or begun or ended a savepoint."""
         match step.verb:
             case Verb.SAVEPOINT:
@@ -216,7 +224,7 @@ class GuardedTransaction:
             case Verb.RELEASE:
                 self.released(step.name)
             case Verb.ROLLBACK_TO:
-                self.rolled_back_to(step.name)
+                self.rolled_back_to(step.name, connection)
             case Verb.ROLLBACK:
                 self.lose()
 
@@ -251,18 +259,31 @@ class GuardedTransaction:
                 claim.savepoints = min(claim.savepoints, depth)
                 claim.savepoints_at_end = min(claim.savepoints_at_end, depth)
 
-    def rolled_back_to(self, name: str) -> None:
+    def rolled_back_to(self, name: str, connection: Connection) -> None:
         """Note a ROLLBACK TO: claims that were made inside are gone, with all that they cover."""
         depth = self._depth(name)
-        if depth is None:  # it was there before the first claim
-            depth = -1
+        if depth is None:
+            self._look_what_is_left(connection)
+            return
         del self.savepoints[depth + 1 :]
-        for token, claim in list(self.claims.items()):
+        for claim in list(self.claims.values()):
             if claim.savepoints > depth:
-                claim.is_undone = True
-                del self.claims[token]
+                self._undo(claim)
             elif claim.savepoints_at_end > depth:
                 claim.completion = None  # a part of what its block has written is gone
+
+    def _look_what_is_left(self, connection: Connection) -> None:
+        # A savepoint that was made unseen: before the first claim, on the driver's own connection, by a statement that begins
+        # with another. Where it stood is for the rows to tell; a claim that has outlived it may have lost what its block wrote.
+        self.savepoints.clear()
+        for claim in list(self.claims.values()):
+            claim.completion, claim.savepoints, claim.savepoints_at_end = None, 0, 0
+            if not _is_there(claim, connection):
+                self._undo(claim)
+
+    def _undo(self, claim: OpenClaim) -> None:
+        claim.is_undone = True
+        del self.claims[claim.row.token]
 
     def _depth(self, name: str) -> int | None:
         for depth in reversed(range(len(self.savepoints))):
@@ -277,21 +298,25 @@ class GuardedTransaction:
                 continue
             if not self.claims:
                 _refuse_written(connection)
+                continue
             for other in connections_of(root):
-                held = transaction_of(other)
-                if other is not connection and other.in_transaction() and (held is None or not held.claims):
+                if other is not connection and other.in_transaction():
                     _refuse_written(other)
 
 
 class CommitGuard:
     """The steps of SQLAlchemy that may end a transaction or a savepoint, on the dialect of one engine."""
 
-    def __init__(self, dialect: Any) -> None:
-        self._do_commit, self._do_rollback = dialect.do_commit, dialect.do_rollback
-        self._do_prepare_twophase = dialect.do_prepare_twophase
-        self._do_execute, self._do_executemany = dialect.do_execute, dialect.do_executemany
-        self._do_execute_no_params = dialect.do_execute_no_params
-        self._ended: set[GuardedTransaction] = set()
+    def __init__(self) -> None:
+        self._do_commit = self._do_rollback = self._do_prepare_twophase = _not_yet
+        self._do_execute = self._do_executemany = self._do_execute_no_params = _not_yet
+        self._ended: WeakSet[GuardedTransaction] = WeakSet()  # they lie with the driver's connection, and go with it
+
+    def stand_before(self, dialect: Any, steps: Iterable[str]) -> None:
+        """Come in front of some of a dialect's steps, and of whatever others have put there."""
+        for name in steps:
+            setattr(self, f"_{name}", getattr(dialect, name))
+            setattr(dialect, name, getattr(self, name))
 
     def do_commit(self, pooled: Any) -> None:
         """Prove the claims of the transaction, then commit it; roll it back where that fails."""
@@ -340,12 +365,17 @@ class CommitGuard:
             pooled.invalidate()
 
     def do_rollback(self, pooled: Any) -> None:
-        """Roll back, and forget what was to be proved."""
-        self._forget(pooled)
+        """Roll back, and let those know who still believe in the transaction: another Connection may have ended it."""
+        held = self._forget(pooled)
+        if held is not None:
+            held.lose()
         self._do_rollback(pooled)
 
-    def _forget(self, pooled: Any) -> None:
-        self._ended.discard(pooled.info.pop(_KEY, None))
+    def _forget(self, pooled: Any) -> GuardedTransaction | None:
+        held: GuardedTransaction | None = pooled.info.pop(_KEY, None)
+        if held is not None:
+            self._ended.discard(held)
+        return held
 
     def do_prepare_twophase(self, connection: Connection, xid: Any) -> None:
         """Prove the claims of the transaction, then prepare it."""
@@ -387,7 +417,7 @@ class CommitGuard:
             self._commit_as_text(held, connection, execute)
         else:
             execute()
-            held.follow(step)
+            held.follow(step, connection)
         if held is not None and held.is_ended:
             self._ended.add(held)
 
@@ -421,23 +451,56 @@ _STEPS = (
 
 
 def install(dialect: Any) -> CommitGuard:
-    """Put a CommitGuard on the dialect of an engine, once; engines that share the dialect share it."""
+    """Put a CommitGuard on the dialect of an engine; engines that share the dialect share it.
+
+    Where a step is the class's own, another tool has taken its wrapper away from there, and ours with it.
+    """
     found: CommitGuard | None = dialect.__dict__.get(_KEY)
-    if found is None:
-        with _INSTALLING:
-            found = dialect.__dict__.get(_KEY)
-            if found is None:
-                found = CommitGuard(dialect)
-                for name in _STEPS:
-                    setattr(dialect, name, getattr(found, name))
-                setattr(dialect, _KEY, found)  # last: whoever finds it can rely on the rest
+    if found is not None and not _bare(dialect):
+        return found
+    with _INSTALLING:
+        found = dialect.__dict__.get(_KEY)
+        if found is None:
+            found = CommitGuard()
+            found.stand_before(dialect, _STEPS)
+            setattr(dialect, _KEY, found)  # last: whoever finds it can rely on the rest
+        else:
+            found.stand_before(dialect, _bare(dialect))
     return found
+
+
+def _bare(dialect: Any) -> list[str]:
+    kind = type(dialect)
+    return [name for name in _STEPS if getattr(getattr(dialect, name), "__func__", None) is getattr(kind, name)]
+
+
+def _not_yet(*_: Any, **__: Any) -> Any:
+    raise AssertionError("the guard stands before no dialect")
 
 
 def transaction_of(connection: Connection) -> GuardedTransaction | None:
     """Return what the connection's transaction must prove, or None where it holds no claim."""
     held: GuardedTransaction | None = connection.info.get(_KEY)
     return held if held is not None and held.transaction_ref() is connection.get_transaction() else None
+
+
+def refuse_ended_or_foreign(connection: Connection) -> None:
+    """Raise where what is sent now is covered by no claim, or would be part of a transaction of another Connection's."""
+    held: GuardedTransaction | None = connection.info.get(_KEY)
+    if held is None or held.is_over:
+        return
+    if held.transaction_ref() is connection.get_transaction():
+        held.refuse_ended()
+        return
+    if held.connection_ref() is None and not any(_is_there(claim, connection) for claim in held.claims.values()):
+        return  # the pool has ended it in a way of its own
+    ids = ", ".join(repr(claim.row.request_id) for claim in held.claims.values())
+    message = (
+        f"the driver's connection under this session holds the open claim of {ids}, of another session, so both would be one "
+        "transaction. Nothing was sent. Roll back, and use a pool that gives each session a connection of its own (not "
+        "StaticPool) and rolls back what a session that was dropped leaves behind (not reset_on_return=None)."
+    )
+    raise UnsupportedSessionError(message)
 
 
 def guard_transaction(connection: Connection) -> GuardedTransaction:
@@ -447,8 +510,18 @@ def guard_transaction(connection: Connection) -> GuardedTransaction:
         install(connection.dialect)
         transaction = connection.get_transaction()
         assert transaction is not None  # the session has begun one
-        held = connection.info[_KEY] = GuardedTransaction(ref(connection), ref(transaction))
+        held = connection.info[_KEY] = GuardedTransaction(
+            ref(connection), ref(transaction), savepoints=_open_savepoints(connection)
+        )
     return held
+
+
+def _open_savepoints(connection: Connection) -> list[str]:
+    names, nested = [], connection.get_nested_transaction()
+    while nested is not None:
+        names.append(nested._savepoint)  # noqa: SLF001 - no other way to its name
+        nested = nested._previous_nested  # noqa: SLF001
+    return names[::-1]
 
 
 def not_completed(row: NewClaim, consequence: str) -> NotCompletedError:
@@ -502,16 +575,24 @@ def _owner(held: GuardedTransaction) -> Connection:
     raise ClaimLostError(message)
 
 
-def _why_incomplete(claim: OpenClaim, connection: Connection) -> Exception:
+def _why_incomplete(claim: OpenClaim, connection: Connection) -> Exception | None:
     try:
-        stored = claim.dialect.find(connection, claim.row.scope, claim.row.request_id)
+        is_there = _is_there(claim, connection)
     except Exception as error:
         if claim.dialect.is_aborted_error(error):
             return _aborted()
         raise
-    if stored is None or stored.token != claim.row.token:
+    if not is_there and claim.is_supposed:
+        return None
+    if not is_there:
         return lost(claim)  # a ROLLBACK as text: what the block wrote after it is covered by nothing
     return not_completed(claim.row, "this COMMIT was refused")
+
+
+def _is_there(claim: OpenClaim, connection: Connection) -> bool:
+    request_ids = [row.request_id for row in claim.audience.rows]
+    found = claim.dialect.find_many(connection, claim.row.scope, request_ids)
+    return any(stored.token == claim.row.token for stored in found.values())
 
 
 def refuse_aborted(claim: OpenClaim, connection: Connection) -> None:

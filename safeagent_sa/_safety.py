@@ -29,7 +29,7 @@ from ._commit_guard import (
 from ._dialects import Dialect, NewClaim
 from ._endings import Audience
 from ._keys import Key
-from .errors import UnsupportedSessionError
+from .errors import SafeAgentError, UnsupportedSessionError
 
 
 _INFO_KEY = "safeagent_sa"
@@ -76,6 +76,25 @@ def watch(
     if has_block:
         session.info.setdefault(_BLOCKS_KEY, {})[row.token] = claim
     return claim
+
+
+def suppose(
+    error: BaseException,
+    session: Session,
+    connection: Connection,
+    dialect: Dialect,
+    row: NewClaim,
+    *,
+    audience: Audience,
+) -> None:
+    """Guard a row whose INSERT has raised an error: a hook or a signal may have raised it, and then the row is there.
+
+    The COMMIT looks, and is refused where it is. An error of the guard's own says that nothing was inserted.
+    """
+    is_open = not (connection.closed or connection.invalidated) and connection.in_transaction()
+    if is_open and session.in_transaction() and not isinstance(error, SafeAgentError):
+        claim = watch(session, connection, dialect, row, proof="", audience=audience, has_block=False)
+        claim.is_supposed = True
 
 
 def complete(claim: OpenClaim, held: GuardedTransaction, completion: Completion) -> None:

@@ -84,6 +84,21 @@ def test_business_rows_on_another_shard_are_refused(shards):
         assert port.payments("east:acme") == 0
 
 
+def test_claims_on_two_shards_are_refused(shards):
+    """Each has its receipt, but the rows of one could lie with the other."""
+    for _ in range(5):
+        with sharded(shards) as session:
+            for tenant in ("west:acme", "east:acme"):
+                with guard.claim(session, "order-1", action="pay", scope=tenant) as execution:
+                    execution.complete(pay(session, "east:acme"))
+            with pytest.raises(SecondDatabaseError):
+                session.commit()
+
+    for port in shards.values():
+        assert port.requests() == []
+        assert port.payments("east:acme") == 0
+
+
 def test_reading_all_shards_is_no_harm(shards):
     Base.metadata.create_all(shards["east"].engine)
     with sharded(shards) as session, session.begin():

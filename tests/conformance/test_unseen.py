@@ -1,0 +1,311 @@
+"""What the guard does not see happen, or sees others undo: a COMMIT that returns has stored the receipt with all rows all the same."""
+
+import gc
+from contextlib import suppress
+from unittest import mock
+
+import pytest
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import StaticPool
+from support.app import Payment, make_engine, pay
+
+from safeagent_sa import ClaimLostError, ExecutionGuard, NotCompletedError, UnsupportedSessionError
+from safeagent_sa._commit_guard import GuardedTransaction
+from safeagent_sa._dialects.steps import Step, Verb, step_of
+
+
+guard = ExecutionGuard()
+
+
+def execute(session, request_id="order-1"):
+    return guard.execute(session, request_id, pay, request_id, action="pay")
+
+
+def nothing_is_stored(port):
+    return port.requests() == [] and [port.payments(name) for name in ("order-1", "after")] == [0, 0]
+
+
+# A driver's connection that is not one session's alone
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def sync_port(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def shared(sync_port):
+    """An engine whose sessions all use one connection of the driver."""
+    engine = make_engine(sync_port.url, poolclass=StaticPool)
+    yield engine
+    engine.dispose()
+
+
+def test_another_session_on_the_same_connection_that_rolls_it_back(sync_port, shared):
+    with Session(shared) as session:
+        execute(session)
+        with Session(shared) as other, suppress(DBAPIError):  # SQLite refuses a BEGIN within a transaction
+            other.execute(text("SELECT 1"))
+        with pytest.raises(ClaimLostError):
+            session.commit()
+        session.rollback()
+        execute(session)
+        session.commit()
+
+    assert sync_port.requests() == [("order-1", "completed")]
+    assert sync_port.payments("order-1") == 1
+
+
+def test_a_rollback_of_the_connection_behind_the_block(port):
+    with port.sessions() as session:
+        execute(session)
+        session.connection().rollback()
+        with pytest.raises(ClaimLostError):
+            session.commit()
+
+    assert nothing_is_stored(port)
+
+
+def test_a_claim_beside_an_open_one_on_the_same_connection_is_refused(postgresql):
+    engine = make_engine(postgresql.url, poolclass=StaticPool)
+    with Session(engine) as session:
+        with pytest.raises(ClaimLostError), guard.claim(session, "order-1", action="pay") as execution:
+            with Session(engine) as other, pytest.raises(UnsupportedSessionError, match="'order-1'"):
+                execute(other, "after")
+            execution.complete()  # the end of the other session was the end of this transaction, too
+        with pytest.raises(ClaimLostError):
+            session.commit()
+    engine.dispose()
+
+    assert nothing_is_stored(postgresql)
+
+
+@pytest.mark.parametrize("is_ended", [False, True])
+def test_what_a_dropped_session_leaves_in_a_pool_that_resets_nothing(postgresql, is_ended):
+    engine = make_engine(postgresql.url, pool_size=1, max_overflow=0, pool_reset_on_return=None)
+    if is_ended:  # as applications do it that reset by a statement of their own
+        event.listen(engine, "reset", lambda driver, *_: driver.rollback())
+
+    def work():
+        session = Session(engine)
+        with guard.claim(session, "order-1", action="pay"):
+            pay(session, "order-1")
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError) as caught:
+        work()
+    del caught
+    gc.collect()
+    if not is_ended:
+        with Session(engine) as session, pytest.raises(UnsupportedSessionError, match="'order-1'"):
+            execute(session, "after")
+    with Session(engine) as session, session.begin():
+        execute(session, "after")
+    engine.dispose()
+
+    assert postgresql.requests() == [("after", "completed")]
+    assert [postgresql.payments(name) for name in ("order-1", "after")] == [0, 1]
+
+
+# Savepoints that were made unseen, or under a name that is spelled in another way
+
+
+def of_the_driver(session):
+    cursor = session.connection().connection.cursor()
+    cursor.execute("SAVEPOINT mine")
+    cursor.close()
+
+
+def test_a_savepoint_of_the_driver_s_own_behind_the_block(port):
+    with port.sessions() as session:
+        execute(session)
+        of_the_driver(session)
+        pay(session, "after")
+        session.execute(text("ROLLBACK TO mine"))
+        with pytest.raises(NotCompletedError):  # for all that is known the block's writes are gone
+            session.commit()
+
+    assert nothing_is_stored(port)
+
+
+def test_a_savepoint_of_the_driver_s_own_around_the_claim(port):
+    with port.sessions() as session:
+        execute(session)
+        of_the_driver(session)
+        execute(session, "after")
+        session.execute(text("ROLLBACK TO mine"))
+        assert guard.get(session, "after") is None
+        with pytest.raises(NotCompletedError):
+            session.commit()
+
+    assert nothing_is_stored(port)
+
+
+def test_a_savepoint_of_the_session_s_from_before_the_first_claim_costs_no_look(port, statements):
+    with port.sessions() as session, session.begin():
+        with suppress(ZeroDivisionError), guard.claim(session, "order-1", action="pay", savepoint=True):
+            raise ZeroDivisionError
+        rolled_back = next(index for index, sent in enumerate(statements) if sent.startswith("ROLLBACK TO"))
+        pay(session, "after")
+    assert [sent for sent in statements[rolled_back + 1 :] if "execution_requests" in sent] == []
+
+    assert port.requests() == []
+    assert port.payments("after") == 1
+
+
+def test_sqlite_knows_savepoints_by_any_case(sqlite):
+    with sqlite.sessions() as session:
+        execute(session)
+        session.execute(text('SAVEPOINT "Mine"'))
+        pay(session, "after")
+        session.execute(text("ROLLBACK TO mine"))
+        with pytest.raises(NotCompletedError):
+            session.commit()
+
+    assert nothing_is_stored(sqlite)
+
+
+@pytest.mark.parametrize("names", [("a$1", "a$2"), ('"a"', '"a""b"'), ('U&"\\0061"', "b")])
+def test_names_of_savepoints_that_look_alike(on_postgresql, names):
+    first, second = names
+    with on_postgresql.sessions() as session:
+        with guard.claim(session, "order-1", action="pay") as execution:
+            session.connection().exec_driver_sql(f"SAVEPOINT {first}")
+            execution.complete(pay(session, "order-1"))
+        session.connection().exec_driver_sql(f"SAVEPOINT {second}")
+        session.connection().exec_driver_sql(f"ROLLBACK TO SAVEPOINT {first}")
+        with pytest.raises(NotCompletedError):
+            session.commit()
+
+    assert nothing_is_stored(on_postgresql)
+
+
+def test_comments_in_front_of_a_statement_are_read_once():
+    """Each of them doubled the time, so that this test did not end."""
+    comments = "/* a comment */ -- another\n" * 200
+    assert step_of(comments + "SELECT 1") is None
+    assert step_of(comments + "COMMIT") == Step(Verb.COMMIT)
+    assert step_of("/* a */ SELECT '*/ COMMIT'") is None
+
+
+# Hooks and tools on the guard's own statements
+
+
+@pytest.fixture
+def listen():
+    undo = []
+
+    def listen(engine, name, hook):
+        event.listen(engine, name, hook)
+        undo.append((engine, name, hook))
+
+    yield listen
+    for each in undo:
+        event.remove(*each)
+
+
+def fail_on_insert(_connection, _cursor, statement, *_):
+    if "INSERT INTO execution_requests" in statement:
+        raise ZeroDivisionError
+
+
+def claim_one(session):
+    with guard.claim(session, "order-1", action="pay") as execution:
+        execution.complete()
+
+
+def claim_many(session):
+    with guard.claim_many(session, {"order-1": None, "order-2": None}, action="pay") as batch:
+        for execution in batch.new:
+            execution.complete()
+
+
+@pytest.fixture(params=["sqlite", "aiosqlite", "postgresql", "psycopg_async", "asyncpg"])
+def plain_port(request):
+    """Every driver, with statements that hooks see."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("claim", [claim_one, claim_many])
+def test_a_hook_that_fails_behind_the_claim_s_insert(plain_port, listen, claim):
+    listen(plain_port.engine, "after_cursor_execute", fail_on_insert)
+    with plain_port.sessions() as session:
+        with pytest.raises(ZeroDivisionError):
+            claim(session)
+        pay(session, "after")
+        with pytest.raises(NotCompletedError):
+            session.commit()
+
+    assert nothing_is_stored(plain_port)
+
+
+@pytest.mark.parametrize("claim", [claim_one, claim_many])
+def test_a_hook_that_fails_in_front_of_it_leaves_the_transaction_usable(plain_port, listen, claim):
+    listen(plain_port.engine, "before_cursor_execute", fail_on_insert)
+    with plain_port.sessions() as session:
+        with pytest.raises(ZeroDivisionError):
+            claim(session)
+        pay(session, "after")
+        session.commit()
+
+    assert plain_port.requests() == []
+    assert plain_port.payments("after") == 1
+
+
+def test_a_hook_that_ends_the_transaction_behind_the_completion(plain_port, listen):
+    def end(connection, _cursor, statement, *_):
+        if statement.startswith("UPDATE execution_requests"):
+            connection.connection.dbapi_connection.rollback()
+
+    listen(plain_port.engine, "after_cursor_execute", end)
+    with plain_port.sessions() as session:
+        execute(session)
+        with pytest.raises(ClaimLostError):
+            session.commit()
+
+    assert nothing_is_stored(plain_port)
+
+
+@pytest.mark.parametrize("step", ["do_commit", "do_execute"])
+def test_a_tool_that_takes_its_wrapper_away_takes_the_guard_s_along(sync_port, step):
+    engine = make_engine(sync_port.url)
+    with mock.patch.object(engine.dialect, step, wraps=getattr(engine.dialect, step)):
+        with Session(engine) as session, session.begin():
+            execute(session, "before")
+    with Session(engine) as session:
+        execute(session)
+        session.execute(text("ROLLBACK"))
+        with pytest.raises(ClaimLostError):
+            session.execute(text("SELECT 1"))
+    with Session(engine) as session, session.begin():
+        execute(session)
+    engine.dispose()
+
+    assert sync_port.requests() == [("before", "completed"), ("order-1", "completed")]
+
+
+def test_a_transaction_that_was_ended_as_text_is_forgotten_with_its_connection(port):
+    gc.collect()
+    before = {id(each) for each in gc.get_objects() if isinstance(each, GuardedTransaction)}
+    with port.sessions() as session:
+        execute(session)
+        session.execute(text("ROLLBACK"))
+        session.connection().invalidate()
+    with port.sessions() as session:
+        session.execute(text("SELECT 1"))
+    gc.collect()
+    assert [e for e in gc.get_objects() if isinstance(e, GuardedTransaction) and id(e) not in before] == []
+
+
+def test_rows_written_behind_a_refused_commit(port):
+    with port.sessions() as session:
+        with suppress(ZeroDivisionError), guard.claim(session, "order-1", action="pay"):
+            raise ZeroDivisionError
+        for _ in range(2):
+            session.add(Payment(reference="after", amount=1))
+            with pytest.raises(NotCompletedError):
+                session.commit()
+
+    assert nothing_is_stored(port)
