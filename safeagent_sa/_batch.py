@@ -20,12 +20,13 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from . import _claim, _outbox, _safety
-from ._claim import Policy
-from ._commit_guard import Completion, OpenClaim, not_completed, transaction_of
 from ._dialects import Dialect, NewClaims, StoredRequest
 from ._endings import Audience
+from ._guarded_transaction import transaction_of
 from ._keys import validate_action, validate_key
+from ._open_claim import Completion, OpenClaim, not_completed
 from ._outcome import Request, in_progress
+from ._policy import Policy
 from .errors import BatchTooLargeError, ExecutionInProgressError, OutcomeError, RequestConflictError
 from .execution import Batch, Execution
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from . import _claim, _outcome, _safety
 from ._keys import validate_action, validate_key
+from ._policy import Policy
 from ._results import PLAIN, ResultType
 from .execution import Batch, Execution, Receipt
 
@@ -26,7 +27,7 @@ class Settings:
 
     scope: str
     wait_timeout: float | None
-    policy: _claim.Policy
+    policy: Policy
 
     def scope_or(self, scope: str | None) -> str:
         """Return the scope of one call."""

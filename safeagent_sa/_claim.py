@@ -15,97 +15,28 @@ from __future__ import annotations
 
 import time
 import uuid
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakSet
+from typing import Any
 
-from sqlalchemy import Connection, Engine, Insert, TwoPhaseTransaction, insert, inspect
-from sqlalchemy.orm import Mapper, Session, configure_mappers
+from sqlalchemy import Connection, TwoPhaseTransaction
+from sqlalchemy.orm import Session
 
 from . import _open_here, _outbox, _safety
-from ._commit_guard import (
-    Completion,
-    GuardedTransaction,
-    OpenClaim,
-    lost,
-    not_completed,
-    refuse_aborted,
-    refuse_ended_or_foreign,
-    transaction_of,
-)
 from ._dialects import Begun, Dialect, Inserted, NewClaim, StoredRequest, dialect_for
 from ._endings import Audience
-from ._fingerprint import Fingerprinter
+from ._guarded_transaction import GuardedTransaction, transaction_of
 from ._keys import Key
+from ._open_claim import Completion, OpenClaim, lost, not_completed, refuse_aborted
 from ._outcome import Request, answer, in_progress
-from .errors import AutocommitError, DurabilityWarning, ExecutionInProgressError, RequestConflictError
+from ._policy import Policy
+from .errors import AutocommitError, ExecutionInProgressError, RequestConflictError
 from .execution import Execution, ExecutionStatus
-from .models import ExecutionRequestMixin
-
-
-if TYPE_CHECKING:
-    from .events import Listener
 
 
 # Each is one that somebody else was faster in, and then rolled back. More would be a row that this caller may not see, such
 # as under row-level security: nobody would be waited for, without end.
 _MAX_ROUNDS = 100
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How a guard claims: the parts of its configuration that the hot path needs."""
-
-    model: type[ExecutionRequestMixin]
-    fingerprinter: Fingerprinter
-    max_result_bytes: int
-    synchronous_commit: Literal["force", "warn"]
-    listeners: tuple[Listener, ...] = ()
-    pipeline: Literal["off", "auto"] = "off"
-
-    @property
-    def is_forced(self) -> bool:
-        """Whether a COMMIT that the server may lose is made durable, and not only warned of."""
-        return self.synchronous_commit == "force"
-
-    def make_durable(self, connection: Connection, dialect: Dialect) -> None:
-        """Do what the guard is told to where the server may lose a COMMIT that it has answered."""
-        if self.is_forced:
-            dialect.make_durable(connection)
-        elif connection.engine not in self._warned:
-            self._warned.add(connection.engine)
-            warnings.warn(
-                "synchronous_commit is off or local on this database: it acknowledges executions that a crash or a "
-                "failover can still lose, so that a retry runs again. Leave ExecutionGuard(synchronous_commit='force'), "
-                "or accept it knowingly and filter this warning.",
-                DurabilityWarning,
-                stacklevel=2,
-            )
-
-    @cached_property
-    def _warned(self) -> WeakSet[Engine]:
-        return WeakSet()
-
-    @cached_property
-    def mapper(self) -> Mapper[Any]:
-        """The mapper of the model."""
-        found: Mapper[Any] = inspect(self.model)
-        return found
-
-    def placed(self, key: Key) -> Any:
-        """Return a row that is in no session, to choose a shard by."""
-        configure_mappers()  # an attribute cannot be set before
-        row = self.mapper.class_manager.new_instance()
-        row.scope, row.request_id = key
-        return row
-
-    @cached_property
-    def write(self) -> Insert:
-        """A statement that writes to the table, never sent."""
-        return insert(self.model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +73,7 @@ def _bind_arguments(session: Session, policy: Policy, key: Key | None) -> dict[s
 def connect(session: Session, policy: Policy, key: Key | None = None) -> tuple[Connection, Dialect]:
     """Return the session's connection for the table, inside a transaction that can keep the promise."""
     connection, dialect = reach(session, policy, key)
-    refuse_ended_or_foreign(connection)
+    _safety.refuse_ended_or_foreign(connection)
     dialect.ensure_transaction(connection)
     return connection, dialect
 

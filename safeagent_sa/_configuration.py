@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from . import _blocks, _claim
+from . import _blocks
 from ._fingerprint import Fingerprinter
 from ._keys import validate_key
+from ._policy import Policy
 from .models import ExecutionRequest, ExecutionRequestMixin
 
 
@@ -78,7 +79,7 @@ class GuardConfiguration:
         self._settings = _blocks.Settings(
             validate_key(scope, "any").scope,
             _blocks.valid_timeout(wait_timeout),
-            _claim.Policy(
+            Policy(
                 model, Fingerprinter(fingerprint_keys), max_result_bytes, synchronous_commit, tuple(listeners), pipeline
             ),
         )

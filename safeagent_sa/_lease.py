@@ -28,6 +28,7 @@ from ._endings import Audience
 from ._keys import Key
 from ._lease_rows import IN_DOUBT, LEASED, Found, Rows
 from ._outcome import Request, conflict, in_progress
+from ._policy import Policy
 from .errors import ExecutionInProgressError, LeaseLostError, OutcomeError
 from .execution import Execution, ExecutionStatus
 
@@ -56,7 +57,7 @@ class Terms:
         takes_over_doubt: Whether an attempt may begin where an earlier one may have happened: to probe, or to repeat.
     """
 
-    policy: _claim.Policy
+    policy: Policy
     seconds: float
     takes_over_doubt: bool
 
@@ -126,7 +127,7 @@ def extend(session: Session, terms: Terms, lease: Lease) -> None:
     _own(rows, lease, {"lease_expires_at": later(rows.connection, terms.seconds)}, LEASED)
 
 
-def complete(session: Session, policy: _claim.Policy, lease: Lease, result: str, details: str | None = None) -> bool:
+def complete(session: Session, policy: Policy, lease: Lease, result: str, details: str | None = None) -> bool:
     """Record the result; return whether it was not recorded before, by an earlier COMMIT of ours without an answer."""
     rows = Rows(session, policy)
     values = {"status": ExecutionStatus.COMPLETED.value, "result": result, "error": null(), "payload": null()}
@@ -134,7 +135,7 @@ def complete(session: Session, policy: _claim.Policy, lease: Lease, result: str,
     return _settle(rows, lease, values | _with(details))
 
 
-def fail(session: Session, policy: _claim.Policy, lease: Lease, error: str, *, keeps_payload: bool = False) -> bool:
+def fail(session: Session, policy: Policy, lease: Lease, error: str, *, keeps_payload: bool = False) -> bool:
     """Record that nothing happened, for good; or, with its payload, until a person says that it may be tried again."""
     rows = Rows(session, policy)
     values: dict[str, Any] = {"status": ExecutionStatus.FAILED.value, "error": error}
@@ -144,7 +145,7 @@ def fail(session: Session, policy: _claim.Policy, lease: Lease, error: str, *, k
     return _settle(rows, lease, values)
 
 
-def set_free(session: Session, policy: _claim.Policy, lease: Lease, error: str | None, *, pause: float = 0.0) -> None:
+def set_free(session: Session, policy: Policy, lease: Lease, error: str | None, *, pause: float = 0.0) -> None:
     """Record that nothing happened this time, and that the next attempt may begin after a pause, in seconds.
 
     What an earlier attempt may have done stays in doubt.
@@ -156,7 +157,7 @@ def set_free(session: Session, policy: _claim.Policy, lease: Lease, error: str |
     _own(rows, lease, values, LEASED, IN_DOUBT)
 
 
-def doubt(session: Session, policy: _claim.Policy, lease: Lease, error: str | None, details: str | None = None) -> None:
+def doubt(session: Session, policy: Policy, lease: Lease, error: str | None, details: str | None = None) -> None:
     """Record that nobody knows whether it happened."""
     values: dict[str, Any] = {"status": IN_DOUBT} | _with(details)
     if error is not None:

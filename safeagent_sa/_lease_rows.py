@@ -16,6 +16,7 @@ from . import _claim
 from ._clock import age_of, later, now
 from ._dialects import Inserted, NewClaim, StoredRequest, stored_of
 from ._keys import Key
+from ._policy import Policy
 from .execution import ExecutionStatus
 
 
@@ -47,7 +48,7 @@ class Found(NamedTuple):
 class Rows:
     """The table in one transaction, reached once; what is written there is made durable."""
 
-    def __init__(self, session: Session, policy: _claim.Policy) -> None:
+    def __init__(self, session: Session, policy: Policy) -> None:
         self.connection, self._dialect = _claim.connect(session, policy)
         self.table: Table = policy.model.__table__  # type: ignore[attr-defined]
         self._policy = policy

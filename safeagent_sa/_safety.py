@@ -16,19 +16,12 @@ from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from . import _open_here, _other_writes
-from ._commit_guard import (
-    Completion,
-    GuardedTransaction,
-    OpenClaim,
-    SessionWatch,
-    connections_of,
-    guard_transaction,
-    lost,
-    transaction_of,
-)
+from ._commit_guard import guard_transaction
 from ._dialects import Dialect, NewClaim
 from ._endings import Audience
+from ._guarded_transaction import KEY, GuardedTransaction, transaction_of
 from ._keys import Key
+from ._open_claim import Completion, OpenClaim, SessionWatch, is_there, lost
 from .errors import SafeAgentError, UnsupportedSessionError
 
 
@@ -53,6 +46,25 @@ def refuse_pending_writes(session: Session, key: Key) -> None:
     """Raise where changes from before the claim are not flushed; those in an open claim's block belong to that claim."""
     if not any(claim.is_same_transaction for claim in _blocks(session).values()):
         _other_writes.refuse_pending(session, key)
+
+
+def refuse_ended_or_foreign(connection: Connection) -> None:
+    """Raise where what is sent now is covered by no claim, or would be part of a transaction of another Connection's."""
+    held: GuardedTransaction | None = connection.info.get(KEY)
+    if held is None or held.is_over:
+        return
+    if held.transaction_ref() is connection.get_transaction():
+        held.refuse_ended()
+        return
+    if held.connection_ref() is None and not any(is_there(claim, connection) for claim in held.claims.values()):
+        return  # the pool has ended it in a way of its own
+    ids = ", ".join(repr(claim.row.request_id) for claim in held.claims.values())
+    message = (
+        f"the driver's connection under this session holds the open claim of {ids}, of another session, so both would be one "
+        "transaction. Nothing was sent. Roll back, and use a pool that gives each session a connection of its own (not "
+        "StaticPool) and rolls back what a session that was dropped leaves behind (not reset_on_return=None)."
+    )
+    raise UnsupportedSessionError(message)
 
 
 def watch(
@@ -149,7 +161,7 @@ def _watch_of(session: Session) -> SessionWatch:
     assert root is not None  # a connection was asked for, which begins one
     if current is None or current.root() is not root:
         current = session.info[_INFO_KEY] = SessionWatch(ref(root))
-        for connection in connections_of(root):
+        for connection in _other_writes.connections_of(root):
             guard_transaction(connection).join(current)
         _open_here.note(session)
     return current

@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy.orm import Session, scoped_session
 
 from . import _claim, _outcome, _safety, schema
-from ._claim import Policy
 from ._keys import validate_action, validate_key
+from ._policy import Policy
 from .errors import NotCompletedError
 from .guard import ExecutionGuard
 

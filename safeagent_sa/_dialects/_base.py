@@ -150,8 +150,9 @@ class Dialect(ABC):
         raise NotImplementedError
 
     def is_open(self, pooled: PoolProxiedConnection) -> bool:
-        """Tell whether a batch that has failed has left the transaction open."""
-        raise NotImplementedError
+        """Tell, as far as the driver shows it, whether a COMMIT that has failed has left the transaction open."""
+        driver: Any = pooled.driver_connection
+        return bool(getattr(driver, "in_transaction", False))
 
     def note_local_commits(self, pooled: PoolProxiedConnection) -> tuple[list[str], Callable[[], None]]:
         """Begin to note what the server says of a COMMIT that only this server has stored.

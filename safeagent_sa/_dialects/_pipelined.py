@@ -97,11 +97,6 @@ class Pipelined(Dialect):
         pipeline: Pipeline = pooled.driver_connection.safeagent_sa_pipeline  # type: ignore[union-attr]
         pipeline.commit(batch)
 
-    def is_open(self, pooled: PoolProxiedConnection) -> bool:
-        """Ask libpq."""
-        driver: Any = pooled.driver_connection
-        return int(driver.pgconn.transaction_status) in (IN_TRANSACTION, IN_ERROR)
-
     def _pipeline(self, connection: Connection) -> Pipeline | None:
         # SQLAlchemy is needed on the way where it translates a schema or a column's values.
         is_possible = self._is_plain and connection.dialect.driver in ("psycopg", "psycopg_async")

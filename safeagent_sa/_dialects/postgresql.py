@@ -147,7 +147,7 @@ class PostgreSQL(Pipelined):
 
     def is_in_transaction(self, connection: Connection) -> bool:
         """Ask the driver: libpq, as psycopg shows it, or asyncpg; else the server, where the claim has left an id."""
-        status = _libpq_status(connection)
+        status = _libpq_status(connection.connection)
         if status is not None:
             return status in (ACTIVE, IN_TRANSACTION, IN_ERROR)
         ask = getattr(connection.connection.driver_connection, "is_in_transaction", None)
@@ -159,11 +159,19 @@ class PostgreSQL(Pipelined):
 
     def is_aborted(self, connection: Connection) -> bool:
         """Ask libpq; asyncpg does not tell an aborted transaction from an open one."""
-        return _libpq_status(connection) == IN_ERROR
+        return _libpq_status(connection.connection) == IN_ERROR
 
     def is_aborted_error(self, error: Exception) -> bool:
         """Know the answer to a statement in an aborted transaction."""
         return isinstance(error, DBAPIError) and _sqlstate(error) == _IN_FAILED_TRANSACTION
+
+    def is_open(self, pooled: PoolProxiedConnection) -> bool:
+        """Ask libpq, or asyncpg."""
+        status = _libpq_status(pooled)
+        if status is not None:
+            return status in (IN_TRANSACTION, IN_ERROR)
+        driver: Any = pooled.driver_connection
+        return bool(hasattr(driver, "is_in_transaction") and driver.is_in_transaction())
 
     def note_local_commits(self, pooled: PoolProxiedConnection) -> tuple[list[str], Callable[[], None]]:
         """Listen to the server's warnings for the time of the COMMIT, in the way of each driver."""
@@ -231,8 +239,8 @@ def _milliseconds(timeout: float | None) -> int | None:
     return None if timeout is None else min(max(1, math.ceil(timeout * 1000)), 2**31 - 1)
 
 
-def _libpq_status(connection: Connection) -> int | None:
-    driver = connection.connection.driver_connection
+def _libpq_status(pooled: PoolProxiedConnection) -> int | None:
+    driver = pooled.driver_connection
     libpq = getattr(driver, "pgconn", None)  # psycopg 3, whose `info` would make two objects to say the same
     if libpq is None:
         libpq = getattr(driver, "info", None)

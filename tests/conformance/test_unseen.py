@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 from support.app import Payment, make_engine, pay
+from support.ports import not_pipelined
 
 from safeagent_sa import ClaimLostError, ExecutionGuard, NotCompletedError, UnsupportedSessionError
 from safeagent_sa._commit_guard import GuardedTransaction
@@ -143,6 +144,7 @@ def test_a_savepoint_of_the_driver_s_own_around_the_claim(port):
     assert nothing_is_stored(port)
 
 
+@not_pipelined
 def test_a_savepoint_of_the_session_s_from_before_the_first_claim_costs_no_look(port, statements):
     with port.sessions() as session, session.begin():
         with suppress(ZeroDivisionError), guard.claim(session, "order-1", action="pay", savepoint=True):
