@@ -1,5 +1,9 @@
 """What PostgreSQL makes of transactions that are none, or not any more."""
 
+import itertools
+import sys
+from pathlib import Path
+
 import psycopg
 import pytest
 from sqlalchemy import create_engine, event, text
@@ -8,6 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool
 from support.app import Port, pay
 
+import safeagent_sa
 from safeagent_sa import (
     AutocommitError,
     DurabilityWarning,
@@ -308,3 +313,42 @@ def test_a_new_claim_takes_no_predicate_lock(postgresql, pipeline):
 
     assert counted[0] == 0
     assert counted[1] > 0  # the replay has looked
+
+
+OURS = str(Path(safeagent_sa.__file__).parent)
+
+
+@pytest.mark.parametrize("pipeline", ["off", "auto"])
+def test_an_exception_at_any_line_of_a_commit_leaves_no_transaction_open(postgresql, pipeline):
+    """As a signal's handler raises it, a soft time limit for one; the pool hands the connection to the next session."""
+    guard = ExecutionGuard(pipeline=pipeline)
+    engine = create_engine(postgresql.url, pool_size=1, max_overflow=0)
+    before, interrupted = sys.gettrace(), 0
+    while True:
+        lines = itertools.count()
+
+        def interrupt(frame, event, _argument, lines=lines, number=interrupted):
+            if not frame.f_code.co_filename.startswith(OURS):
+                return None
+            if event == "line" and next(lines) == number:
+                raise TimeoutError
+            return interrupt
+
+        with Session(engine) as session:
+            guard.execute(session, f"order-{interrupted}", pay, f"order-{interrupted}", action="pay")
+            sys.settrace(interrupt)
+            try:
+                session.commit()
+                break
+            except TimeoutError:
+                interrupted += 1
+            finally:
+                sys.settrace(before)
+        with Session(engine) as session:
+            assert session.scalar(text("SELECT count(*) FROM execution_requests WHERE status = 'claimed'")) == 0
+    engine.dispose()
+
+    assert interrupted > 50
+    for number in range(interrupted + 1):
+        stored = (f"order-{number}", "completed") in postgresql.requests()
+        assert postgresql.payments(f"order-{number}") == stored
