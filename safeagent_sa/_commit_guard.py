@@ -40,7 +40,8 @@ class CommitGuard:
     """The steps of SQLAlchemy that may end a transaction or a savepoint, on the dialect of one engine."""
 
     def __init__(self) -> None:
-        self._do_commit = self._do_rollback = self._do_prepare_twophase = self._do_commit_twophase = _not_yet
+        self._do_commit = self._do_rollback = self._do_prepare_twophase = _not_yet
+        self._do_commit_twophase = self._do_rollback_twophase = _not_yet
         self._do_execute = self._do_executemany = self._do_execute_no_params = _not_yet
         self._ended: WeakSet[GuardedTransaction] = WeakSet()  # they lie with the driver's connection, and go with it
 
@@ -51,34 +52,38 @@ class CommitGuard:
             setattr(dialect, name, getattr(self, name))
 
     def do_commit(self, pooled: Any) -> None:
-        """Prove the claims of the transaction, then commit it; roll it back where that fails."""
-        try:  # first of all: what interrupts here (a signal's exception) must leave no transaction open
+        """Prove the claims of the transaction, then commit it; roll it back where that fails.
+
+        What is to be proved is forgotten when the transaction has ended, not before: whatever interrupts this (a signal's
+        exception, between any two instructions) leaves nothing open that the next user of the connection could commit.
+        """
+        dialect: Dialect | None = None
+        noted: list[str] = []
+        is_sent, stop = False, _nothing
+        try:
             claims, batch = _proven(pooled)
-            noted, stop = claims[0].dialect.note_local_commits(pooled) if claims else ([], None)
+            if claims:
+                dialect = claims[0].dialect
+                noted, stop = dialect.note_local_commits(pooled)
+            is_sent = True
+            self.send(pooled, dialect, batch)
         except BaseException:
-            self._end(pooled)
+            if not is_sent or (dialect is not None and pooled.is_valid and dialect.is_open(pooled)):
+                self._end(pooled)
+            self._forget(pooled)
             raise
         finally:
-            self._forget(pooled)
-        try:
-            self.send(pooled, claims[0].dialect if claims else None, batch)
-        finally:
-            if stop is not None:
-                stop()
+            stop()
+        self._forget(pooled)
         if noted:
             raise durability_unknown(claims)
 
     def send(self, pooled: Any, dialect: Dialect | None = None, batch: Sequence[Any] = ()) -> None:
-        """Send the COMMIT, and what goes with it in one batch; what is open after an error is rolled back."""
-        try:
-            if dialect is not None and batch:
-                dialect.commit_with(pooled, batch)
-            else:
-                self._do_commit(pooled)
-        except BaseException:
-            if dialect is not None and pooled.is_valid and dialect.is_open(pooled):
-                self._end(pooled)
-            raise
+        """Send the COMMIT, and what goes with it in one batch."""
+        if dialect is not None and batch:
+            dialect.commit_with(pooled, batch)
+        else:
+            self._do_commit(pooled)
 
     def _end(self, pooled: Any) -> None:
         # SQLAlchemy takes a transaction whose COMMIT has raised for ended and sends nothing more; the pool would hand the open
@@ -97,7 +102,10 @@ class CommitGuard:
         self._do_rollback(pooled)
 
     def _forget(self, holder: Any) -> GuardedTransaction | None:
-        held: GuardedTransaction | None = holder.info.pop(KEY, None)
+        try:
+            held: GuardedTransaction | None = holder.info.pop(KEY, None)
+        except NotImplementedError:  # SQLAlchemy's first look at a new database, which is in no pool
+            return None
         if held is not None:
             self._ended.discard(held)
         return held
@@ -119,6 +127,14 @@ class CommitGuard:
         """Commit what was prepared."""
         with _known_durability(connection.info.pop(_PREPARED, ()), connection.connection):
             self._do_commit_twophase(connection, xid, *args, **kwargs)
+
+    def do_rollback_twophase(self, connection: Connection, xid: Any, *args: Any, **kwargs: Any) -> None:
+        """Roll back what was prepared, or was to be."""
+        connection.info.pop(_PREPARED, None)
+        held = self._forget(connection)
+        if held is not None:
+            held.lose()
+        self._do_rollback_twophase(connection, xid, *args, **kwargs)
 
     def do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
         """Execute a statement, or refuse it."""
@@ -169,10 +185,14 @@ class CommitGuard:
 def _proven(pooled: Any) -> tuple[list[OpenClaim], list[Any]]:
     """Return the claims of the transaction, all of them proved, and what has to go in one batch with the COMMIT."""
     held: GuardedTransaction | None = pooled.info.get(KEY)
-    if held is None or held.is_over:
+    if held is None or not (held.claims or held.watches):
         return [], []
     batch = held.prove(owner_of(held), may_batch=True)
     return list(held.claims.values()), batch
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextmanager
@@ -195,6 +215,7 @@ _STEPS = (
     "do_rollback",
     "do_prepare_twophase",
     "do_commit_twophase",
+    "do_rollback_twophase",
     "do_execute",
     "do_executemany",
     "do_execute_no_params",

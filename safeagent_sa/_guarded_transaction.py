@@ -212,13 +212,13 @@ def transaction_of(connection: Connection) -> GuardedTransaction | None:
 
 
 def owner_of(held: GuardedTransaction) -> Connection:
-    """Return the connection that a transaction was begun on, or raise where it was dropped."""
+    """Return the connection that a transaction was begun on; raise where that has left it, and another one would commit it."""
     connection = held.connection_ref()
-    if connection is not None:
+    if connection is not None and not connection.closed and not held.is_over:
         return connection
     ids = ", ".join(repr(claim.row.request_id) for claim in held.claims.values())
     message = (
-        f"this COMMIT would store the claim of {ids} of a session that was dropped without an end, so it was refused and "
-        "rolled back. Close each session (`with Session(engine) as session`)."
+        f"this COMMIT would store the claim of {ids} of a session that was dropped or interrupted without an end, so it was "
+        "refused and rolled back. Close each session (`with Session(engine) as session`), and run your transaction again."
     )
     raise ClaimLostError(message)

@@ -171,8 +171,8 @@ async def _wait_async(driver: Any, batch: Batch) -> list[Any]:
 
 def _batch(pgconn: Any, commands: Sequence[Command]) -> Batch:
     """Send commands with one Sync behind them."""
-    pgconn.enter_pipeline_mode()
     try:
+        pgconn.enter_pipeline_mode()
         for command in commands:
             command()
         pgconn.pipeline_sync()

@@ -34,7 +34,8 @@ def findings_of(connection: Connection, table: Table, seconds: float | None) -> 
         yield _in_doubt(connection, table)
         yield _outbox(connection, table)
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != "42501":  # insufficient_privilege: told by `grants`
+        # insufficient_privilege: told by `grants`; psycopg2 has its own name for SQLSTATE
+        if "42501" not in (getattr(error.orig, "sqlstate", None), getattr(error.orig, "pgcode", None)):
             raise
 
 

@@ -124,7 +124,7 @@ def test_the_explorer_finds_a_guard_that_is_not_one(explorer, monkeypatch):
 
     monkeypatch.setattr(PostgreSQL, "insert_or_find", lambda *arguments: mine(insert_or_find(*arguments)))
     monkeypatch.setattr(PostgreSQL, "begin_with_claim", begun_as_mine)
-    monkeypatch.setattr(PostgreSQL, "complete", lambda *_: 1)
+    monkeypatch.setattr(PostgreSQL, "complete", lambda *_, **__: 1)
     monkeypatch.setattr(PostgreSQL, "completion_in_batch", lambda *_, **__: None)
     found = explorer()
     found.explore(limit=1)

@@ -28,7 +28,7 @@ SHORT = [
     "tests/conformance/test_claim.py",
     "tests/conformance/test_claim_many.py",
     "tests/conformance/test_run_transaction.py",
-    "tests/conformance/test_ways_past.py",
+    "tests/conformance/test_last_word.py",
     "tests/postgresql/test_pipeline.py",
     "tests/postgresql/test_transactions.py",
     "tests/postgresql/test_waiting.py",

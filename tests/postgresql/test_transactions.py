@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -15,6 +16,7 @@ from support.app import Port, pay
 import safeagent_sa
 from safeagent_sa import (
     AutocommitError,
+    ClaimLostError,
     DurabilityWarning,
     ExecutionGuard,
     NotCompletedError,
@@ -318,10 +320,12 @@ def test_a_new_claim_takes_no_predicate_lock(postgresql, pipeline):
 OURS = str(Path(safeagent_sa.__file__).parent)
 
 
-@pytest.mark.parametrize("pipeline", ["off", "auto"])
-def test_an_exception_at_any_line_of_a_commit_leaves_no_transaction_open(postgresql, pipeline):
+class SoftLimit(Exception):
+    """What a signal's handler raises, for one where a task has run for too long."""
+
+
+def test_an_exception_at_any_line_of_a_commit_leaves_no_transaction_open(postgresql):
     """As a signal's handler raises it, a soft time limit for one; the pool hands the connection to the next session."""
-    guard = ExecutionGuard(pipeline=pipeline)
     engine = create_engine(postgresql.url, pool_size=1, max_overflow=0)
     before, interrupted = sys.gettrace(), 0
     while True:
@@ -331,21 +335,24 @@ def test_an_exception_at_any_line_of_a_commit_leaves_no_transaction_open(postgre
             if not frame.f_code.co_filename.startswith(OURS):
                 return None
             if event == "line" and next(lines) == number:
-                raise TimeoutError
+                raise SoftLimit
             return interrupt
 
-        with Session(engine) as session:
+        with engine.connect() as connection, connection.begin() as transaction:
+            session = Session(connection, join_transaction_mode="rollback_only")
             guard.execute(session, f"order-{interrupted}", pay, f"order-{interrupted}", action="pay")
             sys.settrace(interrupt)
             try:
-                session.commit()
+                transaction.commit()
                 break
-            except TimeoutError:
+            except SoftLimit:
                 interrupted += 1
             finally:
                 sys.settrace(before)
-        with Session(engine) as session:
-            assert session.scalar(text("SELECT count(*) FROM execution_requests WHERE status = 'claimed'")) == 0
+        # Where nothing of ours could catch it, the pool hands on an open transaction, whose COMMIT is refused.
+        with suppress(ClaimLostError), Session(engine) as session, session.begin():
+            pay(session, "next")
+        assert {status for _, status in postgresql.requests()} <= {"completed"}
     engine.dispose()
 
     assert interrupted > 50

@@ -152,14 +152,14 @@ def test_the_model_finds_a_guard_that_forgets(sqlite, monkeypatch):
     """The control: a guard that gives every retry a new execution is found out."""
     from safeagent_sa._dialects.sqlite import SQLite
 
-    insert = SQLite.insert
+    insert_or_find = SQLite.insert_or_find
 
     def forgetful(self, connection, claim):
         stored = self.find(connection, claim.scope, claim.request_id)
         if stored is not None:
             self.delete(connection, claim._replace(token=stored.token))
-        return insert(self, connection, claim)
+        return insert_or_find(self, connection, claim)
 
-    monkeypatch.setattr(SQLite, "insert", forgetful)
+    monkeypatch.setattr(SQLite, "insert_or_find", forgetful)
     with pytest.raises(AssertionError):
         explore(sqlite, 50, phases=[Phase.generate])
