@@ -1,0 +1,1124 @@
+"""The mutants: each breaks one promise, and names the tests that are to notice."""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """One replacement in the package."""
+
+    file: str
+    old: str
+    """What stands there, once."""
+    new: str
+    tests: str
+    """The names of tests, or of their modules, that are run first."""
+
+
+CLAIM, BATCH, OUTCOME, SAFETY, GUARD = "_claim.py", "_batch.py", "_outcome.py", "_safety.py", "_commit_guard.py"
+BASE, SQL, STEPS = "_dialects/_base.py", "_dialects/_postgresql_sql.py", "_dialects/steps.py"
+POSTGRESQL, SQLITE = "_dialects/postgresql.py", "_dialects/sqlite.py"
+PIPELINED, PIPELINE = "_dialects/_pipelined.py", "_dialects/psycopg_pipeline.py"
+PREPARED = "_dialects/psycopg_prepared.py"
+LEASE, DOUBT, FLOW, RELAY = "_lease.py", "_doubt.py", "_effect_flow.py", "_relay_steps.py"
+KEYS, CODEC, RESULTS, VERDICTS = "_keys.py", "_codec.py", "_results.py", "_verdicts.py"
+IDEMPOTENT, TEMPLATE, SIGNATURE = "_idempotent.py", "_template.py", "_signature.py"
+RETENTION, RETRY = "retention.py", "_retry.py"
+
+CLAIMING = {
+    "SELECT before INSERT": Mutant(
+        CLAIM,
+        "found = begun.found if begun else dialect.insert_or_find(connection, row)",
+        "found = dialect.find(connection, row.scope, row.request_id) or dialect.insert(connection, row)",
+        "test_a_new_claim_takes_no_predicate_lock test_a_new_execution_adds_two_statements",
+    ),
+    "a claim that shows no row is not looked for again": Mutant(
+        CLAIM,
+        "    if found is None and wait_timeout == 0:\n        found = dialect.find(connection, row.scope, row.request_id)",
+        "    if found is None and wait_timeout == 0:\n        pass",
+        "test_fail_fast_is_two_statements",
+    ),
+    "the look-up is made although a row was inserted": Mutant(
+        SQL,
+        ', ~exists(select(literal_column("1")).select_from(inserted)))',
+        ")",
+        "test_a_new_claim_takes_no_predicate_lock",
+    ),
+    "no row is taken for ours": Mutant(
+        CLAIM,
+        "        raise in_progress(Key(row",
+        "        return None, Inserted('0', is_durable=True)\n        raise in_progress(Key(row",
+        "test_fail_fast_leaves_the_transaction_usable",
+    ),
+    "a conflicting payload is replayed": Mutant(
+        OUTCOME,
+        "if not same and not",
+        "if False and not",
+        "test_another_action_or_payload_under_the_same_id_is_a_conflict",
+    ),
+    "a conflicting action is replayed": Mutant(
+        OUTCOME,
+        "if stored.action != request.action:",
+        "if False:",
+        "test_another_action_or_payload_under_the_same_id_is_a_conflict",
+    ),
+    "one's own claim is taken for another's": Mutant(
+        OUTCOME,
+        "    if is_own:\n",
+        "    if False:\n",
+        "test_claiming_the_same_id_inside_its_own_block_is_refused",
+    ),
+    "tenants share their locks": Mutant(
+        SQL, "_LOCK_SEED + _TableId(table)", "_LOCK_SEED", "test_tenants_with_a_schema_each_do_not_meet"
+    ),
+    "no lock: the INSERT waits": Mutant(
+        SQL,
+        "select(*values).where(func.pg_try_advisory_xact_lock(lock_key))",
+        "select(*values)",
+        "test_waiting.py",
+    ),
+    "a read-only transaction has no name": Mutant(
+        POSTGRESQL,
+        "if _sqlstate(error) != _READ_ONLY_TRANSACTION:",
+        "if True:",
+        "test_a_read_only_transaction_is_refused_by_name",
+    ),
+    "AUTOCOMMIT is not looked for": Mutant(
+        POSTGRESQL,
+        'if getattr(connection.connection.dbapi_connection, "autocommit", False):',
+        "if False:",
+        "test_autocommit_is_refused_in_all_its_forms_and_leaves_no_row",
+    ),
+    "AUTOCOMMIT is not looked for again": Mutant(
+        CLAIM,
+        "if not dialect.is_in_transaction(connection):\n        dialect",
+        "if False:\n        dialect",
+        "test_autocommit_that_comes_after_the_look_is_found_and_the_row_taken_back",
+    ),
+    "an AUTOCOMMIT row is left behind": Mutant(
+        CLAIM,
+        "dialect.delete(connection, row)",
+        "pass",
+        "test_autocommit_that_comes_after_the_look_is_found_and_the_row_taken_back",
+    ),
+    "SQLite engines are not checked": Mutant(
+        SQLITE, "if managed or", "if False and managed or False and", "test_an_engine_that_is_not_configured_is_refused"
+    ),
+    "pending writes are not looked for": Mutant(
+        "_other_writes.py",
+        "    if pending:\n",
+        "    if False:\n",
+        "test_changes_that_a_replay_would_write_are_refused",
+    ),
+}
+
+WAITING = {
+    "a statement_timeout aborts a waiter": Mutant(
+        SQL,
+        ')::interval) * 900"',
+        ')::interval) * 5000"',
+        "test_a_statement_timeout_bounds_the_wait_without_aborting",
+    ),
+    "a deadlock is swallowed while waiting": Mutant(
+        SQL,
+        "WHEN SQLSTATE 'SA000' OR lock_not_available THEN",
+        "WHEN OTHERS THEN",
+        "test_a_deadlock_between_waiters_is_not_swallowed test_a_foreign_error_while_waiting_is_not_swallowed",
+    ),
+    "a time-out aborts the transaction": Mutant(
+        SQL,
+        "'SA000' OR lock_not_available THEN",
+        "'SA000' THEN",
+        "test_a_timeout_leaves_the_transaction_usable_and_its_settings_alone",
+    ),
+    "a waiter keeps the lock": Mutant(
+        SQL,
+        "  RAISE SQLSTATE 'SA000';\n",
+        "",
+        "test_the_lock_is_handed_on_without_the_waiters_clients test_a_waiter_that_lost_gives_the_lock_back_at_once",
+    ),
+    "a waiter that has lost takes the lock": Mutant(
+        CLAIM,
+        "dialect.find(connection, row.scope, row.request_id) or dialect.insert_or_find(connection, row)\n            waited",
+        "dialect.insert_or_find(connection, row)\n            waited",
+        "test_a_waiter_that_lost_gives_the_lock_back_at_once",
+    ),
+    "lock_timeout leaks": Mutant(
+        SQL,
+        "  PERFORM set_config('lock_timeout', current_setting",
+        "  PERFORM (current_setting",
+        "test_a_waiter_that_wins_keeps_its_lock_timeout",
+    ),
+    "a waiter that was overtaken gives up": Mutant(
+        CLAIM,
+        "has_time = dialect.wait(",
+        "has_time = not dialect.wait(",
+        "test_a_waiter_that_was_overtaken_waits_again",
+    ),
+    "a waiter never gives up": Mutant(
+        POSTGRESQL,
+        "return limit == 0 or time.monotonic() - began < limit / 1000",
+        "return True",
+        "test_a_wait_that_has_taken_its_time_is_the_last_one",
+    ),
+}
+
+COMPLETING = {
+    "no completion is sent in front of COMMIT": Mutant(
+        GUARD,
+        "            if travelling is None:\n                _prove(claim, connection)",
+        "            if travelling is None:\n                pass",
+        "test_the_first_call_executes_and_a_retry_gets_the_receipt",
+    ),
+    "no completion goes with the COMMIT": Mutant(
+        GUARD,
+        "                batch.append(travelling)",
+        "                pass",
+        "test_the_first_call_executes_and_a_retry_gets_the_receipt",
+    ),
+    "a completion that was lost is no error": Mutant(
+        GUARD,
+        "        raise\n    raise lost(claim)\n",
+        "        raise\n",
+        "test_a_rollback_of_the_driver_behind_the_block",
+    ),
+    "the completion's row count is ignored": Mutant(
+        CLAIM,
+        "result, is_forced=is_forced) == 1",
+        "result, is_forced=is_forced) >= 0",
+        "test_a_rollback_of_the_driver_behind_the_block",
+    ),
+    "a batch's row count is ignored": Mutant(
+        BATCH,
+        "dialect.complete_many(connection, claims, proof, texts, is_forced=policy.is_forced) == len(texts)",
+        "dialect.complete_many(connection, claims, proof, texts, is_forced=policy.is_forced) >= 0",
+        "test_claim_many.py",
+    ),
+    "a completion that goes with the COMMIT accepts no row": Mutant(
+        SQL,
+        "else_=literal_column(f\"'{LOST}'\")",
+        "else_=literal_column(\"'1'\")",
+        "test_a_rollback_of_the_driver_behind_the_block",
+    ),
+    "a COMMIT accepts no row that was completed early": Mutant(
+        SQL, "or_(is_one, is_done)", "is_one", "test_whoever_looks_before_the_commit_sees_the_receipt"
+    ),
+    "the completion ignores the token": Mutant(
+        BASE,
+        'self._owned = (*self._by_key, columns.token == bindparam("key_token"))',
+        "self._owned = (*self._by_key, columns.token.is_not(None))",
+        "test_a_lost_claim_cannot_complete_its_successor",
+    ),
+    "the completion ignores the transaction": Mutant(
+        SQL,
+        '                    proof == bindparam("proof", type_=Text),\n',
+        "",
+        "test_a_commit_of_the_driver_inside_the_block_is_found_by_the_completion "
+        "test_a_commit_of_the_driver_behind_the_block_leaves_the_id_in_doubt",
+    ),
+    "the completion ignores the status": Mutant(
+        SQL,
+        "                    columns.status == literal_column(\"'claimed'\"),\n",
+        "",
+        "test_a_stored_result_is_never_overwritten",
+    ),
+    "the completion ignores the status on SQLite": Mutant(
+        SQLITE,
+        ".where(*which, columns.status == literal_column(\"'claimed'\"))",
+        ".where(*which)",
+        "test_a_stored_result_is_never_overwritten",
+    ),
+    "an early completion is not sent": Mutant(
+        GUARD,
+        "            _prove(claim, connection)\n            claim.is_sent = True",
+        "            claim.is_sent = True",
+        "test_whoever_looks_before_the_commit_sees_the_receipt test_a_retry_in_the_same_transaction_is_a_replay_too",
+    ),
+    "whoever looks before the COMMIT sees no receipt": Mutant(
+        CLAIM,
+        "return look_again() if held is not None and held.send_early(connection, (found.token,)) else found",
+        "return found",
+        "test_a_retry_in_the_same_transaction_is_a_replay_too",
+    ),
+    "a batch that looks before the COMMIT sees no receipt": Mutant(
+        BATCH,
+        "if held is not None and held.send_early(connection, {row.token for row in stored.values()}):",
+        "if False:",
+        "test_single_claims_and_batches_see_each_other",
+    ),
+    "an early completion is not proved again": Mutant(
+        GUARD,
+        "if claim.is_sent and completion.is_stored(connection):",
+        "if claim.is_sent:",
+        "test_a_savepoint_as_text_behind_the_block_is_no_harm",
+    ),
+    "an early completion is sent again in any case": Mutant(
+        GUARD,
+        "if claim.is_sent and completion.is_stored(connection):",
+        "if False:",
+        "test_a_retry_in_the_same_transaction_is_a_replay_too",
+    ),
+    "an early completion is proved without the transaction": Mutant(
+        PIPELINED, "        return (IS_SAME,)", "        return ()", "test_last_word.py"
+    ),
+    "an early completion that goes with the COMMIT is proved without the transaction": Mutant(
+        SQL, "== literal_column(\"'completed'\"), IS_SAME)", "== literal_column(\"'completed'\"))", "test_last_word.py"
+    ),
+    "a batch's early completion is proved without the transaction": Mutant(
+        BASE,
+        "return len(done) if self.is_same_transaction(connection, proof) else 0",
+        "return len(done)",
+        "test_last_word.py",
+    ),
+    "a batch's early completion is proved by any row": Mutant(
+        BASE,
+        "if (row.token, row.status) == (claims.token, ExecutionStatus.COMPLETED)]",
+        "if row]",
+        "test_last_word.py",
+    ),
+    "a joined session completes nothing at its own commit": Mutant(
+        SAFETY,
+        "if isinstance(session.bind, Connection):",
+        "if False:",
+        "test_a_session_in_an_outer_transaction_completes_at_its_own_commit "
+        "test_sessions_joined_to_an_outer_transaction_of_a_test_suite_work",
+    ),
+    "a joined session completes before its last writes": Mutant(
+        SAFETY,
+        "            session.flush()\n            held.send_early",
+        "            held.send_early",
+        "test_claim.py",
+    ),
+    "synchronous_commit is not forced": Mutant(
+        SQL,
+        '                    _durable(bindparam("is_forced", type_=Boolean)),\n',
+        "",
+        "test_a_commit_that_could_be_lost_is_made_durable_for_this_transaction_alone",
+    ),
+    "synchronous_commit local is durable": Mutant(
+        SQL,
+        'LOSABLE = {"off", "local"}',
+        'LOSABLE = {"off"}',
+        "test_a_commit_that_could_be_lost_is_made_durable_for_this_transaction_alone",
+    ),
+    "synchronous_commit is forced where it was only to be warned of": Mutant(
+        CLAIM, "is_forced = policy.is_forced", "is_forced = True", "test_or_it_is_warned_about_once"
+    ),
+    "synchronous_commit is not warned of": Mutant(
+        CLAIM,
+        "if not (inserted.is_durable or policy.is_forced):",
+        "if False:",
+        "test_or_it_is_warned_about_once",
+    ),
+    "synchronous_commit is not forced for a lease": Mutant(
+        LEASE, "        if not inserted.is_durable:", "        if False:", "test_effects.py test_transactions.py"
+    ),
+    "synchronous_commit is not forced for an outcome": Mutant(
+        LEASE, "    if not dialect.is_durable(connection):", "    if False:", "test_effects.py test_transactions.py"
+    ),
+    "a stronger synchronous_commit is weakened": Mutant(
+        SQL,
+        "case((and_(is_forced, is_losable), turned_on)",
+        "case((is_forced, turned_on)",
+        "test_what_is_durable_is_left_as_it_is",
+    ),
+    "forgetting to complete is no error": Mutant(
+        CLAIM,
+        "        if result is None:\n            raise",
+        "        if False:\n            raise",
+        "test_a_block_that_forgets_to_complete_is_an_error",
+    ),
+    "a batch that is not completed is stored": Mutant(
+        BATCH,
+        "            if text is None:",
+        "            if False:",
+        "test_one_that_is_not_completed_is_an_error_and_commit_is_refused",
+    ),
+    "an exception in the block discharges the claim": Mutant(
+        CLAIM,
+        "    if claim.open_claim is not None:\n        _safety.abandon(claim.open_claim)",
+        "    if claim.open_claim is not None:\n        pass",
+        "test_an_exception_after_a_rollback_inside_the_block_does_not_let_later_writes_commit",
+    ),
+    "a transaction that ended in the block is not noticed": Mutant(
+        CLAIM,
+        "connection is not None and open_claim.is_same_transaction:",
+        "connection is not None:",
+        "test_ending_the_transaction_inside_the_block_loses_the_claim",
+    ),
+    "a savepoint that took the claim back in the block is not noticed": Mutant(
+        CLAIM,
+        "is_gone = open_claim.is_undone or open_claim.is_lost",
+        "is_gone = open_claim.is_lost",
+        "test_a_savepoint_around_the_claim_that_ends_inside_the_block_loses_it",
+    ),
+    "business writes wait for the COMMIT": Mutant(
+        CLAIM,
+        "        session.flush()\n        held",
+        "        held",
+        "test_business_writes_are_flushed_when_the_block_ends_and_fail_there",
+    ),
+    "the first caller gets what was given": Mutant(
+        "execution.py",
+        "return self._decoded(self._stored)\n\n    def _decoded",
+        "return result\n\n    def _decoded",
+        "test_the_first_answer_is_what_the_replay_gives",
+    ),
+}
+
+LAST_WORD = {
+    "a lost claim may commit": Mutant(
+        GUARD,
+        "            if claim.is_lost:\n                raise lost(claim)\n            if claim.completion",
+        "            if claim.completion",
+        "test_last_word.py test_ways_past.py test_misuse.py",
+    ),
+    "another transaction of the session of a lost claim may commit": Mutant(
+        GUARD,
+        "        for claim in self.claims:\n            if claim.is_lost:\n                raise lost(claim)",
+        "        return",
+        "test_an_exception_after_a_rollback_inside_the_block_does_not_let_later_writes_commit",
+    ),
+    "the Connection's COMMIT does not know of a lost claim": Mutant(
+        GUARD,
+        "        for watch in self.watches:\n            watch.refuse_lost()\n",
+        "",
+        "test_closing_a_joined_session_in_the_block_does_not_let_the_outer_transaction_commit",
+    ),
+    "a transaction that is begun in the block may commit": Mutant(
+        SAFETY,
+        "            lose(claim)  # another transaction",
+        "            pass  # another transaction",
+        "test_another_transaction_inside_the_block_cannot_commit",
+    ),
+    "an incomplete claim may commit": Mutant(
+        GUARD,
+        "            if claim.completion is None:\n                raise _why_incomplete(claim, connection)",
+        "            if claim.completion is None:\n"
+        "                claim.completion = Completion(lambda _: True, lambda _: True, lambda *_: None)",
+        "test_commit_is_refused_after_an_exception_that_was_caught_outside_the_block",
+    ),
+    "a claim whose row has gone is told to be completed": Mutant(
+        GUARD,
+        "if stored is None or stored.token != claim.row.token:",
+        "if False:",
+        "test_a_rollback_as_text_that_nobody_saw_stops_the_commit test_ways_past.py",
+    ),
+    "the Session's commit is not watched": Mutant(
+        SAFETY, 'event.listen(session, "before_commit", _before_commit)', "pass", "test_last_word.py test_misuse.py"
+    ),
+    "savepoint releases are taken for commits": Mutant(
+        SAFETY,
+        "    if session.in_nested_transaction():\n        return\n",
+        "",
+        "test_a_savepoint_of_the_caller_inside_the_block_may_fail test_claim.py",
+    ),
+    "a transaction that the driver has ended is not noticed by the Session": Mutant(
+        GUARD,
+        "            if not claim.dialect.is_in_transaction(connection):\n                raise lost(claim)\n",
+        "",
+        "test_last_word.py test_ways_past.py",
+    ),
+    "what another transaction has left is proved": Mutant(
+        GUARD, "if held is None or held.is_over:", "if held is None:", "test_last_word.py test_ways_past.py"
+    ),
+    "another transaction's claims are taken for this one's": Mutant(
+        GUARD,
+        "return held if held is not None and held.transaction_ref() is connection.get_transaction() else None",
+        "return held",
+        "test_last_word.py test_ways_past.py",
+    ),
+    "a refused commit of the Session ends its transaction": Mutant(
+        SAFETY, "        held.refuse_or_allow(connection)\n", "", "test_misuse.py test_claim_many.py"
+    ),
+    "the engine's COMMIT is not guarded": Mutant(
+        GUARD,
+        '_STEPS = (\n    "do_commit",\n',
+        "_STEPS = (\n",
+        "test_commit_of_the_connection_is_refused_too",
+    ),
+    "a refused COMMIT leaves its transaction open": Mutant(
+        GUARD,
+        "        except BaseException:\n            self._end(pooled)\n            raise\n        finally:",
+        "        finally:",
+        "test_a_refused_commit_of_a_connection_hands_nothing_to_the_next_user_of_the_pool",
+    ),
+    "a failed batch leaves its transaction open": Mutant(
+        GUARD,
+        "if pooled.is_valid and dialect.is_open(pooled):",
+        "if False:",
+        "test_pipeline.py test_pipeline_between.py test_last_word.py",
+    ),
+    "a dropped owner's COMMIT goes through": Mutant(
+        GUARD,
+        "return connection is not None and connection.get_transaction()",
+        "return connection is None or connection.get_transaction()",
+        "test_a_pool_that_commits_on_return_does_not_store_half_of_it",
+    ),
+    "a ROLLBACK keeps what was to be proved": Mutant(
+        GUARD,
+        '        """Roll back, and forget what was to be proved."""\n        self._forget(pooled)\n',
+        "",
+        "test_nothing_of_a_transaction_is_kept_with_the_connection test_last_word.py",
+    ),
+    "a COMMIT keeps what it has proved": Mutant(
+        GUARD,
+        "            raise\n        finally:\n            self._forget(pooled)\n",
+        "            raise\n",
+        "test_nothing_of_a_transaction_is_kept_with_the_connection test_last_word.py",
+    ),
+    "a two-phase transaction is prepared without its receipt": Mutant(
+        GUARD,
+        "            held.prove(connection, may_batch=False)\n            connection.info.pop",
+        "            connection.info.pop",
+        "test_two_phase_sessions_work_and_refuse_an_incomplete_claim test_two_phase_sessions_take_the_plain_path",
+    ),
+    "an aborted transaction may commit": Mutant(
+        GUARD,
+        "if claim.dialect.is_aborted(connection):",
+        "if False:",
+        "test_commit_of_an_aborted_transaction_is_refused",
+    ),
+    "an error that a hook has swallowed is not looked for": Mutant(
+        GUARD,
+        "            refuse_aborted(claim, connection)  # a hook",
+        "            pass  # a hook",
+        "test_a_hook_on_the_last_statement_of_all_is_seen_by_the_driver_s_status",
+    ),
+    "an error that was swallowed in the block is not told at its end": Mutant(
+        CLAIM,
+        "            refuse_aborted(open_claim, connection)\n",
+        "",
+        "test_an_error_swallowed_in_the_block_is_told_by_its_end",
+    ),
+    "the answer to a statement in an aborted transaction is not known": Mutant(
+        POSTGRESQL,
+        "_sqlstate(error) == _IN_FAILED_TRANSACTION",
+        "False",
+        "test_an_aborted_transaction_is_found_where_the_driver_does_not_know "
+        "test_a_hook_that_swallows_an_error_lets_no_commit_pass",
+    ),
+    "a second database is not looked for": Mutant(
+        GUARD,
+        "        if not self.is_ended:\n            self._refuse_second_database(connection)\n",
+        "",
+        "test_a_second_database_that_a_hook_writes_to_is_refused",
+    ),
+    "a second database that commits first is not looked at": Mutant(
+        GUARD,
+        "            if not self.claims:\n                _refuse_written(connection)\n",
+        "",
+        "test_a_second_database_that_a_hook_writes_to_is_refused "
+        "test_a_second_database_that_an_engine_s_commit_hook_writes_to test_business_rows_on_another_shard_are_refused",
+    ),
+    "a second database that commits last is not looked at": Mutant(
+        GUARD,
+        "                    _refuse_written(other)",
+        "                    pass",
+        "test_a_second_database_that_a_hook_writes_to_is_refused "
+        "test_a_second_database_that_an_engine_s_commit_hook_writes_to test_business_rows_on_another_shard_are_refused",
+    ),
+    "a second database that joins later is not looked at": Mutant(
+        SAFETY,
+        "    if current is not None:\n        guard_transaction(connection).join(current)",
+        "    if current is not None:\n        pass",
+        "test_a_second_database_that_a_hook_writes_to_is_refused test_other_writes.py",
+    ),
+    "a second database that was there before is not looked at": Mutant(
+        SAFETY,
+        "            guard_transaction(connection).join(current)\n        _open_here",
+        "            pass\n        _open_here",
+        "test_business_rows_in_another_database_are_refused_before_anything_is_committed test_sharded.py",
+    ),
+    "a second database that was only read is refused": Mutant(
+        "_dialects/__init__.py",
+        "return name not in _KNOWN or _protocol(name).may_have_written(connection)",
+        "return True",
+        "test_reading_from_another_postgresql_is_no_harm",
+    ),
+    "two-phase commit of two databases is refused": Mutant(
+        GUARD, "root.session.twophase or", "False or", "test_two_phase_commit_covers_two_databases"
+    ),
+    "a second database is refused beside a claim that a savepoint took back": Mutant(
+        GUARD, " or not watch.has_claims:", ":", "test_other_writes.py"
+    ),
+}
+
+AS_TEXT = {
+    "a COMMIT as text is not proved": Mutant(
+        GUARD,
+        "elif step.verb is Verb.COMMIT:",
+        "elif False:",
+        "test_a_commit_as_text_behind_the_block_stores_the_receipt",
+    ),
+    "a COMMIT as text leaves out what would go with a COMMIT": Mutant(
+        GUARD,
+        "        held.prove(connection, may_batch=False)\n        claims",
+        "        held.prove(connection, may_batch=True)\n        claims",
+        "test_a_commit_as_text_behind_the_block_stores_the_receipt",
+    ),
+    "a session cannot end what a COMMIT as text has ended": Mutant(
+        GUARD,
+        "        if not self.is_ended:\n            self._refuse",
+        "        if True:\n            self._refuse",
+        "test_a_commit_as_text_behind_the_block_stores_the_receipt",
+    ),
+    "a COMMIT as text that fails counts as one": Mutant(
+        GUARD,
+        "        held.lose()  # until",
+        "        held.is_ended = True  # until",
+        "test_a_commit_as_text_that_fails_stores_nothing_and_is_not_taken_for_one",
+    ),
+    "a COMMIT as text that succeeds counts as lost": Mutant(
+        GUARD,
+        "            stop()\n        held.keep()\n",
+        "            stop()\n",
+        "test_a_commit_as_text_behind_the_block_stores_the_receipt",
+    ),
+    "PREPARE TRANSACTION as text is not proved": Mutant(
+        STEPS,
+        r"|END|PREPARE{_SPACE}+TRANSACTION)\b",
+        r"|END)\b",
+        "test_a_transaction_that_is_prepared_as_text_holds_its_receipt",
+    ),
+    "END as text is not proved": Mutant(
+        STEPS, r"|END|PREPARE", "|PREPARE", "test_a_commit_as_text_behind_the_block_stores_the_receipt"
+    ),
+    "ABORT as text is not known": Mutant(
+        STEPS, "(?:ROLLBACK|ABORT)", "(?:ROLLBACK)", "test_a_rollback_as_text_behind_the_block test_last_word.py"
+    ),
+    "a comment hides a statement": Mutant(
+        STEPS,
+        'rf"""{_SPACE}*(?:',
+        'rf"""(?:',
+        "test_a_rollback_as_text_behind_the_block test_a_commit_as_text_behind_the_block_stores_the_receipt",
+    ),
+    "a statement with a comment in front is not looked at": Mutant(
+        STEPS,
+        r'"aAcCeEpPrRsS/- \t\r\n"',
+        '"aAcCeEpPrRsS"',
+        "test_a_rollback_as_text_behind_the_block test_a_commit_as_text_behind_the_block_stores_the_receipt",
+    ),
+    "quoted names of savepoints are folded": Mutant(
+        STEPS,
+        "name[1:-1] if name.startswith('\"') else name.lower()",
+        "name.strip('\"').lower()",
+        "test_last_word.py",
+    ),
+    "plain names of savepoints are not folded": Mutant(STEPS, "else name.lower())", "else name)", "test_last_word.py"),
+    "a ROLLBACK as text is not followed": Mutant(
+        GUARD,
+        "            case Verb.ROLLBACK:\n                self.lose()",
+        "            case Verb.ROLLBACK:\n                pass",
+        "test_a_statement_behind_a_rollback_as_text_is_not_sent",
+    ),
+    "a statement behind a ROLLBACK as text is sent": Mutant(
+        GUARD,
+        "        if held is not None:\n            held.refuse_ended()\n        if held is None or step",
+        "        if held is None or step",
+        "test_a_statement_behind_a_rollback_as_text_is_not_sent",
+    ),
+    "a usual statement behind a ROLLBACK as text is sent": Mutant(
+        GUARD,
+        "not in FIRST_LETTERS and not self._ended:",
+        "not in FIRST_LETTERS:",
+        "test_a_statement_behind_a_rollback_as_text_is_not_sent",
+    ),
+    "a statement with many sets behind a ROLLBACK as text is sent": Mutant(
+        GUARD,
+        "        execute = partial(self._do_executemany, cursor, statement, parameters, context)\n"
+        "        self._execute(statement, context, execute)",
+        "        self._do_executemany(cursor, statement, parameters, context)",
+        "test_a_statement_behind_a_rollback_as_text_is_not_sent",
+    ),
+    "a statement without parameters behind a ROLLBACK as text is sent": Mutant(
+        GUARD,
+        "self._execute(statement, context, partial(self._do_execute_no_params, cursor, statement, context))",
+        "self._do_execute_no_params(cursor, statement, context)",
+        "test_a_statement_behind_a_rollback_as_text_is_not_sent",
+    ),
+    "a claim behind a ROLLBACK as text is sent": Mutant(
+        CLAIM,
+        "    if held is not None:\n        held.refuse_ended()\n",
+        "",
+        "test_a_statement_behind_a_rollback_as_text_is_not_sent",
+    ),
+    "a SAVEPOINT is not followed": Mutant(
+        GUARD,
+        "                self.savepoints.append(step.name)",
+        "                pass",
+        "test_savepoints_within_savepoints test_a_savepoint_as_text_that_is_open_at_the_end_of_the_block",
+    ),
+    "a RELEASE is not followed": Mutant(
+        GUARD,
+        "                self.released(step.name)",
+        "                pass",
+        "test_last_word.py",
+    ),
+    "a ROLLBACK TO is not followed": Mutant(
+        GUARD,
+        "                self.rolled_back_to(step.name)",
+        "                pass",
+        "test_a_savepoint_as_text_around_the_claim_takes_all_of_it_back",
+    ),
+    "a ROLLBACK TO takes no claim back": Mutant(
+        GUARD,
+        "                claim.is_undone = True\n                del self.claims[token]",
+        "                pass",
+        "test_savepoints_within_savepoints",
+    ),
+    "a savepoint from before the claim is not known": Mutant(
+        GUARD,
+        "            depth = -1\n",
+        "            return\n",
+        "test_a_savepoint_as_text_around_the_claim_takes_all_of_it_back",
+    ),
+    "a savepoint that is open at the end of the block is not noticed": Mutant(
+        GUARD,
+        "elif claim.savepoints_at_end > depth:",
+        "elif False:",
+        "test_a_savepoint_as_text_that_is_open_at_the_end_of_the_block",
+    ),
+    "a savepoint behind the block takes the completion along": Mutant(
+        GUARD,
+        "elif claim.savepoints_at_end > depth:",
+        "else:",
+        "test_a_savepoint_as_text_behind_the_block_is_no_harm",
+    ),
+    "a claim in a savepoint that was released goes with the next one": Mutant(
+        GUARD,
+        "                claim.savepoints = min(claim.savepoints, depth)\n",
+        "",
+        "test_last_word.py",
+    ),
+    "a block that ended in a savepoint that was released goes with the next one": Mutant(
+        GUARD,
+        "                claim.savepoints_at_end = min(claim.savepoints_at_end, depth)\n",
+        "",
+        "test_last_word.py",
+    ),
+    "of two savepoints of one name the outer one is meant": Mutant(
+        GUARD,
+        "for depth in reversed(range(len(self.savepoints))):",
+        "for depth in range(len(self.savepoints)):",
+        "test_last_word.py",
+    ),
+    "ROLLBACK TO ends the savepoint": Mutant(
+        GUARD, "del self.savepoints[depth + 1 :]", "del self.savepoints[max(depth, 0) :]", "test_last_word.py"
+    ),
+}
+
+STANDBY = {
+    "psycopg's warning of a local commit is not heard": Mutant(
+        POSTGRESQL, "            driver.add_notice_handler(note)\n", "", "test_psycopg test_async_drivers"
+    ),
+    "asyncpg's warning of a local commit is not heard": Mutant(
+        POSTGRESQL, "            driver.add_log_listener(hear)\n", "", "test_async_drivers"
+    ),
+    "psycopg2's warning of a local commit is not heard": Mutant(
+        POSTGRESQL, "                    _note(noted, message, None)\n", "", "test_standby.py"
+    ),
+    "psycopg2's other notices are lost": Mutant(
+        POSTGRESQL, "                    kept.append(message)\n", "", "test_standby.py"
+    ),
+    "a warning in another language is not understood": Mutant(
+        POSTGRESQL, "if function == _STANDBY_WAIT or (", "if (", "test_standby.py"
+    ),
+    "a COMMIT that only this server has stored is no error": Mutant(
+        GUARD,
+        "            stop()\n        if noted:",
+        "            stop()\n        if False:",
+        "test_psycopg",
+    ),
+    "a COMMIT as text that only this server has stored is no error": Mutant(
+        GUARD,
+        "        held.keep()\n        if noted:",
+        "        held.keep()\n        if False:",
+        "test_a_commit_as_text",
+    ),
+}
+
+PIPELINES = {
+    "a two-phase transaction is pipelined": Mutant(
+        CLAIM,
+        ' == "auto" and not isinstance(connection.get_transaction(), TwoPhaseTransaction)',
+        ' == "auto"',
+        "test_two_phase_sessions_take_the_plain_path",
+    ),
+    "a DEALLOCATE ALL is not heard": Mutant(
+        PREPARED,
+        "            if is_sent:\n                self._there.clear()",
+        "            if is_sent:\n                pass",
+        "test_a_rollback_after_which_psycopg_deallocates_everything test_a_savepoint_that_is_rolled_back_after_complete",
+    ),
+    "statements are prepared before BEGIN": Mutant(
+        PIPELINE, "[begin, *prepare, ", "[*prepare, begin, ", "test_begin_carries_the_settings_of_the_session"
+    ),
+    "BEGIN forgets the isolation level": Mutant(
+        PIPELINE,
+        "if driver.isolation_level is not None:",
+        "if False:",
+        "test_begin_carries_the_settings_of_the_session",
+    ),
+    "BEGIN forgets READ ONLY": Mutant(
+        PIPELINE, "if driver.read_only is not None:", "if False:", "test_begin_carries_the_settings_of_the_session"
+    ),
+    "the COMMIT trusts names that the transaction has not met": Mutant(
+        CLAIM,
+        "names = claim.begun.names if claim.begun else None",
+        "names = (claim.begun.names if claim.begun else "
+        "connection.connection.driver_connection.safeagent_sa_pipeline._prepared._there.get(dialect._texts))",
+        "test_completions_do_not_trust_names_of_earlier_transactions",
+    ),
+    "the COMMIT trusts names that were taken away": Mutant(
+        PREPARED,
+        "return names is not None and self._there.get(texts) == names",
+        "return names is not None",
+        "test_a_savepoint_that_is_rolled_back_after_complete",
+    ),
+    "names are kept that are not there": Mutant(
+        PREPARED,
+        "            self._there.clear()\n            self._may_prepare",
+        "            self._may_prepare",
+        "test_somebody_elses_deallocate_all_costs_a_detour test_names_that_vanish_inside_the_transaction_cost_one_attempt",
+    ),
+    "names pile up": Mutant(
+        PREPARED,
+        "            self._may_prepare = False",
+        "            pass",
+        "test_names_do_not_pile_up_where_claims_fail_with_0a000",
+    ),
+    "a cancel is not heard": Mutant(
+        PIPELINED,
+        "if error.sqlstate in _NOT_AGAIN:",
+        "if False:",
+        "test_a_claim_that_was_cancelled_is_not_sent_again",
+    ),
+    "the client's encoding is not looked at": Mutant(
+        PIPELINE,
+        'return "utf-8" if encoding == "ascii" else encoding',
+        'return "utf-8"',
+        "test_the_encoding_of_the_moment_is_used test_a_connection_in_another_encoding_is_pipelined_as_well",
+    ),
+    "a completion that is lost with the COMMIT has no name": Mutant(
+        PIPELINE,
+        "                raise completions[failed].lost() from None\n",
+        "                raise\n",
+        "test_a_rollback_of_the_driver_behind_the_block",
+    ),
+}
+
+BATCHES = {
+    "a batch ignores the locks": Mutant(
+        SQL,
+        "select(*given).select_from(new).where(free)",
+        "select(*given).select_from(new)",
+        "test_claim_many.py",
+    ),
+    "a batch has no limit": Mutant(
+        BATCH, "    if size > limit:", "    if False:", "test_too_many_ids_are_told_the_loop_that_claims_them"
+    ),
+    "a batch takes most of the lock table": Mutant(
+        POSTGRESQL, "max_batch = 1_000", "max_batch = 10_000", "test_lock_table.py"
+    ),
+}
+
+WORDS = {
+    "ids are normalised": Mutant(
+        KEYS,
+        "    return Key(scope, request_id)",
+        "    return Key(scope, request_id.lower())",
+        "test_ids_are_compared_byte_by_byte",
+    ),
+    "the scope is ignored": Mutant(
+        KEYS, "    return Key(scope, request_id)", '    return Key("", request_id)', "test_scopes_are_separate"
+    ),
+    "a scope that is a template is one constant": Mutant(
+        KEYS,
+        'if "{" in scope and (field',
+        "if False and (field",
+        "test_templates_that_nothing_fills_in_are_no_scope_and_no_action",
+    ),
+    "an action that is a template is taken": Mutant(
+        KEYS,
+        'if "{" in action and (field',
+        "if False and (field",
+        "test_templates_that_nothing_fills_in_are_no_scope_and_no_action",
+    ),
+    "the scope of a decorated function is not filled in": Mutant(
+        IDEMPOTENT,
+        '"scope": self._scope(arguments), "result_type"',
+        '"scope": None, "result_type"',
+        "test_scope_is_a_template_as_the_id_is",
+    ),
+    "a scope with the name of a parameter is a plain text": Mutant(
+        IDEMPOTENT,
+        "        if root in names:",
+        "        if False:",
+        "test_each_of_the_three_ways_that_a_refused_scope_is_told_works test_idempotent.py",
+    ),
+    "a function that returns no scope gives the guard's own": Mutant(
+        IDEMPOTENT,
+        '        if value is None or value == "":',
+        "        if False:",
+        "test_a_scope_that_names_no_tenant_is_an_error_before_any_sql",
+    ),
+    "a template without an argument is an id": Mutant(
+        IDEMPOTENT,
+        "    if template.is_constant:\n        raise ValueError(",
+        "    if False:\n        raise ValueError(",
+        "test_idempotent.py",
+    ),
+    "two calls that mean different things get one text": Mutant(
+        TEMPLATE,
+        "if not is_last and (text + separator).find(separator) != len(text):",
+        "if False:",
+        "test_a_part_that_names_nothing_is_an_error_before_any_sql",
+    ),
+    "a template takes values whose text names nothing": Mutant(
+        TEMPLATE,
+        "if not isinstance(value, _STABLE):",
+        "if False:",
+        "test_a_part_that_names_nothing_is_an_error_before_any_sql",
+    ),
+    "a template takes None": Mutant(
+        TEMPLATE,
+        'if value is None or value == "":',
+        "if False:",
+        "test_a_part_that_names_nothing_is_an_error_before_any_sql",
+    ),
+    "a keyword with the name of an option does not reach the function": Mutant(
+        SIGNATURE,
+        "(each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and not is_given:",
+        "() and not is_given:",
+        "test_a_parameter_with_the_name_of_an_option_is_refused_by_name",
+    ),
+    "a keyword is refused although its value is given": Mutant(
+        SIGNATURE,
+        "(each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and not is_given:",
+        "(each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):",
+        "test_the_ways_that_the_error_tells_reach_the_function",
+    ),
+    "an effect whose function does not fit is begun": Mutant(
+        SIGNATURE,
+        "        signature.bind(None, *args, **kwargs)",
+        "        pass",
+        "test_mistakes_are_named_before_anything_is_sent test_a_handler_that_cannot_be_called_is_refused_before_anything_is_taken",
+    ),
+}
+
+STORED = {
+    "results are not checked for a round trip": Mutant(
+        CODEC,
+        "if _dump(decode(text)) != text:",
+        "if False:",
+        "test_results_that_cannot_be_given_back_are_refused",
+    ),
+    "one key twice is read": Mutant(
+        CODEC,
+        "    if len(found) != len(pairs):",
+        "    if False:",
+        "test_what_no_reader_may_give_a_value_for_is_not_read",
+    ),
+    "NaN is read": Mutant(CODEC, "        _dump(value)\n", "", "test_what_no_reader_may_give_a_value_for_is_not_read"),
+    "the error for what cannot be read holds it": Mutant(
+        CODEC,
+        "        pass\n    else:",
+        "        raise UnreadableError from None\n    else:",
+        "test_what_no_reader_may_give_a_value_for_is_not_read",
+    ),
+    "a receipt that cannot be read has no name": Mutant(
+        OUTCOME,
+        "        return _codec.read(stored.result)",
+        "        return _codec.decode(stored.result)",
+        "test_a_receipt_that_cannot_be_read_is_an_error_by_name_and_nothing_runs_again",
+    ),
+    "a receipt that cannot be read ends the whole batch": Mutant(
+        BATCH,
+        "        batch.settled.append(error)",
+        "        raise",
+        "test_one_broken_receipt_leaves_the_rest_of_a_batch_readable",
+    ),
+    "what was recorded about a failure decides what it is": Mutant(
+        VERDICTS,
+        '        found = {"message": "what was recorded about it cannot be read"}',
+        "        raise",
+        "test_a_failure_is_one_whatever_was_recorded_about_it",
+    ),
+    "details that cannot be read are lost": Mutant(
+        VERDICTS,
+        'found if isinstance(found, dict) else {"unreadable": _text(details)}',
+        "found if isinstance(found, dict) else {}",
+        "test_a_doubt_can_be_listed_and_resolved_whatever_is_known_about_it",
+    ),
+    "typed results are not compared": Mutant(
+        RESULTS,
+        "if _without_order(again) != _without_order(plain) or",
+        "if False and",
+        "test_a_value_that_would_come_back_as_another_one_is_refused",
+    ),
+    "typed results come back plain": Mutant(
+        RESULTS,
+        'self._adapter.validate_json(f"[{text}]")[0]',
+        "_codec.decode(text)",
+        "test_a_replay_equals_the_first_answer_in_type_and_value",
+    ),
+}
+
+EFFECTS = {
+    "an effect is not marked as started": Mutant(
+        LEASE,
+        'values = {"effect_started_at": now(connection), "lease_expires_at"',
+        'values = {"lease_expires_at"',
+        "test_a_crash_in_the_call_is_in_doubt_once_the_lease_has_ended",
+    ),
+    "an outcome is written without the fence": Mutant(
+        LEASE,
+        "table.c.token == row.token, ",
+        "",
+        "test_an_attempt_that_was_taken_over_writes_nothing test_a_worker_that_was_taken_over_is_told_and_writes_nothing",
+    ),
+    "a lease never ends": Mutant(
+        LEASE,
+        "self.seconds_left is None or self.seconds_left <= 0",
+        "False",
+        "test_a_crash_before_the_mark_is_taken_over",
+    ),
+    "a lease has always ended": Mutant(
+        LEASE, "self.seconds_left is None or self.seconds_left <= 0", "True", "test_effects.py"
+    ),
+    "a park takes over what may have happened": Mutant(
+        LEASE,
+        "(may_have_happened and not terms.takes_over_doubt)",
+        "False",
+        "test_every_other_error_is_in_doubt_and_not_fired_again",
+    ),
+    "a takeover ignores a conflict": Mutant(
+        LEASE,
+        " or conflict(request, fingerprinter, stored):",
+        ":",
+        "test_another_action_or_payload_is_a_conflict_in_every_state",
+    ),
+    "a late worker overwrites a recorded outcome": Mutant(
+        LEASE,
+        "lease, values, LEASED, IN_DOUBT):",
+        'lease, values, LEASED, IN_DOUBT, "completed"):',
+        "test_an_outcome_whose_commit_got_no_answer_is_found_and_not_written_again",
+    ),
+    "a resolution keeps the token": Mutant(
+        DOUBT,
+        'values["token"] = uuid.uuid4()',
+        "pass",
+        "test_a_late_worker_does_not_undo_what_a_person_has_resolved",
+    ),
+    "a running attempt can be resolved": Mutant(
+        DOUBT,
+        "return found.is_started and found.is_expired",
+        "return True",
+        "test_only_what_is_in_doubt_can_be_resolved",
+    ),
+    "an unknown error frees the request": Mutant(
+        FLOW,
+        "except self.retry_on as error:",
+        "except Exception as error:",
+        "test_every_other_error_is_in_doubt_and_not_fired_again",
+    ),
+    "effects are fired in an open transaction": Mutant(
+        FLOW,
+        "if _open_here.is_guarded_transaction_open():",
+        "if False:",
+        "test_an_effect_is_refused_while_a_guarded_transaction_is_open",
+    ),
+    "a relay takes what is not due": Mutant(
+        RELAY,
+        "columns.lease_expires_at <= _clock.now(connection),",
+        "",
+        "test_a_safe_error_is_tried_again_later_each_time_and_ends_as_a_dead_letter",
+    ),
+    "a dead letter is tried for ever": Mutant(
+        RELAY,
+        "if lease.attempt >= self._max_attempts:",
+        "if False:",
+        "test_a_safe_error_is_tried_again_later_each_time_and_ends_as_a_dead_letter",
+    ),
+    "a payload that cannot be read stops the relay": Mutant(
+        RELAY,
+        "            return self._bury(session, key, found)",
+        "            raise",
+        "test_a_payload_that_cannot_be_read_is_a_dead_letter_and_the_relay_goes_on",
+    ),
+    "a payload that breaks after the call has begun is a failure": Mutant(
+        RELAY,
+        "        if found.is_started:\n            _lease.doubt",
+        "        if False:\n            _lease.doubt",
+        "test_a_payload_that_breaks_after_the_call_has_begun_leaves_the_effect_in_doubt",
+    ),
+}
+
+RUNNING = {
+    "a purge waits for locked rows": Mutant(
+        RETENTION,
+        ".with_for_update(skip_locked=True)",
+        ".with_for_update()",
+        "test_a_locked_row_is_left_for_the_next_time",
+    ),
+    "a purge drops what has not ended": Mutant(
+        RETENTION,
+        "        wanted = and_(has_ended, func",
+        "        wanted = and_(has_ended.is_not(None), func",
+        "test_what_has_not_ended_stays_however_old",
+    ),
+    "a purge takes the young as well": Mutant(
+        RETENTION,
+        "< cutoff)",
+        "< cutoff + self.older_than)",
+        "test_old_receipts_become_tombstones_and_their_requests_are_not_executed_again",
+    ),
+    "a purge deletes its tombstones": Mutant(
+        RETENTION,
+        "if self.tombstone:",
+        "if False:",
+        "test_old_receipts_become_tombstones_and_their_requests_are_not_executed_again",
+    ),
+    "a purge of minutes is not refused": Mutant(
+        RETENTION, "and not is_short_allowed", "and False", "test_less_than_a_day_is_refused_before_any_sql"
+    ),
+    "a purge takes all scopes": Mutant(
+        RETENTION, "wanted if self.scope is None else", "wanted if True else", "test_only_the_scope_that_is_named"
+    ),
+    "a purge changes what is not old any more": Mutant(
+        RETENTION, "change = change.where(self._is_old(cutoff))", "pass", "test_retention.py"
+    ),
+    "40001 is not worth another attempt": Mutant(
+        POSTGRESQL,
+        '_TRANSIENT = {"40001", "40P01"',
+        "_TRANSIENT = {",
+        "test_a_serialization_failure_is_retried_until_it_passes",
+    ),
+    "a lost COMMIT is not run again": Mutant(
+        RETRY,
+        "worth_it = error.connection_invalidated or",
+        "worth_it =",
+        "test_a_lost_commit_is_settled_by_running_it_again",
+    ),
+    "attempts are not bounded": Mutant(
+        RETRY,
+        "or self._left == 0 or",
+        "or",
+        "test_attempts_are_bounded_and_the_last_error_is_the_databases_own",
+    ),
+}
+
+MUTANTS = {
+    **CLAIMING,
+    **WAITING,
+    **COMPLETING,
+    **LAST_WORD,
+    **AS_TEXT,
+    **STANDBY,
+    **PIPELINES,
+    **BATCHES,
+    **WORDS,
+    **STORED,
+    **EFFECTS,
+    **RUNNING,
+}
