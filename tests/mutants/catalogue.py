@@ -206,7 +206,19 @@ COMPLETING = {
         BASE,
         'self._owned = (*self._by_key, columns.token == bindparam("key_token"))',
         "self._owned = (*self._by_key, columns.token.is_not(None))",
-        "test_a_lost_claim_cannot_complete_its_successor",
+        "test_a_row_of_another_claim_is_not_completed",
+    ),
+    "a batch's completion ignores the token": Mutant(
+        SQL,
+        '            columns.token == bindparam("key_token"),\n',
+        "",
+        "test_a_row_of_another_claim_is_not_completed",
+    ),
+    "a batch's completion ignores the token on SQLite": Mutant(
+        SQLITE,
+        '            columns.token == bindparam("key_token"),\n',
+        "",
+        "test_a_row_of_another_claim_is_not_completed",
     ),
     "the completion ignores the transaction": Mutant(
         SQL,
@@ -243,7 +255,7 @@ COMPLETING = {
         BATCH,
         "if held is not None and held.send_early(connection, {row.token for row in stored.values()}):",
         "if False:",
-        "test_single_claims_and_batches_see_each_other",
+        "test_a_batch_replays_what_this_transaction_has_executed",
     ),
     "an early completion is not proved again": Mutant(
         GUARD,
@@ -258,22 +270,28 @@ COMPLETING = {
         "test_a_retry_in_the_same_transaction_is_a_replay_too",
     ),
     "an early completion is proved without the transaction": Mutant(
-        PIPELINED, "        return (IS_SAME,)", "        return ()", "test_last_word.py"
+        PIPELINED,
+        "        return (IS_SAME,)",
+        "        return ()",
+        "test_a_receipt_of_another_transaction_covers_nothing",
     ),
     "an early completion that goes with the COMMIT is proved without the transaction": Mutant(
-        SQL, "== literal_column(\"'completed'\"), IS_SAME)", "== literal_column(\"'completed'\"))", "test_last_word.py"
+        SQL,
+        "== literal_column(\"'completed'\"), IS_SAME)",
+        "== literal_column(\"'completed'\"))",
+        "test_a_receipt_of_another_transaction_covers_nothing",
     ),
     "a batch's early completion is proved without the transaction": Mutant(
         BASE,
         "return len(done) if self.is_same_transaction(connection, proof) else 0",
         "return len(done)",
-        "test_last_word.py",
+        "test_a_receipt_of_another_transaction_covers_nothing",
     ),
     "a batch's early completion is proved by any row": Mutant(
         BASE,
         "if (row.token, row.status) == (claims.token, ExecutionStatus.COMPLETED)]",
         "if row]",
-        "test_last_word.py",
+        "test_a_savepoint_as_text_behind_the_block_is_no_harm test_savepoints_as_text_are_followed",
     ),
     "a joined session completes nothing at its own commit": Mutant(
         SAFETY,
@@ -302,6 +320,18 @@ COMPLETING = {
     ),
     "synchronous_commit is forced where it was only to be warned of": Mutant(
         CLAIM, "is_forced = policy.is_forced", "is_forced = True", "test_or_it_is_warned_about_once"
+    ),
+    "a batch's synchronous_commit is forced where it was only to be warned of": Mutant(
+        BATCH,
+        "dialect.complete_many(connection, claims, proof, texts, is_forced=policy.is_forced)",
+        "dialect.complete_many(connection, claims, proof, texts)",
+        "test_or_it_is_warned_about_once",
+    ),
+    "a batch's synchronous_commit is not forced": Mutant(
+        BATCH,
+        "dialect.complete_many(connection, claims, proof, texts, is_forced=policy.is_forced)",
+        "dialect.complete_many(connection, claims, proof, texts, is_forced=False)",
+        "test_a_batch_is_made_durable_as_well",
     ),
     "synchronous_commit is not warned of": Mutant(
         CLAIM,
@@ -602,9 +632,11 @@ AS_TEXT = {
         STEPS,
         "name[1:-1] if name.startswith('\"') else name.lower()",
         "name.strip('\"').lower()",
-        "test_last_word.py",
+        "test_names_of_savepoints_are_told_apart_as_postgresql_does",
     ),
-    "plain names of savepoints are not folded": Mutant(STEPS, "else name.lower())", "else name)", "test_last_word.py"),
+    "plain names of savepoints are not folded": Mutant(
+        STEPS, "else name.lower())", "else name)", "test_names_of_savepoints_are_told_apart_as_postgresql_does"
+    ),
     "a ROLLBACK as text is not followed": Mutant(
         GUARD,
         "            case Verb.ROLLBACK:\n                self.lose()",
@@ -652,7 +684,7 @@ AS_TEXT = {
         GUARD,
         "                self.released(step.name)",
         "                pass",
-        "test_last_word.py",
+        "test_savepoints_as_text_are_followed",
     ),
     "a ROLLBACK TO is not followed": Mutant(
         GUARD,
@@ -688,22 +720,25 @@ AS_TEXT = {
         GUARD,
         "                claim.savepoints = min(claim.savepoints, depth)\n",
         "",
-        "test_last_word.py",
+        "test_savepoints_as_text_are_followed",
     ),
     "a block that ended in a savepoint that was released goes with the next one": Mutant(
         GUARD,
         "                claim.savepoints_at_end = min(claim.savepoints_at_end, depth)\n",
         "",
-        "test_last_word.py",
+        "test_savepoints_as_text_are_followed",
     ),
     "of two savepoints of one name the outer one is meant": Mutant(
         GUARD,
         "for depth in reversed(range(len(self.savepoints))):",
         "for depth in range(len(self.savepoints)):",
-        "test_last_word.py",
+        "test_savepoints_as_text_are_followed",
     ),
     "ROLLBACK TO ends the savepoint": Mutant(
-        GUARD, "del self.savepoints[depth + 1 :]", "del self.savepoints[max(depth, 0) :]", "test_last_word.py"
+        GUARD,
+        "del self.savepoints[depth + 1 :]",
+        "del self.savepoints[max(depth, 0) :]",
+        "test_savepoints_as_text_are_followed",
     ),
 }
 
@@ -715,10 +750,10 @@ STANDBY = {
         POSTGRESQL, "            driver.add_log_listener(hear)\n", "", "test_async_drivers"
     ),
     "psycopg2's warning of a local commit is not heard": Mutant(
-        POSTGRESQL, "                    _note(noted, message, None)\n", "", "test_standby.py"
+        POSTGRESQL, "                    _note(noted, message, None)\n", "", "test_psycopg2_keeps_its_notices"
     ),
-    "psycopg2's other notices are lost": Mutant(
-        POSTGRESQL, "                    kept.append(message)\n", "", "test_standby.py"
+    "psycopg2's notices are lost": Mutant(
+        POSTGRESQL, "                    kept.append(message)\n", "", "test_psycopg2_keeps_its_notices"
     ),
     "a warning in another language is not understood": Mutant(
         POSTGRESQL, "if function == _STANDBY_WAIT or (", "if (", "test_standby.py"
@@ -759,8 +794,14 @@ PIPELINES = {
         "if False:",
         "test_begin_carries_the_settings_of_the_session",
     ),
+    "BEGIN forgets DEFERRABLE": Mutant(
+        PIPELINE, "if driver.deferrable is not None:", "if False:", "test_begin_carries_the_settings_of_the_session"
+    ),
     "BEGIN forgets READ ONLY": Mutant(
-        PIPELINE, "if driver.read_only is not None:", "if False:", "test_begin_carries_the_settings_of_the_session"
+        PIPELINE,
+        "if driver.read_only is not None:",
+        "if False:",
+        "test_a_read_only_transaction_is_named_as_on_the_plain_path",
     ),
     "the COMMIT trusts names that the transaction has not met": Mutant(
         CLAIM,

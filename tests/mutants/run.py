@@ -158,6 +158,8 @@ def failure_of(package, url, tests, *options):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return None
+    if re.search(r"^\++ Timeout \++$", done.stdout + done.stderr, re.MULTILINE):
+        return "the time-out"  # which ends the process where it has no other way
     found = re.search(r"^(?:FAILED|ERROR) \S*?/(test_\w+\.py::.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
     if done.returncode != 1 or found is None:  # a mutant that cannot be imported, say, shows nothing
         sys.exit(f"pytest could not run the tests:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
