@@ -222,15 +222,27 @@ def test_a_very_long_wait_is_no_error(postgresql):
     assert caught.value.waited >= 0.045  # a little less than the statement may take
 
 
-def test_a_rollback_as_text_that_nobody_saw_stops_the_commit(port):
+def test_a_rollback_as_text_in_the_block_stops_the_commit(port):
     with port.sessions() as session:
         with pytest.raises(ClaimLostError), guard.claim(session, "order-1", action="pay"):
             session.execute(text("ROLLBACK"))
-            pay(session, "order-1")
+            session.execute(text("INSERT INTO payments (reference, amount) VALUES ('order-1', 1)"))
         with pytest.raises(ClaimLostError):
             session.commit()
 
     assert nothing_is_stored(port)
+
+
+def test_a_rollback_of_the_driver_in_a_block_that_fails_stops_the_commit(on_postgresql):
+    with on_postgresql.sessions() as session:
+        with pytest.raises(ZeroDivisionError), guard.claim(session, "order-1", action="pay"):
+            session.connection().connection.dbapi_connection.rollback()
+            pay(session, "order-1")
+            raise ZeroDivisionError
+        with pytest.raises(ClaimLostError):
+            session.commit()
+
+    assert nothing_is_stored(on_postgresql)
 
 
 def test_a_rollback_to_a_savepoint_as_text_stops_the_commit(port):

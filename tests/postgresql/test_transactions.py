@@ -142,15 +142,16 @@ def test_two_phase_sessions_work_and_refuse_an_incomplete_claim(postgresql):
 
 
 @pytest.fixture
-def shown(postgresql):
-    """What synchronous_commit is in each COMMIT that writes a payment, as a deferred trigger sees it."""
+def shown(postgresql, request):
+    """What synchronous_commit is in each COMMIT that writes a payment, or to another table, as a deferred trigger sees it."""
+    table = getattr(request, "param", "payments")
     with postgresql.engine.begin() as connection:
         connection.execute(text("CREATE TABLE shown (setting text)"))
         body = "BEGIN INSERT INTO shown VALUES (current_setting('synchronous_commit')); RETURN NULL; END"
         connection.execute(text(f"CREATE FUNCTION show_it() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$"))
         connection.execute(
             text(
-                "CREATE CONSTRAINT TRIGGER show_it AFTER INSERT ON payments DEFERRABLE INITIALLY DEFERRED "
+                f"CREATE CONSTRAINT TRIGGER show_it AFTER INSERT OR UPDATE ON {table} DEFERRABLE INITIALLY DEFERRED "
                 "FOR EACH ROW EXECUTE FUNCTION show_it()"
             )
         )
@@ -208,6 +209,15 @@ def test_a_batch_is_made_durable_as_well(postgresql, shown):
     engine.dispose()
 
     assert shown() == ["on", "on"]
+
+
+@pytest.mark.parametrize("shown", ["execution_requests"], indirect=True)
+def test_each_step_of_an_effect_is_made_durable(postgresql, shown):
+    engine = create_engine(postgresql.url, connect_args={"options": "-c synchronous_commit=off"})
+    guard.effect("mail").execute(sessionmaker(engine), "mail-1", lambda _: None)
+    engine.dispose()
+
+    assert shown() == ["on"] * 4  # row, lease, mark, outcome
 
 
 @pytest.mark.parametrize("pipeline", ["off", "auto"])
