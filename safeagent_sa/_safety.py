@@ -204,5 +204,4 @@ def _before_commit(session: Session) -> None:
             continue
         held.refuse_or_allow(connection)
         if isinstance(session.bind, Connection):
-            session.flush()
             held.send_early(connection, list(held.claims))

@@ -120,6 +120,19 @@ def test_single_claims_and_batches_see_each_other(port):
             execution.complete()
 
 
+def test_a_batch_replays_what_this_transaction_has_executed(port):
+    with port.sessions() as session, session.begin():
+        first = guard.execute(session, "a", pay, "a", action="pay")
+        for new in ("b", "c"):
+            with guard.claim_many(session, dict.fromkeys("ab" + new), action="pay") as batch:
+                for execution in batch.new:
+                    execution.complete(new)
+            assert ids(batch.new) == [new]
+        assert [execution.result for execution in batch.replayed] == [first.result, "b"]
+
+    assert port.requests() == [(name, "completed") for name in "abc"]
+
+
 @not_pipelined
 def test_odd_ids_and_results_come_back(port):
     names = dict.fromkeys(['a"b', "a'b", "a,b", "{a}", "NULL", "a\\b", "é" * 127, "👩‍👩‍👧", "null", "1"])

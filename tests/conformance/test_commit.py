@@ -2,7 +2,7 @@
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from support.app import Payment, pay
 from support.ports import not_pipelined
@@ -107,12 +107,24 @@ def test_a_two_phase_transaction_of_a_connection_is_not_prepared_with_an_open_cl
     assert nothing_is_stored(postgresql)
 
 
-def test_a_rollback_as_text_that_nobody_saw_stops_the_commit(port):
+def test_a_rollback_of_the_driver_in_a_block_that_fails_stops_the_commit(on_postgresql):
+    with on_postgresql.sessions() as session:
+        with pytest.raises(ZeroDivisionError), guard.claim(session, "order-1", action="pay"):
+            session.connection().connection.dbapi_connection.rollback()
+            pay(session, "order-1")
+            raise ZeroDivisionError
+        with pytest.raises(ClaimLostError):
+            session.commit()
+
+    assert nothing_is_stored(on_postgresql)
+
+
+def test_a_rollback_as_text_in_the_block_stops_the_commit(port):
     with port.sessions() as session:
         with pytest.raises(ClaimLostError), guard.claim(session, "order-1", action="pay"):
             session.execute(text("ROLLBACK"))
-            pay(session, "order-1")
-        with pytest.raises(PendingRollbackError):  # as after every flush that has failed
+            session.execute(text("INSERT INTO payments (reference, amount) VALUES ('order-1', 1)"))
+        with pytest.raises(ClaimLostError):
             session.commit()
 
     assert nothing_is_stored(port)

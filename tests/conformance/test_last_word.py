@@ -5,6 +5,7 @@
 
 import gc
 import threading
+import uuid
 from contextlib import nullcontext, suppress
 from functools import partial
 
@@ -23,6 +24,7 @@ from safeagent_sa import (
     SecondDatabaseError,
     TransactionAbortedError,
 )
+from safeagent_sa._dialects import NewClaim, dialect_for
 
 
 guard = ExecutionGuard()
@@ -34,6 +36,12 @@ def nothing_is_stored(port):
 
 def execute(session, request_id="order-1"):
     return guard.execute(session, request_id, pay, request_id, action="pay")
+
+
+def execute_in_a_batch(session, request_id="order-1"):
+    with guard.claim_many(session, {request_id: None}, action="pay") as batch:
+        for execution in batch.new:
+            execution.complete(pay(session, request_id))
 
 
 def execute_again(port):
@@ -182,6 +190,8 @@ def test_a_rollback_as_text_behind_the_block(port, statement):
     with port.sessions() as session:
         execute(session)
         session.execute(text(statement))
+        with pytest.raises(ClaimLostError, match="not sent"):
+            session.scalar(text("SELECT 1"))
         session.add(Payment(reference="after", amount=1))
         with pytest.raises(ClaimLostError):
             session.commit()
@@ -193,15 +203,25 @@ def test_a_rollback_as_text_behind_the_block(port, statement):
     assert [port.payments(name) for name in ("order-1", "after")] == [1, 0]
 
 
-@pytest.mark.parametrize("many", [False, True])
-def test_a_statement_behind_a_rollback_as_text_is_not_sent(port, many):
+INSERT = Payment.__table__.insert()
+ROW = {"reference": "after", "amount": 1}
+STATEMENTS = {
+    "with parameters": lambda connection: connection.execute(INSERT, ROW),
+    "with many sets of them": lambda connection: connection.execute(INSERT, [ROW, ROW]),
+    "without any": lambda connection: connection.exec_driver_sql(
+        "INSERT INTO payments (reference, amount) VALUES ('after', 1)", execution_options={"no_parameters": True}
+    ),
+}
+
+
+@pytest.mark.parametrize("send", STATEMENTS.values(), ids=STATEMENTS)
+def test_a_statement_behind_a_rollback_as_text_is_not_sent(port, send):
     """Some drivers begin no other transaction there, so that each statement would commit on its own."""
-    row = {"reference": "after", "amount": 1}
     with port.sessions() as session:
         execute(session)
         session.execute(text("ROLLBACK"))
         with pytest.raises(ClaimLostError, match="not sent"):
-            session.connection().execute(Payment.__table__.insert(), [row, row] if many else row)
+            send(session.connection())
         with pytest.raises(ClaimLostError):
             execute(session, "order-2")
         session.rollback()
@@ -298,6 +318,21 @@ def test_a_commit_of_the_driver_behind_the_block_leaves_the_id_in_doubt(port, go
     assert [port.payments(name) for name in ("order-1", "after")] == [1, 0]
 
 
+@pytest.mark.parametrize("execute", [execute, execute_in_a_batch])
+def test_a_receipt_of_another_transaction_covers_nothing(on_postgresql, execute):
+    """Whoever looks before the COMMIT has the result stored; the driver's own COMMIT then ends the claim's transaction."""
+    with on_postgresql.sessions() as session:
+        execute(session)
+        assert guard.get(session, "order-1").result is not None
+        session.connection().connection.dbapi_connection.commit()
+        pay(session, "after")
+        with pytest.raises(ClaimLostError):
+            session.commit()
+
+    assert on_postgresql.requests() == [("order-1", "completed")]
+    assert [on_postgresql.payments(name) for name in ("order-1", "after")] == [1, 0]
+
+
 def test_a_commit_of_the_connection_behind_the_block_stores_the_receipt(port):
     with port.sessions() as session:
         first = execute(session)
@@ -323,6 +358,23 @@ def test_a_rollback_and_writes_in_the_last_hook_there_is(on_postgresql):
         event.remove(on_postgresql.engine, "commit", end_and_go_on)
 
     assert nothing_is_stored(on_postgresql)
+
+
+@pytest.mark.parametrize("execute", [execute, execute_in_a_batch])
+def test_a_row_of_another_claim_is_not_completed(port, execute):
+    """It is there, in this very transaction, and not completed; the driver's savepoint was not seen."""
+    with port.sessions() as session:
+        connection = session.connection()
+        cursor = connection.connection.dbapi_connection.cursor()
+        cursor.execute("SAVEPOINT mine")
+        execute(session)
+        cursor.execute("ROLLBACK TO SAVEPOINT mine")
+        dialect = dialect_for(connection.dialect.name, ExecutionRequest.__table__)
+        assert dialect.insert(connection, NewClaim("", "order-1", "pay", "f", uuid.uuid4())) is not None
+        with pytest.raises(ClaimLostError):
+            session.commit()
+
+    assert nothing_is_stored(port)
 
 
 # Savepoints as text
@@ -358,7 +410,8 @@ def test_a_savepoint_as_text_that_is_open_at_the_end_of_the_block(port, paid):
     assert nothing_is_stored(port)
 
 
-def test_a_savepoint_as_text_behind_the_block_is_no_harm(port):
+@pytest.mark.parametrize("execute", [execute, execute_in_a_batch])
+def test_a_savepoint_as_text_behind_the_block_is_no_harm(port, execute):
     with port.sessions() as session, session.begin():
         execute(session)
         session.execute(text("SAVEPOINT mine"))
@@ -369,6 +422,48 @@ def test_a_savepoint_as_text_behind_the_block_is_no_harm(port):
 
     assert port.requests() == [("order-1", "completed")]
     assert [port.payments(name) for name in ("order-1", "after")] == [1, 0]
+
+
+# What one transaction sends, the ids that it executes included, and which of those its COMMIT stores.
+STORIES = {
+    "what was released goes with no later one": (
+        ["first", "SAVEPOINT one", "order-1", "RELEASE one", "SAVEPOINT two", "after", "ROLLBACK TO two"],
+        ["first", "order-1"],
+    ),
+    "a name that was released is the outer one's": (
+        ["SAVEPOINT x", "order-1", "SAVEPOINT x", "RELEASE x", "ROLLBACK TO x", "after"],
+        ["after"],
+    ),
+    "of two of one name the inner one is meant": (
+        ["first", "SAVEPOINT x", "order-1", "SAVEPOINT x", "after", "ROLLBACK TO x"],
+        ["first", "order-1"],
+    ),
+    "one that was rolled back to is open still": (
+        ["first", "SAVEPOINT x", "ROLLBACK TO x", "order-1", "ROLLBACK TO x", "after"],
+        ["after", "first"],
+    ),
+}
+QUOTED = ["first", "SAVEPOINT mine", "order-1", 'SAVEPOINT "Mine"', "after", "ROLLBACK TO MINE"]
+
+
+def follow(port, steps, stored, execute=execute):
+    with port.sessions() as session:
+        for step in steps:
+            session.execute(text(step)) if " " in step else execute(session, step)
+        session.commit()
+
+    assert port.requests() == [(request_id, "completed") for request_id in stored]
+    assert [name for name in ("after", "first", "order-1") if port.payments(name)] == stored
+
+
+@pytest.mark.parametrize("execute", [execute, execute_in_a_batch])
+@pytest.mark.parametrize(("steps", "stored"), STORIES.values(), ids=STORIES)
+def test_savepoints_as_text_are_followed(port, steps, stored, execute):
+    follow(port, steps, stored, execute)
+
+
+def test_names_of_savepoints_are_told_apart_as_postgresql_does(on_postgresql):
+    follow(on_postgresql, QUOTED, ["first"])
 
 
 @not_pipelined

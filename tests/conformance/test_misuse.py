@@ -118,14 +118,31 @@ def test_ending_the_transaction_inside_the_block_loses_the_claim(port, end):
     assert nothing_is_stored(port)
 
 
-def test_an_exception_after_a_rollback_inside_the_block_does_not_let_later_writes_commit(port):
+COMMITS = {"session": lambda session: session.commit(), "connection": lambda session: session.connection().commit()}
+
+
+@pytest.mark.parametrize("commit", COMMITS.values(), ids=COMMITS)
+def test_an_exception_after_a_rollback_inside_the_block_does_not_let_later_writes_commit(port, commit):
     with port.sessions() as session:
         with pytest.raises(ZeroDivisionError), guard.claim(session, "order-1", action="pay"):
             session.rollback()
             pay(session, "order-1")
             raise ZeroDivisionError
         with pytest.raises(ClaimLostError):
-            session.commit()
+            commit(session)
+
+    assert nothing_is_stored(port)
+
+
+@pytest.mark.filterwarnings("ignore:transaction already deassociated")  # SQLAlchemy notices, too, but goes on
+@pytest.mark.parametrize("commit", COMMITS.values(), ids=COMMITS)
+def test_a_transaction_that_is_begun_in_the_block_cannot_commit(port, commit):
+    with port.sessions() as session:
+        with pytest.raises(ClaimLostError), guard.claim(session, "order-1", action="pay"):
+            session.rollback()
+            pay(session, "order-1")
+            commit(session)
+        session.rollback()
 
     assert nothing_is_stored(port)
 

@@ -104,6 +104,17 @@ def test_business_rows_in_another_database_are_refused_before_anything_is_commit
         assert session.scalars(select(Payment)).all() == []
 
 
+def test_a_claim_that_a_savepoint_took_back_asks_for_nothing(port, second):
+    with Session(binds={Payment: second, ExecutionRequest: port.engine}) as session:
+        with pytest.raises(ZeroDivisionError), guard.claim(session, "order-1", action="pay", savepoint=True):
+            raise ZeroDivisionError
+        pay(session, "after")
+        session.commit()
+        assert len(session.scalars(select(Payment)).all()) == 1
+
+    assert port.requests() == []
+
+
 def test_reading_from_another_postgresql_is_no_harm(postgresql, new_database):
     other = create_engine(new_database())
     Base.metadata.create_all(other)

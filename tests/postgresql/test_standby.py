@@ -75,6 +75,20 @@ def test_a_commit_whose_wait_was_cancelled_is_no_answer(waiting, pipeline):
     check(waiting, f"sync-{pipeline}", cancel_the_wait(waiting, work))
 
 
+def test_psycopg2_keeps_its_notices(waiting):
+    engine = create_engine(make_url(waiting.url).set(drivername="postgresql+psycopg2"))
+    kept = []
+
+    def work():
+        with Session(engine) as session, session.begin():
+            ExecutionGuard().execute(session, "two", pay, "two", action="pay")
+            kept.append(session.connection().connection.driver_connection.notices)
+
+    check(waiting, "two", cancel_the_wait(waiting, work))
+    engine.dispose()
+    assert ["synchronous replication" in notice for notice in kept[0]] == [True]
+
+
 @pytest.mark.parametrize(
     ("driver", "pipeline"), [("psycopg_async", "off"), ("psycopg_async", "auto"), ("asyncpg", "off")]
 )

@@ -158,15 +158,16 @@ def test_two_phase_sessions_work_and_refuse_an_incomplete_claim(postgresql):
 
 
 @pytest.fixture
-def shown(postgresql):
-    """What synchronous_commit is in each COMMIT that writes a payment, as a deferred trigger sees it."""
+def shown(postgresql, request):
+    """What synchronous_commit is in each COMMIT that writes a payment, or to another table, as a deferred trigger sees it."""
+    table = getattr(request, "param", "payments")
     with postgresql.engine.begin() as connection:
         connection.execute(text("CREATE TABLE shown (setting text)"))
         body = "BEGIN INSERT INTO shown VALUES (current_setting('synchronous_commit')); RETURN NULL; END"
         connection.execute(text(f"CREATE FUNCTION show_it() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$"))
         connection.execute(
             text(
-                "CREATE CONSTRAINT TRIGGER show_it AFTER INSERT ON payments DEFERRABLE INITIALLY DEFERRED "
+                f"CREATE CONSTRAINT TRIGGER show_it AFTER INSERT OR UPDATE ON {table} DEFERRABLE INITIALLY DEFERRED "
                 "FOR EACH ROW EXECUTE FUNCTION show_it()"
             )
         )
@@ -226,15 +227,28 @@ def test_a_batch_is_made_durable_as_well(postgresql, shown):
     assert shown() == ["on", "on"]
 
 
-def test_or_it_is_warned_about_once(postgresql):
+@pytest.mark.parametrize("shown", ["execution_requests"], indirect=True)
+def test_each_step_of_an_effect_is_made_durable(postgresql, shown):
     engine = create_engine(postgresql.url, connect_args={"options": "-c synchronous_commit=off"})
-    warning = ExecutionGuard(synchronous_commit="warn")
+    guard.effect("mail").execute(sessionmaker(engine), "mail-1", lambda _: None)
+    engine.dispose()
+
+    assert shown() == ["on"] * 4  # row, lease, mark, outcome
+
+
+@pytest.mark.parametrize("pipeline", ["off", "auto"])
+def test_or_it_is_warned_about_once(postgresql, shown, pipeline):
+    engine = create_engine(postgresql.url, connect_args={"options": "-c synchronous_commit=off"})
+    warning = ExecutionGuard(synchronous_commit="warn", pipeline=pipeline)
     with Session(engine) as session, session.begin():
         with pytest.warns(DurabilityWarning, match="force"):
             warning.execute(session, "order-1", pay, "x", action="pay")
         warning.execute(session, "order-2", pay, "x", action="pay")  # a second warning would be an error
-        assert session.scalar(text("SHOW synchronous_commit")) == "off"
+        with warning.claim_many(session, {"a": None}, action="pay") as batch:
+            batch.new[0].complete(pay(session, "a"))
     engine.dispose()
+
+    assert shown() == ["off", "off", "off"]
 
 
 def test_a_warning_that_is_an_error_leaves_no_claim_behind(postgresql):

@@ -1,0 +1,1173 @@
+"""The mutants: each breaks one promise, and names the tests that are to notice."""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """One replacement in the package."""
+
+    file: str
+    old: str
+    """What stands there, once."""
+    new: str
+    tests: str
+    """The names of tests, or of their modules, that are run first."""
+
+
+CLAIM, BATCH, OUTCOME, SAFETY, GUARD = "_claim.py", "_batch.py", "_outcome.py", "_safety.py", "_commit_guard.py"
+BASE, SQL, STEPS = "_dialects/_base.py", "_dialects/_postgresql_sql.py", "_dialects/steps.py"
+POSTGRESQL, SQLITE = "_dialects/postgresql.py", "_dialects/sqlite.py"
+PIPELINED, PIPELINE = "_dialects/_pipelined.py", "_dialects/psycopg_pipeline.py"
+PREPARED = "_dialects/psycopg_prepared.py"
+OPEN, GUARDED, ROWS = "_open_claim.py", "_guarded_transaction.py", "_lease_rows.py"
+LEASE, DOUBT, FLOW, RELAY = "_lease.py", "_doubt.py", "_effect_flow.py", "_relay_steps.py"
+KEYS, CODEC, RESULTS, VERDICTS = "_keys.py", "_codec.py", "_results.py", "_verdicts.py"
+IDEMPOTENT, TEMPLATE, SIGNATURE = "_idempotent.py", "_template.py", "_signature.py"
+RETENTION, RETRY = "retention.py", "_retry.py"
+
+CLAIMING = {
+    "SELECT before INSERT": Mutant(
+        CLAIM,
+        "found = begun.found if begun else dialect.insert_or_find(connection, row)",
+        "found = dialect.find(connection, row.scope, row.request_id) or dialect.insert(connection, row)",
+        "test_a_new_claim_takes_no_predicate_lock test_a_new_execution_adds_two_statements",
+    ),
+    "a claim that shows no row is not looked for again": Mutant(
+        CLAIM,
+        "    if found is None and wait_timeout == 0:\n        found = dialect.find(connection, row.scope, row.request_id)",
+        "    if found is None and wait_timeout == 0:\n        pass",
+        "test_fail_fast_is_two_statements",
+    ),
+    "the look-up is made although a row was inserted": Mutant(
+        SQL,
+        ', ~exists(select(literal_column("1")).select_from(inserted)))',
+        ")",
+        "test_a_new_claim_takes_no_predicate_lock",
+    ),
+    "no row is taken for ours": Mutant(
+        CLAIM,
+        "        raise in_progress(Key(row",
+        "        return None, Inserted('0', is_durable=True)\n        raise in_progress(Key(row",
+        "test_fail_fast_leaves_the_transaction_usable",
+    ),
+    "a conflicting payload is replayed": Mutant(
+        OUTCOME,
+        "if not same and not",
+        "if False and not",
+        "test_another_action_or_payload_under_the_same_id_is_a_conflict",
+    ),
+    "a conflicting action is replayed": Mutant(
+        OUTCOME,
+        "if stored.action != request.action:",
+        "if False:",
+        "test_another_action_or_payload_under_the_same_id_is_a_conflict",
+    ),
+    "one's own claim is taken for another's": Mutant(
+        OUTCOME, "    if is_own:\n", "    if False:\n", "test_claiming_the_same_id_inside_its_own_block_is_refused"
+    ),
+    "tenants share their locks": Mutant(
+        SQL, "_LOCK_SEED + _TableId(table)", "_LOCK_SEED", "test_tenants_with_a_schema_each_do_not_meet"
+    ),
+    "no lock: the INSERT waits": Mutant(
+        SQL, "select(*values, *further.values()).where(free)", "select(*values, *further.values())", "test_waiting.py"
+    ),
+    "a read-only transaction has no name": Mutant(
+        POSTGRESQL,
+        "if _sqlstate(error) != _READ_ONLY_TRANSACTION:",
+        "if True:",
+        "test_a_read_only_transaction_is_refused_by_name",
+    ),
+    "AUTOCOMMIT is not looked for": Mutant(
+        POSTGRESQL,
+        'if getattr(connection.connection.dbapi_connection, "autocommit", False):',
+        "if False:",
+        "test_autocommit_is_refused_in_all_its_forms_and_leaves_no_row",
+    ),
+    "AUTOCOMMIT is not looked for again": Mutant(
+        CLAIM,
+        "if not dialect.is_in_transaction(connection):\n        dialect",
+        "if False:\n        dialect",
+        "test_autocommit_that_comes_after_the_look_is_found_and_the_row_taken_back",
+    ),
+    "an AUTOCOMMIT row is left behind": Mutant(
+        CLAIM,
+        "dialect.delete(connection, row)",
+        "pass",
+        "test_autocommit_that_comes_after_the_look_is_found_and_the_row_taken_back",
+    ),
+    "SQLite engines are not checked": Mutant(
+        SQLITE, "if managed or", "if False and managed or False and", "test_an_engine_that_is_not_configured_is_refused"
+    ),
+    "pending writes are not looked for": Mutant(
+        "_other_writes.py", "    if pending:\n", "    if False:\n", "test_changes_that_a_replay_would_write_are_refused"
+    ),
+}
+
+WAITING = {
+    "a statement_timeout aborts a waiter": Mutant(
+        SQL, ')::interval) * 900"', ')::interval) * 5000"', "test_a_statement_timeout_bounds_the_wait_without_aborting"
+    ),
+    "a deadlock is swallowed while waiting": Mutant(
+        SQL,
+        "WHEN SQLSTATE 'SA000' OR lock_not_available THEN",
+        "WHEN OTHERS THEN",
+        "test_a_deadlock_between_waiters_is_not_swallowed test_a_foreign_error_while_waiting_is_not_swallowed",
+    ),
+    "a time-out aborts the transaction": Mutant(
+        SQL,
+        "'SA000' OR lock_not_available THEN",
+        "'SA000' THEN",
+        "test_a_timeout_leaves_the_transaction_usable_and_its_settings_alone",
+    ),
+    "a waiter keeps the lock": Mutant(
+        SQL,
+        "  RAISE SQLSTATE 'SA000';\n",
+        "",
+        "test_the_lock_is_handed_on_without_the_waiters_clients test_a_waiter_that_lost_gives_the_lock_back_at_once",
+    ),
+    "a waiter that has lost takes the lock": Mutant(
+        CLAIM,
+        "dialect.find(connection, row.scope, row.request_id) or dialect.insert_or_find(connection, row)\n            waited",
+        "dialect.insert_or_find(connection, row)\n            waited",
+        "test_a_waiter_that_lost_gives_the_lock_back_at_once",
+    ),
+    "lock_timeout leaks": Mutant(
+        SQL,
+        "  PERFORM set_config('lock_timeout', current_setting",
+        "  PERFORM (current_setting",
+        "test_a_waiter_that_wins_keeps_its_lock_timeout",
+    ),
+    "a waiter that was overtaken gives up": Mutant(
+        CLAIM,
+        "has_time = dialect.wait(",
+        "has_time = not dialect.wait(",
+        "test_a_waiter_that_was_overtaken_waits_again",
+    ),
+    "a waiter never gives up": Mutant(
+        POSTGRESQL,
+        "return limit == 0 or time.monotonic() - began < limit / 1000",
+        "return True",
+        "test_a_wait_that_has_taken_its_time_is_the_last_one",
+    ),
+}
+
+COMPLETING = {
+    "no completion is sent in front of COMMIT": Mutant(
+        GUARDED,
+        "                if travelling is None:\n                    prove(claim, connection)",
+        "                if travelling is None:\n                    pass",
+        "test_the_first_call_executes_and_a_retry_gets_the_receipt",
+    ),
+    "no completion goes with the COMMIT": Mutant(
+        GUARDED,
+        "                batch.append(travelling)",
+        "                pass",
+        "test_the_first_call_executes_and_a_retry_gets_the_receipt",
+    ),
+    "a completion that was lost is no error": Mutant(
+        OPEN,
+        "        raise\n    raise lost(claim)\n",
+        "        raise\n",
+        "test_a_rollback_of_the_driver_behind_the_block",
+    ),
+    "the completion's row count is ignored": Mutant(
+        CLAIM,
+        "result, is_forced=is_forced) == 1",
+        "result, is_forced=is_forced) >= 0",
+        "test_a_rollback_of_the_driver_behind_the_block",
+    ),
+    "a batch's row count is ignored": Mutant(
+        BATCH,
+        "dialect.complete_many(connection, claims, proof, texts, is_forced=policy.is_forced) == len(texts)",
+        "dialect.complete_many(connection, claims, proof, texts, is_forced=policy.is_forced) >= 0",
+        "test_claim_many.py",
+    ),
+    "a completion that goes with the COMMIT accepts no row": Mutant(
+        SQL,
+        "else_=literal_column(f\"'{LOST}'\")",
+        "else_=literal_column(\"'1'\")",
+        "test_a_rollback_of_the_driver_behind_the_block",
+    ),
+    "a COMMIT accepts no row that was completed early": Mutant(
+        SQL, "or_(is_one, is_done)", "is_one", "test_whoever_looks_before_the_commit_sees_the_receipt"
+    ),
+    "the completion ignores the token": Mutant(
+        BASE,
+        'self._owned = (*self._by_key, columns.token == bindparam("key_token"))',
+        "self._owned = (*self._by_key, columns.token.is_not(None))",
+        "test_a_row_of_another_claim_is_not_completed",
+    ),
+    "a batch's completion ignores the token": Mutant(
+        SQL,
+        '            columns.token == bindparam("key_token"),\n',
+        "",
+        "test_a_row_of_another_claim_is_not_completed",
+    ),
+    "the completion ignores the transaction": Mutant(
+        SQL,
+        '                    proof == bindparam("proof", type_=Text),\n',
+        "",
+        "test_a_commit_of_the_driver_inside_the_block_is_found_by_the_completion test_a_commit_of_the_driver_behind_the_block_leaves_the_id_in_doubt",
+    ),
+    "the completion ignores the status": Mutant(
+        SQL,
+        "                    columns.status == literal_column(\"'claimed'\"),\n",
+        "",
+        "test_a_stored_result_is_never_overwritten",
+    ),
+    "the completion ignores the status on SQLite": Mutant(
+        SQLITE,
+        ".where(*self._owned, columns.status == literal_column(\"'claimed'\"))",
+        ".where(*self._owned)",
+        "test_a_stored_result_is_never_overwritten",
+    ),
+    "an early completion is not sent": Mutant(
+        GUARDED,
+        "            prove(claim, connection)\n            claim.is_sent = True",
+        "            claim.is_sent = True",
+        "test_whoever_looks_before_the_commit_sees_the_receipt test_a_retry_in_the_same_transaction_is_a_replay_too",
+    ),
+    "whoever looks before the COMMIT sees no receipt": Mutant(
+        CLAIM,
+        "return look_again() if held is not None and held.send_early(connection, (found.token,)) else found",
+        "return found",
+        "test_a_retry_in_the_same_transaction_is_a_replay_too",
+    ),
+    "a batch that looks before the COMMIT sees no receipt": Mutant(
+        BATCH,
+        "if held is not None and held.send_early(connection, {row.token for row in stored.values()}):",
+        "if False:",
+        "test_a_batch_replays_what_this_transaction_has_executed",
+    ),
+    "an early completion is not proved again": Mutant(
+        OPEN,
+        "if claim.is_sent and completion.is_stored(connection):",
+        "if claim.is_sent:",
+        "test_a_savepoint_as_text_behind_the_block_is_no_harm",
+    ),
+    "an early completion is sent again in any case": Mutant(
+        OPEN,
+        "if claim.is_sent and completion.is_stored(connection):",
+        "if False:",
+        "test_a_retry_in_the_same_transaction_is_a_replay_too",
+    ),
+    "an early completion is proved without the transaction": Mutant(
+        PIPELINED,
+        "        return (IS_SAME,)",
+        "        return ()",
+        "test_a_receipt_of_another_transaction_covers_nothing",
+    ),
+    "an early completion that goes with the COMMIT is proved without the transaction": Mutant(
+        SQL,
+        "== literal_column(\"'completed'\"), IS_SAME)",
+        "== literal_column(\"'completed'\"))",
+        "test_a_receipt_of_another_transaction_covers_nothing",
+    ),
+    "a batch's early completion is proved without the transaction": Mutant(
+        BASE,
+        "return len(done) if self.is_same_transaction(connection, proof) else 0",
+        "return len(done)",
+        "test_a_receipt_of_another_transaction_covers_nothing",
+    ),
+    "a batch's early completion is proved by any row": Mutant(
+        BASE,
+        "if (row.token, row.status) == (claims.token, ExecutionStatus.COMPLETED)]",
+        "if row]",
+        "test_a_savepoint_as_text_behind_the_block_is_no_harm test_savepoints_as_text_are_followed",
+    ),
+    "a joined session completes nothing at its own commit": Mutant(
+        SAFETY,
+        "if isinstance(session.bind, Connection):",
+        "if False:",
+        "test_a_session_in_an_outer_transaction_completes_at_its_own_commit test_sessions_joined_to_an_outer_transaction_of_a_test_suite_work",
+    ),
+    "synchronous_commit is not forced": Mutant(
+        SQL,
+        '                    _durable(bindparam("is_forced", type_=Boolean)),\n',
+        "",
+        "test_a_commit_that_could_be_lost_is_made_durable_for_this_transaction_alone",
+    ),
+    "synchronous_commit local is durable": Mutant(
+        SQL,
+        'LOSABLE = {"off", "local"}',
+        'LOSABLE = {"off"}',
+        "test_a_commit_that_could_be_lost_is_made_durable_for_this_transaction_alone",
+    ),
+    "synchronous_commit is forced where it was only to be warned of": Mutant(
+        CLAIM, "is_forced = policy.is_forced", "is_forced = True", "test_or_it_is_warned_about_once"
+    ),
+    "a batch's synchronous_commit is forced where it was only to be warned of": Mutant(
+        BATCH,
+        "dialect.complete_many(connection, claims, proof, texts, is_forced=policy.is_forced)",
+        "dialect.complete_many(connection, claims, proof, texts)",
+        "test_or_it_is_warned_about_once",
+    ),
+    "a batch's synchronous_commit is not forced": Mutant(
+        BATCH,
+        "dialect.complete_many(connection, claims, proof, texts, is_forced=policy.is_forced)",
+        "dialect.complete_many(connection, claims, proof, texts, is_forced=False)",
+        "test_a_batch_is_made_durable_as_well",
+    ),
+    "synchronous_commit is not warned of": Mutant(
+        CLAIM, "if not (inserted.is_durable or policy.is_forced):", "if False:", "test_or_it_is_warned_about_once"
+    ),
+    "a stronger synchronous_commit is weakened": Mutant(
+        SQL,
+        "case((and_(is_forced, is_losable), turned_on)",
+        "case((is_forced, turned_on)",
+        "test_what_is_durable_is_left_as_it_is",
+    ),
+    "forgetting to complete is no error": Mutant(
+        CLAIM,
+        "        if result is None:\n            raise",
+        "        if False:\n            raise",
+        "test_a_block_that_forgets_to_complete_is_an_error",
+    ),
+    "a batch that is not completed is stored": Mutant(
+        BATCH,
+        "            if text is None:",
+        "            if False:",
+        "test_one_that_is_not_completed_is_an_error_and_commit_is_refused",
+    ),
+    "an exception in the block discharges the claim": Mutant(
+        CLAIM,
+        "    if claim.open_claim is not None:\n        _safety.abandon(claim.open_claim)",
+        "    if claim.open_claim is not None:\n        pass",
+        "test_an_exception_after_that_savepoint_does_not_let_later_writes_commit test_rollback_inside_the_block_and_nothing_after_it_leaves_the_session_free",
+    ),
+    "an exception in the block does not tell that the claim was lost": Mutant(
+        SAFETY,
+        "(not claim.is_same_transaction or claim.is_undone):\n        lose(claim)",
+        "(not claim.is_same_transaction or claim.is_undone):\n        pass",
+        "test_an_exception_after_that_savepoint_does_not_let_later_writes_commit",
+    ),
+    "a savepoint that took the claim back in the block is not noticed": Mutant(
+        CLAIM,
+        "is_gone = open_claim.is_undone or open_claim.is_lost",
+        "is_gone = open_claim.is_lost",
+        "test_a_savepoint_around_the_claim_that_ends_inside_the_block_loses_it",
+    ),
+    "business writes wait for the COMMIT": Mutant(
+        CLAIM,
+        "        session.flush()\n        held",
+        "        held",
+        "test_business_writes_are_flushed_when_the_block_ends_and_fail_there",
+    ),
+    "the first caller gets what was given": Mutant(
+        "execution.py",
+        "return self._decoded(self._stored)\n\n    def _decoded",
+        "return result\n\n    def _decoded",
+        "test_complete_takes_and_gives_the_type test_values.py test_changing_a_result_changes_nothing_for_others test_the_first_answer_is_what_the_replay_gives",
+    ),
+}
+
+LAST_WORD = {
+    "a lost claim may commit": Mutant(
+        GUARDED,
+        "            if claim.is_lost:\n                raise lost(claim)\n            if claim.completion",
+        "            if claim.completion",
+        "test_last_word.py test_commit.py test_savepoints.py test_unseen.py test_misuse.py",
+    ),
+    "another transaction of the session of a lost claim may commit": Mutant(
+        OPEN,
+        "        for claim in self.claims:\n            if claim.is_lost:\n                raise lost(claim)",
+        "        return",
+        "test_an_exception_after_a_rollback_inside_the_block_does_not_let_later_writes_commit",
+    ),
+    "the Connection's COMMIT does not know of a lost claim": Mutant(
+        GUARDED,
+        "        for watch in self.watches:\n            watch.refuse_lost()\n",
+        "",
+        "test_an_exception_after_a_rollback_inside_the_block_does_not_let_later_writes_commit",
+    ),
+    "a transaction that is begun in the block may commit": Mutant(
+        SAFETY,
+        "            lose(claim)  # another transaction",
+        "            pass  # another transaction",
+        "test_a_transaction_that_is_begun_in_the_block_cannot_commit",
+    ),
+    "an incomplete claim may commit": Mutant(
+        GUARDED,
+        "                if why is not None:\n                    raise why",
+        "                if False:\n                    raise why",
+        "test_commit_is_refused_after_an_exception_that_was_caught_outside_the_block",
+    ),
+    "a claim whose row has gone is told to be completed": Mutant(
+        OPEN,
+        "    if not is_left:\n        return lost(claim)",
+        "    if False:\n        return lost(claim)",
+        "test_a_rollback_of_the_driver_in_a_block_that_fails_stops_the_commit",
+    ),
+    "the Session's commit is not watched": Mutant(
+        SAFETY, 'event.listen(session, "before_commit", _before_commit)', "pass", "test_last_word.py test_misuse.py"
+    ),
+    "savepoint releases are taken for commits": Mutant(
+        SAFETY,
+        "    if session.in_nested_transaction():\n        return\n",
+        "",
+        "test_a_savepoint_of_the_caller_inside_the_block_may_fail test_claim.py",
+    ),
+    "a transaction that the driver has ended is not noticed by the Session": Mutant(
+        GUARDED,
+        "            refuse_aborted(claim, connection)\n            if not claim.dialect.is_in_transaction(connection):\n                raise lost(claim)\n            return",
+        "            refuse_aborted(claim, connection)\n            return",
+        "test_last_word.py test_commit.py test_savepoints.py test_unseen.py",
+    ),
+    "another transaction's claims are taken for this one's": Mutant(
+        GUARDED,
+        "return held if held is not None and held.transaction_ref() is connection.get_transaction() else None",
+        "return held",
+        "test_last_word.py test_commit.py test_savepoints.py test_unseen.py",
+    ),
+    "a refused commit of the Session ends its transaction": Mutant(
+        SAFETY, "        held.refuse_or_allow(connection)\n", "", "test_misuse.py test_claim_many.py"
+    ),
+    "the engine's COMMIT is not guarded": Mutant(
+        GUARD, '_STEPS = (\n    "do_commit",\n', "_STEPS = (\n", "test_commit_of_the_connection_is_refused_too"
+    ),
+    "a refused COMMIT leaves its transaction open": Mutant(
+        GUARD,
+        "            if not is_sent or (",
+        "            if False and (",
+        "test_a_refused_commit_of_a_connection_hands_nothing_to_the_next_user_of_the_pool",
+    ),
+    "a failed batch leaves its transaction open": Mutant(
+        GUARD,
+        "if not is_sent or (dialect is not None and pooled.is_valid and dialect.is_open(pooled)):",
+        "if not is_sent:",
+        "test_pipeline.py test_pipeline_between.py test_last_word.py",
+    ),
+    "a dropped owner's COMMIT goes through": Mutant(
+        GUARDED,
+        "return connection is not None and connection.get_transaction()",
+        "return connection is None or connection.get_transaction()",
+        "test_a_pool_that_commits_on_return_does_not_store_half_of_it",
+    ),
+    "a ROLLBACK keeps what was to be proved": Mutant(
+        GUARD,
+        "        held = self._forget(pooled)\n        if held is not None:\n            held.lose()\n        self._do_rollback(pooled)",
+        "        self._do_rollback(pooled)",
+        "test_nothing_of_a_transaction_is_kept_with_the_connection test_last_word.py",
+    ),
+    "a COMMIT keeps what it has proved": Mutant(
+        GUARD,
+        "            stop()\n        self._forget(pooled)\n",
+        "            stop()\n",
+        "test_nothing_of_a_transaction_is_kept_with_the_connection test_last_word.py",
+    ),
+    "a two-phase transaction is prepared without its receipt": Mutant(
+        GUARD,
+        "            held.prove(connection, may_batch=False)\n            claims = list(held.claims.values())\n            self._forget(connection)",
+        "            claims = list(held.claims.values())\n            self._forget(connection)",
+        "test_two_phase_sessions_work_and_refuse_an_incomplete_claim test_two_phase_sessions_take_the_plain_path",
+    ),
+    "an aborted transaction may commit": Mutant(
+        OPEN,
+        "if claim.dialect.is_aborted(connection):",
+        "if False:",
+        "test_a_hook_on_the_last_statement_of_all_is_seen_by_the_driver_s_status",
+    ),
+    "an error that a hook has swallowed is not looked for": Mutant(
+        GUARDED,
+        "        for claim in self.claims.values():  # as in refuse_or_allow",
+        "        for claim in ():  # as in refuse_or_allow",
+        "test_a_hook_on_the_last_statement_of_all_is_seen_by_the_driver_s_status",
+    ),
+    "an error that was swallowed in the block is not told at its end": Mutant(
+        CLAIM,
+        "            refuse_aborted(open_claim, connection)\n",
+        "",
+        "test_an_error_swallowed_in_the_block_is_told_by_its_end",
+    ),
+    "the answer to a statement in an aborted transaction is not known": Mutant(
+        POSTGRESQL,
+        "_sqlstate(error) == _IN_FAILED_TRANSACTION",
+        "False",
+        "test_an_aborted_transaction_is_found_where_the_driver_does_not_know test_a_hook_that_swallows_an_error_lets_no_commit_pass",
+    ),
+    "a second database is not looked for": Mutant(
+        GUARDED,
+        "        if not self.is_ended:\n            self._refuse_second_database(connection)\n",
+        "",
+        "test_a_second_database_that_a_hook_writes_to_is_refused",
+    ),
+    "a second database that commits first is not looked at": Mutant(
+        GUARDED,
+        "                refuse_written(connection)\n                continue",
+        "                continue",
+        "test_a_second_database_that_a_hook_writes_to_is_refused test_a_second_database_that_an_engine_s_commit_hook_writes_to test_business_rows_on_another_shard_are_refused",
+    ),
+    "a second database that commits last is not looked at": Mutant(
+        GUARDED,
+        "                    refuse_written(other)",
+        "                    pass",
+        "test_a_second_database_that_a_hook_writes_to_is_refused test_a_second_database_that_an_engine_s_commit_hook_writes_to test_business_rows_on_another_shard_are_refused",
+    ),
+    "a second database that joins later is not looked at": Mutant(
+        SAFETY,
+        "    if current is not None:\n        guard_transaction(connection).join(current)",
+        "    if current is not None:\n        pass",
+        "test_a_second_database_that_a_hook_writes_to_is_refused test_other_writes.py",
+    ),
+    "a second database that was there before is not looked at": Mutant(
+        SAFETY,
+        "            guard_transaction(connection).join(current)\n        _open_here",
+        "            pass\n        _open_here",
+        "test_business_rows_in_another_database_are_refused_before_anything_is_committed test_sharded.py",
+    ),
+    "a second database that was only read is refused": Mutant(
+        "_dialects/__init__.py",
+        "return name not in _KNOWN or _protocol(name).may_have_written(connection)",
+        "return True",
+        "test_reading_from_another_postgresql_is_no_harm",
+    ),
+    "two-phase commit of two databases is refused": Mutant(
+        GUARDED, "root.session.twophase or", "False or", "test_two_phase_commit_covers_two_databases"
+    ),
+    "a second database is refused beside a claim that a savepoint took back": Mutant(
+        GUARDED, " or not watch.has_claims:", ":", "test_a_claim_that_a_savepoint_took_back_asks_for_nothing"
+    ),
+}
+
+AS_TEXT = {
+    "a COMMIT as text is not proved": Mutant(
+        GUARD,
+        "elif step.verb is Verb.COMMIT:",
+        "elif False:",
+        "test_a_commit_as_text_behind_the_block_stores_the_receipt",
+    ),
+    "a COMMIT as text leaves out what would go with a COMMIT": Mutant(
+        GUARD,
+        "        held.prove(connection, may_batch=False)\n        claims",
+        "        held.prove(connection, may_batch=True)\n        claims",
+        "test_a_commit_as_text_behind_the_block_stores_the_receipt",
+    ),
+    "a session cannot end what a COMMIT as text has ended": Mutant(
+        GUARDED,
+        "        if not self.is_ended:\n            self._refuse",
+        "        if True:\n            self._refuse",
+        "test_a_commit_as_text_behind_the_block_stores_the_receipt",
+    ),
+    "a COMMIT as text that fails counts as one": Mutant(
+        GUARD,
+        "            execute()\n            held.keep()\n",
+        "            held.keep()\n            execute()\n",
+        "test_a_commit_as_text_that_fails_stores_nothing_and_is_not_taken_for_one",
+    ),
+    "a COMMIT as text that succeeds counts as lost": Mutant(
+        GUARD,
+        "            execute()\n            held.keep()\n",
+        "            execute()\n",
+        "test_a_commit_as_text_behind_the_block_stores_the_receipt",
+    ),
+    "PREPARE TRANSACTION as text is not proved": Mutant(
+        STEPS,
+        "|END|PREPARE{_SPACE}+TRANSACTION)\\b",
+        "|END)\\b",
+        "test_a_transaction_that_is_prepared_as_text_holds_its_receipt",
+    ),
+    "END as text is not proved": Mutant(
+        STEPS, "|END|PREPARE", "|PREPARE", "test_a_commit_as_text_behind_the_block_stores_the_receipt"
+    ),
+    "ABORT as text is not known": Mutant(
+        STEPS, "(?:ROLLBACK|ABORT)", "(?:ROLLBACK)", "test_a_rollback_as_text_behind_the_block"
+    ),
+    "a comment hides a statement": Mutant(
+        STEPS,
+        'rf"""{_SPACE}*(?:',
+        'rf"""(?:',
+        "test_a_rollback_as_text_behind_the_block test_a_commit_as_text_behind_the_block_stores_the_receipt",
+    ),
+    "a statement with a comment in front is not looked at": Mutant(
+        STEPS,
+        '"aAcCeEpPrRsS/- \\t\\r\\n"',
+        '"aAcCeEpPrRsS"',
+        "test_a_rollback_as_text_behind_the_block test_a_commit_as_text_behind_the_block_stores_the_receipt",
+    ),
+    "quoted names of savepoints are folded": Mutant(
+        STEPS,
+        "name[1:-1] if name.startswith('\"') else name.lower()",
+        "name.strip('\"').lower()",
+        "test_names_of_savepoints_are_told_apart_as_postgresql_does",
+    ),
+    "plain names of savepoints are not folded": Mutant(
+        STEPS, "else name.lower())", "else name)", "test_names_of_savepoints_are_told_apart_as_postgresql_does"
+    ),
+    "a ROLLBACK as text is not followed": Mutant(
+        GUARDED,
+        "            case Verb.ROLLBACK:\n                self.lose()",
+        "            case Verb.ROLLBACK:\n                pass",
+        "test_a_statement_behind_a_rollback_as_text_is_not_sent",
+    ),
+    "a statement behind a ROLLBACK as text is sent": Mutant(
+        GUARD,
+        "        if held is not None:\n            held.refuse_ended()\n        if held is None or step",
+        "        if held is None or step",
+        "test_a_statement_behind_a_rollback_as_text_is_not_sent",
+    ),
+    "a usual statement behind a ROLLBACK as text is sent": Mutant(
+        GUARD,
+        "not in FIRST_LETTERS and not self._ended:",
+        "not in FIRST_LETTERS:",
+        "test_a_statement_behind_a_rollback_as_text_is_not_sent",
+    ),
+    "a statement with many sets behind a ROLLBACK as text is sent": Mutant(
+        GUARD,
+        "        execute = partial(self._do_executemany, cursor, statement, parameters, context)\n        self._execute(statement, context, execute)",
+        "        self._do_executemany(cursor, statement, parameters, context)",
+        "test_a_statement_behind_a_rollback_as_text_is_not_sent",
+    ),
+    "a statement without parameters behind a ROLLBACK as text is sent": Mutant(
+        GUARD,
+        "self._execute(statement, context, partial(self._do_execute_no_params, cursor, statement, context))",
+        "self._do_execute_no_params(cursor, statement, context)",
+        "test_a_statement_behind_a_rollback_as_text_is_not_sent",
+    ),
+    "a claim behind a ROLLBACK as text is sent": Mutant(
+        SAFETY,
+        "        held.refuse_ended()\n        return",
+        "        return",
+        "test_a_statement_behind_a_rollback_as_text_is_not_sent",
+    ),
+    "a SAVEPOINT is not followed": Mutant(
+        GUARDED,
+        "                self.savepoints.append(step.name)",
+        "                pass",
+        "test_savepoints_within_savepoints test_a_savepoint_as_text_that_is_open_at_the_end_of_the_block",
+    ),
+    "a RELEASE is not followed": Mutant(
+        GUARDED,
+        "                self.released(step.name)",
+        "                pass",
+        "test_savepoints_as_text_are_followed",
+    ),
+    "a ROLLBACK TO is not followed": Mutant(
+        GUARDED,
+        "                self.rolled_back_to(step.name, connection)",
+        "                pass",
+        "test_a_savepoint_as_text_around_the_claim_takes_all_of_it_back",
+    ),
+    "a ROLLBACK TO takes no claim back": Mutant(
+        GUARDED,
+        "            if claim.savepoints > depth:\n                self._undo(claim)\n            elif",
+        "            if claim.savepoints > depth:\n                pass\n            elif",
+        "test_savepoints_within_savepoints",
+    ),
+    "a savepoint from before the claim is not known": Mutant(
+        GUARDED,
+        "            if not is_there(claim, connection):\n                self._undo(claim)",
+        "            pass",
+        "test_a_savepoint_as_text_around_the_claim_takes_all_of_it_back",
+    ),
+    "a savepoint that is open at the end of the block is not noticed": Mutant(
+        GUARDED,
+        "elif claim.savepoints_at_end > depth:",
+        "elif False:",
+        "test_a_savepoint_as_text_that_is_open_at_the_end_of_the_block",
+    ),
+    "a savepoint behind the block takes the completion along": Mutant(
+        GUARDED,
+        "elif claim.savepoints_at_end > depth:",
+        "else:",
+        "test_a_savepoint_as_text_behind_the_block_is_no_harm",
+    ),
+    "a claim in a savepoint that was released goes with the next one": Mutant(
+        GUARDED,
+        "                claim.savepoints = min(claim.savepoints, depth)\n",
+        "",
+        "test_savepoints_as_text_are_followed",
+    ),
+    "a block that ended in a savepoint that was released goes with the next one": Mutant(
+        GUARDED,
+        "                claim.savepoints_at_end = min(claim.savepoints_at_end, depth)\n",
+        "",
+        "test_savepoints_as_text_are_followed",
+    ),
+    "of two savepoints of one name the outer one is meant": Mutant(
+        GUARDED,
+        "for depth in reversed(range(len(self.savepoints))):",
+        "for depth in range(len(self.savepoints)):",
+        "test_savepoints_as_text_are_followed",
+    ),
+    "ROLLBACK TO ends the savepoint": Mutant(
+        GUARDED,
+        "del self.savepoints[depth + 1 :]",
+        "del self.savepoints[max(depth, 0) :]",
+        "test_savepoints_as_text_are_followed",
+    ),
+}
+
+STANDBY = {
+    "psycopg's warning of a local commit is not heard": Mutant(
+        POSTGRESQL, "            driver.add_notice_handler(note)\n", "", "test_psycopg test_async_drivers"
+    ),
+    "asyncpg's warning of a local commit is not heard": Mutant(
+        POSTGRESQL, "            driver.add_log_listener(hear)\n", "", "test_async_drivers"
+    ),
+    "psycopg2's warning of a local commit is not heard": Mutant(
+        POSTGRESQL, "                    _note(noted, message, None)\n", "", "test_psycopg2_keeps_its_notices"
+    ),
+    "psycopg2's notices are lost": Mutant(
+        POSTGRESQL, "                    kept.append(message)\n", "", "test_psycopg2_keeps_its_notices"
+    ),
+    "a COMMIT that only this server has stored is no error": Mutant(
+        GUARD,
+        "        self._forget(pooled)\n        if noted:",
+        "        self._forget(pooled)\n        if False:",
+        "test_psycopg",
+    ),
+    "a COMMIT as text that only this server has stored is no error": Mutant(
+        GUARD, "        stop()\n    if noted:", "        stop()\n    if False:", "test_a_commit_as_text"
+    ),
+}
+
+PIPELINES = {
+    "a two-phase transaction is pipelined": Mutant(
+        CLAIM,
+        ' == "auto" and not isinstance(connection.get_transaction(), TwoPhaseTransaction)',
+        ' == "auto"',
+        "test_two_phase_sessions_take_the_plain_path",
+    ),
+    "a DEALLOCATE ALL is not heard": Mutant(
+        PREPARED,
+        "            if is_sent:\n                self._there.clear()",
+        "            if is_sent:\n                pass",
+        "test_a_rollback_after_which_psycopg_deallocates_everything test_a_savepoint_that_is_rolled_back_after_complete",
+    ),
+    "statements are prepared before BEGIN": Mutant(
+        PIPELINE, "[begin, *prepare, ", "[*prepare, begin, ", "test_begin_carries_the_settings_of_the_session"
+    ),
+    "BEGIN forgets the isolation level": Mutant(
+        PIPELINE,
+        "if driver.isolation_level is not None:",
+        "if False:",
+        "test_begin_carries_the_settings_of_the_session",
+    ),
+    "BEGIN forgets DEFERRABLE": Mutant(
+        PIPELINE, "if driver.deferrable is not None:", "if False:", "test_begin_carries_the_settings_of_the_session"
+    ),
+    "BEGIN forgets READ ONLY": Mutant(
+        PIPELINE,
+        "if driver.read_only is not None:",
+        "if False:",
+        "test_a_read_only_transaction_is_named_as_on_the_plain_path",
+    ),
+    "the COMMIT trusts names that the transaction has not met": Mutant(
+        CLAIM,
+        "names = claim.begun.names if claim.begun else None",
+        "names = (claim.begun.names if claim.begun else connection.connection.driver_connection.safeagent_sa_pipeline._prepared._there.get(dialect._texts))",
+        "test_completions_do_not_trust_names_of_earlier_transactions",
+    ),
+    "the COMMIT trusts names that were taken away": Mutant(
+        PREPARED,
+        "return names is not None and self._there.get(texts) == names",
+        "return names is not None",
+        "test_a_savepoint_that_is_rolled_back_after_complete",
+    ),
+    "names are kept that are not there": Mutant(
+        PREPARED,
+        "            self._there.clear()\n            self._may_prepare",
+        "            self._may_prepare",
+        "test_somebody_elses_deallocate_all_costs_a_detour test_names_that_vanish_inside_the_transaction_cost_one_attempt",
+    ),
+    "names pile up": Mutant(
+        PREPARED,
+        "            self._may_prepare = False",
+        "            pass",
+        "test_names_do_not_pile_up_where_claims_fail_with_0a000",
+    ),
+    "a cancel is not heard": Mutant(
+        PIPELINED, "if error.sqlstate in _NOT_AGAIN:", "if False:", "test_a_claim_that_was_cancelled_is_not_sent_again"
+    ),
+    "the client's encoding is not looked at": Mutant(
+        PIPELINE,
+        'return "utf-8" if encoding == "ascii" else encoding',
+        'return "utf-8"',
+        "test_the_encoding_of_the_moment_is_used test_a_connection_in_another_encoding_is_pipelined_as_well",
+    ),
+    "a completion that is lost with the COMMIT has no name": Mutant(
+        PIPELINE,
+        "                raise completions[failed].lost() from None\n",
+        "                raise\n",
+        "test_a_rollback_of_the_driver_behind_the_block",
+    ),
+}
+
+BATCHES = {
+    "a batch ignores the locks": Mutant(
+        SQL, "select(*given).select_from(new).where(free)", "select(*given).select_from(new)", "test_claim_many.py"
+    ),
+    "a batch has no limit": Mutant(
+        BATCH, "    if size > limit:", "    if False:", "test_too_many_ids_are_told_the_loop_that_claims_them"
+    ),
+    "a batch takes most of the lock table": Mutant(
+        POSTGRESQL, "max_batch = 1_000", "max_batch = 10_000", "test_too_many_ids_are_told_the_loop_that_claims_them"
+    ),
+}
+
+WORDS = {
+    "ids are normalised": Mutant(
+        KEYS,
+        "    return Key(scope, request_id)",
+        "    return Key(scope, request_id.lower())",
+        "test_ids_are_compared_byte_by_byte",
+    ),
+    "the scope is ignored": Mutant(
+        KEYS, "    return Key(scope, request_id)", '    return Key("", request_id)', "test_scopes_are_separate"
+    ),
+    "a scope that is a template is one constant": Mutant(
+        KEYS,
+        'if "{" in scope and (field',
+        "if False and (field",
+        "test_templates_that_nothing_fills_in_are_no_scope_and_no_action",
+    ),
+    "an action that is a template is taken": Mutant(
+        KEYS,
+        'if "{" in action and (field',
+        "if False and (field",
+        "test_templates_that_nothing_fills_in_are_no_scope_and_no_action",
+    ),
+    "the scope of a decorated function is not filled in": Mutant(
+        IDEMPOTENT,
+        '"scope": self._scope(arguments), "result_type"',
+        '"scope": None, "result_type"',
+        "test_scope_is_a_template_as_the_id_is",
+    ),
+    "a scope with the name of a parameter is a plain text": Mutant(
+        IDEMPOTENT,
+        "        if root in names:",
+        "        if False:",
+        "test_each_of_the_three_ways_that_a_refused_scope_is_told_works test_idempotent.py",
+    ),
+    "a function that returns no scope gives the guard's own": Mutant(
+        IDEMPOTENT,
+        '        if value is None or value == "":',
+        "        if False:",
+        "test_a_scope_that_names_no_tenant_is_an_error_before_any_sql",
+    ),
+    "a template without an argument is an id": Mutant(
+        IDEMPOTENT,
+        "    if template.is_constant:\n        raise ValueError(",
+        "    if False:\n        raise ValueError(",
+        "test_idempotent.py",
+    ),
+    "two calls that mean different things get one text": Mutant(
+        TEMPLATE,
+        "if not is_last and (text + separator).find(separator) != len(text):",
+        "if False:",
+        "test_a_part_that_names_nothing_is_an_error_before_any_sql",
+    ),
+    "a template takes values whose text names nothing": Mutant(
+        TEMPLATE,
+        "if not isinstance(value, _STABLE):",
+        "if False:",
+        "test_a_part_that_names_nothing_is_an_error_before_any_sql",
+    ),
+    "a template takes None": Mutant(
+        TEMPLATE,
+        'if value is None or value == "":',
+        "if False:",
+        "test_a_part_that_names_nothing_is_an_error_before_any_sql",
+    ),
+    "a keyword with the name of an option does not reach the function": Mutant(
+        SIGNATURE,
+        "(each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and not is_given:",
+        "() and not is_given:",
+        "test_a_parameter_with_the_name_of_an_option_is_refused_by_name",
+    ),
+    "a keyword is refused although its value is given": Mutant(
+        SIGNATURE,
+        "(each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and not is_given:",
+        "(each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):",
+        "test_the_ways_that_the_error_tells_reach_the_function",
+    ),
+    "an effect whose function does not fit is begun": Mutant(
+        SIGNATURE,
+        "        signature.bind(None, *args, **kwargs)",
+        "        pass",
+        "test_mistakes_are_named_before_anything_is_sent test_a_handler_that_cannot_be_called_is_refused_before_anything_is_taken",
+    ),
+}
+
+STORED = {
+    "results are not checked for a round trip": Mutant(
+        CODEC, "if _dump(decode(text)) != text:", "if False:", "test_results_that_cannot_be_given_back_are_refused"
+    ),
+    "one key twice is read": Mutant(
+        CODEC,
+        "    if len(found) != len(pairs):",
+        "    if False:",
+        "test_what_no_reader_may_give_a_value_for_is_not_read",
+    ),
+    "NaN is read": Mutant(CODEC, "        _dump(value)\n", "", "test_what_no_reader_may_give_a_value_for_is_not_read"),
+    "the error for what cannot be read holds it": Mutant(
+        CODEC,
+        "        pass\n    else:",
+        "        raise UnreadableError from None\n    else:",
+        "test_what_no_reader_may_give_a_value_for_is_not_read",
+    ),
+    "a receipt that cannot be read has no name": Mutant(
+        OUTCOME,
+        "        return _codec.read(stored.result)",
+        "        return _codec.decode(stored.result)",
+        "test_a_receipt_that_cannot_be_read_is_an_error_by_name_and_nothing_runs_again",
+    ),
+    "a receipt that cannot be read ends the whole batch": Mutant(
+        BATCH,
+        "        batch.settled.append(error)",
+        "        raise",
+        "test_one_broken_receipt_leaves_the_rest_of_a_batch_readable",
+    ),
+    "what was recorded about a failure decides what it is": Mutant(
+        VERDICTS,
+        '        found = {"message": "what was recorded about it cannot be read"}',
+        "        raise",
+        "test_a_failure_is_one_whatever_was_recorded_about_it",
+    ),
+    "details that cannot be read are lost": Mutant(
+        VERDICTS,
+        'found if isinstance(found, dict) else {"unreadable": _text(details)}',
+        "found if isinstance(found, dict) else {}",
+        "test_a_doubt_can_be_listed_and_resolved_whatever_is_known_about_it",
+    ),
+    "typed results are not compared": Mutant(
+        RESULTS,
+        "if _without_order(again) != _without_order(plain) or",
+        "if False and",
+        "test_a_value_that_would_come_back_as_another_one_is_refused",
+    ),
+    "typed results come back plain": Mutant(
+        RESULTS,
+        'self._adapter.validate_json(f"[{text}]")[0]',
+        "_codec.decode(text)",
+        "test_a_replay_equals_the_first_answer_in_type_and_value",
+    ),
+}
+
+EFFECTS = {
+    "an effect is not marked as started": Mutant(
+        LEASE,
+        'values = {"effect_started_at": now(rows.connection), "lease_expires_at"',
+        'values = {"lease_expires_at"',
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "an outcome is written without the fence": Mutant(
+        ROWS,
+        "columns.token == token, ",
+        "columns.token == columns.token, ",
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "a write of an attempt ignores the status": Mutant(
+        ROWS,
+        ", columns.status.in_(statuses))",
+        ",)",
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "a mark is set on what was parked": Mutant(
+        LEASE,
+        "later(rows.connection, terms.seconds)}\n    _own(rows, lease, values, LEASED)",
+        "later(rows.connection, terms.seconds)}\n    _own(rows, lease, values, LEASED, IN_DOUBT)",
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "a takeover trusts its look": Mutant(
+        ROWS,
+        "where(*which, is_free)",
+        "where(*which)",
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "a takeover trusts the end of the lease": Mutant(
+        ROWS,
+        "((columns.status == LEASED) & ended)",
+        "(columns.status == LEASED)",
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "a takeover trusts the status": Mutant(
+        ROWS,
+        "((columns.status == LEASED) & ended)",
+        "ended",
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "a takeover trusts the action": Mutant(
+        LEASE,
+        "columns.action == stored.action, ",
+        "columns.action == columns.action, ",
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "a takeover trusts the fingerprint": Mutant(
+        LEASE,
+        ", columns.fingerprint == stored.fingerprint)",
+        ",)",
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "a takeover trusts the key": Mutant(
+        LEASE,
+        "rows.take_over(*rows.by_key(key), *same",
+        "rows.take_over(*same",
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "a park takes over what may have happened": Mutant(
+        ROWS,
+        "is_parked = may_have_happened & parks",
+        "is_parked = literal(False)",
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "a park takes the lease of the attempt away": Mutant(
+        ROWS,
+        "case((is_parked, columns.token), else_=literal(token, columns.token.type))",
+        "literal(token, columns.token.type)",
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "a takeover forgets that it may have happened": Mutant(
+        ROWS,
+        '"effect_started_at": case((may_have_happened, mark), else_=null()),',
+        "",
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "a takeover ignores a conflict": Mutant(
+        LEASE,
+        " and conflict(request, terms.policy.fingerprinter, found.stored) is None",
+        "",
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "a safe error settles what came before": Mutant(
+        LEASE,
+        "if not lease.is_in_doubt:",
+        "if True:",
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "a probe settles nothing": Mutant(
+        FLOW,
+        "lease = lease._replace(is_in_doubt=False)",
+        "pass",
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "what may have happened is a dead letter": Mutant(
+        RELAY,
+        "if lease.is_in_doubt:",
+        "if False:",
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "effects are not made durable": Mutant(
+        ROWS,
+        "        if not is_durable:",
+        "        if False:",
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "a late worker overwrites a recorded outcome": Mutant(
+        LEASE,
+        "lease.token, values, LEASED, IN_DOUBT):",
+        'lease.token, values, LEASED, IN_DOUBT, "completed"):',
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "a relay takes what is not due": Mutant(
+        RELAY,
+        "columns.lease_expires_at <= _clock.began(rows.connection),",
+        "",
+        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    ),
+    "a lease never ends": Mutant(
+        ROWS,
+        "self.seconds_left is None or self.seconds_left <= 0",
+        "False",
+        "test_a_crash_before_the_mark_is_taken_over",
+    ),
+    "a lease has always ended": Mutant(
+        ROWS, "self.seconds_left is None or self.seconds_left <= 0", "True", "test_effects.py"
+    ),
+    "a resolution keeps the token": Mutant(
+        DOUBT, 'values["token"] = uuid.uuid4()', "pass", "test_a_late_worker_does_not_undo_what_a_person_has_resolved"
+    ),
+    "a running attempt can be resolved": Mutant(
+        DOUBT,
+        "return found.is_started and found.is_expired",
+        "return True",
+        "test_only_what_is_in_doubt_can_be_resolved",
+    ),
+    "an unknown error frees the request": Mutant(
+        FLOW,
+        "except self.retry_on as error:",
+        "except Exception as error:",
+        "test_every_other_error_is_in_doubt_and_not_fired_again",
+    ),
+    "effects are fired in an open transaction": Mutant(
+        FLOW,
+        "if _open_here.is_guarded_transaction_open():",
+        "if False:",
+        "test_an_effect_is_refused_while_a_guarded_transaction_is_open",
+    ),
+    "a dead letter is tried for ever": Mutant(
+        RELAY,
+        "if lease.attempt >= self._max_attempts:",
+        "if False:",
+        "test_a_safe_error_is_tried_again_later_each_time_and_ends_as_a_dead_letter",
+    ),
+    "a payload that cannot be read stops the relay": Mutant(
+        RELAY,
+        "            return self._bury(session, key, found)",
+        "            raise",
+        "test_a_payload_that_cannot_be_read_is_a_dead_letter_and_the_relay_goes_on",
+    ),
+    "a payload that breaks after the call has begun is a failure": Mutant(
+        RELAY,
+        "        if found.is_started:\n            _lease.doubt",
+        "        if False:\n            _lease.doubt",
+        "test_a_payload_that_breaks_after_the_call_has_begun_leaves_the_effect_in_doubt",
+    ),
+}
+
+RUNNING = {
+    "a purge waits for locked rows": Mutant(
+        RETENTION,
+        ".with_for_update(skip_locked=True)",
+        ".with_for_update()",
+        "test_a_locked_row_is_left_for_the_next_time",
+    ),
+    "a purge drops what has not ended": Mutant(
+        RETENTION, "return and_(has_ended, func", "return and_(func", "test_what_has_not_ended_stays_however_old"
+    ),
+    "a purge takes the young as well": Mutant(
+        RETENTION,
+        "< cutoff)",
+        "< cutoff + self.older_than)",
+        "test_old_receipts_become_tombstones_and_their_requests_are_not_executed_again",
+    ),
+    "a purge deletes its tombstones": Mutant(
+        RETENTION,
+        "if self.tombstone:",
+        "if False:",
+        "test_old_receipts_become_tombstones_and_their_requests_are_not_executed_again",
+    ),
+    "a purge of minutes is not refused": Mutant(
+        RETENTION, "and not is_short_allowed", "and False", "test_less_than_a_day_is_refused_before_any_sql"
+    ),
+    "40001 is not worth another attempt": Mutant(
+        POSTGRESQL,
+        '_TRANSIENT = {"40001", "40P01"',
+        "_TRANSIENT = {",
+        "test_a_serialization_failure_is_retried_until_it_passes",
+    ),
+    "a lost COMMIT is not run again": Mutant(
+        RETRY,
+        "worth_it = error.connection_invalidated or",
+        "worth_it =",
+        "test_a_lost_commit_is_settled_by_running_it_again",
+    ),
+    "attempts are not bounded": Mutant(
+        RETRY, "or self._left == 0 or", "or", "test_attempts_are_bounded_and_the_last_error_is_the_databases_own"
+    ),
+}
+
+MUTANTS = {
+    **CLAIMING,
+    **WAITING,
+    **COMPLETING,
+    **LAST_WORD,
+    **AS_TEXT,
+    **STANDBY,
+    **PIPELINES,
+    **BATCHES,
+    **WORDS,
+    **STORED,
+    **EFFECTS,
+    **RUNNING,
+}
