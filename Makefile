@@ -11,7 +11,8 @@ BIN := $(VENV)/bin
 PIN := $(if $(SQLALCHEMY),'sqlalchemy==$(SQLALCHEMY).*') $(if $(ALEMBIC),'alembic==$(ALEMBIC).*')
 READY := $(VENV)/.ready
 # Whole tests are stolen: a worker that dies takes one test with it, and no file.
-SUITE = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+# More processes than a small machine has cores: half of the time is spent waiting for servers and programs.
+SUITE = $(BIN)/python -m pytest -n 4 --dist worksteal
 BENCH_VENV := .venv-bench$(PINNED)
 BENCH_BIN := $(BENCH_VENV)/bin
 BENCH_READY := $(BENCH_VENV)/.ready

@@ -17,8 +17,7 @@ Nothing here keeps a session or a connection alive.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 from weakref import WeakSet, ref
@@ -28,7 +27,7 @@ from sqlalchemy import Connection
 from ._dialects import Dialect
 from ._dialects.steps import FIRST_LETTERS, Verb, step_of
 from ._guarded_transaction import KEY, GuardedTransaction, owner_of, transaction_of
-from ._open_claim import OpenClaim, durability_unknown
+from ._open_claim import OpenClaim, durability_unknown, known_durability
 
 
 # What was prepared and waits for its COMMIT PREPARED, in `PoolProxiedConnection.info`.
@@ -118,14 +117,14 @@ class CommitGuard:
             held.prove(connection, may_batch=False)
             claims = list(held.claims.values())
             self._forget(connection)
-        with _known_durability(claims, connection.connection):
+        with known_durability(claims, connection.connection):
             self._do_prepare_twophase(connection, xid)
         if claims:
             connection.info[_PREPARED] = claims
 
     def do_commit_twophase(self, connection: Connection, xid: Any, *args: Any, **kwargs: Any) -> None:
         """Commit what was prepared."""
-        with _known_durability(connection.info.pop(_PREPARED, ()), connection.connection):
+        with known_durability(connection.info.pop(_PREPARED, ()), connection.connection):
             self._do_commit_twophase(connection, xid, *args, **kwargs)
 
     def do_rollback_twophase(self, connection: Connection, xid: Any, *args: Any, **kwargs: Any) -> None:
@@ -177,7 +176,7 @@ class CommitGuard:
         claims = list(held.claims.values())
         held.lose()  # until the server has said otherwise
         self._ended.add(held)
-        with _known_durability(claims, connection.connection):
+        with known_durability(claims, connection.connection):
             execute()
             held.keep()
 
@@ -193,21 +192,6 @@ def _proven(pooled: Any) -> tuple[list[OpenClaim], list[Any]]:
 
 def _nothing() -> None:
     pass
-
-
-@contextmanager
-def _known_durability(claims: Sequence[OpenClaim], pooled: Any) -> Generator[None]:
-    """Raise behind a COMMIT that was stored on this server alone."""
-    if not claims:
-        yield
-        return
-    noted, stop = claims[0].dialect.note_local_commits(pooled)
-    try:
-        yield
-    finally:
-        stop()
-    if noted:
-        raise durability_unknown(claims)
 
 
 _STEPS = (

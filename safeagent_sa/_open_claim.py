@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from weakref import ReferenceType
@@ -182,3 +183,18 @@ def durability_unknown(claims: Sequence[OpenClaim]) -> DurabilityUnknownError:
         "request_id once replication works again; until then a replay from this server proves nothing about the standby."
     )
     return DurabilityUnknownError(message, scope=row.scope, request_id=row.request_id)
+
+
+@contextmanager
+def known_durability(claims: Sequence[OpenClaim], pooled: Any) -> Generator[None]:
+    """Raise behind a COMMIT that was stored on this server alone."""
+    if not claims:
+        yield
+        return
+    noted, stop = claims[0].dialect.note_local_commits(pooled)
+    try:
+        yield
+    finally:
+        stop()
+    if noted:
+        raise durability_unknown(claims)

@@ -24,7 +24,7 @@ from safeagent_sa import (
     SecondDatabaseError,
     TransactionAbortedError,
 )
-from safeagent_sa._dialects import NewClaim, dialect_for
+from safeagent_sa._dialects import Inserted, NewClaim, dialect_for
 
 
 guard = ExecutionGuard()
@@ -318,6 +318,7 @@ def test_a_commit_of_the_driver_behind_the_block_leaves_the_id_in_doubt(port, go
     assert [port.payments(name) for name in ("order-1", "after")] == [1, 0]
 
 
+@pytest.mark.parametrize("on_postgresql", ["postgresql", "psycopg_async", "asyncpg"], indirect=True)
 @pytest.mark.parametrize("execute", [execute, execute_in_a_batch])
 def test_a_receipt_of_another_transaction_covers_nothing(on_postgresql, execute):
     """Whoever looks before the COMMIT has the result stored; the driver's own COMMIT then ends the claim's transaction."""
@@ -360,6 +361,7 @@ def test_a_rollback_and_writes_in_the_last_hook_there_is(on_postgresql):
     assert nothing_is_stored(on_postgresql)
 
 
+@not_pipelined
 @pytest.mark.parametrize("execute", [execute, execute_in_a_batch])
 def test_a_row_of_another_claim_is_not_completed(port, execute):
     """It is there, in this very transaction, and not completed; the driver's savepoint was not seen."""
@@ -370,7 +372,8 @@ def test_a_row_of_another_claim_is_not_completed(port, execute):
         execute(session)
         cursor.execute("ROLLBACK TO SAVEPOINT mine")
         dialect = dialect_for(connection.dialect.name, ExecutionRequest.__table__)
-        assert dialect.insert(connection, NewClaim("", "order-1", "pay", "f", uuid.uuid4())) is not None
+        row = NewClaim("", "order-1", "pay", "f", uuid.uuid4())
+        assert isinstance(dialect.insert_or_find(connection, row), Inserted)
         with pytest.raises(ClaimLostError):
             session.commit()
 
@@ -410,6 +413,7 @@ def test_a_savepoint_as_text_that_is_open_at_the_end_of_the_block(port, paid):
     assert nothing_is_stored(port)
 
 
+@not_pipelined
 @pytest.mark.parametrize("execute", [execute, execute_in_a_batch])
 def test_a_savepoint_as_text_behind_the_block_is_no_harm(port, execute):
     with port.sessions() as session, session.begin():
@@ -456,6 +460,7 @@ def follow(port, steps, stored, execute=execute):
     assert [name for name in ("after", "first", "order-1") if port.payments(name)] == stored
 
 
+@not_pipelined
 @pytest.mark.parametrize("execute", [execute, execute_in_a_batch])
 @pytest.mark.parametrize(("steps", "stored"), STORIES.values(), ids=STORIES)
 def test_savepoints_as_text_are_followed(port, steps, stored, execute):

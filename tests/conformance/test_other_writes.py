@@ -104,6 +104,7 @@ def test_business_rows_in_another_database_are_refused_before_anything_is_commit
         assert session.scalars(select(Payment)).all() == []
 
 
+@not_pipelined
 def test_a_claim_that_a_savepoint_took_back_asks_for_nothing(port, second):
     with Session(binds={Payment: second, ExecutionRequest: port.engine}) as session:
         with pytest.raises(ZeroDivisionError), guard.claim(session, "order-1", action="pay", savepoint=True):

@@ -233,7 +233,7 @@ def test_each_step_of_an_effect_is_made_durable(postgresql, shown):
     guard.effect("mail").execute(sessionmaker(engine), "mail-1", lambda _: None)
     engine.dispose()
 
-    assert shown() == ["on"] * 4  # row, lease, mark, outcome
+    assert shown() == ["on"] * 3  # lease, mark, outcome
 
 
 @pytest.mark.parametrize("pipeline", ["off", "auto"])
