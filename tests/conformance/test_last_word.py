@@ -14,7 +14,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, SAWarning
 from sqlalchemy.orm import Session
 from support.app import Base, Payment, make_engine, pay
-from support.ports import not_pipelined
+from support.ports import PORTS, not_pipelined, ports_for
 
 from safeagent_sa import (
     ClaimLostError,
@@ -183,7 +183,7 @@ def test_asyncpg_does_not_show_what_such_a_hook_has_done(asyncpg):
 ROLLBACKS = ["ROLLBACK", "rollback work", "/* by hand */ ROLLBACK", "ABORT", "ROLLBACK AND CHAIN"]
 
 
-@pytest.mark.parametrize("statement", ROLLBACKS)
+@ports_for("statement", {text: PORTS if text == "ROLLBACK" else ["postgresql"] for text in ROLLBACKS})
 def test_a_rollback_as_text_behind_the_block(port, statement):
     if port.name == "sqlite":
         statement = "ROLLBACK TRANSACTION"
@@ -233,7 +233,7 @@ COMMITS = ["COMMIT", "END", " commit;", "COMMIT AND CHAIN"]
 
 
 @pytest.mark.parametrize("goes_on", [False, True])
-@pytest.mark.parametrize("statement", COMMITS)
+@ports_for("statement", {text: PORTS if text == "COMMIT" else ["postgresql"] for text in COMMITS})
 def test_a_commit_as_text_behind_the_block_stores_the_receipt(port, statement, goes_on):
     if port.name == "sqlite":
         statement = "COMMIT TRANSACTION"

@@ -7,9 +7,10 @@ how values become JSON and come back, is the same on all of them: one is enough.
 import pytest
 
 
-# The last two are a mode of a driver's: the claim travels with BEGIN, and the completion with COMMIT.
-PLAIN = ["sqlite", "aiosqlite", "postgresql", "psycopg2", "psycopg_async", "asyncpg"]
-PORTS = [*PLAIN, "pipelined", "pipelined_async"]
+# psycopg2 shares its path with psycopg where nothing is pipelined; the last two are a mode of a driver's: the claim travels
+# with BEGIN, and the completion with COMMIT.
+PLAIN = ["sqlite", "aiosqlite", "postgresql", "psycopg_async", "asyncpg"]
+PORTS = [*PLAIN, "psycopg2", "pipelined", "pipelined_async"]
 ASYNC = ["aiosqlite", "psycopg_async", "asyncpg", "pipelined_async"]
 
 
