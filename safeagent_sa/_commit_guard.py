@@ -206,13 +206,17 @@ _STEPS = (
 )
 
 
+# Looked at for each transaction: the steps that tools put wrappers around.
+_TELLING = ("do_commit", "do_execute")
+
+
 def install(dialect: Any) -> CommitGuard:
     """Put a CommitGuard on the dialect of an engine; engines that share the dialect share it.
 
     Where a step is the class's own, another tool has taken its wrapper away from there, and ours with it.
     """
     found: CommitGuard | None = dialect.__dict__.get(KEY)
-    if found is not None and not _bare(dialect):
+    if found is not None and not _bare(dialect, _TELLING):
         return found
     with _INSTALLING:
         found = dialect.__dict__.get(KEY)
@@ -221,13 +225,13 @@ def install(dialect: Any) -> CommitGuard:
             found.stand_before(dialect, _STEPS)
             setattr(dialect, KEY, found)  # last: whoever finds it can rely on the rest
         else:
-            found.stand_before(dialect, _bare(dialect))
+            found.stand_before(dialect, _bare(dialect, _STEPS))
     return found
 
 
-def _bare(dialect: Any) -> list[str]:
+def _bare(dialect: Any, steps: Iterable[str]) -> list[str]:
     kind = type(dialect)
-    return [name for name in _STEPS if getattr(getattr(dialect, name), "__func__", None) is getattr(kind, name)]
+    return [name for name in steps if getattr(getattr(dialect, name), "__func__", None) is getattr(kind, name)]
 
 
 def _not_yet(*_: Any, **__: Any) -> Any:
