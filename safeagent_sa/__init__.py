@@ -3,7 +3,7 @@
 The claim, the business writes and the receipt are rows of one transaction, yours:
 
     request_id ─► _keys ─► _fingerprint ─► _claim ─► _dialects ─► execution ─► your writes ─► _codec ─► _claim ─► COMMIT
-                                                                                                              (_safety)
+                                                                                                              (_commit_guard)
 
 `ExecutionGuard` is the door, and `aio.AsyncExecutionGuard` the one for AsyncSession; `errors` has the tree of everything that it raises; `schema` has the table's migrations.
 """

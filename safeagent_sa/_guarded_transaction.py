@@ -56,7 +56,7 @@ class GuardedTransaction:
         claim.completion, claim.savepoints_at_end = completion, len(self.savepoints)
 
     def refuse_or_allow(self, connection: Connection) -> None:
-        """Raise where it is clear without a statement that this transaction must not commit."""
+        """Raise where it is clear before anything is written that this transaction must not commit."""
         self._refuse_lost_and_incomplete(connection)
         for claim in self.claims.values():
             refuse_aborted(claim, connection)
@@ -153,12 +153,11 @@ class GuardedTransaction:
 
     def released(self, name: str) -> None:
         """Note a RELEASE: what was inside belongs to what is around."""
-        depth = self._depth(name)
-        if depth is not None:
-            del self.savepoints[depth:]
-            for claim in self.claims.values():
-                claim.savepoints = min(claim.savepoints, depth)
-                claim.savepoints_at_end = min(claim.savepoints_at_end, depth)
+        depth = self._depth(name) or 0  # a name that is not known may be that of any savepoint
+        del self.savepoints[depth:]
+        for claim in self.claims.values():
+            claim.savepoints = min(claim.savepoints, depth)
+            claim.savepoints_at_end = min(claim.savepoints_at_end, depth)
 
     def rolled_back_to(self, name: str, connection: Connection) -> None:
         """Note a ROLLBACK TO: claims that were made inside are gone, with all that they cover."""
@@ -167,20 +166,27 @@ class GuardedTransaction:
             self._look_what_is_left(connection)
             return
         del self.savepoints[depth + 1 :]
+        # SQLAlchemy's own name means one savepoint; another may have been made again unseen, so that the rows decide.
+        is_certain = name.startswith("sa_savepoint_")
         for claim in list(self.claims.values()):
-            if claim.savepoints > depth:
+            if claim.savepoints > depth and (is_certain or not is_there(claim, connection)):
                 self._undo(claim)
-            elif claim.savepoints_at_end > depth:
-                claim.completion = None  # a part of what its block has written is gone
+            elif max(claim.savepoints, claim.savepoints_at_end) > depth:
+                self._cut(claim)
 
     def _look_what_is_left(self, connection: Connection) -> None:
         # A savepoint that was made unseen: before the first claim, on the driver's own connection, by a statement that begins
         # with another. Where it stood is for the rows to tell; a claim that has outlived it may have lost what its block wrote.
         self.savepoints.clear()
         for claim in list(self.claims.values()):
-            claim.completion, claim.savepoints, claim.savepoints_at_end = None, 0, 0
+            self._cut(claim)
+            claim.savepoints, claim.savepoints_at_end = 0, 0
             if not is_there(claim, connection):
                 self._undo(claim)
+
+    def _cut(self, claim: OpenClaim) -> None:
+        # A part of what its block has written may be gone.
+        claim.is_cut, claim.completion = claim.completion is not None or claim.is_cut, None
 
     def _undo(self, claim: OpenClaim) -> None:
         claim.is_undone = True
@@ -217,8 +223,9 @@ def owner_of(held: GuardedTransaction) -> Connection:
     if connection is not None and not connection.closed and not held.is_over:
         return connection
     ids = ", ".join(repr(claim.row.request_id) for claim in held.claims.values())
+    what = f"the claim of {ids}" if ids else "a part of the guarded transaction"
     message = (
-        f"this COMMIT would store the claim of {ids} of a session that was dropped or interrupted without an end, so it was "
+        f"this COMMIT would store {what} of a session that was dropped or interrupted without an end, so it was "
         "refused and rolled back. Close each session (`with Session(engine) as session`), and run your transaction again."
     )
     raise ClaimLostError(message)

@@ -42,11 +42,12 @@ class OpenClaim:
     connection_ref: ReferenceType[Connection]
     root_ref: ReferenceType[SessionTransaction]
     transaction_ref: ReferenceType[RootTransaction]
-    has_block: bool = True
     completion: Completion | None = None
     """None until the block has ended well."""
     is_supposed: bool = False
     """Whether it is not known that the row is there: its INSERT has raised an error."""
+    is_cut: bool = False
+    """Whether a savepoint that was rolled back may have held a part of what its block has written."""
     is_sent: bool = False
     """Whether the completion was sent before the COMMIT, for those who looked."""
     is_undone: bool = False
@@ -132,6 +133,13 @@ def why_incomplete(claim: OpenClaim, connection: Connection) -> Exception | None
         return None
     if not is_left:
         return lost(claim)  # a ROLLBACK as text: what the block wrote after it is covered by nothing
+    if claim.is_cut:
+        message = (
+            f"the result of request_id {claim.row.request_id!r} (scope {claim.row.scope!r}) was dropped, since a savepoint "
+            "was rolled back that may hold writes of its block; so this COMMIT was refused. Roll back and run the whole "
+            "transaction again; end each savepoint inside the block that begins it."
+        )
+        return NotCompletedError(message, scope=claim.row.scope, request_id=claim.row.request_id)
     return not_completed(claim.row, "this COMMIT was refused")
 
 

@@ -46,7 +46,7 @@ class Policy:
             self._warned.add(connection.engine)
             warnings.warn(
                 "synchronous_commit is off or local on this database: it acknowledges executions that a crash or a "
-                "failover can still lose, so that a retry runs again. Leave ExecutionGuard(synchronous_commit='force'), "
+                "failover can still lose, so that a retry runs again. Use ExecutionGuard(synchronous_commit='force'), the default, "
                 "or accept it knowingly and filter this warning.",
                 DurabilityWarning,
                 stacklevel=2,

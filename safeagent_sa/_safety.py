@@ -3,8 +3,8 @@
 `_commit_guard` has the last word on each connection. The listeners here, both on the one Session and never on a class, serve
 what only a session knows:
 
-* `before_commit` refuses where no statement is needed to see that the COMMIT must fail, and so leaves the Session usable. A
-  session that is joined to an outer transaction stores its completions there, since its own COMMIT sends none.
+* `before_commit` refuses early where the COMMIT must fail, with at most a look at the claims' rows, and so leaves the Session
+  usable. A session whose own bind is a Connection stores its completions there, since its COMMIT may send none.
 * `after_begin` lets each further connection of the transaction take part in it.
 """
 
@@ -81,7 +81,7 @@ def watch(
     held = guard_transaction(connection)
     watch = _watch_of(session)
     claim = OpenClaim(
-        row, proof, dialect, audience, ref(session), held.connection_ref, watch.root, held.transaction_ref, has_block
+        row, proof, dialect, audience, ref(session), held.connection_ref, watch.root, held.transaction_ref
     )
     held.add(claim)
     watch.claims.append(claim)

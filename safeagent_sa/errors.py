@@ -254,7 +254,7 @@ class AlreadyClaimedError(MisuseError):
 
 
 class ClaimLostError(MisuseError):
-    """The claim's row went away with a rollback, a commit or a savepoint inside the block.
+    """The claim's row went away with a rollback, a commit or a savepoint, inside the block or between the block and COMMIT.
 
     Attributes:
         scope: The scope of the request.

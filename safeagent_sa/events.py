@@ -85,11 +85,11 @@ class Waited(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed(Event):
-    """The result is written, and commits with the transaction.
+    """The block has ended well; the result goes to the database in front of the COMMIT, or with it.
 
     Attributes:
         seconds: Since the claim, in seconds.
-        is_pipelined: Whether it is not sent yet, but with the COMMIT in one round trip.
+        is_pipelined: Whether it goes in one round trip with the COMMIT.
     """
 
     seconds: float

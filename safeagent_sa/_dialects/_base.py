@@ -99,7 +99,6 @@ class Dialect(ABC):
 
     def __init__(self, table: Table) -> None:
         columns = table.c
-        self._table = table
         self._by_key = (columns.scope == bindparam("key_scope"), columns.request_id == bindparam("key_request_id"))
         self._owned = (*self._by_key, columns.token == bindparam("key_token"))
         self._delete = delete(table).where(*self._owned)
@@ -151,7 +150,7 @@ class Dialect(ABC):
 
     def is_open(self, pooled: PoolProxiedConnection) -> bool:
         """Tell, as far as the driver shows it, whether a COMMIT that has failed has left the transaction open."""
-        driver: Any = pooled.driver_connection
+        driver = driver_of(pooled)
         return bool(getattr(driver, "in_transaction", False))
 
     def note_local_commits(self, pooled: PoolProxiedConnection) -> tuple[list[str], Callable[[], None]]:
@@ -252,6 +251,11 @@ class Dialect(ABC):
     @staticmethod
     def _owner(claim: NewClaim) -> dict[str, Any]:
         return {"key_scope": claim.scope, "key_request_id": claim.request_id, "key_token": claim.token}
+
+
+def driver_of(pooled: Any) -> Any:
+    """Return the driver's own connection, also of one that was detached from its pool."""
+    return getattr(pooled.dbapi_connection, "driver_connection", pooled.dbapi_connection)
 
 
 def by_request_id(rows: Iterable[Any]) -> dict[str, StoredRequest]:

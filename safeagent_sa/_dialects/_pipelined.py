@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, PoolProxiedConnection, Table
 from sqlalchemy.exc import DBAPIError
 
-from ._base import Begun, Dialect, Inserted, NewClaim, StoredRequest
+from ._base import Begun, Dialect, Inserted, NewClaim, StoredRequest, driver_of
 from ._postgresql_sql import IS_SAME, LOSABLE, LOST, Ready, Statements, has_plain_types, is_translated, numbered
 
 
@@ -94,7 +94,7 @@ class Pipelined(Dialect):
 
     def commit_with(self, pooled: PoolProxiedConnection, batch: Sequence[Completion]) -> None:
         """Leave it to the connection's pipeline."""
-        pipeline: Pipeline = pooled.driver_connection.safeagent_sa_pipeline  # type: ignore[union-attr]
+        pipeline: Pipeline = driver_of(pooled).safeagent_sa_pipeline
         pipeline.commit(batch)
 
     def _pipeline(self, connection: Connection) -> Pipeline | None:

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, PoolProxiedConnection, func, literal_column, 
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import AutocommitError, ReadOnlyTransactionError
-from ._base import Inserted, NewClaim, NewClaims, StoredRequest, by_request_id
+from ._base import Inserted, NewClaim, NewClaims, StoredRequest, by_request_id, driver_of
 from ._pipelined import ACTIVE, IN_ERROR, IN_TRANSACTION, Pipelined, inserted_or_found
 from ._postgresql_sql import IS_SAME, LOSABLE, WAIT
 
@@ -150,7 +150,7 @@ class PostgreSQL(Pipelined):
         status = _libpq_status(connection.connection)
         if status is not None:
             return status in (ACTIVE, IN_TRANSACTION, IN_ERROR)
-        ask = getattr(connection.connection.driver_connection, "is_in_transaction", None)
+        ask = getattr(driver_of(connection.connection), "is_in_transaction", None)
         return bool(ask()) if ask is not None else self.may_have_written(connection)
 
     def is_same_transaction(self, connection: Connection, proof: str) -> bool:
@@ -170,12 +170,12 @@ class PostgreSQL(Pipelined):
         status = _libpq_status(pooled)
         if status is not None:
             return status in (IN_TRANSACTION, IN_ERROR)
-        driver: Any = pooled.driver_connection
+        driver = driver_of(pooled)
         return bool(hasattr(driver, "is_in_transaction") and driver.is_in_transaction())
 
     def note_local_commits(self, pooled: PoolProxiedConnection) -> tuple[list[str], Callable[[], None]]:
         """Listen to the server's warnings for the time of the COMMIT, in the way of each driver."""
-        driver: Any = pooled.driver_connection
+        driver = driver_of(pooled)
         noted: list[str] = []
         if hasattr(driver, "add_notice_handler"):  # psycopg 3
 
@@ -240,7 +240,7 @@ def _milliseconds(timeout: float | None) -> int | None:
 
 
 def _libpq_status(pooled: PoolProxiedConnection) -> int | None:
-    driver = pooled.driver_connection
+    driver = driver_of(pooled)
     libpq = getattr(driver, "pgconn", None)  # psycopg 3, whose `info` would make two objects to say the same
     if libpq is None:
         libpq = getattr(driver, "info", None)

@@ -23,6 +23,7 @@ from psycopg.generators import fetch_many, send
 from sqlalchemy import Connection
 from sqlalchemy.util import await_only
 
+from ._base import driver_of
 from .psycopg_prepared import Names, Prepared, Text, Texts
 
 
@@ -59,7 +60,7 @@ class Pipeline:
     @classmethod
     def of(cls, connection: Connection) -> Pipeline | None:
         """Return the pipeline of a connection, or None where its driver or its state allows none."""
-        driver: Any = connection.connection.driver_connection
+        driver = driver_of(connection.connection)
         found: Pipeline | None = getattr(driver, _ATTRIBUTE, None)
         if found is None:
             # By its type: a proxy around one says that it is one, and may want to see what is sent.

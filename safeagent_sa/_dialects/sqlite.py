@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Table, Text, bindparam, func, insert, literal
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import EngineNotConfiguredError
-from ._base import Dialect, Inserted, NewClaim, NewClaims, StoredRequest, by_request_id
+from ._base import Dialect, Inserted, NewClaim, NewClaims, StoredRequest, by_request_id, driver_of
 
 
 # No proof but the token: SQLite has no transaction ids.
@@ -121,5 +121,5 @@ class SQLite(Dialect):
 
     def is_in_transaction(self, connection: Connection) -> bool:
         """Ask the driver."""
-        driver: Any = connection.connection.driver_connection
+        driver = driver_of(connection.connection)
         return bool(driver.in_transaction)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 class Verb(Enum):
     """What such a statement does."""
 
-    COMMIT = "ends the transaction and keeps its work, prepared ones included"
+    COMMIT = "ends the transaction and keeps its work; PREPARE TRANSACTION, too"
     ROLLBACK = "ends it and drops its work"
     SAVEPOINT = "begins a savepoint"
     RELEASE = "ends it and keeps its work"
@@ -25,17 +25,17 @@ class Step(NamedTuple):
     """Of the savepoint; empty where it is spelled in a way that is not understood."""
 
 
-FIRST_LETTERS = frozenset("aAcCeEpPrRsS/- \t\r\n")
+FIRST_LETTERS = frozenset("aAcCeEpPrRsS/-; \t\r\n\f\v")
 """What such a statement can begin with; most others do not, and are spared a closer look."""
 
 # Atomic: a comment ends at its first end. Else each of many comments in a row doubles the time for the rest.
 _SPACE = r"(?>\s|--[^\n]*(?:\n|$)|/\*.*?\*/)"
 _NAME = r'"(?:[^"]|"")+"|[\w$]+(?![\w$&])'  # not U&"…", which spells a name in another way
 _STEP = re.compile(
-    rf"""{_SPACE}*(?:
+    rf"""(?:{_SPACE}|;)*(?:
         (?P<commit>COMMIT(?!{_SPACE}+PREPARED\b)|END|PREPARE{_SPACE}+TRANSACTION)\b
       | SAVEPOINT\b{_SPACE}*(?P<savepoint>{_NAME})
-      | RELEASE\b{_SPACE}*(?:SAVEPOINT\b{_SPACE}*)?(?P<release>{_NAME})
+      | RELEASE\b{_SPACE}*(?:SAVEPOINT\b{_SPACE}*)?(?P<release>{_NAME}|)
       | (?:ROLLBACK|ABORT)(?!{_SPACE}+PREPARED\b)\b(?:{_SPACE}+(?:WORK|TRANSACTION)\b)?
         (?:{_SPACE}+TO\b{_SPACE}*(?:SAVEPOINT\b{_SPACE}*)?(?P<to>{_NAME}|) | (?P<rollback>))
     )""",

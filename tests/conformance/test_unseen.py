@@ -311,3 +311,65 @@ def test_rows_written_behind_a_refused_commit(port):
                 session.commit()
 
     assert nothing_is_stored(port)
+
+
+# Names that mean another savepoint than the one that was seen
+
+
+@not_pipelined
+def test_a_savepoint_of_the_same_name_that_was_not_seen_takes_no_claim_along(port):
+    with port.sessions() as session:
+        guard.execute(session, "first", pay, "first", action="pay")
+        session.execute(text("SAVEPOINT a"))
+        guard.execute(session, "order-1", pay, "order-1", action="pay")
+        session.connection().connection.dbapi_connection.cursor().execute("SAVEPOINT a")
+        session.execute(text("ROLLBACK TO a"))
+        with pytest.raises(NotCompletedError, match="may hold writes of its block"):
+            session.commit()
+
+    assert port.requests() == []
+    assert [port.payments(name) for name in ("first", "order-1")] == [0, 0]
+
+
+def test_a_release_that_is_not_understood_lets_no_half_be_stored(sqlite):
+    """SQLite takes names in brackets, and in any case."""
+    with sqlite.sessions() as session:
+        with guard.claim(session, "order-1", action="pay") as execution:
+            session.execute(text("SAVEPOINT a"))
+            execution.complete(pay(session, "order-1"))
+        session.execute(text("SAVEPOINT a"))
+        session.execute(text("RELEASE [a]"))
+        session.execute(text("ROLLBACK TO a"))
+        with pytest.raises(NotCompletedError):
+            session.commit()
+
+    assert sqlite.requests() == []
+    assert sqlite.payments("order-1") == 0
+
+
+@pytest.mark.parametrize("statement", ["\fCOMMIT", "\vCOMMIT", ";COMMIT", " ; COMMIT"])
+def test_a_commit_behind_odd_letters_is_seen(sqlite, statement):
+    with sqlite.sessions() as session:
+        with pytest.raises(NotCompletedError), guard.claim(session, "order-1", action="pay"):
+            pay(session, "order-1")
+            session.execute(text(statement))
+
+    assert sqlite.requests() == []
+
+
+@pytest.mark.parametrize("port", ["sqlite", "postgresql", "psycopg2", "pipelined"], indirect=True)
+@pytest.mark.parametrize("when", ["before", "in the block", "behind"])
+def test_a_connection_that_is_detached_from_its_pool_is_guarded_as_well(port, when):
+    with port.sessions() as session:
+        if when == "before":
+            session.connection().detach()
+        with guard.claim(session, "order-1", action="pay") as execution:
+            if when == "in the block":
+                session.connection().detach()
+            execution.complete(pay(session, "order-1"))
+        if when == "behind":
+            session.connection().detach()
+        session.commit()
+        session.connection().close()
+
+    assert port.requests() == [("order-1", "completed")]

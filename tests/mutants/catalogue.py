@@ -574,13 +574,13 @@ AS_TEXT = {
     ),
     "a comment hides a statement": Mutant(
         STEPS,
-        'rf"""{_SPACE}*(?:',
-        'rf"""(?:',
+        'rf"""(?:{_SPACE}|;)*(?:',
+        'rf"""\\s*(?:',
         "test_a_rollback_as_text_behind_the_block test_a_commit_as_text_behind_the_block_stores_the_receipt",
     ),
     "a statement with a comment in front is not looked at": Mutant(
         STEPS,
-        '"aAcCeEpPrRsS/- \\t\\r\\n"',
+        '"aAcCeEpPrRsS/-; \\t\\r\\n\\f\\v"',
         '"aAcCeEpPrRsS"',
         "test_a_rollback_as_text_behind_the_block test_a_commit_as_text_behind_the_block_stores_the_receipt",
     ),
@@ -649,8 +649,8 @@ AS_TEXT = {
     ),
     "a ROLLBACK TO takes no claim back": Mutant(
         GUARDED,
-        "            if claim.savepoints > depth:\n                self._undo(claim)\n            elif",
-        "            if claim.savepoints > depth:\n                pass\n            elif",
+        "                self._undo(claim)\n            elif max",
+        "                pass\n            elif max",
         "test_savepoints_within_savepoints",
     ),
     "a savepoint from before the claim is not known": Mutant(
@@ -661,25 +661,25 @@ AS_TEXT = {
     ),
     "a savepoint that is open at the end of the block is not noticed": Mutant(
         GUARDED,
-        "elif claim.savepoints_at_end > depth:",
+        "elif max(claim.savepoints, claim.savepoints_at_end) > depth:",
         "elif False:",
         "test_a_savepoint_as_text_that_is_open_at_the_end_of_the_block",
     ),
     "a savepoint behind the block takes the completion along": Mutant(
         GUARDED,
-        "elif claim.savepoints_at_end > depth:",
+        "elif max(claim.savepoints, claim.savepoints_at_end) > depth:",
         "else:",
         "test_a_savepoint_as_text_behind_the_block_is_no_harm",
     ),
     "a claim in a savepoint that was released goes with the next one": Mutant(
         GUARDED,
-        "                claim.savepoints = min(claim.savepoints, depth)\n",
+        "            claim.savepoints = min(claim.savepoints, depth)\n",
         "",
         "test_savepoints_as_text_are_followed",
     ),
     "a block that ended in a savepoint that was released goes with the next one": Mutant(
         GUARDED,
-        "                claim.savepoints_at_end = min(claim.savepoints_at_end, depth)\n",
+        "            claim.savepoints_at_end = min(claim.savepoints_at_end, depth)\n",
         "",
         "test_savepoints_as_text_are_followed",
     ),
