@@ -32,6 +32,8 @@ class Audience:
     rows: Sequence[NewClaim]
     has_begun: bool = False
     """Whether the claim went with BEGIN."""
+    is_undone: bool = False
+    """Whether a ROLLBACK TO SAVEPOINT has taken the rows back."""
     ends_with_commit: bool = False
     """Whether the completion goes with COMMIT."""
     _began: float = field(default_factory=time.monotonic)
@@ -119,7 +121,10 @@ def _after_commit(session: Session) -> None:
     root = session.get_transaction()
     if root is not None and not session.in_nested_transaction():
         for audience in session.info[_INFO_KEY].take(root):
-            audience.tell("Committed", seconds=audience.seconds)
+            if audience.is_undone:  # by a savepoint that the session did not end
+                audience.tell("RolledBack", seconds=audience.seconds, was_commit_sent=False)
+            else:
+                audience.tell("Committed", seconds=audience.seconds)
 
 
 def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:

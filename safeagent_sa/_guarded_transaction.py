@@ -189,7 +189,7 @@ class GuardedTransaction:
         claim.is_cut, claim.completion = claim.completion is not None or claim.is_cut, None
 
     def _undo(self, claim: OpenClaim) -> None:
-        claim.is_undone = True
+        claim.is_undone = claim.audience.is_undone = True
         del self.claims[claim.row.token]
 
     def _depth(self, name: str) -> int | None:

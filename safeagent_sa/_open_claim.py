@@ -153,8 +153,8 @@ def not_completed(row: NewClaim, consequence: str) -> NotCompletedError:
     """Return the error for a claim without a result."""
     message = (
         f"the claim of request_id {row.request_id!r} (scope {row.scope!r}) has no stored result, so {consequence}. "
-        "Call execution.complete(result) in the claim's block once the business writes are made; after an exception "
-        "in the block roll back, or claim with savepoint=True to undo the block alone."
+        "Call complete(result) once the business writes are made, before the block ends where there is one; after an "
+        "exception roll back, or put the claim and its writes into session.begin_nested() to undo them alone."
     )
     return NotCompletedError(message, scope=row.scope, request_id=row.request_id)
 

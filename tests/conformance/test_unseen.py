@@ -13,8 +13,9 @@ from support.app import Payment, make_engine, pay
 from support.ports import not_pipelined
 
 from safeagent_sa import ClaimLostError, ExecutionGuard, NotCompletedError, UnsupportedSessionError
-from safeagent_sa._commit_guard import GuardedTransaction
 from safeagent_sa._dialects.steps import Step, Verb, step_of
+from safeagent_sa._guarded_transaction import GuardedTransaction
+from safeagent_sa.events import Committed, RolledBack
 
 
 guard = ExecutionGuard()
@@ -373,3 +374,16 @@ def test_a_connection_that_is_detached_from_its_pool_is_guarded_as_well(port, wh
         session.connection().close()
 
     assert port.requests() == [("order-1", "completed")]
+
+
+def test_listeners_hear_of_a_claim_that_a_savepoint_as_text_took_back(port):
+    heard = []
+    guard = ExecutionGuard(listeners=[heard.append])
+    with port.sessions() as session, session.begin():
+        guard.execute(session, "first", pay, "first", action="pay")
+        session.execute(text("SAVEPOINT a"))
+        guard.execute(session, "order-1", pay, "order-1", action="pay")
+        session.execute(text("ROLLBACK TO a"))
+    ends = {event.request_id: type(event).__name__ for event in heard if isinstance(event, Committed | RolledBack)}
+
+    assert ends == {"first": "Committed", "order-1": "RolledBack"}
