@@ -494,7 +494,9 @@ def test_savepoints_within_savepoints(port, inner):
 DROPPED = partial(
     pytest.warns, SAWarning, match="non-checked-in connection"
 )  # an async connection cannot be reset then
-DROPPED_OPEN = pytest.mark.filterwarnings("ignore:.*deleted while still open:ResourceWarning")  # as psycopg says, too
+DROPPED_OPEN = pytest.mark.filterwarnings(
+    "ignore:.*deleted (while still open|before being closed):ResourceWarning"
+)  # as psycopg says, too
 
 
 @DROPPED_OPEN
