@@ -17,26 +17,27 @@ def note(session: Session) -> None:
     """Note that a claim was made in the session's transaction."""
     root = session.get_transaction()
     assert root is not None  # the claim's own
-    _sessions()[session] = (_task(), ref(root))
+    _sessions()[session] = (ref(_owner()), ref(root))
 
 
 def is_guarded_transaction_open() -> bool:
     """Tell whether a session that has claimed in this thread, and task, is still in that transaction."""
-    task = _task()
+    here = _owner()
     return any(
-        owner == task and root() is not None and root() is session.get_transaction()
+        owner() is here and root() is not None and root() is session.get_transaction()
         for session, (owner, root) in list(_sessions().items())
     )
 
 
-def _sessions() -> WeakKeyDictionary[Session, tuple[int | None, ReferenceType[SessionTransaction]]]:
+def _sessions() -> WeakKeyDictionary[Session, tuple[ReferenceType[object], ReferenceType[SessionTransaction]]]:
     if not hasattr(_here, "sessions"):
         _here.sessions = WeakKeyDictionary()
-    found: WeakKeyDictionary[Session, tuple[int | None, ReferenceType[SessionTransaction]]] = _here.sessions
+    found: WeakKeyDictionary[Session, tuple[ReferenceType[object], ReferenceType[SessionTransaction]]] = _here.sessions
     return found
 
 
-def _task() -> int | None:
+def _owner() -> object:
+    """Return the task that runs here, or what stands for the thread. Not its id: a later task may get the same."""
     # Asked without an exception where no loop runs in this thread: it is on the way of every claim.
     loop = asyncio._get_running_loop()  # noqa: SLF001 - documented for libraries that look for a loop
-    return None if loop is None else id(asyncio.current_task(loop))
+    return _here if loop is None else asyncio.current_task(loop) or _here
