@@ -7,27 +7,33 @@ layer does it. Needs the extra `asyncio` (greenlet).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from types import EllipsisType
-from typing import Any, Concatenate, Protocol, overload
+from typing import Any, Concatenate, Protocol, TypeVar, overload
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
-from . import _blocks, transactions
-from ._async_blocks import over, plain_session
-from ._async_guard_effects import AsyncGuardEffects
-from ._idempotent import ParamsT, Plan, SelfT
-from ._keys import validate_action
-from ._results import annotation_of, result_type_of
-from ._retry import Attempts
-from ._signature import refuse_shared_names
-from .errors import UnsupportedFunctionError
+from ._claim import block as blocks
+from ._effects import doubt as doubts
+from ._effects.doubt import Doubt
+from ._effects.verdict import Verdict
+from ._request.arguments import refuse_shared_names
+from ._request.ids import validate_action
+from ._request.results import annotation_of, result_type_of
+from ._request.signature import ParamsT, Plan, SelfT
+from ._settings import ConfiguredGuard
+from ._transaction import run
+from ._transaction.run import AsyncSessionFactory, Attempts
+from .effects import AsyncEffect, RetryOn, WhenInDoubt
+from .errors import UnsupportedFunctionError, UnsupportedSessionError
 from .execution import Batch, Execution, Receipt, ResultT
-from .transactions import AsyncSessionFactory
+from .relay import AsyncRelay
 
 
 __all__ = ["AsyncExecutionGuard"]
+
+_ValueT = TypeVar("_ValueT")
 
 
 class AsyncOpensSession(Protocol):
@@ -42,7 +48,7 @@ class AsyncOpensSession(Protocol):
     ) -> Callable[Concatenate[SelfT, ParamsT], ResultT]: ...
 
 
-class AsyncExecutionGuard(AsyncGuardEffects):
+class AsyncExecutionGuard(ConfiguredGuard):
     """Claims request_ids inside your own AsyncSession and transaction; it never commits, rolls back or closes them.
 
     Everything that ExecutionGuard promises holds here, and its handles are the same classes. A task that is cancelled
@@ -117,8 +123,8 @@ class AsyncExecutionGuard(AsyncGuardEffects):
                         execution.complete({"status": "sent"})
             ```
         """
-        session = plain_session(session)
-        block = _blocks.claim(
+        session = _plain_session(session)
+        block = blocks.claim(
             self._settings,
             session.sync_session,
             request_id,
@@ -129,7 +135,7 @@ class AsyncExecutionGuard(AsyncGuardEffects):
             savepoint=savepoint,
             result_type=result_type_of(result_type),
         )
-        return over(session, block)
+        return _over(session, block)
 
     def claim_many(
         self,
@@ -161,9 +167,9 @@ class AsyncExecutionGuard(AsyncGuardEffects):
                     execution.complete(await ingest(session, execution.request_id))
             ```
         """
-        session = plain_session(session)
-        block = _blocks.claim_many(self._settings, session.sync_session, payloads, action=action, scope=scope)
-        return over(session, block)
+        session = _plain_session(session)
+        block = blocks.claim_many(self._settings, session.sync_session, payloads, action=action, scope=scope)
+        return _over(session, block)
 
     @overload
     async def execute(
@@ -271,7 +277,7 @@ class AsyncExecutionGuard(AsyncGuardEffects):
         result_type: Any,
         **options: Any,
     ) -> Execution[Any]:
-        session = plain_session(session)
+        session = _plain_session(session)
         async with self.claim(
             session,
             request_id,
@@ -379,7 +385,7 @@ class AsyncExecutionGuard(AsyncGuardEffects):
             "result_type": result_type,
             "wait_timeout": wait_timeout,
         }
-        return await transactions.run_async(
+        return await run.run_async(
             session_factory,
             lambda session: self._execute(session, request_id, fn, args, kwargs, **options),
             Attempts(attempts, max_seconds),
@@ -525,6 +531,186 @@ class AsyncExecutionGuard(AsyncGuardEffects):
             receipt = await guard.get(session, "payment_123")
             ```
         """
-        return await plain_session(session).run_sync(
-            lambda sync_session: _blocks.get(self._settings, sync_session, request_id, scope=scope)
+        return await _plain_session(session).run_sync(
+            lambda sync_session: blocks.get(self._settings, sync_session, request_id, scope=scope)
         )
+
+    def effect(
+        self,
+        action: str,
+        *,
+        lease: float = 60.0,
+        when_in_doubt: WhenInDoubt = "park",
+        retry_on: RetryOn = (),
+        on_success: Callable[[AsyncSession, Any], Any] | None = None,
+        result_type: Any = None,
+    ) -> AsyncEffect[Any]:
+        """Configure a call of another system; nothing is sent, and nothing of it commits with a transaction of yours.
+
+        Args:
+            action: As in `ExecutionGuard.effect`, like everything that follows.
+            lease: How long one attempt may take, in seconds.
+            when_in_doubt: `"park"`, `"retry"` or a probe, which may be a coroutine function.
+            retry_on: Errors of the call that prove that nothing happened.
+            on_success: Writes rows of yours with the result; it gets the AsyncSession and may be a coroutine function.
+            result_type: What results are.
+
+        Returns:
+            The effect, to be shared between tasks.
+
+        Raises:
+            Exception: What `ExecutionGuard.effect` raises.
+
+        Example:
+            ```python
+            charge = guard.effect("stripe.charge", lease=60)
+            execution = await charge.execute(async_sessions, "order:42:charge", do_charge, order)
+            ```
+        """
+        return AsyncEffect(
+            self._settings,
+            action,
+            lease=lease,
+            when_in_doubt=when_in_doubt,
+            retry_on=retry_on,
+            on_success=on_success,
+            result_type=result_type,
+        )
+
+    async def in_doubt(
+        self,
+        session: AsyncSession | async_scoped_session[Any],
+        *,
+        older_than: float = 0.0,
+        scope: str | None = None,
+        limit: int = 100,
+    ) -> list[Doubt]:
+        """Read the requests of which nobody knows whether they happened, in the session's transaction; nothing is written.
+
+        Args:
+            session: Any AsyncSession that sees the table.
+            older_than: Only those whose last attempt began so many seconds ago.
+            scope: Only this scope.
+            limit: The most to read, the oldest first.
+
+        Returns:
+            The requests.
+
+        Example:
+            ```python
+            doubts = await guard.in_doubt(session, older_than=300)
+            ```
+        """
+        return await _plain_session(session).run_sync(
+            lambda plain: doubts.in_doubt(self._settings, plain, older_than=older_than, scope=scope, limit=limit)
+        )
+
+    async def resolve(
+        self,
+        session: AsyncSession | async_scoped_session[Any],
+        request_id: str,
+        verdict: Verdict,
+        *,
+        by: str,
+        evidence: Any = None,
+        scope: str | None = None,
+        result_type: Any = None,
+    ) -> Receipt | None:
+        """Record what has become of a request in doubt; it commits with your transaction.
+
+        Args:
+            session: The session of your transaction.
+            request_id: As in `ExecutionGuard.resolve`, like everything that follows.
+            verdict: What was found out.
+            by: Who has found out.
+            evidence: What it was found out by, as plain JSON values.
+            scope: The tenant or namespace.
+            result_type: What the result is.
+
+        Returns:
+            The receipt where it has landed, else None.
+
+        Raises:
+            Exception: What `ExecutionGuard.resolve` raises.
+
+        Example:
+            ```python
+            await guard.resolve(session, "order:42:charge", not_landed(), by="alice")
+            ```
+        """
+        kind = result_type_of(result_type)
+        return await _plain_session(session).run_sync(
+            lambda plain: doubts.resolve(
+                self._settings, plain, request_id, verdict, by=by, evidence=evidence, scope=scope, result_type=kind
+            )
+        )
+
+    def relay(
+        self,
+        session_factory: AsyncSessionFactory,
+        handlers: Mapping[str, Any],
+        *,
+        max_attempts: int = 10,
+        first_pause: float = 1.0,
+        longest_pause: float = 3600.0,
+        poll_interval: float = 5.0,
+    ) -> AsyncRelay:
+        """Make a relay: it fires the effects that `execution.effects.add` has stored, after their COMMIT.
+
+        Args:
+            session_factory: What makes an AsyncSession for each of its transactions.
+            handlers: By action, a coroutine function or a pair, as in `ExecutionGuard.relay`, like everything that follows.
+            max_attempts: After so many failures an effect is a dead letter.
+            first_pause: Seconds before the second attempt.
+            longest_pause: The longest pause, in seconds.
+            poll_interval: How often to look for what is due, in seconds.
+
+        Returns:
+            The relay, with coroutines `run_once()` and `run()`, and `stop()`.
+
+        Raises:
+            ValueError: A number is out of range, or a pair does not fit its action.
+            UnsupportedFunctionError: A handler does not take an effect and a payload.
+
+        Example:
+            ```python
+            relay = guard.relay(async_sessions, {"email.confirmation": send_confirmation})
+            await relay.run()
+            ```
+        """
+        return AsyncRelay(
+            self._settings,
+            session_factory,
+            handlers,
+            max_attempts=max_attempts,
+            first_pause=first_pause,
+            longest_pause=longest_pause,
+            poll_interval=poll_interval,
+        )
+
+
+@asynccontextmanager
+async def _over(session: AsyncSession, block: AbstractContextManager[_ValueT]) -> AsyncGenerator[_ValueT]:
+    """Enter and leave a synchronous block where its database calls can be awaited."""
+    value = await session.run_sync(lambda _: block.__enter__())
+    try:
+        yield value
+    except BaseException as error:
+        left = (type(error), error, error.__traceback__)
+        # A block without a savepoint sends nothing here, so that a cancelled task is not held up.
+        if not await session.run_sync(lambda _: block.__exit__(*left)):
+            raise
+    else:
+        await session.run_sync(lambda _: block.__exit__(None, None, None))
+
+
+def _plain_session(session: object) -> AsyncSession:
+    """Return the AsyncSession itself, or raise UnsupportedSessionError."""
+    found = session() if isinstance(session, async_scoped_session) else session
+    if isinstance(found, AsyncSession):
+        return found
+    message = (
+        f"AsyncExecutionGuard needs a sqlalchemy.ext.asyncio.AsyncSession, not {type(session).__name__}. For a "
+        "synchronous Session use safeagent_sa.ExecutionGuard, which has the same verbs."
+    )
+    raise UnsupportedSessionError(message)

@@ -10,9 +10,11 @@ from typing import Any
 
 from sqlalchemy.orm import Session, scoped_session
 
-from . import _claim, _outcome, _safety, schema
-from ._keys import validate_action, validate_key
-from ._policy import Policy
+from . import schema
+from ._claim import acquire, complete, outcome
+from ._request.ids import validate_action, validate_key
+from ._settings import Settings
+from ._transaction import session_watch
 from .errors import NotCompletedError
 from .guard import ExecutionGuard
 
@@ -42,9 +44,9 @@ class ExecutionStore:
         Raises:
             UnsupportedSessionError: Not a synchronous session.
         """
-        self._session = _safety.plain_session(session)
+        self._session = session_watch.plain_session(session)
         self._guard = guard or ExecutionGuard()
-        self._claims: dict[str, _claim.Claim] = {}
+        self._claims: dict[str, acquire.Claim] = {}
 
     def init_db(self) -> None:
         """Check that the table is there; it creates nothing and commits nothing, migrations do.
@@ -69,9 +71,9 @@ class ExecutionStore:
                 when the other execution fails.
         """
         key = validate_key(self._guard._settings.scope, request_id)  # noqa: SLF001 - another face of the guard
-        request = _outcome.Request(key, validate_action(action), None, self._policy.fingerprinter.make(None))
-        _safety.refuse_pending_writes(self._session, key)
-        claim = _claim.claim(self._session, self._policy, request, self._guard._settings.wait_timeout, has_block=False)  # noqa: SLF001
+        request = outcome.Request(key, validate_action(action), None, self._policy.fingerprinter.make(None))
+        session_watch.refuse_pending_writes(self._session, key)
+        claim = acquire.claim(self._session, self._policy, request, self._guard._settings.wait_timeout, has_block=False)  # noqa: SLF001
         if claim.open_claim is not None:
             self._claims[request_id] = claim
         return claim.open_claim is not None
@@ -97,7 +99,7 @@ class ExecutionStore:
             raise NotCompletedError(message, scope=self._guard._settings.scope, request_id=request_id)  # noqa: SLF001
         claim.execution.complete(result)
         del self._claims[request_id]
-        _claim.settle(claim, self._policy)
+        complete.settle(claim, self._policy)
 
     def get(self, request_id: str) -> dict[str, Any] | None:
         """Read a request in your transaction, in SafeAgent's form; nothing is claimed or written.
@@ -109,10 +111,10 @@ class ExecutionStore:
             Exception: Everything that `ExecutionGuard.get` raises.
         """
         key = validate_key(self._guard._settings.scope, request_id)  # noqa: SLF001
-        stored = _claim.find(self._session, self._policy, key)
+        stored = acquire.find(self._session, self._policy, key)
         if stored is None:
             return None
-        receipt = _outcome.receipt_of(key, stored)
+        receipt = outcome.receipt_of(key, stored)
         return {
             "request_id": request_id,
             "action": stored.action,
@@ -123,5 +125,5 @@ class ExecutionStore:
         }
 
     @property
-    def _policy(self) -> Policy:
-        return self._guard._settings.policy  # noqa: SLF001
+    def _policy(self) -> Settings:
+        return self._guard._settings  # noqa: SLF001

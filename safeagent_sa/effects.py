@@ -19,9 +19,10 @@ from typing import Any, Generic
 
 from sqlalchemy.orm import Session
 
-from . import _lease, transactions
-from ._doubt import Doubt
-from ._effect_flow import (
+from ._claim.outcome import Request
+from ._effects import lease as leases
+from ._effects.doubt import Doubt
+from ._effects.flow import (
     AlongError,
     Call,
     EffectBase,
@@ -33,14 +34,13 @@ from ._effect_flow import (
     WhenInDoubt,
     is_worth_another_attempt,
 )
-from ._lease import Lease
-from ._outcome import Request
-from ._retry import Attempts
-from ._signature import refuse_misfit, refuse_shared_names
-from ._verdicts import Answer, Verdict, cannot_tell, landed, landed_more_than_once, not_landed
+from ._effects.lease import Lease
+from ._effects.verdict import Answer, Verdict, cannot_tell, landed, landed_more_than_once, not_landed
+from ._request.arguments import refuse_misfit, refuse_shared_names
+from ._transaction import run
+from ._transaction.run import AsyncSessionFactory, Attempts, SessionFactory
 from .errors import UnsupportedFunctionError
 from .execution import Execution, ResultT
-from .transactions import AsyncSessionFactory, SessionFactory
 
 
 __all__ = [
@@ -135,7 +135,7 @@ class Effect(EffectBase, Generic[ResultT]):
         request = self.request(request_id, payload, scope, fn)
 
         def take(session: Session, token: uuid.UUID) -> Any:
-            return _lease.take(session, self.terms, request, token)
+            return leases.take(session, self.terms, request, token)
 
         found: Execution[ResultT] = self.drive(session_factory, request, take, Call(fn, args, kwargs))
         return found
@@ -144,10 +144,10 @@ class Effect(EffectBase, Generic[ResultT]):
         """Do what the flow of one attempt says."""
 
         def transact(step: Callable[[Session], Any]) -> Any:
-            return transactions.run(session_factory, step, Attempts(*_ATTEMPTS))
+            return run.run(session_factory, step, Attempts(*_ATTEMPTS))
 
         def extend(lease: Lease) -> Callable[[], Any]:
-            return lambda: transact(lambda session: _lease.extend(session, self.terms, lease))
+            return lambda: transact(lambda session: leases.extend(session, self.terms, lease))
 
         flow = self.flow(request, take, call, extend, **options)
         answer: Callable[[], Any] = lambda: next(flow)  # noqa: E731
@@ -214,7 +214,7 @@ class AsyncEffect(EffectBase, Generic[ResultT]):
         request = self.request(request_id, payload, scope, fn)
 
         def take(session: Session, token: uuid.UUID) -> Any:
-            return _lease.take(session, self.terms, request, token)
+            return leases.take(session, self.terms, request, token)
 
         found: Execution[ResultT] = await self.drive(session_factory, request, take, Call(fn, args, kwargs))
         return found
@@ -229,10 +229,10 @@ class AsyncEffect(EffectBase, Generic[ResultT]):
                 found = await session.run_sync(step)
                 return await found(session) if isinstance(found, _Along) else found
 
-            return await transactions.run_async(session_factory, body, Attempts(*_ATTEMPTS))
+            return await run.run_async(session_factory, body, Attempts(*_ATTEMPTS))
 
         def extend(lease: Lease) -> Callable[[], Any]:
-            return lambda: transact(lambda session: _lease.extend(session, self.terms, lease))
+            return lambda: transact(lambda session: leases.extend(session, self.terms, lease))
 
         flow = self.flow(request, take, call, extend, **options)
         answer: Callable[[], Any] = lambda: next(flow)  # noqa: E731

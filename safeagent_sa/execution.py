@@ -15,9 +15,9 @@ from typing import Any, Generic, NamedTuple, cast
 
 from typing_extensions import TypeVar
 
-from . import _codec
-from ._keys import MAX_BYTES, validate_action, validate_key
-from ._results import PLAIN, MisfitError, ResultType
+from ._request import json_text
+from ._request.ids import MAX_BYTES, validate_action, validate_key
+from ._request.results import PLAIN, MisfitError, ResultType
 from .errors import (
     AlreadyCompletedError,
     ExecutionInProgressError,
@@ -128,8 +128,8 @@ class PlannedEffects:
         key = validate_key(self._execution.scope, request_id)
         if request_id in self._planned:
             raise InvalidRequestIdError(f"the effect {request_id!r} was added before; name each by its own request_id")
-        text = _codec.encode(payload, max_bytes=self._execution._max_result_bytes)  # noqa: SLF001
-        self._planned[request_id] = PlannedEffect(key.request_id, action, _codec.decode(text), text)
+        text = json_text.encode(payload, max_bytes=self._execution._max_result_bytes)  # noqa: SLF001
+        self._planned[request_id] = PlannedEffect(key.request_id, action, json_text.decode(text), text)
         return request_id
 
     def __iter__(self) -> Iterator[PlannedEffect]:

@@ -18,13 +18,13 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
-from . import _blocks, transactions
-from ._ears import Ears
-from ._relay_steps import RelayBase, log
-from ._retry import Attempts
+from . import _settings
+from ._effects.notifications import Ears
+from ._effects.relaying import RelayBase, log
+from ._transaction import run
+from ._transaction.run import AsyncSessionFactory, Attempts, SessionFactory
 from .effects import AsyncEffect, Effect
 from .errors import OutcomeError
-from .transactions import AsyncSessionFactory, SessionFactory
 
 
 __all__ = ["AsyncRelay", "Relay"]
@@ -36,7 +36,7 @@ class Relay(RelayBase[Effect[Any]]):
     _effect = Effect
 
     def __init__(
-        self, settings: _blocks.Settings, session_factory: SessionFactory, handlers: Any, **options: Any
+        self, settings: _settings.Settings, session_factory: SessionFactory, handlers: Any, **options: Any
     ) -> None:
         super().__init__(settings, session_factory, handlers, **options)
         self._stopping = threading.Event()
@@ -61,7 +61,7 @@ class Relay(RelayBase[Effect[Any]]):
         """
         count = 0
         while (limit is None or count < limit) and not self._stopping.is_set():
-            taken = transactions.run(self._session_factory, self.take, Attempts(5, 30.0))
+            taken = run.run(self._session_factory, self.take, Attempts(5, 30.0))
             if taken is None:
                 break
             count += 1
@@ -112,7 +112,7 @@ class AsyncRelay(RelayBase[AsyncEffect[Any]]):
     _effect = AsyncEffect
 
     def __init__(
-        self, settings: _blocks.Settings, session_factory: AsyncSessionFactory, handlers: Any, **options: Any
+        self, settings: _settings.Settings, session_factory: AsyncSessionFactory, handlers: Any, **options: Any
     ) -> None:
         super().__init__(settings, session_factory, handlers, **options)
         self._stopping = asyncio.Event()
@@ -140,7 +140,7 @@ class AsyncRelay(RelayBase[AsyncEffect[Any]]):
 
         count = 0
         while (limit is None or count < limit) and not self._stopping.is_set():
-            taken = await transactions.run_async(self._session_factory, take, Attempts(5, 30.0))
+            taken = await run.run_async(self._session_factory, take, Attempts(5, 30.0))
             if taken is None:
                 break
             count += 1

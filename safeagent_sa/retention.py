@@ -32,13 +32,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from . import transactions
 from ._dialects import dialect_for
-from ._retry import Attempts
+from ._transaction import run as transactions
+from ._transaction.run import AsyncSessionFactory, Attempts, SessionFactory
 from .errors import RetentionTooShortError
 from .execution import ExecutionStatus
 from .models import ExecutionRequest, ExecutionRequestMixin
-from .transactions import AsyncSessionFactory, SessionFactory
 
 
 __all__ = ["purge", "purge_async"]

@@ -21,7 +21,7 @@ from support.ports import ASYNC, PORTS
 from support.servers import Server, start
 
 from safeagent_sa import ExecutionGuard
-from safeagent_sa._dialects.psycopg_pipeline import Pipeline
+from safeagent_sa._dialects.postgresql.pipeline import Pipeline
 
 
 pytest_plugins = ["support.watchdog"]

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import UnsupportedDialectError
-from ._base import Begun, Dialect, Inserted, NewClaim, NewClaims, StoredRequest, stored_of
+from .base import Begun, Dialect, Inserted, NewClaim, NewClaims, StoredRequest, stored_of
 
 
 __all__ = [

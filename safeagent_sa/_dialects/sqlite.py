@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Table, Text, bindparam, func, insert, literal
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import EngineNotConfiguredError
-from ._base import Dialect, Inserted, NewClaim, NewClaims, StoredRequest, by_request_id, driver_of
+from .base import Dialect, Inserted, NewClaim, NewClaims, StoredRequest, by_request_id, driver_of
 
 
 # No proof but the token: SQLite has no transaction ids.

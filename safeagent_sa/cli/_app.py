@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import _adopt, _demo, _doctor, _doubts, _migrate, _purge, _relay, _requests, _revision
+from . import _adopt, _doctor, _doubts, _migrate, _purge, _relay, _requests, _revision, demo
 from ._console import forgive_unprintable
 
 
@@ -46,4 +46,4 @@ app.command("resolve")(_doubts.resolve)
 app.command("relay")(_relay.relay)
 app.command("doctor")(_doctor.doctor)
 app.command("purge")(_purge.purge)
-app.command("demo")(_demo.demo)
+app.command("demo")(demo.demo)

@@ -8,7 +8,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from sqlalchemy import Connection, Table, and_, func, select
 from sqlalchemy.exc import DBAPIError
 
-from .. import _clock, _doubt
+from .. import _clock
+from .._effects import doubt as doubts
 from ..execution import ExecutionStatus
 from . import _reads
 from ._console import err
@@ -63,7 +64,7 @@ def _incomplete(connection: Connection, table: Table, seconds: float | None) -> 
 
 
 def _in_doubt(connection: Connection, table: Table) -> Finding:
-    query = select(func.count(), func.min(table.c.created_at)).where(_doubt.is_in_doubt(connection, table.c))
+    query = select(func.count(), func.min(table.c.created_at)).where(doubts.is_in_doubt(connection, table.c))
     count, oldest = connection.execute(query).one()
     if not count:
         return Finding("in-doubt", "ok", "no request is in_doubt")

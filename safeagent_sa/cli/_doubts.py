@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 from sqlalchemy.orm import Session
 
 from .. import ExecutionGuard
-from .._verdicts import Verdict, cannot_tell, landed, landed_more_than_once, not_landed
+from .._effects.verdict import Verdict, cannot_tell, landed, landed_more_than_once, not_landed
 from ..models import TABLE_NAME
 from ._console import in_sentences, out
 from ._database import opened

@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 from sqlalchemy import Connection, RowMapping, Table, select
 
-from .. import _codec
+from .._request import json_text
 from ..execution import ExecutionStatus
 from ..models import TABLE_NAME
 from . import _reads
@@ -132,8 +132,8 @@ def _plain(row: RowMapping) -> dict[str, Any]:
     unreadable = []
     for name in ("result", "error", "payload", "details"):
         try:
-            fields[name] = None if fields[name] is None else _codec.read(fields[name])
-        except _codec.UnreadableError:
+            fields[name] = None if fields[name] is None else json_text.read(fields[name])
+        except json_text.UnreadableError:
             unreadable.append(name)
             fields[name] = str(fields[name])
     fields["unreadable"] = unreadable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import URL
 
-from .._urls import normalise
+from ..schema._urls import normalise
 from ._console import Stop
 
 

@@ -7,18 +7,7 @@ import time
 from opentelemetry import metrics, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from ..events import (
-    Claimed,
-    Committed,
-    Completed,
-    Conflict,
-    Event,
-    InProgress,
-    Lost,
-    Replayed,
-    RolledBack,
-    Waited,
-)
+from ..events import Claimed, Committed, Completed, Conflict, Event, InProgress, Lost, Replayed, RolledBack, Waited
 
 
 __all__ = ["OpenTelemetryListener"]

@@ -162,12 +162,12 @@ def put_in_doubt(connection: Connection, request_id: str, *, action: str, guard:
         "scope": settings.scope,
         "request_id": request_id,
         "action": action,
-        "fingerprint": settings.policy.fingerprinter.make(None),
+        "fingerprint": settings.fingerprinter.make(None),
         "status": ExecutionStatus.IN_DOUBT.value,
         "token": uuid.uuid4(),
         "lease_expires_at": _clock.now(connection),
     }
-    connection.execute(insert(settings.policy.model).values(values))
+    connection.execute(insert(settings.model).values(values))
 
 
 def expire_lease(connection: Connection, request_id: str, *, guard: ExecutionGuard | None = None) -> None:
@@ -184,7 +184,7 @@ def expire_lease(connection: Connection, request_id: str, *, guard: ExecutionGua
         AssertionError: The request has no lease.
     """
     settings = (guard or ExecutionGuard())._settings  # noqa: SLF001
-    table: Any = settings.policy.model.__table__  # type: ignore[attr-defined]
+    table: Any = settings.model.__table__  # type: ignore[attr-defined]
     long_ago: Any = literal_column(
         "TIMESTAMP '2000-01-01'" if connection.dialect.name == "postgresql" else "'2000-01-01 00:00:00'"
     )

@@ -12,7 +12,7 @@ from support.ports import before_any_sql
 from support.proxy import Proxy
 
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError, RequestConflictError, UnsupportedSessionError
-from safeagent_sa._retry import Attempts
+from safeagent_sa._transaction.run import Attempts
 
 
 guard = ExecutionGuard()

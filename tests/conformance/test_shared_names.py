@@ -36,7 +36,7 @@ VERBS = {
 NAMES = sorted(
     set.union(*VERBS.values())
     | {"self", "session", "session_factory", "request_id", "fn", "factory", "kwargs", "args", "context", "effect"}
-    | {"verb", "options", "lease", "settings", "policy", "key", "token", "retry_later", "taken", "step"}
+    | {"verb", "options", "lease", "settings", "key", "token", "retry_later", "taken", "step"}
 )
 
 

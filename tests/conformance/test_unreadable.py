@@ -15,7 +15,7 @@ from safeagent_sa import (
     ExecutionRequest,
     ReceiptUnreadableError,
 )
-from safeagent_sa._codec import UnreadableError, read
+from safeagent_sa._request.json_text import UnreadableError, read
 from safeagent_sa.compat import ExecutionStore
 from safeagent_sa.effects import cannot_tell, landed, not_landed
 

@@ -14,7 +14,7 @@ from support.ports import not_pipelined
 
 from safeagent_sa import ClaimLostError, ExecutionGuard, NotCompletedError, UnsupportedSessionError
 from safeagent_sa._dialects.steps import Step, Verb, step_of
-from safeagent_sa._guarded_transaction import GuardedTransaction
+from safeagent_sa._transaction.guarded_transaction import GuardedTransaction
 from safeagent_sa.events import Committed, RolledBack
 
 

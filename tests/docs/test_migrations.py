@@ -154,7 +154,7 @@ def test_packaged_history_in_a_schema_of_its_own(tmp_path, new_database):
     namespace = {}
     code = next(block for block in blocks("migrations/packaged-history.md") if "SafeAgentBase" in block.text)
     exec(compile(code.text, "docs", "exec"), namespace)
-    assert_usable(app, namespace["guard"]._settings.policy.model)
+    assert_usable(app, namespace["guard"]._settings.model)
 
 
 def test_version_locations(app):

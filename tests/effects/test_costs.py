@@ -9,12 +9,7 @@ from support.effects import Died, Provider, die
 from support.ports import not_pipelined
 from support.wire import MessageProxy
 
-from safeagent_sa import (
-    ExecutionGuard,
-    ExecutionInDoubtError,
-    ExecutionInProgressError,
-    NotInDoubtError,
-)
+from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionInProgressError, NotInDoubtError
 from safeagent_sa.effects import cannot_tell, landed, not_landed
 from safeagent_sa.testing import expire_lease
 

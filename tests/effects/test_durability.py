@@ -6,12 +6,7 @@ from support.aio import another_way
 from support.app import pay
 from support.effects import Died, Provider, die
 
-from safeagent_sa import (
-    DurabilityWarning,
-    ExecutionFailedError,
-    ExecutionGuard,
-    ExecutionInDoubtError,
-)
+from safeagent_sa import DurabilityWarning, ExecutionFailedError, ExecutionGuard, ExecutionInDoubtError
 from safeagent_sa.effects import landed
 from safeagent_sa.testing import expire_lease
 

@@ -5,7 +5,8 @@ from sqlalchemy import select
 from support.app import Payment
 from support.effects import Attempt
 
-from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionRequest, LeaseLostError, _lease
+from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionRequest, LeaseLostError
+from safeagent_sa._effects import lease as leases
 from safeagent_sa.effects import not_landed
 from safeagent_sa.testing import expire_lease
 
@@ -103,14 +104,14 @@ def test_a_lease_whose_commit_got_no_answer_is_ours(port):
     attempt = Attempt(port)
     attempt.start()
     again = attempt.run(
-        lambda session: _lease.take(session, attempt.effect.terms, attempt.request, attempt.lease.token)
+        lambda session: leases.take(session, attempt.effect.terms, attempt.request, attempt.lease.token)
     )
     assert (again.token, again.attempt) == (attempt.lease.token, 1)
 
 
 def test_business_rows_are_written_once_though_the_commit_got_no_answer(port, monkeypatch):
     """Through the whole effect: the transaction that records the outcome is run twice."""
-    from safeagent_sa import transactions
+    from safeagent_sa._transaction import run as transactions
 
     run = transactions.run
 

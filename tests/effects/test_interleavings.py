@@ -10,8 +10,9 @@ import random
 import pytest
 from sqlalchemy import literal_column, select, update
 
-from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionRequest, LeaseLostError, OutcomeError, _lease
-from safeagent_sa._effect_flow import Call, Transact
+from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionRequest, LeaseLostError, OutcomeError
+from safeagent_sa._effects import lease as leases
+from safeagent_sa._effects.flow import Call, Transact
 from safeagent_sa.effects import landed, not_landed
 
 
@@ -32,7 +33,7 @@ class Worker:
         request = world.effect.request("charge-1", None, None, world.call)
         self.flow = world.effect.flow(
             request,
-            lambda session, token: _lease.take(session, world.effect.terms, request, token),
+            lambda session, token: leases.take(session, world.effect.terms, request, token),
             Call(world.call, (), {}),
             lambda lease: lambda: None,
         )
@@ -186,18 +187,18 @@ def test_five_thousand_interleavings_of_three_workers(port, policy):
 
 
 def test_without_the_mark_the_exploration_finds_a_second_call(sqlite, monkeypatch):
-    monkeypatch.setattr(_lease, "start", lambda *_: None)
+    monkeypatch.setattr(leases, "start", lambda *_: None)
     world = World(sqlite, "park")
     world.explore(2)
     assert any(charges > 1 for *_, charges in world.violations)
 
 
 def test_without_the_fence_the_exploration_finds_a_second_receipt(sqlite, monkeypatch):
-    def complete(session, policy, lease, result, details=None):
+    def complete(session, settings, lease, result, details=None):
         session.execute(update(TABLE).values(status="completed", result=result))
         return True
 
-    monkeypatch.setattr(_lease, "complete", complete)
+    monkeypatch.setattr(leases, "complete", complete)
     world = World(sqlite, "retry")
     world.explore(2)
     assert any(len(receipts) > 1 for _, _, _, receipts, _ in world.violations)

@@ -178,8 +178,8 @@ COMPLETING = {
     ),
     "a batch's row count is ignored": Mutant(
         BATCH,
-        "dialect.complete_many(connection, claims, proof, texts, is_forced=policy.is_forced) == len(texts)",
-        "dialect.complete_many(connection, claims, proof, texts, is_forced=policy.is_forced) >= 0",
+        "dialect.complete_many(connection, claims, proof, texts, is_forced=settings.is_forced) == len(texts)",
+        "dialect.complete_many(connection, claims, proof, texts, is_forced=settings.is_forced) >= 0",
         "test_claim_many.py",
     ),
     "a completion that goes with the COMMIT accepts no row": Mutant(
@@ -294,22 +294,22 @@ COMPLETING = {
         "test_a_commit_that_could_be_lost_is_made_durable_for_this_transaction_alone",
     ),
     "synchronous_commit is forced where it was only to be warned of": Mutant(
-        CLAIM, "is_forced = policy.is_forced", "is_forced = True", "test_or_it_is_warned_about_once"
+        CLAIM, "is_forced = settings.is_forced", "is_forced = True", "test_or_it_is_warned_about_once"
     ),
     "a batch's synchronous_commit is forced where it was only to be warned of": Mutant(
         BATCH,
-        "dialect.complete_many(connection, claims, proof, texts, is_forced=policy.is_forced)",
+        "dialect.complete_many(connection, claims, proof, texts, is_forced=settings.is_forced)",
         "dialect.complete_many(connection, claims, proof, texts)",
         "test_or_it_is_warned_about_once",
     ),
     "a batch's synchronous_commit is not forced": Mutant(
         BATCH,
-        "dialect.complete_many(connection, claims, proof, texts, is_forced=policy.is_forced)",
+        "dialect.complete_many(connection, claims, proof, texts, is_forced=settings.is_forced)",
         "dialect.complete_many(connection, claims, proof, texts, is_forced=False)",
         "test_a_batch_is_made_durable_as_well",
     ),
     "synchronous_commit is not warned of": Mutant(
-        CLAIM, "if not (inserted.is_durable or policy.is_forced):", "if False:", "test_or_it_is_warned_about_once"
+        CLAIM, "if not (inserted.is_durable or settings.is_forced):", "if False:", "test_or_it_is_warned_about_once"
     ),
     "a stronger synchronous_commit is weakened": Mutant(
         SQL,
@@ -1025,7 +1025,7 @@ EFFECTS = {
     ),
     "a takeover ignores a conflict": Mutant(
         LEASE,
-        " and conflict(request, terms.policy.fingerprinter, found.stored) is None",
+        " and conflict(request, terms.settings.fingerprinter, found.stored) is None",
         "",
         "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
     ),

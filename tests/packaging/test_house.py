@@ -18,16 +18,14 @@ MODULES = sorted((ROOT / "safeagent_sa").rglob("*.py"))
 LIMIT = 160
 
 # They own the transactions that they end: that of a whole run, and that of the connection that listens.
-OWNERS = {"transactions.py", "_ears.py"}
+OWNERS = {"_transaction/run.py", "_effects/notifications.py"}
 PROGRAMS = {"cli", "testing"}
 # Below any transaction of the caller's, or no transaction at all.
 NO_TRANSACTION = {"cursor", "driver", "ears", "pipeline"}
 
 ONE_SUBCLASS = {
-    "AsyncGuardEffects": "until the verbs of effects move into the guard's own module",
     "EffectContext": "the context of an async call is one, whose heartbeat is awaited",
     "ExecutionRequestMixin": "users make models of their own from it",
-    "GuardEffects": "until the verbs of effects move into the guard's own module",
     "Pipelined": "until the dialects are a package of their own",
     "ResultType": "itself the type of plain JSON",
     "_Base": "a declarative base",
@@ -37,10 +35,10 @@ ONE_SUBCLASS = {
 STATUS_AS_TEXT = {
     "execution.py": "their definition",
     "models.py": "the table's definition, below the definition of the states",
-    "cli/_demo_stage.py": "a query as a reader would write it",
+    "cli/demo/stage.py": "a query as a reader would write it",
     "compat.py": "the states of SafeAgent's stores",
     "integrations/opentelemetry.py": "the names of events",
-    "_dialects/_postgresql_sql.py": "until the statements of a claim are written again",
+    "_dialects/postgresql/statements.py": "until the statements of a claim are written again",
     "_dialects/sqlite.py": "until the statements of a claim are written again",
 }
 
@@ -102,7 +100,7 @@ def endings(source):
 @every_module
 def test_modules_end_no_transaction_of_the_caller(path):
     if not PROGRAMS & set(path.parts):
-        assert bool(endings(path.read_text())) == (path.name in OWNERS), endings(path.read_text())
+        assert bool(endings(path.read_text())) == (name_of(path) in OWNERS), endings(path.read_text())
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,7 @@ from support.app import Payment, Port, deliver, pay
 from support.processes import end_backend
 from support.wire import MessageProxy
 
-from safeagent_sa import (
-    AutocommitError,
-    ExecutionGuard,
-    ExecutionRequestMixin,
-    make_model,
-)
+from safeagent_sa import AutocommitError, ExecutionGuard, ExecutionRequestMixin, make_model
 from safeagent_sa.aio import AsyncExecutionGuard
 from safeagent_sa.events import Claimed, Completed, Replayed
 
@@ -251,7 +246,7 @@ def test_columns_of_another_type_go_through_sqlalchemy(postgresql, pipeline):
 
 @pytest.mark.parametrize("port", ["sqlite", "psycopg2", "asyncpg"], indirect=True)
 def test_other_drivers_take_the_plain_path_and_need_no_psycopg(port, guard, told, monkeypatch):
-    monkeypatch.setitem(sys.modules, "safeagent_sa._dialects.psycopg_pipeline", None)  # as where it is not installed
+    monkeypatch.setitem(sys.modules, "safeagent_sa._dialects.postgresql.pipeline", None)  # as where it is not installed
     deliver(port, "order-1", like(guard, Facade) if isinstance(port, AsyncPort) else guard)
 
     assert told == [("Claimed", False), ("Completed", False)]

@@ -133,8 +133,8 @@ def instead_of_guards(function: Any, kind: Any, instead_of: Any = ExecutionGuard
 def _of_the_port(verb: Any, kind: Any, options: dict[str, Any]) -> Any:
     @functools.wraps(verb)
     def called(guard: Any, *arguments: Any, **named: Any) -> Any:
-        policy = guard._settings.policy
-        is_like_it = type(guard) is kind and all(getattr(policy, name) == value for name, value in options.items())
+        settings = guard._settings
+        is_like_it = type(guard) is kind and all(getattr(settings, name) == value for name, value in options.items())
         assert is_like_it, "this guard is not the port's: make it in the test, or name it in the test's module"
         return verb(guard, *arguments, **named)
 
@@ -142,9 +142,9 @@ def _of_the_port(verb: Any, kind: Any, options: dict[str, Any]) -> Any:
 
 
 def like(guard: Any, kind: Any, **options: Any) -> Any:
-    """Return a guard of another kind with the configuration of this one, but for some options of its policy."""
+    """Return a guard of another kind with the configuration of this one, but for some options of its settings."""
     made, settings = kind(), guard._settings
-    settings = dataclasses.replace(settings, policy=dataclasses.replace(settings.policy, **options))
+    settings = dataclasses.replace(settings, **options)
     for each in (made, getattr(made, "guard", made)):
         each._settings = settings
     return made

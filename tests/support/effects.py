@@ -6,7 +6,8 @@ import threading
 import uuid
 from typing import Any
 
-from safeagent_sa import ExecutionGuard, _lease
+from safeagent_sa import ExecutionGuard
+from safeagent_sa._effects import lease as leases
 
 
 class Provider:
@@ -48,28 +49,28 @@ class Attempt:
     def __init__(self, port: Any) -> None:
         self.port = port
         self.effect = ExecutionGuard().effect("charge", when_in_doubt="retry")
-        self.policy = self.effect.terms.policy
+        self.settings = self.effect.terms.settings
         self.request = self.effect.request("charge-1", None, None, print)
-        self.lease = self.run(lambda session: _lease.take(session, self.effect.terms, self.request, uuid.uuid4()))
+        self.lease = self.run(lambda session: leases.take(session, self.effect.terms, self.request, uuid.uuid4()))
 
     def run(self, step: Any) -> Any:
         with self.port.sessions() as session, session.begin():
             return step(session)
 
     def start(self) -> None:
-        self.run(lambda session: _lease.start(session, self.effect.terms, self.lease))
+        self.run(lambda session: leases.start(session, self.effect.terms, self.lease))
 
     def extend(self) -> None:
-        self.run(lambda session: _lease.extend(session, self.effect.terms, self.lease))
+        self.run(lambda session: leases.extend(session, self.effect.terms, self.lease))
 
     def complete(self) -> Any:
-        return self.run(lambda session: _lease.complete(session, self.policy, self.lease, '"result"'))
+        return self.run(lambda session: leases.complete(session, self.settings, self.lease, '"result"'))
 
     def fail(self) -> Any:
-        return self.run(lambda session: _lease.fail(session, self.policy, self.lease, '{"type":"No"}'))
+        return self.run(lambda session: leases.fail(session, self.settings, self.lease, '{"type":"No"}'))
 
     def set_free(self) -> None:
-        self.run(lambda session: _lease.set_free(session, self.policy, self.lease, None))
+        self.run(lambda session: leases.set_free(session, self.settings, self.lease, None))
 
     def doubt(self) -> None:
-        self.run(lambda session: _lease.doubt(session, self.policy, self.lease, None))
+        self.run(lambda session: leases.doubt(session, self.settings, self.lease, None))

@@ -18,8 +18,8 @@ from sqlalchemy.orm import sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
 from safeagent_sa import ExecutionGuard
-from safeagent_sa._commit_guard import install
-from safeagent_sa._dialects.psycopg_pipeline import Pipeline
+from safeagent_sa._dialects.postgresql.pipeline import Pipeline
+from safeagent_sa._transaction.commit_guard import install
 from support.aio import Facade
 from support.app import deliver, pay
 from support.patience import PATIENCE

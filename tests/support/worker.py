@@ -13,7 +13,7 @@ from pathlib import Path
 from sqlalchemy.pool import NullPool
 
 from safeagent_sa import ExecutionGuard
-from safeagent_sa._dialects.psycopg_pipeline import Pipeline
+from safeagent_sa._dialects.postgresql.pipeline import Pipeline
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safeagent_sa import InvalidResultError
-from safeagent_sa._codec import MAX_DEPTH, decode, encode
+from safeagent_sa._request.json_text import MAX_DEPTH, decode, encode
 
 
 def nested(levels):

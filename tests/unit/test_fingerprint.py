@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safeagent_sa import FingerprintKeyError, InvalidPayloadError
-from safeagent_sa._fingerprint import MAX_DEPTH, Fingerprinter, canonical_json
+from safeagent_sa._request.payloads import MAX_DEPTH, Fingerprinter, canonical_json
 
 
 KEY, OLD_KEY = b"0123456789abcdef", b"fedcba9876543210"

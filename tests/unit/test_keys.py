@@ -3,7 +3,7 @@
 import pytest
 
 from safeagent_sa import InvalidActionError, InvalidInputError, InvalidRequestIdError, InvalidScopeError
-from safeagent_sa._keys import Key, validate_action, validate_key
+from safeagent_sa._request.ids import Key, validate_action, validate_key
 
 
 BAD = {

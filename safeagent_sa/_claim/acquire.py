@@ -1,0 +1,192 @@
+"""The hot path: claim a request in the caller's transaction, and settle it. All decisions are made here.
+
+    claim()    INSERT … ON CONFLICT DO NOTHING          inserted: the execution is ours
+               and SELECT where it inserts nothing      found: replay, or the named error that its status asks for
+               SELECT, with a newer snapshot            found: the same; it was committed a moment ago
+               wait (or not), and the same again        somebody else holds it
+    settle()   nothing; `_commit_guard` sends it in front of COMMIT:
+               UPDATE … WHERE token and transaction are ours        exactly one row, or the claim is lost
+
+INSERT first: a SELECT first would take a predicate lock on a page where the row is not, which under SERIALIZABLE makes
+every fourth transaction fail for nothing. Statements run on the session's Connection, which flushes no pending objects.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, TwoPhaseTransaction
+from sqlalchemy.orm import Session
+
+from .._dialects import Begun, Dialect, Inserted, NewClaim, StoredRequest
+from .._request.ids import Key
+from .._settings import Settings
+from .._transaction import open_guarded, session_watch
+from .._transaction.guarded_transaction import transaction_of
+from .._transaction.lifecycle import Audience
+from .._transaction.open_claim import OpenClaim
+from ..errors import AutocommitError, ExecutionInProgressError, RequestConflictError
+from ..execution import Execution, ExecutionStatus
+from . import binding
+from .outcome import Request, answer, in_progress
+
+
+# Each is one that somebody else was faster in, and then rolled back. More would be a row that this caller may not see, such
+# as under row-level security: nobody would be waited for, without end.
+_MAX_ROUNDS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim that was granted: the handle for the caller, and the open claim unless it is a replay."""
+
+    execution: Execution[Any]
+    open_claim: OpenClaim | None
+    begun: Begun | None = None
+    """Where the claim went with BEGIN."""
+
+
+def find(session: Session, settings: Settings, key: Key) -> StoredRequest | None:
+    """Read the stored request, in whatever transaction the session has."""
+    connection, dialect = binding.reach(session, settings, key)
+    return _as_completed(connection, dialect.find(connection, *key), lambda: dialect.find(connection, *key))
+
+
+def _as_completed(
+    connection: Connection, found: StoredRequest | None, look_again: Callable[[], StoredRequest | None]
+) -> StoredRequest | None:
+    """Return what was found; look again where this very transaction keeps its result back until COMMIT."""
+    if found is None or found.status != ExecutionStatus.CLAIMED:
+        return found
+    held = transaction_of(connection)
+    return look_again() if held is not None and held.send_early(connection, (found.token,)) else found
+
+
+def claim(
+    session: Session, settings: Settings, request: Request, wait_timeout: float | None, *, has_block: bool = True
+) -> Claim:
+    """Become the one execution of the request, or find the receipt of an earlier one.
+
+    Raises:
+        OutcomeError: In the form that fits what was found.
+        AlreadyClaimedError: This transaction has claimed the request already.
+        AutocommitError: The INSERT was committed by itself; it has been taken back.
+    """
+    connection, dialect = binding.connect(session, settings, request.key)
+    row = NewClaim(*request.key, request.action, request.fingerprint, uuid.uuid4())
+    audience = Audience(settings.listeners, (row,))
+    try:
+        begun, found = _insert_or_find(connection, dialect, row, settings, audience, wait_timeout=wait_timeout)
+    except BaseException as error:
+        session_watch.suppose(error, session, connection, dialect, row, audience=audience)
+        raise
+    if isinstance(found, StoredRequest):
+        stored = _as_completed(connection, found, lambda: dialect.find(connection, *request.key)) or found
+        return Claim(replay(session, connection, settings, request, stored, audience=audience), None)
+
+    open_claim = begin(
+        session, connection, dialect, row, found, settings=settings, audience=audience, has_block=has_block
+    )
+    execution: Execution[Any] = Execution(
+        *request.key, request.action, max_result_bytes=settings.max_result_bytes, result_type=request.result_type
+    )
+    return Claim(execution, open_claim, begun)
+
+
+def begin(
+    session: Session,
+    connection: Connection,
+    dialect: Dialect,
+    row: NewClaim,
+    inserted: Inserted,
+    *,
+    settings: Settings,
+    audience: Audience,
+    has_block: bool = True,
+) -> OpenClaim:
+    """Guard a row that was just inserted; take it back where it was committed by itself."""
+    # First of all, so that no error from here on leaves a row that is not guarded.
+    open_claim = session_watch.watch(
+        session, connection, dialect, row, proof=inserted.proof, audience=audience, has_block=has_block
+    )
+    if not dialect.is_in_transaction(connection):
+        dialect.delete(connection, row)
+        message = (
+            "the claim was committed by itself: something put the connection into AUTOCOMMIT mode after the guard had "
+            "looked. The claim was taken back. Look for event listeners or wrappers that change the connection."
+        )
+        raise AutocommitError(message)
+    if not (inserted.is_durable or settings.is_forced):  # else the completion sees to it
+        settings.make_durable(connection, dialect)
+    audience.claimed(session)
+    return open_claim
+
+
+def _insert_or_find(
+    connection: Connection,
+    dialect: Dialect,
+    row: NewClaim,
+    settings: Settings,
+    audience: Audience,
+    *,
+    wait_timeout: float | None,
+) -> tuple[Begun | None, Inserted | StoredRequest]:
+    """Return how the transaction was begun, and that our row was inserted, or the row that was there before."""
+    begun = dialect.begin_with_claim(connection, row) if is_pipelined(connection, settings) else None
+    audience.has_begun = begun is not None
+    found = begun.found if begun else dialect.insert_or_find(connection, row)
+    waited = 0.0
+    if found is None and wait_timeout == 0:
+        found = dialect.find(connection, row.scope, row.request_id)
+    elif found is None:  # whoever may wait need not look before: the lock of one who has ended is free
+        start, has_time, rounds = time.monotonic(), True, 0
+        while found is None and has_time and rounds < _MAX_ROUNDS:
+            rounds += 1
+            has_time = dialect.wait(connection, row, None if wait_timeout is None else wait_timeout - waited)
+            # Look without the lock first, so that a caller who has lost never holds up others who are about to wait.
+            found = dialect.find(connection, row.scope, row.request_id) or dialect.insert_or_find(connection, row)
+            waited = time.monotonic() - start
+        audience.tell("Waited", seconds=waited)
+    if found is None:
+        audience.tell("InProgress")
+        raise in_progress(Key(row.scope, row.request_id), waited)
+    return begun, found
+
+
+def is_pipelined(connection: Connection, settings: Settings) -> bool:
+    return settings.pipeline == "auto" and not isinstance(connection.get_transaction(), TwoPhaseTransaction)
+
+
+def replay(
+    session: Session,
+    connection: Connection,
+    settings: Settings,
+    request: Request,
+    stored: StoredRequest,
+    *,
+    audience: Audience,
+) -> Execution[Any]:
+    """Return the replay of a stored request, or raise what else it asks for."""
+    is_own = session_watch.is_own(connection, stored.token)
+    try:
+        receipt = answer(request, settings.fingerprinter, stored, is_own=is_own)
+    except RequestConflictError as error:
+        audience.tell("Conflict", differs=error.differs)
+        raise
+    except ExecutionInProgressError:
+        audience.tell("InProgress")
+        raise
+    open_guarded.note(session)
+    audience.tell("Replayed", is_pipelined=audience.has_begun)
+    return Execution(
+        *request.key,
+        stored.action,
+        max_result_bytes=settings.max_result_bytes,
+        result_type=request.result_type,
+        receipt=receipt,
+        stored=stored.result,
+    )

@@ -1,0 +1,169 @@
+"""Many claims at once: the decisions of `_claim`, over a fixed number of statements whatever the size.
+
+    claim()    INSERT of all     the ids whose lock is free and that are new
+               SELECT of the rest    replay, conflict, or nothing: somebody else is at it
+    settle()   nothing; in front of COMMIT:
+               UPDATE of all     as many rows as there are new executions, or the batch is lost
+
+Ids are locked in the order of their bytes and nobody waits, so two batches cannot deadlock.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+
+from .._dialects import Dialect, NewClaims, StoredRequest
+from .._request.ids import validate_action, validate_key
+from .._settings import Settings
+from .._transaction import session_watch
+from .._transaction.guarded_transaction import transaction_of
+from .._transaction.lifecycle import Audience
+from .._transaction.open_claim import Completion, OpenClaim, not_completed
+from ..errors import BatchTooLargeError, ExecutionInProgressError, OutcomeError, RequestConflictError
+from ..execution import Batch, Execution
+from . import acquire, binding, complete, outbox
+from .outcome import Request, in_progress
+
+
+@dataclass(frozen=True, slots=True)
+class BatchClaim:
+    """A batch that was claimed: the values for the caller, and what its completion needs."""
+
+    batch: Batch
+    claims: NewClaims
+    open_claim: OpenClaim | None
+
+
+def claim(session: Session, settings: Settings, scope: str, action: str, payloads: Mapping[str, Any]) -> BatchClaim:
+    """Claim every id that is free, and tell the others apart."""
+    validate_action(action)
+    first_key = validate_key(scope, next(iter(payloads))) if payloads else None
+    _refuse_more_than_fit(len(payloads), binding.protocol(session, settings, first_key))
+    requests = {
+        request_id: Request(validate_key(scope, request_id), action, payload, settings.fingerprinter.make(payload))
+        for request_id, payload in payloads.items()
+    }
+    fingerprints = {request_id: requests[request_id].fingerprint for request_id in sorted(requests, key=str.encode)}
+    claims = NewClaims(scope, action, uuid.uuid4(), fingerprints)
+    batch = Batch()
+    if not requests:
+        return BatchClaim(batch, claims, None)
+    first = next(iter(requests.values()))
+    session_watch.refuse_pending_writes(session, first.key)
+    connection, dialect = binding.connect(session, settings, first.key)
+    try:
+        inserted = dialect.insert_many(connection, claims)
+    except BaseException as error:
+        rows = [claims.row(request_id) for request_id in fingerprints]
+        audience = Audience(settings.listeners, rows)
+        session_watch.suppose(error, session, connection, dialect, rows[0], audience=audience)
+        raise
+    others = [request_id for request_id in fingerprints if request_id not in inserted]
+    stored = _find(connection, dialect, scope, others) if others else {}
+    open_claim = None
+    if inserted:
+        # One stands for all: they were inserted by one statement, so they stay or go together.
+        request_id, one = next(iter(inserted.items()))
+        audience = Audience(settings.listeners, [claims.row(each) for each in inserted])
+        open_claim = acquire.begin(
+            session, connection, dialect, claims.row(request_id), one, settings=settings, audience=audience
+        )
+    for request_id, request in requests.items():  # in the caller's order
+        if request_id in inserted:
+            batch.new.append(Execution(*request.key, action, max_result_bytes=settings.max_result_bytes))
+            continue
+        audience = Audience(settings.listeners, (claims.row(request_id),))
+        if request_id in stored:
+            _sort(
+                batch,
+                partial(acquire.replay, session, connection, settings, request, stored[request_id], audience=audience),
+            )
+        else:
+            audience.tell("InProgress")
+            batch.in_progress.append(in_progress(request.key, 0.0))
+    return BatchClaim(batch, claims, open_claim)
+
+
+def _refuse_more_than_fit(size: int, dialect: Dialect) -> None:
+    limit = dialect.max_batch
+    if size > limit:
+        message = (
+            f"claim_many() was given {size} ids, and one call takes at most {limit} on {type(dialect).__name__}, since "
+            f"{dialect.why_max_batch}. Nothing was sent. Claim them in slices, each in a transaction of its own, for several "
+            "in one transaction add up:\n\n"
+            "    items = iter(payloads.items())\n"
+            f"    while part := dict(itertools.islice(items, {limit})):\n"
+            "        with Session(engine) as session, session.begin():\n"
+            "            with guard.claim_many(session, part, action=...) as batch:\n"
+            "                ...\n"
+        )
+        raise BatchTooLargeError(message, size=size, limit=limit)
+
+
+def settle(batch_claim: BatchClaim, settings: Settings) -> None:
+    """Store the results of all new executions, and the effects that they leave to a relay.
+
+    Raises:
+        NotCompletedError: One of them was not completed.
+        ClaimLostError: The rows are not there any more, or not in the transaction that is open now.
+    """
+    results = {execution.request_id: execution._close() for execution in batch_claim.batch.new}  # noqa: SLF001
+    open_claim, claims = batch_claim.open_claim, batch_claim.claims
+    if open_claim is None:
+        return
+    texts = {request_id: text for request_id, text in results.items() if text is not None}
+    try:
+        for request_id, text in results.items():
+            if text is None:
+                raise not_completed(claims.row(request_id), "the batch cannot end without an exception")
+        connection, held = complete.ready_to_complete(open_claim)
+        outbox.store(connection, settings.model, settings.fingerprinter, batch_claim.batch.new)
+    except BaseException:
+        abandon(batch_claim)
+        raise
+    dialect, proof = open_claim.dialect, open_claim.proof
+    completion = Completion(
+        send=lambda connection: (
+            dialect.complete_many(connection, claims, proof, texts, is_forced=settings.is_forced) == len(texts)
+        ),
+        is_stored=lambda connection: dialect.count_completed(connection, claims, proof, list(texts)) == len(texts),
+        with_commit=lambda *_: None,
+    )
+    session_watch.complete(open_claim, held, completion)
+    open_claim.audience.completed()
+
+
+def abandon(batch_claim: BatchClaim) -> None:
+    """Note that an exception has left the block."""
+    for execution in batch_claim.batch.new:
+        execution._close()  # noqa: SLF001 - the handles and the hot path are one mechanism
+        execution._discard()  # noqa: SLF001
+    if batch_claim.open_claim is not None:
+        session_watch.abandon(batch_claim.open_claim)
+
+
+def _find(connection: Connection, dialect: Dialect, scope: str, request_ids: list[str]) -> dict[str, StoredRequest]:
+    """Read the rows; look again where this very transaction keeps results back until COMMIT."""
+    stored = dialect.find_many(connection, scope, request_ids)
+    held = transaction_of(connection)
+    if held is not None and held.send_early(connection, {row.token for row in stored.values()}):
+        return dialect.find_many(connection, scope, request_ids)
+    return stored
+
+
+def _sort(batch: Batch, replay: Callable[[], Execution[Any]]) -> None:
+    try:
+        batch.replayed.append(replay())
+    except RequestConflictError as error:
+        batch.conflicts.append(error)
+    except ExecutionInProgressError as error:
+        batch.in_progress.append(error)
+    except OutcomeError as error:
+        batch.settled.append(error)

@@ -1,0 +1,73 @@
+"""The blocks of a guard: claim on the way in, settle on the way out, over a synchronous Session.
+
+The one core of both guards: `guard` enters these blocks directly, `aio` inside `AsyncSession.run_sync`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, nullcontext
+from types import EllipsisType
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from .._request.ids import validate_action, validate_key
+from .._request.results import PLAIN, ResultType
+from .._settings import Settings, valid_timeout
+from .._transaction import session_watch
+from ..execution import Batch, Execution, Receipt
+from . import acquire, binding, complete, outcome
+
+
+@contextmanager
+def claim(
+    settings: Settings,
+    session: Session,
+    request_id: str,
+    *,
+    action: str,
+    payload: Any,
+    scope: str | None,
+    wait_timeout: float | EllipsisType | None,
+    savepoint: bool,
+    result_type: ResultType = PLAIN,
+) -> Generator[Execution[Any]]:
+    """Claim a request for the block."""
+    key = validate_key(settings.scope_or(scope), request_id)
+    request = outcome.Request(key, validate_action(action), payload, settings.fingerprinter.make(payload), result_type)
+    timeout = settings.wait_timeout if wait_timeout is ... else valid_timeout(wait_timeout)
+    session_watch.refuse_pending_writes(session, key)
+    if savepoint:
+        binding.connect(session, settings, key)  # refuses what is no transaction before there is a savepoint in it
+    with session.begin_nested() if savepoint else nullcontext():
+        claim = acquire.claim(session, settings, request, timeout)
+        try:
+            yield claim.execution
+        except BaseException:
+            complete.abandon(claim)
+            raise
+        complete.settle(claim, settings)
+
+
+@contextmanager
+def claim_many(
+    settings: Settings, session: Session, payloads: Mapping[str, Any], *, action: str, scope: str | None
+) -> Generator[Batch]:
+    """Claim many requests for the block."""
+    from . import batch as batches  # noqa: PLC0415 - for those who claim many
+
+    found = batches.claim(session, settings, settings.scope_or(scope), action, payloads)
+    try:
+        yield found.batch
+    except BaseException:
+        batches.abandon(found)
+        raise
+    batches.settle(found, settings)
+
+
+def get(settings: Settings, session: Session, request_id: str, *, scope: str | None) -> Receipt | None:
+    """Read a receipt."""
+    key = validate_key(settings.scope_or(scope), request_id)
+    stored = acquire.find(session, settings, key)
+    return None if stored is None else outcome.receipt_of(key, stored)

@@ -1,0 +1,97 @@
+"""How a claim's block ends: with a result that COMMIT will store, or without one.
+
+settle()   nothing is sent; `commit_guard` sends it in front of COMMIT:
+UPDATE … WHERE token and transaction are ours        exactly one row, or the claim is lost
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection
+
+from .._settings import Settings
+from .._transaction import session_watch
+from .._transaction.guarded_transaction import GuardedTransaction, transaction_of
+from .._transaction.open_claim import Completion, OpenClaim, lost, not_completed, refuse_aborted
+from . import outbox
+from .acquire import Claim, is_pipelined
+
+
+def settle(claim: Claim, settings: Settings) -> None:
+    """Keep the result of a new execution for the COMMIT, and store its effects for a relay; a replay has neither.
+
+    Raises:
+        NotCompletedError: `complete()` was not called.
+        ClaimLostError: The row is not there any more, or not in the transaction that is open now.
+        TransactionAbortedError: The server has aborted the transaction.
+    """
+    execution, open_claim = claim.execution, claim.open_claim
+    result = execution._close()  # noqa: SLF001 - the handle and the hot path are one mechanism
+    if open_claim is None:
+        return
+    try:
+        if result is None:
+            raise not_completed(open_claim.row, "the block cannot end without an exception")
+        connection, held = ready_to_complete(open_claim)
+        outbox.store(connection, settings.model, settings.fingerprinter, (execution,))
+    except BaseException:
+        execution._discard()  # noqa: SLF001
+        session_watch.abandon(open_claim)
+        raise
+    session_watch.complete(open_claim, held, _completion(claim, connection, result, settings))
+    open_claim.audience.completed()
+
+
+def abandon(claim: Claim) -> None:
+    """Note that an exception has left the block: what it wrote must not be committed without a result."""
+    claim.execution._close()  # noqa: SLF001 - see settle
+    claim.execution._discard()  # noqa: SLF001
+    if claim.open_claim is not None:
+        session_watch.abandon(claim.open_claim)
+
+
+def _completion(claim: Claim, connection: Connection, result: str, settings: Settings) -> Completion:
+    open_claim = claim.open_claim
+    assert open_claim is not None  # a replay has none
+    dialect, row, proof = open_claim.dialect, open_claim.row, open_claim.proof
+    names = claim.begun.names if claim.begun else None
+    is_forced = settings.is_forced
+    is_batched = is_pipelined(connection, settings) and dialect.can_batch(connection)
+    open_claim.audience.ends_with_commit = is_batched
+
+    def with_commit(connection: Connection, on_lost: Callable[[], Exception]) -> Any:
+        if not is_batched:
+            return None
+        return dialect.completion_in_batch(
+            connection, row, proof, result, is_forced=is_forced, names=names, on_lost=on_lost
+        )
+
+    return Completion(
+        send=lambda connection: dialect.complete(connection, row, proof, result, is_forced=is_forced) == 1,
+        is_stored=lambda connection: dialect.is_completed(connection, row, proof),
+        with_commit=with_commit,
+    )
+
+
+def ready_to_complete(open_claim: OpenClaim) -> tuple[Connection, GuardedTransaction]:
+    """Flush what the block has written, and return the transaction of the claim, which is still open.
+
+    Raises:
+        ClaimLostError: It is not.
+        TransactionAbortedError: The server has aborted it.
+    """
+    session, connection = open_claim.session_ref(), open_claim.connection
+    if session is not None and not session.is_active:
+        session.connection()  # raises SQLAlchemy's own error about the failed flush
+    if session is not None and connection is not None and open_claim.is_same_transaction:
+        # The business writes go first: one that fails does so in the block.
+        session.flush()
+        held = transaction_of(connection)
+        is_gone = open_claim.is_undone or open_claim.is_lost
+        if held is not None and not is_gone and open_claim.dialect.is_in_transaction(connection):
+            refuse_aborted(open_claim, connection)
+            return connection, held
+    session_watch.lose(open_claim)
+    raise lost(open_claim)

@@ -1,0 +1,56 @@
+"""Stores the effects that a claim leaves to a relay, in the transaction of the claim: rows of their own, due at once.
+
+A relay looks for rows that are due and not for those after the last one that it has seen, so that a transaction which
+began first and commits last is not passed by.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select
+
+from .. import _clock
+from .._request.payloads import Fingerprinter
+from ..execution import Execution, ExecutionStatus, PlannedEffect
+from ..models import ExecutionRequestMixin
+
+
+CHANNEL = "safeagent_sa"
+"""What PostgreSQL notifies relays by, once the transaction is committed."""
+
+
+def store(
+    connection: Connection,
+    model: type[ExecutionRequestMixin],
+    fingerprinter: Fingerprinter,
+    executions: Iterable[Execution[Any]],
+) -> None:
+    """Write what was planned."""
+    rows = [
+        _row(execution.scope, planned, fingerprinter)
+        for execution in executions
+        if execution._effects is not None  # noqa: SLF001 - the handle and its rows are one mechanism
+        for planned in execution._effects  # noqa: SLF001
+    ]
+    if not rows:
+        return
+    statement = insert(model).values(lease_expires_at=_clock.now(connection))
+    connection.execute(statement, rows)
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_notify(CHANNEL, "")))
+
+
+def _row(scope: str, planned: PlannedEffect, fingerprinter: Fingerprinter) -> dict[str, Any]:
+    return {
+        "scope": scope,
+        "request_id": planned.request_id,
+        "action": planned.action,
+        "fingerprint": fingerprinter.make(planned.payload),
+        "status": ExecutionStatus.LEASED.value,
+        "token": uuid.uuid4(),
+        "attempt": 0,
+        "payload": planned.text,
+    }

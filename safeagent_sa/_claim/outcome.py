@@ -1,0 +1,157 @@
+"""What a stored request means for somebody who asks for it: the receipt, a replay, or the error that its status asks for.
+
+Nothing here does I/O; `_claim` and `_batch` decide when to look.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from typing import Any
+
+from .._dialects import StoredRequest
+from .._request import json_text
+from .._request.ids import Key
+from .._request.payloads import Fingerprinter
+from .._request.results import PLAIN, ResultType
+from ..errors import (
+    AlreadyClaimedError,
+    ExecutionFailedError,
+    ExecutionInDoubtError,
+    ExecutionInProgressError,
+    ReceiptExpiredError,
+    ReceiptUnreadableError,
+    RequestConflictError,
+)
+from ..execution import ExecutionStatus, Receipt
+
+
+# What callers are told to wait before the next attempt, in seconds: most business transactions have ended by then.
+_RETRY_AFTER = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one claim asks for, validated."""
+
+    key: Key
+    action: str
+    payload: Any
+    fingerprint: str
+    result_type: ResultType = PLAIN
+
+
+def receipt_of(key: Key, stored: StoredRequest) -> Receipt | None:
+    """Return the receipt of a stored request, None while it has no outcome, or raise what its status asks for."""
+    where = {"scope": key.scope, "request_id": key.request_id}
+    match ExecutionStatus(stored.status):
+        case ExecutionStatus.COMPLETED:
+            return Receipt(
+                *key,
+                stored.action,
+                _result_of(key, stored),
+                stored.attempt,
+                stored.created_at,
+                stored.completed_at or stored.created_at,
+            )
+        case ExecutionStatus.CLAIMED | ExecutionStatus.LEASED:
+            return None
+        case ExecutionStatus.FAILED:
+            raise failed(key, stored.error, stored.attempt)
+        case ExecutionStatus.IN_DOUBT:
+            raise in_doubt(key)
+        case ExecutionStatus.EXPIRED:
+            message = f"{_name(key)} was executed before and its receipt was purged; it is not executed again"
+            raise ReceiptExpiredError(message, **where)
+
+
+def _result_of(key: Key, stored: StoredRequest) -> Any:
+    try:
+        return json_text.read(stored.result)
+    except json_text.UnreadableError:
+        message = (
+            f"{_name(key)} was executed before, and it is not executed again; but its stored result cannot be read back: it is "
+            "no JSON that the guard has written. Look at the row with `safeagent-sa show`, find out what has written to it, "
+            "and restore its column `result`: then every retry gets it."
+        )
+        raise ReceiptUnreadableError(message, scope=key.scope, request_id=key.request_id) from None
+
+
+def answer(request: Request, fingerprinter: Fingerprinter, stored: StoredRequest, *, is_own: bool) -> Receipt:
+    """Return the receipt that a claim of a stored request is answered with, or raise what else it asks for.
+
+    Args:
+        request: What is claimed now.
+        fingerprinter: Checks the stored fingerprint.
+        stored: What was found.
+        is_own: Whether it is an open claim of the caller's own transaction.
+    """
+    key = request.key
+    found = conflict(request, fingerprinter, stored)
+    if found is not None:
+        raise found
+    receipt = receipt_of(key, stored)
+    if receipt is not None:
+        return receipt
+    if stored.status == ExecutionStatus.LEASED:
+        raise in_progress(key, 0.0)
+    if is_own:
+        message = f"{_name(key)} is claimed by this very transaction already; claim a request once and pass it on"
+        raise AlreadyClaimedError(message, scope=key.scope, request_id=key.request_id)
+    message = (
+        f"{_name(key)} was claimed in a transaction that was committed without a result, by a COMMIT that the guard "
+        "could not see. Its business writes may be there: look for them, then complete or delete the row by hand. (Or "
+        "another Session on this very Connection has claimed it just now: claim a request once and pass it on.)"
+    )
+    raise ExecutionInDoubtError(message, scope=key.scope, request_id=key.request_id)
+
+
+def conflict(request: Request, fingerprinter: Fingerprinter, stored: StoredRequest) -> RequestConflictError | None:
+    """Return the error for a request that differs from the stored one, or None."""
+    if stored.action != request.action:
+        message = f"{_name(request.key)} was used for the action {stored.action!r} before, now for {request.action!r}"
+        return _conflict(message, "action", stored, request.key)
+    same = hmac.compare_digest(stored.fingerprint.encode(), request.fingerprint.encode())
+    if not same and not fingerprinter.matches(stored.fingerprint, request.payload):
+        message = f"{_name(request.key)} was used for the action {stored.action!r} with another payload before"
+        return _conflict(message, "payload", stored, request.key)
+    return None
+
+
+def failed(key: Key, error: str | None, attempt: int) -> ExecutionFailedError:
+    """Return the error for an execution that is on record as failed."""
+    told = json_text.error_of(error)
+    reason = ": ".join(str(word) for word in (told["error_type"], told["error_message"]) if word)
+    message = f"{_name(key)} is on record as failed{reason and f' ({reason})'}, so it is not executed again; a new attempt is a new request_id"
+    return ExecutionFailedError(message, scope=key.scope, request_id=key.request_id, attempt=attempt, **told)
+
+
+def in_doubt(key: Key) -> ExecutionInDoubtError:
+    """Return the error for an execution of which nobody knows whether it happened."""
+    message = (
+        f"{_name(key)} may or may not have happened, so it is not executed again by itself. Find out, and tell with "
+        "guard.resolve(session, request_id, landed(result) or not_landed(), by=...) or `safeagent-sa resolve`."
+    )
+    return ExecutionInDoubtError(message, scope=key.scope, request_id=key.request_id)
+
+
+def _conflict(message: str, differs: str, stored: StoredRequest, key: Key) -> RequestConflictError:
+    advice = ". One request_id names one intent: send the original arguments, or a new request_id for a new intent."
+    return RequestConflictError(
+        message + advice, differs=differs, stored_action=stored.action, scope=key.scope, request_id=key.request_id
+    )
+
+
+def in_progress(key: Key, waited: float) -> ExecutionInProgressError:
+    """Return the error for a request that somebody else holds."""
+    message = (
+        f"{_name(key)} is being executed by somebody else (waited {waited:.3g} s). Your transaction is unharmed; retry "
+        f"with the same request_id after {_RETRY_AFTER:g} s."
+    )
+    return ExecutionInProgressError(
+        message, scope=key.scope, request_id=key.request_id, retry_after=_RETRY_AFTER, waited=waited
+    )
+
+
+def _name(key: Key) -> str:
+    return f"request_id {key.request_id!r}" + (f" in scope {key.scope!r}" if key.scope else "")

@@ -1,0 +1,204 @@
+"""No round trip of its own for a claim: BEGIN and claim go in one batch, completion and COMMIT in another. psycopg 3.
+
+The only module that talks to libpq itself, in its pipeline mode (PostgreSQL manual, section 34.5): psycopg awaits the answer
+of its implicit BEGIN before it sends the first statement, also in `Connection.pipeline()`. It knows nothing of claims: which
+statements these are, and what their answers mean, is told by `_pipelined`.
+
+The second batch leaves where SQLAlchemy would send its COMMIT (`_commit_guard`): after every flush and every listener, and
+with SQLAlchemy's own care for errors and lost connections. Nothing of the driver's is replaced for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple
+from weakref import ref
+
+import psycopg
+from psycopg import capabilities, pq
+from psycopg.adapt import Transformer
+from psycopg.generators import fetch_many, send
+from sqlalchemy import Connection
+from sqlalchemy.util import await_only
+
+from ..base import driver_of
+from .prepared import Names, Prepared, Text, Texts
+
+
+_ATTRIBUTE = "safeagent_sa_pipeline"
+
+_IDLE = pq.TransactionStatus.IDLE
+
+Command = Callable[[], None]
+Batch = Generator[Any, Any, list[Any]]
+"""What psycopg's `wait` runs: it sends, and ends with a result for each command up to the first that has failed."""
+
+
+class Completion(NamedTuple):
+    """A completion that goes with the COMMIT."""
+
+    texts: Texts
+    parameters: dict[str, Any]
+    names: Names | None
+    """Of the statements, where this transaction has met them."""
+    is_lost: Callable[[psycopg.Error], bool]
+    """Tells whether an error says that there was nothing to complete."""
+    lost: Callable[[], Exception]
+
+
+class Pipeline:
+    """One driver connection: what is prepared on it, and how batches are sent."""
+
+    def __init__(self, driver: Any) -> None:
+        # Weakly, since the driver's connection refers to this; it is there whenever one of these methods runs.
+        self._driver_ref = ref(driver)
+        self._is_async = isinstance(driver, psycopg.AsyncConnection)
+        self._prepared = Prepared(driver)
+
+    @classmethod
+    def of(cls, connection: Connection) -> Pipeline | None:
+        """Return the pipeline of a connection, or None where its driver or its state allows none."""
+        driver = driver_of(connection.connection)
+        found: Pipeline | None = getattr(driver, _ATTRIBUTE, None)
+        if found is None:
+            # By its type: a proxy around one says that it is one, and may want to see what is sent.
+            is_known = issubclass(type(driver), (psycopg.Connection, psycopg.AsyncConnection))
+            if not is_known or not capabilities.has_pipeline():
+                return None
+            found = cls(driver)
+            setattr(driver, _ATTRIBUTE, found)
+        return found if driver.pgconn.pipeline_status == pq.PipelineStatus.OFF else None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the server has no transaction yet."""
+        return bool(self._driver.pgconn.transaction_status == _IDLE)
+
+    def begin(self, texts: Texts, parameters: dict[str, Any]) -> tuple[tuple[Any, ...] | None, Names | None]:
+        """Send BEGIN and the claim in one batch; return its row, if any, and the names that the transaction has met.
+
+        Raises:
+            psycopg.Error: As the server or the driver raised it. On the server a transaction may be open, in error.
+        """
+        driver = self._driver
+        names = self._prepared.names_in_begin(driver, texts)
+        new = [] if texts in self._prepared or names is None else list(zip(names, texts, strict=True))
+        # BEGIN is the first one: what is prepared before it would settle the isolation level (SQLSTATE 25001).
+        begin: Command = partial(driver.pgconn.send_query_params, _begin(driver), None)
+        prepare = [partial(driver.pgconn.send_prepare, name, text.sql.encode(self._encoding)) for name, text in new]
+        commands: list[Command] = [begin, *prepare, self._execution(texts.claim, names and names[0], parameters)]
+        results = self._wait(_batch(driver.pgconn, commands))
+        if names is not None and len(results) == len(commands):
+            self._prepared.note_met(texts, names)
+        self._raise_failure(results)
+        if results[-1].ntuples == 0:
+            return None, names
+        transformer = Transformer(driver)
+        transformer.set_pgresult(results[-1])
+        return transformer.load_row(0, tuple), names
+
+    def give_up(self) -> None:
+        """End the transaction of a `begin` that has failed."""
+        driver = self._driver
+        with suppress(psycopg.Error):  # of a connection that is gone; whoever uses it next is told by SQLAlchemy
+            rolled_back = driver.rollback()
+            if self._is_async:
+                await_only(rolled_back)
+
+    def commit(self, completions: Sequence[Completion]) -> None:
+        """Send completions and the COMMIT in one batch.
+
+        Raises:
+            Exception: What a completion names, where it had nothing to complete.
+            psycopg.Error: As the server or the driver raised it. On the server a transaction may be open, in error.
+        """
+        pgconn = self._driver.pgconn
+        commands = []
+        for completion in completions:
+            # By name only what is known to be there: no other statement could be tried once this one has failed.
+            name = completion.names[1] if self._prepared.is_there(completion.texts, completion.names) else None  # type: ignore[index]
+            commands.append(self._execution(completion.texts.complete, name, completion.parameters))
+        results = self._wait(_batch(pgconn, [*commands, partial(pgconn.send_query_params, b"COMMIT", None)]))
+        try:
+            self._raise_failure(results)
+        except psycopg.Error as error:
+            failed = len(results) - 1  # the server looks at nothing behind it
+            if failed < len(completions) and completions[failed].is_lost(error):
+                raise completions[failed].lost() from None
+            raise
+
+    @property
+    def _driver(self) -> Any:
+        driver = self._driver_ref()
+        assert driver is not None
+        return driver
+
+    def _execution(self, text: Text, name: bytes | None, parameters: dict[str, Any]) -> Command:
+        pgconn, encoding = self._driver.pgconn, self._encoding
+        values = [str(parameters[each]).encode(encoding) for each in text.names]  # all of ours are text, or a UUID
+        if name is None:
+            return partial(pgconn.send_query_params, text.sql.encode(encoding), values)
+        return partial(pgconn.send_query_prepared, name, values)
+
+    @property
+    def _encoding(self) -> str:
+        # As psycopg does: SQL_ASCII is no encoding, the server takes the bytes as they are.
+        encoding: str = self._driver.info.encoding
+        return "utf-8" if encoding == "ascii" else encoding
+
+    def _raise_failure(self, results: list[Any]) -> None:
+        if results[-1].status == pq.ExecStatus.FATAL_ERROR:
+            error = psycopg.errors.error_from_result(results[-1])
+            self._prepared.hear(error.sqlstate)
+            raise error
+
+    def _wait(self, batch: Batch) -> list[Any]:
+        driver = self._driver
+        if self._is_async:
+            awaited: list[Any] = await_only(_wait_async(driver, batch))
+            return awaited
+        with driver.lock:
+            found: list[Any] = driver.wait(batch)
+        return found
+
+
+async def _wait_async(driver: Any, batch: Batch) -> list[Any]:
+    async with driver.lock:
+        found: list[Any] = await driver.wait(batch)
+    return found
+
+
+def _batch(pgconn: Any, commands: Sequence[Command]) -> Batch:
+    """Send commands with one Sync behind them."""
+    try:
+        pgconn.enter_pipeline_mode()
+        for command in commands:
+            command()
+        pgconn.pipeline_sync()
+        yield from send(pgconn)
+        results: list[Any] = []
+        for _ in commands:
+            results += yield from fetch_many(pgconn)
+        yield from fetch_many(pgconn)  # the Sync's own
+    finally:
+        try:
+            pgconn.exit_pipeline_mode()
+        except psycopg.OperationalError:
+            # Interrupted: nobody knows what is still on its way, and only another connection helps.
+            pgconn.finish()
+    skipped = pq.ExecStatus.PIPELINE_ABORTED  # what the server has not looked at behind a failure
+    return [result for result in results if result.status != skipped]
+
+
+def _begin(driver: Any) -> bytes:
+    """Return the BEGIN that the driver would send, with the settings that SQLAlchemy has given it."""
+    parts = ["BEGIN"]
+    if driver.isolation_level is not None:
+        parts.append("ISOLATION LEVEL " + psycopg.IsolationLevel(driver.isolation_level).name.replace("_", " "))
+    if driver.read_only is not None:
+        parts.append("READ ONLY" if driver.read_only else "READ WRITE")
+    if driver.deferrable is not None:
+        parts.append("DEFERRABLE" if driver.deferrable else "NOT DEFERRABLE")
+    return " ".join(parts).encode()

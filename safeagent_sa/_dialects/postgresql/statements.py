@@ -1,0 +1,278 @@
+"""The statements of PostgreSQL for one table, built once; `postgresql` says when each is sent, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Connection,
+    CursorResult,
+    DateTime,
+    Dialect,
+    Integer,
+    String,
+    Table,
+    Text,
+    Uuid,
+    and_,
+    any_,
+    bindparam,
+    case,
+    cast,
+    column,
+    exists,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    text,
+    union_all,
+    update,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.visitors import InternalTraversal
+
+from ..base import NewClaim, StoredRequest
+
+
+# Our own part of the 64-bit space that all users of advisory locks in one database share. A collision costs a false
+# "in progress" or a short wait, never a second execution.
+_LOCK_SEED: Any = literal_column("7233173001")
+
+
+IS_SAME = cast(func.pg_current_xact_id_if_assigned(), Text) == bindparam("proof", type_=Text)
+"""Holds in the transaction of a claim alone."""
+
+# Values of synchronous_commit with which a COMMIT that was answered can be lost: by a crash of the server, or by a
+# failover to a synchronous standby.
+LOSABLE = {"off", "local"}
+
+LOST = "the claim is lost"
+"""What PostgreSQL is made to say (SQLSTATE 22P02, since this is no number)."""
+
+
+# What the driver takes and gives as it is. A column of another type (one that encrypts, say) needs SQLAlchemy on the way.
+_PLAIN_TYPES = {String, Text, Uuid, Integer, DateTime}
+
+
+def has_plain_types(table: Table) -> bool:
+    """Tell whether the driver's values are the values of the columns that a claim writes and reads."""
+    return all(type(table.c[name].type) in _PLAIN_TYPES for name in {*NewClaim._fields, *StoredRequest._fields})
+
+
+class Ready:
+    """A statement, and its text for each dialect: to find a compiled one costs SQLAlchemy as much as to send it."""
+
+    def __init__(self, statement: Any, *, is_plain: bool) -> None:
+        self._statement, self._is_plain = statement, is_plain
+        self._texts: WeakKeyDictionary[Dialect, tuple[str, list[str] | None]] = WeakKeyDictionary()
+
+    def run(self, connection: Connection, parameters: dict[str, Any]) -> CursorResult[Any]:
+        """Execute the statement."""
+        if not self._is_plain or is_translated(connection):
+            return connection.execute(self._statement, parameters)
+        found = self._texts.get(connection.dialect)
+        if found is None:
+            compiled: Any = self._statement.compile(dialect=connection.dialect)
+            found = self._texts[connection.dialect] = compiled.string, compiled.positiontup
+        sql, names = found
+        values: Any = parameters if names is None else tuple(parameters[name] for name in names)
+        return connection.exec_driver_sql(sql, values)
+
+
+def is_translated(connection: Connection) -> bool:
+    """Tell whether SQLAlchemy puts another schema into each statement."""
+    return "schema_translate_map" in connection.get_execution_options()
+
+
+def numbered(statement: Any) -> tuple[str, tuple[str, ...]]:
+    """Return a statement as the server sees it, with numbered parameters, and their names in order."""
+    from sqlalchemy.dialects import postgresql  # noqa: PLC0415 - an import of a tenth of a second, for those who need it
+
+    compiled = statement.compile(dialect=postgresql.dialect(paramstyle="numeric_dollar"))  # type: ignore[no-untyped-call]
+    return compiled.string, tuple(compiled.positiontup)
+
+
+class _TableId(ColumnElement[int]):
+    """The oid of a table under the name that the statement writes to, whatever search_path or translation it is by.
+
+    So two tenants with a schema each do not wait for each other, and two names of one table make one lock.
+    """
+
+    type = BigInteger()
+    _traverse_internals = [("table", InternalTraversal.dp_clauseelement)]  # noqa: RUF012 - SQLAlchemy wants a list
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+
+@compiles(_TableId)
+def _compile_table_id(element: _TableId, compiler: Any, **_: Any) -> str:
+    # Dollar quotes: SQLAlchemy puts a translated schema's name in after this, and it may hold an apostrophe.
+    return f"$table${compiler.preparer.format_table(element.table)}$table$::regclass::oid::bigint"
+
+
+class Statements:
+    """What is sent for one table.
+
+    Attributes:
+        insert_or_find: Claim one row if its lock is free; where that inserts nothing, read the row that is there.
+        claim_or: Make the same statement with a look-up and with further columns of one's own.
+        prepare_wait: Name the lock to WAIT for, and limit the wait; the first value is the limit in milliseconds, or 0.
+        complete: Store one result.
+        complete_or_fail: The same, or find it done; raise LOST where there is no row.
+        insert_many: Claim many rows, those whose lock is free.
+        find_many: Read many rows.
+        complete_many: Store many results.
+    """
+
+    def __init__(self, table: Table, owned: tuple[Any, ...], select_one: Any, select_many: Any) -> None:
+        """Build the statements.
+
+        Args:
+            table: The execution table.
+            owned: The conditions of a row that is a claim's own.
+            select_one: The SELECT of one stored request.
+            select_many: The SELECT of stored requests of one scope.
+        """
+        columns = table.c
+        names = NewClaim._fields
+        # A parameter in a SELECT list has no type unless it is given one (SQLSTATE 42P08).
+        values = [cast(bindparam(name, type_=columns[name].type), _plain(columns[name].type)) for name in names]
+        lock_seed = _LOCK_SEED + _TableId(table)
+        lock_key = func.hashtextextended(bindparam("lock_name", type_=Text), lock_seed)
+        # The top-level transaction's id, the same in all its savepoints. Only in RETURNING: as a column's default it
+        # would be evaluated on replays too, and each would burn a transaction id.
+        proof = cast(func.pg_current_xact_id(), Text)
+        told = (proof.label("proof"), func.current_setting(literal_column("'synchronous_commit'")).label("durability"))
+
+        def claim(source: Any, *further: str) -> Any:
+            # As a suffix of the SELECT: SQLAlchemy 2.0 compiles its own `on_conflict_do_nothing` anew on every call.
+            source = source.suffix_with("ON CONFLICT (scope, request_id) DO NOTHING")
+            inserted = insert(table).from_select([*names, *further], source, include_defaults=False)
+            return inserted.returning(columns.request_id, *told)
+
+        def claim_or(look: Any, further: Mapping[str, Any]) -> Any:
+            free = func.pg_try_advisory_xact_lock(lock_key)
+            inserted = claim(select(*values, *further.values()).where(free), *further).cte("inserted")
+            # Not looked at where something was inserted (a condition without columns is evaluated first, and once): under
+            # SERIALIZABLE the look would take a predicate lock.
+            row = select(literal_column("NULL"), literal_column("NULL"), *look.selected_columns)
+            by_key = [columns[name] == bindparam(name, type_=columns[name].type) for name in ("scope", "request_id")]
+            row = row.where(*by_key, ~exists(select(literal_column("1")).select_from(inserted)))
+            nothing: list[Any] = [literal_column("NULL") for _ in look.selected_columns]
+            return union_all(row, select(inserted.c.proof, inserted.c.durability, *nothing))
+
+        def complete(*which: Any, result: Any) -> Any:
+            return (
+                update(table)
+                .where(
+                    *which,
+                    columns.status == literal_column("'claimed'"),
+                    proof == bindparam("proof", type_=Text),
+                    _durable(bindparam("is_forced", type_=Boolean)),
+                )
+                .values(status=literal_column("'completed'"), result=result, completed_at=func.clock_timestamp())
+            )
+
+        self.claim_or: Callable[[Any, Mapping[str, Any]], Any] = claim_or
+        self.insert_or_find = claim_or(select_one, {})
+        self.prepare_wait = select(*_limits(bindparam("milliseconds", type_=BigInteger)), _kept("lock_key", lock_key))
+        self.complete = complete(*owned, result=bindparam("new_result"))
+        # The same, to be sent with a COMMIT behind it: nobody looks at a row count in between, so no row is an error. Fine
+        # is a row that this transaction has completed before, for those who looked.
+        completed = self.complete.returning(literal_column("1")).cte("completed")
+        is_done = (
+            select(literal_column("1")).where(*owned, columns.status == literal_column("'completed'"), IS_SAME).exists()
+        )
+        is_one = func.count(literal_column("*")) == literal_column("1")
+        number = case((or_(is_one, is_done), literal_column("'1'")), else_=literal_column(f"'{LOST}'"))
+        self.complete_or_fail = select(cast(number, Integer)).select_from(completed)
+
+        # Many at once: the same statements over arrays.
+        new = _arrays("request_id", "fingerprint")
+        each = {"request_id": new.c.request_id, "fingerprint": new.c.fingerprint}
+        given = [each.get(name, value) for name, value in zip(names, values, strict=True)]
+        lock_keys = func.hashtextextended(bindparam("lock_prefix", type_=Text).concat(new.c.request_id), lock_seed)
+        free = func.pg_try_advisory_xact_lock(lock_keys)
+        self.insert_many = claim(select(*given).select_from(new).where(free))
+        self.find_many = select_many.where(columns.request_id == any_(cast(_array("request_ids"), ARRAY(Text))))
+        done = _arrays("request_id", "result")
+        self.complete_many = complete(
+            columns.scope == bindparam("key_scope"),
+            columns.request_id == done.c.request_id,
+            columns.token == bindparam("key_token"),
+            result=done.c.result,
+        )
+
+
+WAIT = text("""
+DO $safeagent_sa$
+BEGIN
+  PERFORM pg_advisory_xact_lock(current_setting('safeagent_sa.lock_key')::bigint);
+  RAISE SQLSTATE 'SA000';
+EXCEPTION WHEN SQLSTATE 'SA000' OR lock_not_available THEN
+  PERFORM set_config('lock_timeout', current_setting('safeagent_sa.lock_timeout'), true);
+END
+$safeagent_sa$
+""")
+"""Wait for the lock that `prepare_wait` has named, and give it back at once.
+
+The error ends the block's subtransaction and the lock with it (manual, section 43.6.8), so that a waiter hands the lock on
+inside the server: of many who wait for one request, none waits for another one's client. A time-out costs no more than that.
+"""
+
+
+def _limits(milliseconds: Any) -> tuple[Any, ...]:
+    """Return what limits the wait for a lock: at most so many milliseconds, and less than the session's statement_timeout.
+
+    That one's clock runs already, so the lock's must be a little shorter to be the first. The caller's own setting is kept
+    beside ours, for the end of the wait.
+    """
+    statement_timeout: Any = literal_column("extract(epoch FROM current_setting('statement_timeout')::interval) * 900")
+    limit = func.least(
+        cast(milliseconds, BigInteger), func.nullif(cast(statement_timeout, BigInteger), literal_column("0"))
+    )
+    shown = cast(func.greatest(func.coalesce(limit, literal_column("0")), literal_column("0")), Text)
+    kept = _kept("lock_timeout", func.current_setting("lock_timeout"))
+    return cast(shown, BigInteger), kept, func.set_config("lock_timeout", shown, True)
+
+
+def _durable(is_forced: Any) -> Any:
+    """Turn synchronous_commit on for this transaction alone (manual, section 20.5) where it is off; hold always.
+
+    In the statement that completes, since it may have been turned off until then.
+    """
+    setting = func.current_setting(literal_column("'synchronous_commit'"))
+    is_losable = setting.in_([literal_column(f"'{value}'") for value in sorted(LOSABLE)])
+    turned_on = func.set_config(literal_column("'synchronous_commit'"), literal_column("'on'"), literal_column("true"))
+    return case((and_(is_forced, is_losable), turned_on), else_=literal_column("'as it is'")).is_not(None)
+
+
+def _kept(name: str, value: Any) -> Any:
+    return func.set_config(f"safeagent_sa.{name}", cast(value, Text), True)
+
+
+def _plain(type_: Any) -> Any:
+    # A cast to the key's own type would carry its collation into the value, for nothing.
+    return Text() if isinstance(type_, String) else type_
+
+
+def _arrays(first: str, second: str) -> Any:
+    """Return the rows of two arrays, given as the parameters `<first>s` and `<second>s`."""
+    rows = func.unnest(_array(f"{first}s"), _array(f"{second}s")).table_valued(
+        column(first, Text), column(second, Text), name="given"
+    )
+    return rows.render_derived()
+
+
+def _array(name: str) -> Any:
+    # As a subquery, whose length the planner does not know: for thousands of ids it would read the table and not the key.
+    return select(bindparam(name, type_=ARRAY(Text))).scalar_subquery()

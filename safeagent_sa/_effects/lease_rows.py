@@ -1,0 +1,146 @@
+"""The rows of effects in one transaction: what one says of its lease, and the statements that read and write it.
+
+Each write is one statement that says besides whether its COMMIT will be durable.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, Table, Update, case, func, literal, null, select, update
+from sqlalchemy.orm import Session
+
+from .._claim import binding
+from .._clock import age_of, later, now
+from .._dialects import Inserted, NewClaim, StoredRequest, stored_of
+from .._request.ids import Key
+from .._settings import Settings
+from ..execution import ExecutionStatus
+
+
+LEASED, IN_DOUBT = ExecutionStatus.LEASED.value, ExecutionStatus.IN_DOUBT.value
+
+
+class Found(NamedTuple):
+    """A row, and how its lease stands by the database's clock."""
+
+    stored: StoredRequest
+    is_started: bool
+    seconds_left: float | None
+    payload: str | None
+    details: str | None
+    clock: Any
+    """The database's, when it was read."""
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether the lease has ended."""
+        return self.seconds_left is None or self.seconds_left <= 0
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no attempt has the lease."""
+        return self.stored.status == IN_DOUBT or (self.stored.status == LEASED and self.is_expired)
+
+
+class Rows:
+    """The table in one transaction, reached once; what is written there is made durable."""
+
+    def __init__(self, session: Session, settings: Settings) -> None:
+        self.connection, self._dialect = binding.connect(session, settings)
+        self.table: Table = settings.model.__table__  # type: ignore[attr-defined]
+        self._policy = settings
+
+    def insert_or_find(self, claim: NewClaim, seconds: float) -> Inserted | Found | None:
+        """Insert a row with a lease, or return the row that is in its way; None where a new statement must look."""
+        leased = {"status": literal(LEASED), "lease_expires_at": later(self.connection, seconds)}
+        look = query_of(self.connection, self.table)
+        found = self._dialect.insert_or_look(self.connection, claim, leased, look)
+        if isinstance(found, Inserted):
+            self._make_durable(is_durable=found.is_durable)
+            return found
+        return None if found is None else found_of(found)
+
+    def find(self, key: Key, *, is_locking: bool = False) -> Found | None:
+        """Read a row, and how its lease stands."""
+        query = query_of(self.connection, self.table).where(*self.by_key(key))
+        row = self.connection.execute(query.with_for_update() if is_locking else query).first()
+        return None if row is None else found_of(row)
+
+    def take_over(self, *which: Any, token: uuid.UUID, until: Any, parks: Any) -> tuple[Key, Found] | None:
+        """Begin the next attempt at a row that is free, or park it; return the row, None where none of those is free.
+
+        Args:
+            which: The conditions that choose the row.
+            token: The token of the attempt.
+            until: The end of its lease.
+            parks: Whether the row is left in doubt where an earlier attempt may have happened.
+        """
+        columns = self.table.c
+        ended = columns.lease_expires_at.is_(None) | (age_of(self.connection, columns.lease_expires_at) >= 0)
+        is_free = (columns.status == IN_DOUBT) | ((columns.status == LEASED) & ended)
+        # What is in doubt without a mark, such as an adopted row, gets one: this attempt may end before its own.
+        may_have_happened = (columns.status == IN_DOUBT) | columns.effect_started_at.is_not(None)
+        mark = func.coalesce(columns.effect_started_at, columns.created_at)
+        is_parked = may_have_happened & parks
+        values = {
+            "status": case((is_parked, IN_DOUBT), else_=LEASED),
+            "token": case((is_parked, columns.token), else_=literal(token, columns.token.type)),
+            "attempt": columns.attempt + case((is_parked, 0), else_=1),
+            "lease_expires_at": case((is_parked, columns.lease_expires_at), else_=until),
+            "effect_started_at": case((may_have_happened, mark), else_=null()),
+        }
+        change = update(self.table).where(*which, is_free).values(values)
+        row = self._send(change, columns.scope, columns.request_id, *_looked_at(self.connection, self.table))
+        return None if row is None else (Key(*row[:2]), found_of(row[2:]))
+
+    def write(self, key: Key, token: uuid.UUID, values: dict[str, Any], *statuses: str) -> bool:
+        """Change a row where the token is still the one that is given, and the status one of those."""
+        return self._send(self._fenced(key, token, values, statuses)) is not None
+
+    def write_and_read(self, key: Key, token: uuid.UUID, values: dict[str, Any], *statuses: str) -> Found | None:
+        """Do as `write` does; return the row as it is then."""
+        row = self._send(self._fenced(key, token, values, statuses), *_looked_at(self.connection, self.table))
+        return None if row is None else found_of(row)
+
+    def by_key(self, key: Key) -> tuple[ColumnElement[bool], ...]:
+        """Return the conditions of one row."""
+        return self.table.c.scope == key.scope, self.table.c.request_id == key.request_id
+
+    def _fenced(self, key: Key, token: uuid.UUID, values: dict[str, Any], statuses: Iterable[str]) -> Update:
+        columns = self.table.c
+        fence = (columns.token == token, columns.status.in_(statuses))
+        return update(self.table).where(*self.by_key(key), *fence).values(values)
+
+    def _send(self, change: Update, *returned: Any) -> Any:
+        row = self.connection.execute(change.returning(self._dialect.is_durable, *returned)).first()
+        if row is None:
+            return None
+        self._make_durable(is_durable=row[0])
+        return row[1:]
+
+    def _make_durable(self, *, is_durable: bool) -> None:
+        if not is_durable:
+            self._policy.make_durable(self.connection, self._dialect)
+
+
+def query_of(connection: Connection, table: Table) -> Any:
+    """Return a SELECT of rows for `found_of`, before whatever columns are added behind."""
+    return select(*_looked_at(connection, table))
+
+
+def found_of(row: Any) -> Found:
+    """Return a row of `query_of`."""
+    size = len(StoredRequest._fields)
+    started_at, left, *rest = row[size:]
+    return Found(stored_of(row[:size]), started_at is not None, None if left is None else float(left), *rest)
+
+
+def _looked_at(connection: Connection, table: Table) -> tuple[Any, ...]:
+    columns = table.c
+    stored = [columns[name] for name in StoredRequest._fields]
+    left = -age_of(connection, columns.lease_expires_at)
+    # As it is: SQLite 3.40 says of NULL that it IS NOT NULL, in the RETURNING of this table.
+    return *stored, columns.effect_started_at, left, columns.payload, columns.details, now(connection)

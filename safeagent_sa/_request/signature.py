@@ -1,0 +1,205 @@
+"""What `idempotent` reads out of a function's signature and of each call: session, request_id, scope, payload.
+
+Everything that can be wrong with the signature is an error where the function is decorated; what can be wrong with the
+arguments is an error of the call, before any SQL.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+from ..errors import InvalidRequestIdError, InvalidScopeError, UnsupportedFunctionError
+from .annotations import annotations_of, is_session, signature_of
+from .ids import validate_key
+from .results import annotation_of
+from .template import Template, root_of
+
+
+ParamsT = ParamSpec("ParamsT")
+SelfT = TypeVar("SelfT")
+FnT = TypeVar("FnT", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What one call of the decorated function asks for."""
+
+    request_id: str
+    session: Any
+    fn: Callable[[Any], Any]
+    """Calls the function; with the session that it is given, where the caller gave none."""
+    options: dict[str, Any]
+    """The further arguments of the guard's verb."""
+
+
+class Plan:
+    """How calls of one function become requests."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        request_id: str | Callable[..., str],
+        payload: Sequence[str] | Callable[..., Any] | None,
+        scope: str | Callable[..., str] | None,
+        result_type: Any,
+        opens_session: bool,
+        is_async: bool,
+    ) -> None:
+        _refuse_other_kinds(fn, is_async=is_async)
+        self._fn = fn
+        self._signature = signature_of(fn)
+        self._session = _session_parameter(fn, self._signature)
+        self._opens_session = opens_session
+        parameters = [each for each in self._signature.parameters.values() if each.name != self._session]
+        self.signature = self._signature.replace(parameters=parameters) if opens_session else self._signature
+        names = [each.name for each in parameters]
+        self._request_id = _request_id_of(request_id, names, fn)
+        self._scope = _scope_of(scope, names, fn)
+        # The first argument of a method is the object that it belongs to, and no part of the request.
+        self._payload = _payload_of(payload, names[1:] if names[:1] in (["self"], ["cls"]) else names, names, fn)
+        self._result_type = result_type
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Return what a call asks for, or raise the TypeError of a call with wrong arguments."""
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = dict(bound.arguments)
+        session = None if self._opens_session else arguments.pop(self._session)
+
+        def with_session(opened: Any) -> Any:
+            if not self._opens_session:
+                return self._fn(*args, **kwargs)
+            given = {**bound.arguments, self._session: opened}
+            every = {name: given[name] for name in self._signature.parameters}
+            whole = inspect.BoundArguments(self._signature, every)
+            return self._fn(*whole.args, **whole.kwargs)
+
+        # At a call, since annotations may name what is defined later.
+        result_type = annotation_of(self._fn) if self._result_type is None else self._result_type
+        options = {"payload": self._payload(arguments), "scope": self._scope(arguments), "result_type": result_type}
+        return Call(self._request_id(arguments), session, with_session, options)
+
+    def dress(self, wrapper: FnT) -> FnT:
+        """Let the wrapper look like the function, without the session where it opens one itself."""
+        functools.update_wrapper(wrapper, self._fn)
+        if self._opens_session:
+            wrapper.__signature__ = self.signature  # type: ignore[attr-defined]
+            wrapper.__annotations__ = {
+                name: kind for name, kind in annotations_of(self._fn).items() if name != self._session
+            }
+        return wrapper
+
+
+def _session_parameter(fn: Callable[..., Any], signature: inspect.Signature) -> str:
+    try:
+        kinds = typing.get_type_hints(fn)
+    except Exception:  # noqa: BLE001 - an annotation is any expression; then their texts must do
+        kinds = {}
+    found = [name for name, each in signature.parameters.items() if is_session(kinds.get(name, each.annotation))]
+    if len(found) != 1:
+        problem = (
+            "two parameters that are annotated as sessions" if found else "no parameter that is annotated as a session"
+        )
+        raise UnsupportedFunctionError(
+            f"{fn.__qualname__}() has {problem}; idempotent needs one, annotated as sqlalchemy.orm.Session or "
+            "sqlalchemy.ext.asyncio.AsyncSession: `session: Session`"
+        )
+    return found[0]
+
+
+def _request_id_of(
+    request_id: str | Callable[..., str], names: list[str], fn: Callable[..., Any]
+) -> Callable[[Mapping[str, Any]], str]:
+    if callable(request_id):
+        return _named(request_id, names)
+    template = Template("request_id", request_id, names, fn, InvalidRequestIdError)
+    if template.is_constant:
+        raise ValueError(
+            f"request_id={request_id!r} names no argument, so every call would be the same request. Put those in that tell "
+            'requests apart, such as "order:{order_id}:pay".'
+        )
+    return template
+
+
+def _scope_of(
+    scope: str | Callable[..., str] | None, names: list[str], fn: Callable[..., Any]
+) -> Callable[[Mapping[str, Any]], str | None]:
+    if scope is None:
+        return lambda _: None  # the guard's own
+    if callable(scope):
+        return _filled(_named(scope, names))
+    template = Template("scope", scope, names, fn, InvalidScopeError)
+    if template.is_constant:
+        root = root_of(scope)
+        if root in names:
+            raise ValueError(
+                f"scope={scope!r} is a plain text, the same for every call, and {root!r} is a parameter of "
+                f'{fn.__qualname__}(). Write what is meant: scope="{{{scope}}}" for the value of each call, '
+                f"scope=lambda {root}: ... for what is made of it, or scope=lambda: {scope!r} for this very text."
+            )
+        validate_key(template({}), "any")
+    return template
+
+
+def _filled(made: Callable[[Mapping[str, Any]], Any]) -> Callable[[Mapping[str, Any]], Any]:
+    """Refuse no scope from a function: None would be the guard's own, which belongs to other tenants, too."""
+
+    def scope(arguments: Mapping[str, Any]) -> Any:
+        value = made(arguments)
+        if value is None or value == "":
+            raise InvalidScopeError(
+                f"the function given as scope= returned {value!r} for this call, which names no tenant. Let it raise, or "
+                "return a name for what belongs to none. Nothing was sent to the database."
+            )
+        return value
+
+    return scope
+
+
+def _payload_of(
+    payload: Sequence[str] | Callable[..., Any] | None, default: list[str], names: list[str], fn: Callable[..., Any]
+) -> Callable[[Mapping[str, Any]], Any]:
+    if callable(payload):
+        return _named(payload, names)
+    if isinstance(payload, str):
+        raise TypeError(f"payload is a sequence of names, such as [{payload!r}], or a callable; not one str")
+    chosen = default if payload is None else list(payload)
+    for name in chosen:
+        if name not in names:
+            raise ValueError(f"payload names {name!r}, which is no argument of {fn.__qualname__}()")
+    return lambda arguments: {name: arguments[name] for name in chosen}
+
+
+def _named(function: Callable[..., Any], names: list[str]) -> Callable[[Mapping[str, Any]], Any]:
+    """Let a function take those arguments of a call that it names."""
+    parameters = signature_of(function).parameters.values()
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        wanted = names
+    else:
+        wanted = [each.name for each in parameters if each.name in names]
+        missing = [each.name for each in parameters if each.name not in names and each.default is each.empty]
+        if missing:
+            raise ValueError(f"{function!r} wants {', '.join(missing)}, and the function has {', '.join(names)}")
+    return lambda arguments: function(**{name: arguments[name] for name in wanted})
+
+
+def _refuse_other_kinds(fn: Any, *, is_async: bool) -> None:
+    problem = None
+    if isinstance(fn, (staticmethod, classmethod, property)):
+        problem = f"is a {type(fn).__name__}: put @{type(fn).__name__} on top of the decorator"
+    elif inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        problem = "is a generator, whose values cannot be replayed: return a list"
+    elif not callable(fn) or isinstance(fn, type):
+        problem = "is no function"
+    elif inspect.iscoroutinefunction(fn) and not is_async:
+        problem = "is a coroutine function: use AsyncExecutionGuard"
+    elif is_async and not inspect.iscoroutinefunction(fn):
+        problem = "is no coroutine function: use ExecutionGuard, or write it with `async def`"
+    if problem is not None:
+        raise UnsupportedFunctionError(f"{getattr(fn, '__qualname__', fn)!s} {problem}")

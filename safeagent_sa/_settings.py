@@ -1,0 +1,165 @@
+"""What a guard was configured with: one frozen value, made once for each guard and handed down to every step."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakSet
+
+from sqlalchemy import Connection, Engine, Insert, insert, inspect
+from sqlalchemy.orm import Mapper, configure_mappers
+
+from ._dialects import Dialect
+from ._request.ids import Key, validate_key
+from ._request.payloads import Fingerprinter
+from .errors import DurabilityWarning
+from .models import ExecutionRequest, ExecutionRequestMixin
+
+
+if TYPE_CHECKING:
+    from .events import Listener
+
+
+# A waiter holds a connection of the pool while it waits, so the default is bounded; business transactions are shorter.
+DEFAULT_WAIT_TIMEOUT = 5.0
+
+# Receipts are read on every retry; what is larger belongs into a table of its own.
+DEFAULT_MAX_RESULT_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a guard was configured with."""
+
+    scope: str
+    wait_timeout: float | None
+    model: type[ExecutionRequestMixin]
+    fingerprinter: Fingerprinter
+    max_result_bytes: int
+    synchronous_commit: Literal["force", "warn"]
+    listeners: tuple[Listener, ...] = ()
+    pipeline: Literal["off", "auto"] = "off"
+
+    def __post_init__(self) -> None:
+        """Refuse what no guard can work with."""
+        validate_key(self.scope, "any")
+        valid_timeout(self.wait_timeout)
+        if self.max_result_bytes < 1:
+            raise ValueError(f"max_result_bytes must be at least 1, not {self.max_result_bytes}")
+        if self.synchronous_commit not in ("force", "warn"):
+            raise ValueError(f"synchronous_commit is 'force' or 'warn', not {self.synchronous_commit!r}")
+        if self.pipeline not in ("off", "auto"):
+            raise ValueError(f"pipeline is 'off' or 'auto', not {self.pipeline!r}")
+
+    def scope_or(self, scope: str | None) -> str:
+        """Return the scope of one call."""
+        return self.scope if scope is None else scope
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether a COMMIT that the server may lose is made durable, and not only warned of."""
+        return self.synchronous_commit == "force"
+
+    def make_durable(self, connection: Connection, dialect: Dialect) -> None:
+        """Do what the guard is told to where the server may lose a COMMIT that it has answered."""
+        if self.is_forced:
+            dialect.make_durable(connection)
+        elif connection.engine not in self._warned:
+            self._warned.add(connection.engine)
+            warnings.warn(
+                "synchronous_commit is off or local on this database: it acknowledges executions that a crash or a "
+                "failover can still lose, so that a retry runs again. Use ExecutionGuard(synchronous_commit='force'), the default, "
+                "or accept it knowingly and filter this warning.",
+                DurabilityWarning,
+                stacklevel=2,
+            )
+
+    @cached_property
+    def _warned(self) -> WeakSet[Engine]:
+        return WeakSet()
+
+    @cached_property
+    def mapper(self) -> Mapper[Any]:
+        """The mapper of the model."""
+        found: Mapper[Any] = inspect(self.model)
+        return found
+
+    def placed(self, key: Key) -> Any:
+        """Return a row that is in no session, to choose a shard by."""
+        configure_mappers()  # an attribute cannot be set before
+        row = self.mapper.class_manager.new_instance()
+        row.scope, row.request_id = key
+        return row
+
+    @cached_property
+    def write(self) -> Insert:
+        """A statement that writes to the table, never sent."""
+        return insert(self.model)
+
+
+class ConfiguredGuard:
+    """What every guard is made with, sync or async: configuration only, to be shared between threads and tasks."""
+
+    def __init__(
+        self,
+        *,
+        model: type[ExecutionRequestMixin] = ExecutionRequest,
+        scope: str = "",
+        wait_timeout: float | None = DEFAULT_WAIT_TIMEOUT,
+        max_result_bytes: int = DEFAULT_MAX_RESULT_BYTES,
+        fingerprint_keys: Sequence[bytes] | None = None,
+        synchronous_commit: Literal["force", "warn"] = "force",
+        listeners: Iterable[Listener] = (),
+        pipeline: Literal["off", "auto"] = "off",
+    ) -> None:
+        """Configure a guard; nothing is sent to any database and nothing is registered anywhere.
+
+        Args:
+            model: The mapped table: the ready-made one, your class with the mixin, or one from `make_model()`.
+            scope: The tenant or namespace of every request, unless a call names another; part of the key.
+            wait_timeout: How long a claim waits for another one of the same request, in seconds; 0 to fail at once,
+                None to wait as long as it takes.
+            max_result_bytes: The largest result, in bytes of JSON text.
+            fingerprint_keys: Secrets of at least 16 bytes, newest first; payload fingerprints are then HMACs
+                (RFC 2104), which nobody who reads the table can guess small payloads from. None for plain hashes.
+            synchronous_commit: What to do where PostgreSQL's setting of that name is off or local, so that a COMMIT
+                that was answered can be lost: "force" turns it on for the claiming transaction alone, "warn" gives a
+                DurabilityWarning once for each engine.
+            listeners: Called with each event of `safeagent_sa.events`, in the thread and transaction of the claim; what
+                they raise is logged and goes nowhere else.
+            pipeline: "auto" sends the claim together with BEGIN, and the completion together with COMMIT, where the
+                driver is psycopg 3 and that is safe; a claim then costs no round trip. Elsewhere, and with "off", they
+                are statements of their own.
+
+        Raises:
+            InvalidScopeError: The scope cannot be stored.
+            ValueError: A number is negative or not finite, a key is too short, or a word is none of those above.
+            TypeError: A key is not bytes.
+
+        Example:
+            ```python
+            guard = ExecutionGuard(scope="billing", wait_timeout=2.0)
+            ```
+        """
+        self._settings = Settings(
+            scope,
+            wait_timeout,
+            model,
+            Fingerprinter(fingerprint_keys),
+            max_result_bytes,
+            synchronous_commit,
+            tuple(listeners),
+            pipeline,
+        )
+
+
+def valid_timeout(value: float | None) -> float | None:
+    """Return the seconds to wait, or raise ValueError."""
+    if value is not None and not (math.isfinite(value) and value >= 0):
+        message = f"wait_timeout is a number of seconds, 0 or more, or None to wait without end; not {value}"
+        raise ValueError(message)
+    return value

@@ -1,0 +1,259 @@
+"""Refuses every COMMIT that would store work without its receipt. The guard's word is the last one before COMMIT.
+
+SQLAlchemy's own last step is `dialect.do_commit(connection)`: behind every flush and every hook, inside SQLAlchemy's care for
+errors and lost connections, on every driver, sync and async. The first claim on an engine puts a `CommitGuard` there, and in
+front of its statements, for those that end a transaction or a savepoint as text. What a transaction must prove before it may
+commit lies with the driver's connection (`PoolProxiedConnection.info`):
+
+    claim      the row is inserted; the transaction now needs its completion
+    block end  the completion is known, and kept back
+    COMMIT     every completion is sent, with the token and the transaction's id; each must change its one row
+    ROLLBACK   forgets it all
+
+A transaction that was ended behind SQLAlchemy's back, on the driver's own connection, is therefore found, whenever that was.
+Nothing here keeps a session or a connection alive.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+from weakref import WeakSet, ref
+
+from sqlalchemy import Connection
+
+from .._dialects import Dialect
+from .._dialects.steps import FIRST_LETTERS, Verb, step_of
+from .guarded_transaction import KEY, GuardedTransaction, owner_of, transaction_of
+from .open_claim import OpenClaim, durability_unknown, known_durability
+
+
+# What was prepared and waits for its COMMIT PREPARED, in `PoolProxiedConnection.info`.
+_PREPARED = "safeagent_sa.prepared"
+_INSTALLING = threading.Lock()
+
+
+class CommitGuard:
+    """The steps of SQLAlchemy that may end a transaction or a savepoint, on the dialect of one engine."""
+
+    def __init__(self) -> None:
+        self._do_commit = self._do_rollback = self._do_prepare_twophase = _not_yet
+        self._do_commit_twophase = self._do_rollback_twophase = _not_yet
+        self._do_execute = self._do_executemany = self._do_execute_no_params = _not_yet
+        self._ended: WeakSet[GuardedTransaction] = WeakSet()  # they lie with the driver's connection, and go with it
+
+    def stand_before(self, dialect: Any, steps: Iterable[str]) -> None:
+        """Come in front of some of a dialect's steps, and of whatever others have put there."""
+        for name in steps:
+            setattr(self, f"_{name}", getattr(dialect, name))
+            setattr(dialect, name, getattr(self, name))
+
+    def do_commit(self, pooled: Any) -> None:
+        """Prove the claims of the transaction, then commit it; roll it back where that fails.
+
+        What is to be proved is forgotten when the transaction has ended, not before: whatever interrupts this (a signal's
+        exception, between any two instructions) leaves nothing open that the next user of the connection could commit.
+        """
+        dialect: Dialect | None = None
+        noted: list[str] = []
+        is_sent, stop = False, _nothing
+        try:
+            claims, batch = _proven(pooled)
+            if claims:
+                dialect = claims[0].dialect
+                noted, stop = dialect.note_local_commits(pooled)
+            is_sent = True
+            self.send(pooled, dialect, batch)
+        except BaseException:
+            if not is_sent or (dialect is not None and pooled.is_valid and dialect.is_open(pooled)):
+                self._end(pooled)
+            self._forget(pooled)
+            raise
+        finally:
+            stop()
+        self._forget(pooled)
+        if noted:
+            raise durability_unknown(claims)
+
+    def send(self, pooled: Any, dialect: Dialect | None = None, batch: Sequence[Any] = ()) -> None:
+        """Send the COMMIT, and what goes with it in one batch."""
+        if dialect is not None and batch:
+            dialect.commit_with(pooled, batch)
+        else:
+            self._do_commit(pooled)
+
+    def _end(self, pooled: Any) -> None:
+        # SQLAlchemy takes a transaction whose COMMIT has raised for ended and sends nothing more; the pool would hand the open
+        # one, with the half-done work in it, to the next user.
+        try:
+            if pooled.is_valid:
+                self._do_rollback(pooled)
+        except Exception:  # noqa: BLE001 - the error of the COMMIT is the one to see
+            pooled.invalidate()
+
+    def do_rollback(self, pooled: Any) -> None:
+        """Roll back, and let those know who still believe in the transaction: another Connection may have ended it."""
+        held = self._forget(pooled)
+        if held is not None:
+            held.lose()
+        self._do_rollback(pooled)
+
+    def _forget(self, holder: Any) -> GuardedTransaction | None:
+        try:
+            held: GuardedTransaction | None = holder.info.pop(KEY, None)
+        except NotImplementedError:  # SQLAlchemy's first look at a new database, which is in no pool
+            return None
+        if held is not None:
+            self._ended.discard(held)
+        return held
+
+    def do_prepare_twophase(self, connection: Connection, xid: Any) -> None:
+        """Prove the claims of the transaction, then prepare it."""
+        held = transaction_of(connection)
+        claims = []
+        if held is not None:
+            held.prove(connection, may_batch=False)
+            claims = list(held.claims.values())
+            self._forget(connection)
+        with known_durability(claims, connection.connection):
+            self._do_prepare_twophase(connection, xid)
+        if claims:
+            connection.info[_PREPARED] = claims
+
+    def do_commit_twophase(self, connection: Connection, xid: Any, *args: Any, **kwargs: Any) -> None:
+        """Commit what was prepared."""
+        with known_durability(connection.info.pop(_PREPARED, ()), connection.connection):
+            self._do_commit_twophase(connection, xid, *args, **kwargs)
+
+    def do_rollback_twophase(self, connection: Connection, xid: Any, *args: Any, **kwargs: Any) -> None:
+        """Roll back what was prepared, or was to be."""
+        connection.info.pop(_PREPARED, None)
+        held = self._forget(connection)
+        if held is not None:
+            held.lose()
+        self._do_rollback_twophase(connection, xid, *args, **kwargs)
+
+    def do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+        """Execute a statement, or refuse it."""
+        if statement[:1] not in FIRST_LETTERS and not self._ended:  # on the way of every statement
+            self._do_execute(cursor, statement, parameters, context)
+        else:
+            execute = partial(self._do_execute, cursor, statement, parameters, context)
+            self._execute(statement, context, execute)
+
+    def do_executemany(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+        """Execute a statement with many sets of parameters, or refuse it."""
+        execute = partial(self._do_executemany, cursor, statement, parameters, context)
+        self._execute(statement, context, execute)
+
+    def do_execute_no_params(self, cursor: Any, statement: str, context: Any = None) -> None:
+        """Execute a statement without parameters, or refuse it."""
+        self._execute(statement, context, partial(self._do_execute_no_params, cursor, statement, context))
+
+    def _execute(self, statement: str, context: Any, execute: Callable[[], None]) -> None:
+        step = step_of(statement)
+        if context is None or not (step or self._ended):
+            execute()
+            return
+        connection: Connection = context.root_connection
+        held = transaction_of(connection)
+        if held is not None:
+            held.refuse_ended()
+        if held is None or step is None:
+            execute()
+        elif step.verb is Verb.COMMIT:
+            self._commit_as_text(held, connection, execute)
+        else:
+            execute()
+            held.follow(step, connection)
+        if held is not None and held.is_ended:
+            self._ended.add(held)
+
+    def _commit_as_text(self, held: GuardedTransaction, connection: Connection, execute: Callable[[], None]) -> None:
+        held.prove(connection, may_batch=False)
+        claims = list(held.claims.values())
+        held.lose()  # until the server has said otherwise
+        self._ended.add(held)
+        with known_durability(claims, connection.connection):
+            execute()
+            held.keep()
+
+
+def _proven(pooled: Any) -> tuple[list[OpenClaim], list[Any]]:
+    """Return the claims of the transaction, all of them proved, and what has to go in one batch with the COMMIT."""
+    held: GuardedTransaction | None = pooled.info.get(KEY)
+    if held is None or not (held.claims or held.watches):
+        return [], []
+    batch = held.prove(owner_of(held), may_batch=True)
+    return list(held.claims.values()), batch
+
+
+def _nothing() -> None:
+    pass
+
+
+_STEPS = (
+    "do_commit",
+    "do_rollback",
+    "do_prepare_twophase",
+    "do_commit_twophase",
+    "do_rollback_twophase",
+    "do_execute",
+    "do_executemany",
+    "do_execute_no_params",
+)
+
+
+# Looked at for each transaction: the steps that tools put wrappers around.
+_TELLING = ("do_commit", "do_execute")
+
+
+def install(dialect: Any) -> CommitGuard:
+    """Put a CommitGuard on the dialect of an engine; engines that share the dialect share it.
+
+    Where a step is the class's own, another tool has taken its wrapper away from there, and ours with it.
+    """
+    found: CommitGuard | None = dialect.__dict__.get(KEY)
+    if found is not None and not _bare(dialect, _TELLING):
+        return found
+    with _INSTALLING:
+        found = dialect.__dict__.get(KEY)
+        if found is None:
+            found = CommitGuard()
+            found.stand_before(dialect, _STEPS)
+            setattr(dialect, KEY, found)  # last: whoever finds it can rely on the rest
+        else:
+            found.stand_before(dialect, _bare(dialect, _STEPS))
+    return found
+
+
+def _bare(dialect: Any, steps: Iterable[str]) -> list[str]:
+    kind = type(dialect)
+    return [name for name in steps if getattr(getattr(dialect, name), "__func__", None) is getattr(kind, name)]
+
+
+def _not_yet(*_: Any, **__: Any) -> Any:
+    raise AssertionError("the guard stands before no dialect")
+
+
+def guard_transaction(connection: Connection) -> GuardedTransaction:
+    """Return the same, and begin to guard the transaction where it is not yet."""
+    held = transaction_of(connection)
+    if held is None:
+        install(connection.dialect)
+        transaction = connection.get_transaction()
+        assert transaction is not None  # the session has begun one
+        held = connection.info[KEY] = GuardedTransaction(
+            ref(connection), ref(transaction), savepoints=_open_savepoints(connection)
+        )
+    return held
+
+
+def _open_savepoints(connection: Connection) -> list[str]:
+    names, nested = [], connection.get_nested_transaction()
+    while nested is not None:
+        names.append(nested._savepoint)  # noqa: SLF001 - no other way to its name
+        nested = nested._previous_nested  # noqa: SLF001
+    return names[::-1]

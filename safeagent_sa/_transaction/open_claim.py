@@ -1,0 +1,208 @@
+"""A claim whose row is in an open transaction: what is known of it, and how it is proved, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from weakref import ReferenceType
+
+from sqlalchemy import Connection, RootTransaction
+from sqlalchemy.orm import Session, SessionTransaction
+
+from .._dialects import Dialect, NewClaim
+from ..errors import ClaimLostError, DurabilityUnknownError, NotCompletedError, TransactionAbortedError
+from .lifecycle import Audience
+
+
+class Completion(NamedTuple):
+    """How the result of a claim is stored, and how that is proved."""
+
+    send: Callable[[Connection], bool]
+    """Store it, and tell whether row and transaction still were the claim's own."""
+    is_stored: Callable[[Connection], bool]
+    """Tell whether this very transaction has stored it."""
+    with_commit: Callable[[Connection, Callable[[], Exception]], Any]
+    """Return what stores it in one batch with the COMMIT, or None where it needs a statement of its own.
+
+    The second argument makes the error for a row that was the claim's own no more.
+    """
+
+
+@dataclass(slots=True, eq=False)
+class OpenClaim:
+    """A claim whose row is in a transaction that has not ended."""
+
+    row: NewClaim
+    proof: str
+    dialect: Dialect
+    audience: Audience
+    session_ref: ReferenceType[Session]
+    connection_ref: ReferenceType[Connection]
+    root_ref: ReferenceType[SessionTransaction]
+    transaction_ref: ReferenceType[RootTransaction]
+    completion: Completion | None = None
+    """None until the block has ended well."""
+    is_supposed: bool = False
+    """Whether it is not known that the row is there: its INSERT has raised an error."""
+    is_cut: bool = False
+    """Whether a savepoint that was rolled back may have held a part of what its block has written."""
+    is_sent: bool = False
+    """Whether the completion was sent before the COMMIT, for those who looked."""
+    is_undone: bool = False
+    """Whether a ROLLBACK TO SAVEPOINT has taken the row back."""
+    is_lost: bool = False
+    """Whether something was written after the row had gone, which no claim covers."""
+    savepoints: int = 0
+    """How many of the transaction's known savepoints are around the claim."""
+    savepoints_at_end: int = 0
+    """How many of them were around the end of its block."""
+
+    @property
+    def connection(self) -> Connection | None:
+        """The connection of the claim, while it exists."""
+        return self.connection_ref()
+
+    @property
+    def is_transaction_open(self) -> bool:
+        """Whether the connection still is in the transaction of the claim, whatever became of the session."""
+        connection, transaction = self.connection_ref(), self.transaction_ref()
+        return connection is not None and transaction is not None and connection.get_transaction() is transaction
+
+    @property
+    def is_same_transaction(self) -> bool:
+        """Whether the transaction of the claim is still the session's, and still the connection's under it."""
+        session, root = self.session_ref(), self.root_ref()
+        is_sessions = session is not None and root is not None and session.get_transaction() is root
+        return is_sessions and self.is_transaction_open
+
+
+@dataclass(slots=True, eq=False)
+class SessionWatch:
+    """The claims of one transaction of one Session, over all its connections."""
+
+    root: ReferenceType[SessionTransaction]
+    claims: list[OpenClaim] = field(default_factory=list)
+
+    @property
+    def has_claims(self) -> bool:
+        """Whether there are claims that no savepoint has taken back."""
+        return any(not claim.is_undone for claim in self.claims)
+
+    def refuse_lost(self) -> None:
+        """Raise where something was written that no claim covers any more."""
+        for claim in self.claims:
+            if claim.is_lost:
+                raise lost(claim)
+
+
+def prove(claim: OpenClaim, connection: Connection) -> None:
+    """Send the completion of a claim, or find it sent and still there; raise where it is not."""
+    completion = claim.completion
+    assert completion is not None
+    if claim.is_sent and completion.is_stored(connection):
+        return
+    try:
+        if completion.send(connection):
+            return
+    except Exception as error:
+        # Where the driver does not show an aborted transaction, the completion is the one that finds it.
+        if claim.dialect.is_aborted_error(error):
+            raise aborted() from error
+        raise
+    raise lost(claim)
+
+
+def is_there(claim: OpenClaim, connection: Connection) -> bool:
+    """Tell whether the rows of a claim are in the transaction."""
+    request_ids = [row.request_id for row in claim.audience.rows]
+    found = claim.dialect.find_many(connection, claim.row.scope, request_ids)
+    return any(stored.token == claim.row.token for stored in found.values())
+
+
+def why_incomplete(claim: OpenClaim, connection: Connection) -> Exception | None:
+    """Return the error for a claim without a completion, or None where its row was never stored."""
+    try:
+        is_left = is_there(claim, connection)
+    except Exception as error:
+        if claim.dialect.is_aborted_error(error):
+            return aborted()
+        raise
+    if not is_left and claim.is_supposed:
+        return None
+    if not is_left:
+        return lost(claim)  # a ROLLBACK as text: what the block wrote after it is covered by nothing
+    if claim.is_cut:
+        message = (
+            f"the result of request_id {claim.row.request_id!r} (scope {claim.row.scope!r}) was dropped, since a savepoint "
+            "was rolled back that may hold writes of its block; so this COMMIT was refused. Roll back and run the whole "
+            "transaction again; end each savepoint inside the block that begins it."
+        )
+        return NotCompletedError(message, scope=claim.row.scope, request_id=claim.row.request_id)
+    return not_completed(claim.row, "this COMMIT was refused")
+
+
+def refuse_aborted(claim: OpenClaim, connection: Connection) -> None:
+    """Raise where the driver shows that the server has aborted the transaction."""
+    if claim.dialect.is_aborted(connection):
+        raise aborted()
+
+
+def not_completed(row: NewClaim, consequence: str) -> NotCompletedError:
+    """Return the error for a claim without a result."""
+    message = (
+        f"the claim of request_id {row.request_id!r} (scope {row.scope!r}) has no stored result, so {consequence}. "
+        "Call complete(result) once the business writes are made, before the block ends where there is one; after an "
+        "exception roll back, or put the claim and its writes into session.begin_nested() to undo them alone."
+    )
+    return NotCompletedError(message, scope=row.scope, request_id=row.request_id)
+
+
+def lost(claim: OpenClaim) -> ClaimLostError:
+    """Note that the row of a claim has gone, and return the error for it."""
+    claim.audience.lost()
+    where = "inside the claim's block" if claim.completion is None else "between the claim's block and this COMMIT"
+    message = (
+        f"the claim of request_id {claim.row.request_id!r} (scope {claim.row.scope!r}) is gone: its transaction or "
+        f"savepoint was committed, rolled back or closed {where}. Nothing that was written since is covered by it, so "
+        "this transaction cannot commit: roll back, let the session alone end its transaction, and retry with the same "
+        "request_id."
+    )
+    return ClaimLostError(message, scope=claim.row.scope, request_id=claim.row.request_id)
+
+
+def aborted() -> TransactionAbortedError:
+    """Return the error for a transaction that the server has aborted."""
+    message = (
+        "the server has aborted this transaction because of an earlier error that was swallowed; it would "
+        "answer COMMIT with success and store nothing. Roll back and run the whole transaction again; put "
+        "statements that may fail into session.begin_nested()."
+    )
+    return TransactionAbortedError(message)
+
+
+def durability_unknown(claims: Sequence[OpenClaim]) -> DurabilityUnknownError:
+    """Return the error for a COMMIT that was stored on this server alone."""
+    row = claims[0].row
+    message = (
+        f"COMMIT of request_id {row.request_id!r} (scope {row.scope!r}) was stored on this server alone: the wait for its "
+        "synchronous standby was cancelled. Do not answer as done: a failover can still lose it. Retry with the same "
+        "request_id once replication works again; until then a replay from this server proves nothing about the standby."
+    )
+    return DurabilityUnknownError(message, scope=row.scope, request_id=row.request_id)
+
+
+@contextmanager
+def known_durability(claims: Sequence[OpenClaim], pooled: Any) -> Generator[None]:
+    """Raise behind a COMMIT that was stored on this server alone."""
+    if not claims:
+        yield
+        return
+    noted, stop = claims[0].dialect.note_local_commits(pooled)
+    try:
+        yield
+    finally:
+        stop()
+    if noted:
+        raise durability_unknown(claims)

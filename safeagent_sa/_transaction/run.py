@@ -1,0 +1,128 @@
+"""Whole transactions: open, execute under a claim, commit, and once more where that is worth it.
+
+The only module besides the owners of effects and of retention that ends a transaction, because it began it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from .._dialects import is_transient
+from ..errors import ExecutionInProgressError, UnsupportedSessionError
+
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+_SessionT = TypeVar("_SessionT")
+_ValueT = TypeVar("_ValueT")
+
+# What another attempt may help against; `Attempts` looks closer.
+_FAILURES = (DBAPIError, ExecutionInProgressError)
+
+
+# The first pause is about as long as a short transaction, and pauses double up to the longest one; each is drawn at
+# random from half of that to all of it, so that callers who collided once do not collide again.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0
+
+
+class SessionFactory(Protocol):
+    """What makes a session of its own for each call: a `sessionmaker`, or any function that does."""
+
+    def __call__(self) -> Session:
+        """Return a session that is in no transaction."""
+        ...
+
+
+class AsyncSessionFactory(Protocol):
+    """What makes an AsyncSession of its own for each call: an `async_sessionmaker`, or any function that does."""
+
+    def __call__(self) -> AsyncSession:
+        """Return a session that is in no transaction."""
+        ...
+
+
+class Attempts:
+    """Counts the attempts of one call; `pause_after` says how long to wait, or that there is no next one."""
+
+    def __init__(self, attempts: int, max_seconds: float) -> None:
+        if attempts < 1:
+            raise ValueError(f"attempts must be at least 1, not {attempts}")
+        if not max_seconds > 0:
+            raise ValueError(f"max_seconds must be more than 0, not {max_seconds}")
+        self._left = attempts - 1
+        self._deadline = time.monotonic() + max_seconds
+        self._pause = _FIRST_PAUSE
+        self._is_commit_unknown = False
+
+    def pause_after(self, error: Exception) -> float | None:
+        """Return the seconds to wait before the next attempt, or None where the error is the caller's to see."""
+        if isinstance(error, DBAPIError):
+            self._is_commit_unknown |= error.connection_invalidated
+            worth_it = error.connection_invalidated or is_transient(error)
+        else:
+            # After a lost connection it may be our own earlier attempt, whose end the server has not noticed yet.
+            worth_it = self._is_commit_unknown and isinstance(error, ExecutionInProgressError)
+        pause = random.uniform(self._pause / 2, self._pause)  # noqa: S311 - spreads load, keeps no secret
+        if not worth_it or self._left == 0 or time.monotonic() + pause > self._deadline:
+            return None
+        self._left -= 1
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        return pause
+
+
+def run(session_factory: SessionFactory, body: Callable[[Session], _ValueT], attempts: Attempts) -> _ValueT:
+    """Run `body` in a transaction of its own until it is committed, or an error is the caller's to see."""
+    while True:
+        try:
+            return _once(session_factory, body)
+        except _FAILURES as error:
+            pause = attempts.pause_after(error)
+            if pause is None:
+                raise
+        time.sleep(pause)
+
+
+async def run_async(
+    session_factory: AsyncSessionFactory,
+    body: Callable[[AsyncSession], Awaitable[_ValueT]],
+    attempts: Attempts,
+) -> _ValueT:
+    """Do as `run` does, for AsyncSession."""
+    from sqlalchemy.ext.asyncio import AsyncSession  # noqa: PLC0415 - needs greenlet
+
+    while True:
+        try:
+            async with _idle(session_factory(), AsyncSession) as session, session.begin():
+                return await body(session)
+        except _FAILURES as error:
+            pause = attempts.pause_after(error)
+            if pause is None:
+                raise
+        await asyncio.sleep(pause)
+
+
+def _once(session_factory: SessionFactory, body: Callable[[Session], _ValueT]) -> _ValueT:
+    with _idle(session_factory(), Session) as session, session.begin():
+        return body(session)
+
+
+def _idle(session: Any, kind: type[_SessionT]) -> _SessionT:
+    if not isinstance(session, kind):
+        factory = "sessionmaker(engine)" if kind is Session else "async_sessionmaker(engine)"
+        raise UnsupportedSessionError(
+            f"this needs a factory of {kind.__name__}, such as {factory}; this one made {type(session).__name__}"
+        )
+    if session.in_transaction():  # type: ignore[attr-defined]
+        raise UnsupportedSessionError(
+            "this commits, so it needs a session that is in no transaction; the factory gave one that is. "
+            "Use guard.execute(session, ...) inside a transaction of yours."
+        )
+    return session

@@ -1,0 +1,207 @@
+"""Watches the session of a claim: what its COMMIT must refuse early, and which connections take part in its transaction.
+
+`_commit_guard` has the last word on each connection. The listeners here, both on the one Session and never on a class, serve
+what only a session knows:
+
+* `before_commit` refuses early where the COMMIT must fail, with at most a look at the claims' rows, and so leaves the Session
+  usable. A session whose own bind is a Connection stores its completions there, since its COMMIT may send none.
+* `after_begin` lets each further connection of the transaction take part in it.
+"""
+
+from __future__ import annotations
+
+from weakref import ref
+
+from sqlalchemy import Connection, event
+from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+
+from .._dialects import Dialect, NewClaim
+from .._request.ids import Key
+from ..errors import SafeAgentError, UnsupportedSessionError
+from . import foreign_writes, open_guarded
+from .commit_guard import guard_transaction
+from .guarded_transaction import KEY, GuardedTransaction, transaction_of
+from .lifecycle import Audience
+from .open_claim import Completion, OpenClaim, SessionWatch, is_there, lost
+
+
+_INFO_KEY = "safeagent_sa"
+
+_BLOCKS_KEY = "safeagent_sa.blocks"
+
+
+def plain_session(session: object) -> Session:
+    """Return the Session itself, out of a `scoped_session`; raise UnsupportedSessionError for anything else."""
+    found = session() if isinstance(session, scoped_session) else session
+    if isinstance(found, Session):
+        return found
+    message = (
+        f"a claim needs a sqlalchemy.orm.Session, not {type(session).__name__}. For an AsyncSession use "
+        "safeagent_sa.aio.AsyncExecutionGuard, which has the same verbs."
+    )
+    raise UnsupportedSessionError(message)
+
+
+def refuse_pending_writes(session: Session, key: Key) -> None:
+    """Raise where changes from before the claim are not flushed; those in an open claim's block belong to that claim."""
+    if not any(claim.is_same_transaction for claim in _blocks(session).values()):
+        foreign_writes.refuse_pending(session, key)
+
+
+def refuse_ended_or_foreign(connection: Connection) -> None:
+    """Raise where what is sent now is covered by no claim, or would be part of a transaction of another Connection's."""
+    held: GuardedTransaction | None = connection.info.get(KEY)
+    if held is None or held.is_over:
+        return
+    if held.transaction_ref() is connection.get_transaction():
+        held.refuse_ended()
+        return
+    if held.connection_ref() is None and not any(is_there(claim, connection) for claim in held.claims.values()):
+        return  # the pool has ended it in a way of its own
+    ids = ", ".join(repr(claim.row.request_id) for claim in held.claims.values())
+    message = (
+        f"the driver's connection under this session holds the open claim of {ids}, of another session, so both would be one "
+        "transaction. Nothing was sent. Roll back, and use a pool that gives each session a connection of its own (not "
+        "StaticPool) and rolls back what a session that was dropped leaves behind (not reset_on_return=None)."
+    )
+    raise UnsupportedSessionError(message)
+
+
+def watch(
+    session: Session,
+    connection: Connection,
+    dialect: Dialect,
+    row: NewClaim,
+    *,
+    proof: str,
+    audience: Audience,
+    has_block: bool,
+) -> OpenClaim:
+    """Guard a row that was just inserted, until its transaction ends."""
+    held = guard_transaction(connection)
+    watch = _watch_of(session)
+    claim = OpenClaim(
+        row, proof, dialect, audience, ref(session), held.connection_ref, watch.root, held.transaction_ref
+    )
+    held.add(claim)
+    watch.claims.append(claim)
+    if has_block:
+        session.info.setdefault(_BLOCKS_KEY, {})[row.token] = claim
+    return claim
+
+
+def suppose(
+    error: BaseException,
+    session: Session,
+    connection: Connection,
+    dialect: Dialect,
+    row: NewClaim,
+    *,
+    audience: Audience,
+) -> None:
+    """Guard a row whose INSERT has raised an error: a hook or a signal may have raised it, and then the row is there.
+
+    The COMMIT looks, and is refused where it is. An error of the guard's own says that nothing was inserted.
+    """
+    is_open = not (connection.closed or connection.invalidated) and connection.in_transaction()
+    if is_open and session.in_transaction() and not isinstance(error, SafeAgentError):
+        claim = watch(session, connection, dialect, row, proof="", audience=audience, has_block=False)
+        claim.is_supposed = True
+
+
+def complete(claim: OpenClaim, held: GuardedTransaction, completion: Completion) -> None:
+    """Note that the block has ended well; the COMMIT will store the result, and prove it."""
+    _leave_block(claim)
+    held.complete(claim, completion)
+
+
+def abandon(claim: OpenClaim) -> None:
+    """Note that the block was left without a stored result.
+
+    What was written after the claim's row had gone is covered by no claim, so the transaction must not commit. That
+    holds too for one that was begun inside the block after another had ended there. After a failed flush nothing can
+    have been written: the session refuses everything until it is rolled back.
+    """
+    _leave_block(claim)
+    claim.completion = None
+    session = claim.session_ref()
+    if session is None:
+        return
+    if session.is_active and (not claim.is_same_transaction or claim.is_undone):
+        lose(claim)
+
+
+def lose(claim: OpenClaim) -> None:
+    """Refuse every COMMIT of the transaction that the session of a lost claim is in now."""
+    claim.is_lost, claim.completion = True, None
+    session = claim.session_ref()
+    if session is not None and session.in_transaction():
+        current = _watch_of(session)
+        if claim not in current.claims:
+            current.claims.append(claim)
+
+
+def is_own(connection: Connection, token: object) -> bool:
+    """Tell whether the connection's transaction has made a claim with the token."""
+    held = transaction_of(connection)
+    return held is not None and token in held.claims
+
+
+def _current_watch(session: Session) -> SessionWatch | None:
+    current: SessionWatch | None = session.info.get(_INFO_KEY)
+    return current if current is not None and current.root() is session.get_transaction() else None
+
+
+def _watch_of(session: Session) -> SessionWatch:
+    current: SessionWatch | None = session.info.get(_INFO_KEY)
+    if current is None:
+        event.listen(session, "before_commit", _before_commit)
+        event.listen(session, "after_begin", _after_begin)
+    root = session.get_transaction()
+    assert root is not None  # a connection was asked for, which begins one
+    if current is None or current.root() is not root:
+        current = session.info[_INFO_KEY] = SessionWatch(ref(root))
+        for connection in foreign_writes.connections_of(root):
+            guard_transaction(connection).join(current)
+        open_guarded.note(session)
+    return current
+
+
+def _blocks(session: Session) -> dict[object, OpenClaim]:
+    found: dict[object, OpenClaim] = session.info.get(_BLOCKS_KEY, {})
+    return found
+
+
+def _leave_block(claim: OpenClaim) -> None:
+    session = claim.session_ref()
+    if session is not None:
+        _blocks(session).pop(claim.row.token, None)
+
+
+def _after_begin(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
+    for claim in _blocks(session).values():
+        if not claim.is_same_transaction:
+            lose(claim)  # another transaction, begun in the block after its own had ended
+    current = _current_watch(session)
+    if current is not None:
+        guard_transaction(connection).join(current)
+
+
+def _before_commit(session: Session) -> None:
+    # Fires for the release of a savepoint too, where a claim around it may well be open.
+    if session.in_nested_transaction():
+        return
+    for claim in _blocks(session).values():
+        if not claim.is_same_transaction:
+            raise lost(claim)
+    current = _current_watch(session)
+    if current is None:
+        return
+    current.refuse_lost()
+    for connection in {claim.connection for claim in current.claims}:
+        held = None if connection is None else transaction_of(connection)
+        if connection is None or held is None:
+            continue
+        held.refuse_or_allow(connection)
+        if isinstance(session.bind, Connection):
+            held.send_early(connection, list(held.claims))

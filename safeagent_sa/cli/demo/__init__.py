@@ -1,0 +1,115 @@
+"""`safeagent-sa demo`: an app, a retry, a race and two crashes, with real processes and a real database."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy import URL
+
+from .. import _urls
+from .._console import WIDTH, Stop, in_sentences, out
+from .narrator import Narrator, money
+from .scenes import PROLOGUE, SCENES
+from .stage import Ledger, Stage
+
+
+@in_sentences
+def demo(
+    *,
+    database_url: Annotated[
+        str | None,
+        typer.Option(
+            "--database-url",
+            envvar=["SAFEAGENT_DATABASE_URL", "DATABASE_URL"],
+            help="A PostgreSQL database to play in; a SQLite file by default.",
+        ),
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the app and its database behind, to look at.")] = False,
+) -> None:
+    """Show retries, races and crashes, for real.
+
+    A small app is copied into a temporary folder. On PostgreSQL it lives in a schema of its own, which is dropped at the
+    end: nothing that is in the database is touched. It takes about ten seconds. Exits with 1 if a promise was not kept.
+    """
+    out.width = min(out.width, WIDTH)
+    tell = Narrator(out)
+    began = time.monotonic()
+    with Stage(_server(database_url), keep=keep) as stage:
+        _introduce(stage)
+        for scene in PROLOGUE:
+            scene(stage, tell)
+        opening = stage.ledger()
+        for scene in SCENES:
+            scene(stage, tell)
+        _conclude(stage, tell, opening)
+        out.print(f"\n{time.monotonic() - began:.0f} seconds.", style="dim")
+        if keep:
+            _say_where(stage)
+    if tell.broken:
+        raise Stop("not every promise was kept: " + "; ".join(tell.broken))
+
+
+def _server(url: str | None) -> URL | None:
+    found = _urls.synchronous(_urls.required(url)) if url else None
+    # The demo makes a SQLite file of its own, and what is in somebody else's stays as it is.
+    return None if found is None or found.get_backend_name() == "sqlite" else found
+
+
+def _introduce(stage: Stage) -> None:
+    table = Table.grid(padding=(0, 2))
+    table.add_row(Text("app", "bold"), Text(f"{stage.app}, a copy of safeagent_sa.examples.payments"))
+    table.add_row(Text("database", "bold"), Text(_place(stage)))
+    title = Text("safeagent-sa demo: is anything paid twice?")
+    out.print(Panel(table, title=title, title_align="left", border_style="cyan"))
+
+
+def _place(stage: Stage) -> str:
+    with stage.engine.connect() as connection:
+        version = ".".join(map(str, connection.dialect.server_version_info or ()))
+    if stage.schema is None:
+        return f"SQLite {version}, the file {stage.url.database}"
+    return f"PostgreSQL {version}, the schema {stage.schema} in {stage.url.database!r}, for this run alone"
+
+
+def _conclude(stage: Stage, tell: Narrator, opening: Ledger) -> None:
+    """Lay business rows and executions side by side, and count."""
+    tell.scene("The books", "What is in the database now, row by row.")
+    payments = stage.query("SELECT id, payee, amount_cents FROM payments ORDER BY id")
+    stored = stage.query("SELECT request_id, status, result FROM execution_requests ORDER BY request_id")
+    executions = {json.loads(row.result)["payment_id"]: row for row in stored if row.result is not None}
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for heading in ("payment", "payee", "amount", "│", "request_id", "status", "result"):
+        table.add_column(heading, justify="right" if heading in {"payment", "amount"} else "left")
+    for number, payee, amount in payments:
+        request_id, status, result = executions.get(number, ("", "", ""))
+        table.add_row(str(number), payee, money(amount), "│", request_id, status, Text(result))
+    out.print(table)
+
+    change = stage.ledger() - opening
+    paid = [amount for number, _, amount in payments if number in executions]
+    killed = sum(worker.was_killed for worker in stage.workers)
+    tell.event("deliveries", f"{len(stage.workers)}, of which {killed} were killed")
+    tell.event("payments", f"{change.payments}, and {opening.payments} from before")
+    tell.event("executions", f"{change.executions} completed")
+    tell.event("money moved", money(-change.balance_cents))
+    tell.promise(
+        "every payment has its execution, every execution its payment",
+        change.payments == change.executions == len(stored) == len(paid),
+    )
+    tell.promise("the account is short of exactly what was paid", -change.balance_cents == sum(paid))
+
+
+def _say_where(stage: Stage) -> None:
+    schema = f" --schema {stage.schema}" if stage.schema else ""
+    url = (stage.url if stage.schema is None else stage.url.difference_update_query(["options"])).render_as_string()
+    out.print(
+        f"Kept: {stage.app}" + (f" and the schema {stage.schema}" if stage.schema else ""), soft_wrap=True, markup=False
+    )
+    out.print(f'To look: safeagent-sa list --url "{url}"{schema}', soft_wrap=True, markup=False)
