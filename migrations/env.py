@@ -16,8 +16,8 @@ from sqlalchemy import URL, Connection, Engine, MetaData, create_engine, pool, t
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.schema import CreateSchema
 
+from safeagent_sa.cli._drivers import normalise
 from safeagent_sa.models import ExecutionRequestMixin, make_model
-from safeagent_sa.schema._urls import normalise
 
 
 # Any number that is no one else's: two upgrades at once would otherwise both create the table, and one would die of it.

@@ -10,6 +10,8 @@ The claim, the business writes and the receipt are rows of one transaction, your
 
 from __future__ import annotations
 
+from ._settings import USE_DEFAULT
+from ._transaction.run import AsyncSessionFactory, SessionFactory
 from .errors import (
     AlreadyClaimedError,
     AlreadyCompletedError,
@@ -60,8 +62,10 @@ from .models import ExecutionRequest, ExecutionRequestMixin, make_model, metadat
 __version__ = "0.1.0"
 
 __all__ = [
+    "USE_DEFAULT",
     "AlreadyClaimedError",
     "AlreadyCompletedError",
+    "AsyncSessionFactory",
     "AutocommitError",
     "Batch",
     "BatchTooLargeError",
@@ -101,6 +105,7 @@ __all__ = [
     "SafeAgentError",
     "SchemaError",
     "SecondDatabaseError",
+    "SessionFactory",
     "SetupError",
     "TransactionAbortedError",
     "UnsupportedDialectError",

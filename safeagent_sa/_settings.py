@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, Insert, insert, inspect
@@ -29,6 +31,15 @@ DEFAULT_WAIT_TIMEOUT = 5.0
 
 # Receipts are read on every retry; what is larger belongs into a table of its own.
 DEFAULT_MAX_RESULT_BYTES = 1024 * 1024
+
+
+class UseDefault(Enum):
+    """The type of `USE_DEFAULT`, which stands for what the guard was configured with."""
+
+    USE_DEFAULT = "what the guard was configured with"
+
+
+USE_DEFAULT: Final = UseDefault.USE_DEFAULT
 
 
 @dataclass(frozen=True)
@@ -163,3 +174,8 @@ def valid_timeout(value: float | None) -> float | None:
         message = f"wait_timeout is a number of seconds, 0 or more, or None to wait without end; not {value}"
         raise ValueError(message)
     return value
+
+
+def seconds_of(duration: dt.timedelta | float) -> float:
+    """Return a duration, which is a timedelta or a number of seconds, in seconds."""
+    return duration.total_seconds() if isinstance(duration, dt.timedelta) else duration

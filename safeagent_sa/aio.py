@@ -6,10 +6,10 @@ layer does it. Needs the extra `asyncio` (greenlet).
 
 from __future__ import annotations
 
+import datetime as dt
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
-from types import EllipsisType
 from typing import Any, Concatenate, Protocol, TypeVar, overload
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
@@ -22,7 +22,7 @@ from ._request.arguments import refuse_shared_names
 from ._request.ids import validate_action
 from ._request.results import annotation_of, result_type_of
 from ._request.signature import ParamsT, Plan, SelfT
-from ._settings import ConfiguredGuard
+from ._settings import USE_DEFAULT, ConfiguredGuard, UseDefault
 from ._transaction import run
 from ._transaction.run import AsyncSessionFactory, Attempts
 from .effects import AsyncEffect, RetryOn, WhenInDoubt
@@ -36,7 +36,7 @@ __all__ = ["AsyncExecutionGuard"]
 _ValueT = TypeVar("_ValueT")
 
 
-class AsyncOpensSession(Protocol):
+class _AsyncOpensSession(Protocol):
     """A decorator that takes the session away from a function, or from a method, and gives it one itself."""
 
     @overload
@@ -65,7 +65,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         payload: Any = None,
         scope: str | None = None,
         result_type: type[ResultT],
-        wait_timeout: float | EllipsisType | None = ...,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
     ) -> AbstractAsyncContextManager[Execution[ResultT]]: ...
 
@@ -79,7 +79,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         payload: Any = None,
         scope: str | None = None,
         result_type: Any = None,
-        wait_timeout: float | EllipsisType | None = ...,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
     ) -> AbstractAsyncContextManager[Execution[Any]]: ...
 
@@ -92,7 +92,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         payload: Any = None,
         scope: str | None = None,
         result_type: Any = None,
-        wait_timeout: float | EllipsisType | None = ...,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
     ) -> AbstractAsyncContextManager[Execution[Any]]:
         """Claim a request for the block; claim, business writes and result commit with your transaction, or none does.
@@ -183,7 +183,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         payload: Any = None,
         scope: str | None = None,
         result_type: type[ResultT] | None = None,
-        wait_timeout: float | EllipsisType | None = ...,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
         **kwargs: Any,
     ) -> Execution[ResultT]: ...
@@ -200,7 +200,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         payload: Any = None,
         scope: str | None = None,
         result_type: Any,
-        wait_timeout: float | EllipsisType | None = ...,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
         **kwargs: Any,
     ) -> Execution[Any]: ...
@@ -216,7 +216,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         payload: Any = None,
         scope: str | None = None,
         result_type: Any = None,
-        wait_timeout: float | EllipsisType | None = ...,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
         **kwargs: Any,
     ) -> Execution[Any]:
@@ -306,9 +306,9 @@ class AsyncExecutionGuard(ConfiguredGuard):
         payload: Any = None,
         scope: str | None = None,
         result_type: type[ResultT] | None = None,
-        wait_timeout: float | EllipsisType | None = ...,
-        attempts: int = 5,
-        max_seconds: float = 30.0,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
+        max_attempts: int = 5,
+        timeout: float = 30.0,
         **kwargs: Any,
     ) -> Execution[ResultT]: ...
 
@@ -324,9 +324,9 @@ class AsyncExecutionGuard(ConfiguredGuard):
         payload: Any = None,
         scope: str | None = None,
         result_type: Any,
-        wait_timeout: float | EllipsisType | None = ...,
-        attempts: int = 5,
-        max_seconds: float = 30.0,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
+        max_attempts: int = 5,
+        timeout: float = 30.0,
         **kwargs: Any,
     ) -> Execution[Any]: ...
 
@@ -341,9 +341,9 @@ class AsyncExecutionGuard(ConfiguredGuard):
         payload: Any = None,
         scope: str | None = None,
         result_type: Any = None,
-        wait_timeout: float | EllipsisType | None = ...,
-        attempts: int = 5,
-        max_seconds: float = 30.0,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
+        max_attempts: int = 5,
+        timeout: float = 30.0,
         **kwargs: Any,
     ) -> Execution[Any]:
         """Await a function under a claim in a transaction of its own, which is committed when this returns.
@@ -358,8 +358,8 @@ class AsyncExecutionGuard(ConfiguredGuard):
             scope: The tenant or namespace, instead of the guard's own.
             result_type: What results are; None for what `fn` is annotated to give.
             wait_timeout: Seconds to wait for another claim of the same request, for each attempt.
-            attempts: The most attempts, the first one included.
-            max_seconds: No attempt begins after so many seconds.
+            max_attempts: The most attempts, the first one included.
+            timeout: No attempt begins after so many seconds.
             **kwargs: Keyword arguments of `fn`. One with the name of an option above is the verb's, so `fn` must have no such
                 parameter, unless it is given by position or with `functools.partial`.
 
@@ -369,7 +369,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         Raises:
             UnsupportedSessionError: The factory gives no AsyncSession, or one in a transaction.
             UnsupportedFunctionError: As in `execute`.
-            ValueError: `attempts` or `max_seconds` is too small.
+            ValueError: `max_attempts` or `timeout` is too small.
             Exception: What `fn` raises, and everything that `claim` raises, once no attempt is left.
 
         Example:
@@ -388,7 +388,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         return await run.run_async(
             session_factory,
             lambda session: self._execute(session, request_id, fn, args, kwargs, **options),
-            Attempts(attempts, max_seconds),
+            Attempts(max_attempts, timeout),
         )
 
     @overload
@@ -401,7 +401,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         scope: str | Callable[..., str] | None = None,
         result_type: Any = None,
         session_factory: None = None,
-        wait_timeout: float | EllipsisType | None = ...,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
     ) -> Callable[[Callable[ParamsT, ResultT]], Callable[ParamsT, ResultT]]: ...
 
@@ -415,10 +415,10 @@ class AsyncExecutionGuard(ConfiguredGuard):
         scope: str | Callable[..., str] | None = None,
         result_type: Any = None,
         session_factory: AsyncSessionFactory,
-        wait_timeout: float | EllipsisType | None = ...,
-        attempts: int = 5,
-        max_seconds: float = 30.0,
-    ) -> AsyncOpensSession: ...
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
+        max_attempts: int = 5,
+        timeout: float = 30.0,
+    ) -> _AsyncOpensSession: ...
 
     def idempotent(
         self,
@@ -429,10 +429,10 @@ class AsyncExecutionGuard(ConfiguredGuard):
         scope: str | Callable[..., str] | None = None,
         result_type: Any = None,
         session_factory: AsyncSessionFactory | None = None,
-        wait_timeout: float | EllipsisType | None = ...,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
-        attempts: int = 5,
-        max_seconds: float = 30.0,
+        max_attempts: int = 5,
+        timeout: float = 30.0,
     ) -> Any:
         """Make a decorator: each call is a request, and its writes and return value commit with the session's transaction.
 
@@ -454,8 +454,8 @@ class AsyncExecutionGuard(ConfiguredGuard):
             session_factory: What makes a session for each call; None where the caller gives one.
             wait_timeout: As in `claim`, in seconds.
             savepoint: As in `claim`; not with `session_factory`.
-            attempts: As in `run_transaction`, with `session_factory`.
-            max_seconds: As in `run_transaction`, in seconds, with `session_factory`.
+            max_attempts: As in `run_transaction`, with `session_factory`.
+            timeout: As in `run_transaction`, in seconds, with `session_factory`.
 
         Returns:
             A decorator. For type checkers the session is the first parameter, or the second of a method, where
@@ -501,7 +501,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
                         call.session, call.request_id, call.fn, savepoint=savepoint, **options
                     )
                 else:
-                    options |= {"attempts": attempts, "max_seconds": max_seconds}
+                    options |= {"max_attempts": max_attempts, "timeout": timeout}
                     execution = await self.run_transaction(session_factory, call.request_id, call.fn, **options)
                 return execution.result
 
@@ -581,7 +581,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         self,
         session: AsyncSession | async_scoped_session[Any],
         *,
-        older_than: float = 0.0,
+        older_than: dt.timedelta | float = 0.0,
         scope: str | None = None,
         limit: int = 100,
     ) -> list[Doubt]:
@@ -589,7 +589,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
 
         Args:
             session: Any AsyncSession that sees the table.
-            older_than: Only those whose last attempt began so many seconds ago.
+            older_than: Only those whose last attempt began at least this long ago, as a timedelta or in seconds.
             scope: Only this scope.
             limit: The most to read, the oldest first.
 
@@ -628,14 +628,14 @@ class AsyncExecutionGuard(ConfiguredGuard):
             result_type: What the result is.
 
         Returns:
-            The receipt where it has landed, else None.
+            The receipt where it has succeeded, else None.
 
         Raises:
             Exception: What `ExecutionGuard.resolve` raises.
 
         Example:
             ```python
-            await guard.resolve(session, "order:42:charge", not_landed(), by="alice")
+            await guard.resolve(session, "order:42:charge", not_executed(), by="alice")
             ```
         """
         kind = result_type_of(result_type)
@@ -651,8 +651,8 @@ class AsyncExecutionGuard(ConfiguredGuard):
         handlers: Mapping[str, Any],
         *,
         max_attempts: int = 10,
-        first_pause: float = 1.0,
-        longest_pause: float = 3600.0,
+        initial_backoff: float = 1.0,
+        max_backoff: float = 3600.0,
         poll_interval: float = 5.0,
     ) -> AsyncRelay:
         """Make a relay: it fires the effects that `execution.effects.add` has stored, after their COMMIT.
@@ -661,8 +661,8 @@ class AsyncExecutionGuard(ConfiguredGuard):
             session_factory: What makes an AsyncSession for each of its transactions.
             handlers: By action, a coroutine function or a pair, as in `ExecutionGuard.relay`, like everything that follows.
             max_attempts: After so many failures an effect is a dead letter.
-            first_pause: Seconds before the second attempt.
-            longest_pause: The longest pause, in seconds.
+            initial_backoff: Seconds before the second attempt.
+            max_backoff: The longest pause, in seconds.
             poll_interval: How often to look for what is due, in seconds.
 
         Returns:
@@ -683,8 +683,8 @@ class AsyncExecutionGuard(ConfiguredGuard):
             session_factory,
             handlers,
             max_attempts=max_attempts,
-            first_pause=first_pause,
-            longest_pause=longest_pause,
+            initial_backoff=initial_backoff,
+            max_backoff=max_backoff,
             poll_interval=poll_interval,
         )
 

@@ -35,7 +35,7 @@ from ._effects.flow import (
     is_worth_another_attempt,
 )
 from ._effects.lease import Lease
-from ._effects.verdict import Answer, Verdict, cannot_tell, landed, landed_more_than_once, not_landed
+from ._effects.verdict import Answer, Verdict, executed_more_than_once, not_executed, succeeded, unknown
 from ._request.arguments import refuse_misfit, refuse_shared_names
 from ._transaction import run
 from ._transaction.run import AsyncSessionFactory, Attempts, SessionFactory
@@ -53,10 +53,10 @@ __all__ = [
     "RetryOn",
     "Verdict",
     "WhenInDoubt",
-    "cannot_tell",
-    "landed",
-    "landed_more_than_once",
-    "not_landed",
+    "executed_more_than_once",
+    "not_executed",
+    "succeeded",
+    "unknown",
 ]
 
 # Attempts and seconds of one of the short transactions.

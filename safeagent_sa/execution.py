@@ -282,7 +282,7 @@ class Batch:
         replayed: Executed before, each with its receipt.
         in_progress: Somebody else is at them; deliver them again later. One error each, with its `request_id`.
         conflicts: Their ids were used for another action or payload.
-        settled: Failed, in doubt, expired, or executed with a result that cannot be read: not to be executed, and without a
+        blocked: Failed, in doubt, expired, or executed with a result that cannot be read: not to be executed, and without a
             result. One error each.
     """
 
@@ -290,4 +290,4 @@ class Batch:
     replayed: list[Execution[Any]] = field(default_factory=list)
     in_progress: list[ExecutionInProgressError] = field(default_factory=list)
     conflicts: list[RequestConflictError] = field(default_factory=list)
-    settled: list[OutcomeError] = field(default_factory=list)
+    blocked: list[OutcomeError] = field(default_factory=list)

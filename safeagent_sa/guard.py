@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from .relay import Relay
 
 
+import datetime as dt
 import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from types import EllipsisType
 from typing import TYPE_CHECKING, Concatenate, Protocol, overload
 
 from ._claim import block as blocks
 from ._request.arguments import refuse_shared_names
 from ._request.ids import validate_action
 from ._request.results import annotation_of
-from ._settings import ConfiguredGuard
+from ._settings import USE_DEFAULT, ConfiguredGuard, UseDefault
 from ._transaction import run
 from ._transaction.run import Attempts
 from .errors import UnsupportedFunctionError
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ._request.signature import ParamsT, SelfT
 
 
-class OpensSession(Protocol):
+class _OpensSession(Protocol):
     """A decorator that takes the session away from a function, or from a method, and gives it one itself."""
 
     @overload
@@ -69,7 +69,7 @@ class ExecutionGuard(ConfiguredGuard):
         payload: Any = None,
         scope: str | None = None,
         result_type: type[ResultT],
-        wait_timeout: float | EllipsisType | None = ...,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
     ) -> AbstractContextManager[Execution[ResultT]]: ...
 
@@ -83,7 +83,7 @@ class ExecutionGuard(ConfiguredGuard):
         payload: Any = None,
         scope: str | None = None,
         result_type: Any = None,
-        wait_timeout: float | EllipsisType | None = ...,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
     ) -> AbstractContextManager[Execution[Any]]: ...
 
@@ -96,7 +96,7 @@ class ExecutionGuard(ConfiguredGuard):
         payload: Any = None,
         scope: str | None = None,
         result_type: Any = None,
-        wait_timeout: float | EllipsisType | None = ...,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
     ) -> AbstractContextManager[Execution[Any]]:
         """Claim a request for the block; claim, business writes and result commit with your transaction, or none does.
@@ -184,7 +184,7 @@ class ExecutionGuard(ConfiguredGuard):
             scope: As in `claim`.
 
         Returns:
-            A block with the batch: `new` to be completed in the block, `replayed`, `in_progress`, `conflicts` and `settled`.
+            A block with the batch: `new` to be completed in the block, `replayed`, `in_progress`, `conflicts` and `blocked`.
 
         Raises:
             BatchTooLargeError: More ids than one call takes; nothing was sent.
@@ -216,7 +216,7 @@ class ExecutionGuard(ConfiguredGuard):
         payload: Any = None,
         scope: str | None = None,
         result_type: type[ResultT] | None = None,
-        wait_timeout: float | EllipsisType | None = ...,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
         **kwargs: Any,
     ) -> Execution[ResultT]: ...
@@ -233,7 +233,7 @@ class ExecutionGuard(ConfiguredGuard):
         payload: Any = None,
         scope: str | None = None,
         result_type: Any,
-        wait_timeout: float | EllipsisType | None = ...,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
         **kwargs: Any,
     ) -> Execution[Any]: ...
@@ -249,7 +249,7 @@ class ExecutionGuard(ConfiguredGuard):
         payload: Any = None,
         scope: str | None = None,
         result_type: Any = None,
-        wait_timeout: float | EllipsisType | None = ...,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
         **kwargs: Any,
     ) -> Execution[Any]:
@@ -338,9 +338,9 @@ class ExecutionGuard(ConfiguredGuard):
         payload: Any = None,
         scope: str | None = None,
         result_type: type[ResultT] | None = None,
-        wait_timeout: float | EllipsisType | None = ...,
-        attempts: int = 5,
-        max_seconds: float = 30.0,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
+        max_attempts: int = 5,
+        timeout: float = 30.0,
         **kwargs: Any,
     ) -> Execution[ResultT]: ...
 
@@ -356,9 +356,9 @@ class ExecutionGuard(ConfiguredGuard):
         payload: Any = None,
         scope: str | None = None,
         result_type: Any,
-        wait_timeout: float | EllipsisType | None = ...,
-        attempts: int = 5,
-        max_seconds: float = 30.0,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
+        max_attempts: int = 5,
+        timeout: float = 30.0,
         **kwargs: Any,
     ) -> Execution[Any]: ...
 
@@ -373,9 +373,9 @@ class ExecutionGuard(ConfiguredGuard):
         payload: Any = None,
         scope: str | None = None,
         result_type: Any = None,
-        wait_timeout: float | EllipsisType | None = ...,
-        attempts: int = 5,
-        max_seconds: float = 30.0,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
+        max_attempts: int = 5,
+        timeout: float = 30.0,
         **kwargs: Any,
     ) -> Execution[Any]:
         """Run a function under a claim in a transaction of its own, which is committed when this returns.
@@ -395,8 +395,8 @@ class ExecutionGuard(ConfiguredGuard):
             scope: As in `claim`.
             result_type: As in `execute`.
             wait_timeout: As in `claim`, in seconds for each attempt.
-            attempts: The most attempts, the first one included.
-            max_seconds: No attempt begins after so many seconds.
+            max_attempts: The most attempts, the first one included.
+            timeout: No attempt begins after so many seconds.
             **kwargs: Keyword arguments of `fn`. One with the name of an option above is the verb's, so `fn` must have no such
                 parameter, unless it is given by position or with `functools.partial`.
 
@@ -406,7 +406,7 @@ class ExecutionGuard(ConfiguredGuard):
         Raises:
             UnsupportedSessionError: The factory gives no synchronous session, or one in a transaction.
             UnsupportedFunctionError: As in `execute`.
-            ValueError: `attempts` or `max_seconds` is too small.
+            ValueError: `max_attempts` or `timeout` is too small.
             Exception: What `fn` raises, and everything that `claim` raises, once no attempt is left.
 
         Example:
@@ -425,7 +425,7 @@ class ExecutionGuard(ConfiguredGuard):
         return run.run(
             session_factory,
             lambda session: self._execute(session, request_id, fn, args, kwargs, **options),
-            Attempts(attempts, max_seconds),
+            Attempts(max_attempts, timeout),
         )
 
     @overload
@@ -438,7 +438,7 @@ class ExecutionGuard(ConfiguredGuard):
         scope: str | Callable[..., str] | None = None,
         result_type: Any = None,
         session_factory: None = None,
-        wait_timeout: float | EllipsisType | None = ...,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
     ) -> Callable[[Callable[ParamsT, ResultT]], Callable[ParamsT, ResultT]]: ...
 
@@ -452,10 +452,10 @@ class ExecutionGuard(ConfiguredGuard):
         scope: str | Callable[..., str] | None = None,
         result_type: Any = None,
         session_factory: SessionFactory,
-        wait_timeout: float | EllipsisType | None = ...,
-        attempts: int = 5,
-        max_seconds: float = 30.0,
-    ) -> OpensSession: ...
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
+        max_attempts: int = 5,
+        timeout: float = 30.0,
+    ) -> _OpensSession: ...
 
     def idempotent(
         self,
@@ -466,10 +466,10 @@ class ExecutionGuard(ConfiguredGuard):
         scope: str | Callable[..., str] | None = None,
         result_type: Any = None,
         session_factory: SessionFactory | None = None,
-        wait_timeout: float | EllipsisType | None = ...,
+        wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
-        attempts: int = 5,
-        max_seconds: float = 30.0,
+        max_attempts: int = 5,
+        timeout: float = 30.0,
     ) -> Any:
         """Make a decorator: each call is a request, and its writes and return value commit with the session's transaction.
 
@@ -491,8 +491,8 @@ class ExecutionGuard(ConfiguredGuard):
             session_factory: What makes a session for each call; None where the caller gives one.
             wait_timeout: As in `claim`, in seconds.
             savepoint: As in `claim`; not with `session_factory`.
-            attempts: As in `run_transaction`, with `session_factory`.
-            max_seconds: As in `run_transaction`, in seconds, with `session_factory`.
+            max_attempts: As in `run_transaction`, with `session_factory`.
+            timeout: As in `run_transaction`, in seconds, with `session_factory`.
 
         Returns:
             A decorator. For type checkers the session is the first parameter, or the second of a method, where
@@ -538,7 +538,7 @@ class ExecutionGuard(ConfiguredGuard):
                 if session_factory is None:
                     execution = self.execute(call.session, call.request_id, call.fn, savepoint=savepoint, **options)
                 else:
-                    options |= {"attempts": attempts, "max_seconds": max_seconds}
+                    options |= {"max_attempts": max_attempts, "timeout": timeout}
                     execution = self.run_transaction(session_factory, call.request_id, call.fn, **options)
                 return execution.result
 
@@ -595,8 +595,8 @@ class ExecutionGuard(ConfiguredGuard):
                 time-out: an attempt that outlives its lease is in doubt for everybody else.
             when_in_doubt: What to do where an earlier attempt may have happened: `"park"` raises ExecutionInDoubtError until
                 somebody has resolved it; `"retry"` makes the call again under the same idempotency key, for systems that
-                keep such keys; a probe, `probe(effect)`, finds out and returns `landed(result)`, `not_landed()`,
-                `landed_more_than_once()` or `cannot_tell()` of `safeagent_sa.effects`.
+                keep such keys; a probe, `probe(effect)`, finds out and returns `succeeded(result)`, `not_executed()`,
+                `executed_more_than_once()` or `unknown()` of `safeagent_sa.effects`.
             retry_on: Errors of the call that prove that nothing happened, such as a refused connection or a rate limit:
                 they are raised as they are, and the request is free for the next attempt.
             on_success: `on_success(session, result)` writes rows of yours in the transaction that records the result.
@@ -632,7 +632,7 @@ class ExecutionGuard(ConfiguredGuard):
         self,
         session: Session | scoped_session[Any],
         *,
-        older_than: float = 0.0,
+        older_than: dt.timedelta | float = 0.0,
         scope: str | None = None,
         limit: int = 100,
     ) -> list[Doubt]:
@@ -643,7 +643,7 @@ class ExecutionGuard(ConfiguredGuard):
 
         Args:
             session: Any session that sees the table.
-            older_than: Only those whose last attempt began so many seconds ago.
+            older_than: Only those whose last attempt began at least this long ago, as a timedelta or in seconds.
             scope: Only this scope; None for all of them.
             limit: The most to read, the oldest first.
 
@@ -679,8 +679,8 @@ class ExecutionGuard(ConfiguredGuard):
         Args:
             session: The session of your transaction.
             request_id: The id of the request.
-            verdict: `landed(result)`: a retry gets the result. `not_landed()`: the effect is free for its next attempt (a
-                request without an effect is on record as failed). `landed_more_than_once()` and `cannot_tell()` are noted,
+            verdict: `succeeded(result)`: a retry gets the result. `not_executed()`: the effect is free for its next attempt (a
+                request without an effect is on record as failed). `executed_more_than_once()` and `unknown()` are noted,
                 and the request stays in doubt. All are of `safeagent_sa.effects`.
             by: Who has found out.
             evidence: What it was found out by, as plain JSON values.
@@ -688,7 +688,7 @@ class ExecutionGuard(ConfiguredGuard):
             result_type: What the result is; None for plain JSON.
 
         Returns:
-            The receipt where it has landed, else None.
+            The receipt where it has succeeded, else None.
 
         Raises:
             NotInDoubtError: It is unknown, somebody may still be at it, or it was resolved in another way.
@@ -699,7 +699,9 @@ class ExecutionGuard(ConfiguredGuard):
         Example:
             ```python
             with SessionLocal() as session, session.begin():
-                guard.resolve(session, "order:42:charge", landed({"charge": "ch_1"}), by="alice", evidence="dashboard")
+                guard.resolve(
+                    session, "order:42:charge", succeeded({"charge": "ch_1"}), by="alice", evidence="dashboard"
+                )
             ```
         """
         from ._effects import doubt as doubts  # noqa: PLC0415 - see above
@@ -721,8 +723,8 @@ class ExecutionGuard(ConfiguredGuard):
         handlers: Mapping[str, Any],
         *,
         max_attempts: int = 10,
-        first_pause: float = 1.0,
-        longest_pause: float = 3600.0,
+        initial_backoff: float = 1.0,
+        max_backoff: float = 3600.0,
         poll_interval: float = 5.0,
     ) -> Relay:
         """Make a relay: it fires the effects that `execution.effects.add` has stored, after their COMMIT.
@@ -733,9 +735,9 @@ class ExecutionGuard(ConfiguredGuard):
                 which says how long its lease is and what is safe to retry, and the handler. Effects of other actions are
                 left to other relays.
             max_attempts: After so many failures of the kinds that `retry_on` names, an effect is a dead letter: on record as
-                failed, with its payload. `guard.resolve(session, request_id, not_landed(), by=...)` sends it again.
-            first_pause: Seconds before the second attempt; each further pause is twice as long.
-            longest_pause: The longest pause, in seconds.
+                failed, with its payload. `guard.resolve(session, request_id, not_executed(), by=...)` sends it again.
+            initial_backoff: Seconds before the second attempt; each further pause is twice as long.
+            max_backoff: The longest pause, in seconds.
             poll_interval: How often to look for what is due, in seconds, where nobody wakes the relay.
 
         Returns:
@@ -758,7 +760,7 @@ class ExecutionGuard(ConfiguredGuard):
             session_factory,
             handlers,
             max_attempts=max_attempts,
-            first_pause=first_pause,
-            longest_pause=longest_pause,
+            initial_backoff=initial_backoff,
+            max_backoff=max_backoff,
             poll_interval=poll_interval,
         )

@@ -33,6 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from ._dialects import dialect_for
+from ._settings import seconds_of
 from ._transaction import run as transactions
 from ._transaction.run import AsyncSessionFactory, Attempts, SessionFactory
 from .errors import RetentionTooShortError
@@ -55,7 +56,7 @@ _MAX_BATCH = 10_000
 def purge(
     session_factory: SessionFactory,
     *,
-    older_than: dt.timedelta,
+    older_than: dt.timedelta | float,
     tombstone: bool = True,
     batch_size: int = 1000,
     scope: str | None = None,
@@ -71,7 +72,7 @@ def purge(
 
     Args:
         session_factory: Makes the sessions; each is given back after its batch.
-        older_than: How long ago an execution must have ended, by the database's clock; at least 24 hours.
+        older_than: How long ago an execution must have ended, by the database's clock, as a timedelta or in seconds; at least 24 hours.
         tombstone: Keep each row without its result: a retry gets ReceiptExpiredError and never runs again. False deletes
             the rows, tombstones of the same age too: **a retry that comes after that runs again**.
         batch_size: Rows of one transaction, 1 to 10,000.
@@ -98,7 +99,14 @@ def purge(
         purged = purge(SessionLocal, older_than=timedelta(days=90))
         ```
     """
-    plan = _Plan.of(older_than, batch_size, model, scope, tombstone=tombstone, is_short_allowed=allow_under_24_hours)
+    plan = _Plan.of(
+        dt.timedelta(seconds=seconds_of(older_than)),
+        batch_size,
+        model,
+        scope,
+        tombstone=tombstone,
+        is_short_allowed=allow_under_24_hours,
+    )
     cutoff = transactions.run(session_factory, plan.cutoff, Attempts(*_ATTEMPTS))
     step = plan.count if dry_run else plan.purge
     done, after = 0, plan.beginning
@@ -114,7 +122,7 @@ def purge(
 async def purge_async(
     session_factory: AsyncSessionFactory,
     *,
-    older_than: dt.timedelta,
+    older_than: dt.timedelta | float,
     tombstone: bool = True,
     batch_size: int = 1000,
     scope: str | None = None,
@@ -147,7 +155,14 @@ async def purge_async(
         purged = await purge_async(async_sessions, older_than=timedelta(days=90))
         ```
     """
-    plan = _Plan.of(older_than, batch_size, model, scope, tombstone=tombstone, is_short_allowed=allow_under_24_hours)
+    plan = _Plan.of(
+        dt.timedelta(seconds=seconds_of(older_than)),
+        batch_size,
+        model,
+        scope,
+        tombstone=tombstone,
+        is_short_allowed=allow_under_24_hours,
+    )
 
     async def run(step: Callable[..., Any], *arguments: Any) -> Any:
         body = lambda session: session.run_sync(step, *arguments)  # noqa: E731 - a name says no more

@@ -9,7 +9,7 @@ from sqlalchemy import create_engine, update
 from sqlalchemy.orm import sessionmaker
 
 from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionRequest, metadata, sqlite
-from safeagent_sa.effects import landed
+from safeagent_sa.effects import succeeded
 
 from . import provider
 from .app import Provider, effects, send_mail
@@ -88,7 +88,7 @@ def main():
             deliver("park", "order-2/mail", send_mail, port, "alice@example.org")
             with sessions.begin() as session:
                 (doubt,) = guard.in_doubt(session)
-                guard.resolve(session, doubt.request_id, landed("taken"), by="you", evidence="the server's log")
+                guard.resolve(session, doubt.request_id, succeeded("taken"), by="you", evidence="the server's log")
             deliver("park", "order-2/mail", send_mail, port, "alice@example.org")
         finally:
             server.stop()

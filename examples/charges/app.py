@@ -8,7 +8,7 @@ from email.message import EmailMessage
 from typing import Any
 
 from safeagent_sa import ExecutionGuard
-from safeagent_sa.effects import EffectContext, Verdict, landed, landed_more_than_once, not_landed
+from safeagent_sa.effects import EffectContext, Verdict, executed_more_than_once, not_executed, succeeded
 
 
 class Provider:
@@ -37,8 +37,8 @@ class Provider:
         with urllib.request.urlopen(f"{self.address}/charges?key={effect.idempotency_key}", timeout=10) as answer:
             found = json.load(answer)
         if not found:
-            return not_landed()
-        return landed_more_than_once() if len(found) > 1 else landed(found[0])
+            return not_executed()
+        return executed_more_than_once() if len(found) > 1 else succeeded(found[0])
 
 
 def effects(guard: ExecutionGuard, provider: Provider):

@@ -166,4 +166,4 @@ def _sort(batch: Batch, replay: Callable[[], Execution[Any]]) -> None:
     except ExecutionInProgressError as error:
         batch.in_progress.append(error)
     except OutcomeError as error:
-        batch.settled.append(error)
+        batch.blocked.append(error)

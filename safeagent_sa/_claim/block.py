@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
-from types import EllipsisType
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from .._request.ids import validate_action, validate_key
 from .._request.results import PLAIN, ResultType
-from .._settings import Settings, valid_timeout
+from .._settings import USE_DEFAULT, Settings, UseDefault, valid_timeout
 from .._transaction import session_watch
 from ..execution import Batch, Execution, Receipt
 from . import acquire, binding, complete, outcome
@@ -29,14 +28,14 @@ def claim(
     action: str,
     payload: Any,
     scope: str | None,
-    wait_timeout: float | EllipsisType | None,
+    wait_timeout: float | UseDefault | None,
     savepoint: bool,
     result_type: ResultType = PLAIN,
 ) -> Generator[Execution[Any]]:
     """Claim a request for the block."""
     key = validate_key(settings.scope_or(scope), request_id)
     request = outcome.Request(key, validate_action(action), payload, settings.fingerprinter.make(payload), result_type)
-    timeout = settings.wait_timeout if wait_timeout is ... else valid_timeout(wait_timeout)
+    timeout = settings.wait_timeout if wait_timeout is USE_DEFAULT else valid_timeout(wait_timeout)
     session_watch.refuse_pending_writes(session, key)
     if savepoint:
         binding.connect(session, settings, key)  # refuses what is no transaction before there is a savepoint in it

@@ -130,7 +130,7 @@ def in_doubt(key: Key) -> ExecutionInDoubtError:
     """Return the error for an execution of which nobody knows whether it happened."""
     message = (
         f"{_name(key)} may or may not have happened, so it is not executed again by itself. Find out, and tell with "
-        "guard.resolve(session, request_id, landed(result) or not_landed(), by=...) or `safeagent-sa resolve`."
+        "guard.resolve(session, request_id, succeeded(result) or not_executed(), by=...) or `safeagent-sa resolve`."
     )
     return ExecutionInDoubtError(message, scope=key.scope, request_id=key.request_id)
 

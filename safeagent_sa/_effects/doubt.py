@@ -52,7 +52,7 @@ class Doubt:
 
 
 def in_doubt(
-    settings: _settings.Settings, session: Session, *, older_than: float, scope: str | None, limit: int
+    settings: _settings.Settings, session: Session, *, older_than: dt.timedelta | float, scope: str | None, limit: int
 ) -> list[Doubt]:
     """Read the requests in doubt, the oldest first, from the index of what is open."""
     connection, _ = binding.reach(session, settings)
@@ -62,7 +62,7 @@ def in_doubt(
     query = (
         lease_rows.query_of(connection, table)
         .add_columns(columns.scope, columns.request_id, began)
-        .where(is_in_doubt(connection, columns), _clock.age_of(connection, began) >= older_than)
+        .where(is_in_doubt(connection, columns), _clock.age_of(connection, began) >= _settings.seconds_of(older_than))
         .order_by(began)
         .limit(limit)
     )
@@ -114,7 +114,7 @@ def resolve(
     key = validate_key(settings.scope_or(scope), request_id)
     if not isinstance(verdict, Verdict):
         raise TypeError(
-            f"a verdict is landed(result), not_landed(), landed_more_than_once() or cannot_tell(), not {verdict!r}"
+            f"a verdict is succeeded(result), not_executed(), executed_more_than_once() or unknown(), not {verdict!r}"
         )
     if not by:
         raise ValueError("by= names who has found out; it is kept with the request")
@@ -138,10 +138,10 @@ def resolve(
 
 
 def _values(connection: Any, found: Found, verdict: Verdict, text: str) -> dict[str, Any]:
-    if verdict.answer is Answer.LANDED:
+    if verdict.answer is Answer.SUCCEEDED:
         values = {"status": ExecutionStatus.COMPLETED.value, "result": text, "error": null(), "payload": null()}
         return values | {"completed_at": _clock.now(connection), "lease_expires_at": null()}
-    if verdict.answer is not Answer.NOT_LANDED:
+    if verdict.answer is not Answer.NOT_EXECUTED:
         # A claim that was committed without a result has no lease yet, by which it would be found.
         since: Any = func.coalesce(column("lease_expires_at"), _clock.now(connection))
         return {"status": lease_rows.IN_DOUBT, "lease_expires_at": since}
@@ -163,17 +163,17 @@ def _is_resolvable(connection: Connection, found: Found, verdict: Verdict) -> bo
         case ExecutionStatus.CLAIMED:
             return not session_watch.is_own(connection, found.stored.token)
         case ExecutionStatus.FAILED:  # a dead letter, to be delivered once more
-            return found.payload is not None and verdict.answer is Answer.NOT_LANDED
+            return found.payload is not None and verdict.answer is Answer.NOT_EXECUTED
     return False
 
 
 def _is_resolved_so(found: Found, verdict: Verdict, text: str) -> bool:
     """Tell whether the same was said before."""
-    if verdict.answer is Answer.LANDED:
+    if verdict.answer is Answer.SUCCEEDED:
         return found.stored.status == ExecutionStatus.COMPLETED and found.stored.result == text
     said = [entry.get("resolved") for entry in json_text.history(found.details)]
     is_open = found.stored.status in (ExecutionStatus.LEASED, ExecutionStatus.FAILED)
-    return verdict.answer is Answer.NOT_LANDED and is_open and said[-1:] == [Answer.NOT_LANDED]
+    return verdict.answer is Answer.NOT_EXECUTED and is_open and said[-1:] == [Answer.NOT_EXECUTED]
 
 
 def _receipt(key: Key, found: Found) -> Receipt | None:

@@ -227,7 +227,7 @@ class EffectBase:
             # It has happened and its result is known; only the rows that belong to it could not be written.
             cause = carried.__cause__
             assert cause is not None
-            stored, note = recorded(cause), noted(details or lease.details, {"landed": json.loads(text)})
+            stored, note = recorded(cause), noted(details or lease.details, {"succeeded": json.loads(text)})
             yield Transact(lambda session: leases.doubt(session, settings, lease, stored, note))
             raise cause from None
         execution: Execution[Any] = Execution(
@@ -247,16 +247,16 @@ class EffectBase:
             verdict = yield probe
             if not isinstance(verdict, Verdict):
                 raise TypeError(
-                    f"a probe returns landed(result), not_landed(), landed_more_than_once() or cannot_tell(), not {verdict!r}"
+                    f"a probe returns succeeded(result), not_executed(), executed_more_than_once() or unknown(), not {verdict!r}"
                 )
         except Exception as error:
             stored = recorded(error)
             yield Transact(lambda session: leases.doubt(session, settings, lease, stored))
             raise
-        if verdict.answer is Answer.NOT_LANDED:
+        if verdict.answer is Answer.NOT_EXECUTED:
             return None
         note = noted(lease.details, {"probe": verdict.answer.value, "attempt": lease.attempt})
-        if verdict.answer is Answer.LANDED:
+        if verdict.answer is Answer.SUCCEEDED:
             yield from self._record(request, lease, verdict.result, note)
             return (yield Transact(lambda session: take(session, lease.token)))  # a replay of the earlier attempt
         yield Transact(lambda session: leases.doubt(session, settings, lease, None, note))

@@ -52,17 +52,17 @@ class RelayBase(Generic[_EffectT]):
         handlers: Mapping[str, Any],
         *,
         max_attempts: int = 10,
-        first_pause: float = 1.0,
-        longest_pause: float = 3600.0,
+        initial_backoff: float = 1.0,
+        max_backoff: float = 3600.0,
         poll_interval: float = 5.0,
     ) -> None:
-        if max_attempts < 1 or min(first_pause, longest_pause) < 0 or poll_interval <= 0:
+        if max_attempts < 1 or min(initial_backoff, max_backoff) < 0 or poll_interval <= 0:
             raise ValueError("a relay needs at least one attempt, pauses of 0 seconds or more, and some poll_interval")
         self._settings = settings
         self._session_factory = session_factory
         self._handlers = {action: self._pair(action, handler) for action, handler in handlers.items()}
         self._max_attempts = max_attempts
-        self._first_pause, self._longest_pause = first_pause, longest_pause
+        self._first_pause, self._longest_pause = initial_backoff, max_backoff
         self._poll_interval = poll_interval
 
     def _pair(self, action: str, handler: Any) -> tuple[_EffectT, Callable[..., Any]]:
@@ -129,7 +129,7 @@ class RelayBase(Generic[_EffectT]):
             leases.doubt(session, settings, lease, None)
             return in_doubt(key)
         error = recorded(
-            "its stored payload cannot be read, so it was not fired; restore the column `payload`, and say not_landed()"
+            "its stored payload cannot be read, so it was not fired; restore the column `payload`, and say not_executed()"
         )
         leases.fail(session, settings, lease, error, keeps_payload=True)
         return failed(key, error, stored.attempt)

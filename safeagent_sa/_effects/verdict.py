@@ -12,10 +12,10 @@ from .._request.json_text import cut_text, recorded
 class Answer(StrEnum):
     """The four things that can be said about an effect in doubt."""
 
-    LANDED = "landed"
-    NOT_LANDED = "not_landed"
-    MORE_THAN_ONCE = "landed_more_than_once"
-    CANNOT_TELL = "cannot_tell"
+    SUCCEEDED = "succeeded"
+    NOT_EXECUTED = "not_executed"
+    MORE_THAN_ONCE = "executed_more_than_once"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Verdict:
     result: Any = field(default=None, repr=False)  # may be personal data; keep it out of logs
 
 
-def landed(result: Any = None) -> Verdict:
+def succeeded(result: Any = None) -> Verdict:
     """Say that the effect has happened, once; nothing is written until it is returned from a probe or resolved with.
 
     Args:
@@ -34,25 +34,25 @@ def landed(result: Any = None) -> Verdict:
 
     Example:
         ```python
-        guard.resolve(session, "order:42:charge", landed({"charge": "ch_1"}), by="alice", evidence="dashboard")
+        guard.resolve(session, "order:42:charge", succeeded({"charge": "ch_1"}), by="alice", evidence="dashboard")
         ```
     """
-    return Verdict(Answer.LANDED, result)
+    return Verdict(Answer.SUCCEEDED, result)
 
 
-def not_landed() -> Verdict:
+def not_executed() -> Verdict:
     """Say that nothing has happened, and that nothing of the earlier attempt is still on its way."""
-    return Verdict(Answer.NOT_LANDED)
+    return Verdict(Answer.NOT_EXECUTED)
 
 
-def landed_more_than_once() -> Verdict:
+def executed_more_than_once() -> Verdict:
     """Say that the effect has happened more than once: it stays in doubt until a person has put it right."""
     return Verdict(Answer.MORE_THAN_ONCE)
 
 
-def cannot_tell() -> Verdict:
+def unknown() -> Verdict:
     """Say that nobody can know yet: the effect stays in doubt."""
-    return Verdict(Answer.CANNOT_TELL)
+    return Verdict(Answer.UNKNOWN)
 
 
 class NotDoneError(Exception):

@@ -52,13 +52,13 @@ class AsyncSessionFactory(Protocol):
 class Attempts:
     """Counts the attempts of one call; `pause_after` says how long to wait, or that there is no next one."""
 
-    def __init__(self, attempts: int, max_seconds: float) -> None:
-        if attempts < 1:
-            raise ValueError(f"attempts must be at least 1, not {attempts}")
-        if not max_seconds > 0:
-            raise ValueError(f"max_seconds must be more than 0, not {max_seconds}")
-        self._left = attempts - 1
-        self._deadline = time.monotonic() + max_seconds
+    def __init__(self, max_attempts: int, timeout: float) -> None:
+        if max_attempts < 1:
+            raise ValueError(f"max_attempts must be at least 1, not {max_attempts}")
+        if not timeout > 0:
+            raise ValueError(f"timeout must be more than 0, not {timeout}")
+        self._left = max_attempts - 1
+        self._deadline = time.monotonic() + timeout
         self._pause = _FIRST_PAUSE
         self._is_commit_unknown = False
 

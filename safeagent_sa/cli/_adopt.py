@@ -78,7 +78,7 @@ def adopt(
     options = options_text(table_name, schema)
     options += f", scope={json.dumps(scope)}" if scope else ""
     options += f", time_zone={json.dumps(time_zone)}" if time_zone else ""
-    calls = [f'safeagent.{verb}(op, "{store}"{options})' for verb in ("adopt_safeagent", "give_back_safeagent")]
+    calls = [f'safeagent.{verb}(op, "{store}"{options})' for verb in ("adopt_safeagent", "restore_safeagent")]
     write(script, config, head, message or "adopt the records of SafeAgent", (calls[0], calls[1]))
 
 

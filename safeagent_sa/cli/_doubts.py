@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 from sqlalchemy.orm import Session
 
 from .. import ExecutionGuard
-from .._effects.verdict import Verdict, cannot_tell, landed, landed_more_than_once, not_landed
+from .._effects.verdict import Verdict, executed_more_than_once, not_executed, succeeded, unknown
 from ..models import TABLE_NAME
 from ._console import in_sentences, out
 from ._database import opened
@@ -25,10 +25,10 @@ from ._requests import Json, cell, print_json
 class Said(StrEnum):
     """What can be said about a request in doubt."""
 
-    LANDED = "landed"
-    NOT_LANDED = "not-landed"
-    MORE_THAN_ONCE = "landed-more-than-once"
-    CANNOT_TELL = "cannot-tell"
+    SUCCEEDED = "succeeded"
+    NOT_EXECUTED = "not-executed"
+    MORE_THAN_ONCE = "executed-more-than-once"
+    UNKNOWN = "unknown"
 
 
 @in_sentences
@@ -77,26 +77,26 @@ def resolve(
     schema: Schema = None,
     table_name: TableName = TABLE_NAME,
     scope: Annotated[str, typer.Option("--scope", help="The scope of the request.")] = "",
-    result: Annotated[str, typer.Option("--result", help="With `landed`: what a retry gets, as JSON.")] = "null",
+    result: Annotated[str, typer.Option("--result", help="With `succeeded`: what a retry gets, as JSON.")] = "null",
     by: Annotated[str | None, typer.Option("--by", help="Who has found out; your user name by default.")] = None,
     evidence: Annotated[str | None, typer.Option("--evidence", help="What it was found out by; kept.")] = None,
 ) -> None:
-    """Record what has become of a request in doubt: landed, not-landed, landed-more-than-once or cannot-tell.
+    """Record what has become of a request in doubt: succeeded, not-executed, executed-more-than-once or unknown.
 
-    After `landed` a retry gets the result; after `not-landed` an effect is free for its next attempt. Who, when and by what
+    After `succeeded` a retry gets the result; after `not-executed` an effect is free for its next attempt. Who, when and by what
     evidence is kept with the request.
     """
     try:
         value: Any = json.loads(result)
     except ValueError:
         raise typer.BadParameter(f"{result!r} is not JSON", param_hint="--result") from None
-    if said is not Said.LANDED and value is not None:
-        raise typer.BadParameter("only what has landed has a result", param_hint="--result")
+    if said is not Said.SUCCEEDED and value is not None:
+        raise typer.BadParameter("only what has succeeded has a result", param_hint="--result")
     verdicts: dict[Said, Verdict] = {
-        Said.LANDED: landed(value),
-        Said.NOT_LANDED: not_landed(),
-        Said.MORE_THAN_ONCE: landed_more_than_once(),
-        Said.CANNOT_TELL: cannot_tell(),
+        Said.SUCCEEDED: succeeded(value),
+        Said.NOT_EXECUTED: not_executed(),
+        Said.MORE_THAN_ONCE: executed_more_than_once(),
+        Said.UNKNOWN: unknown(),
     }
     with opened(url, schema, table_name) as (engine, model), Session(engine) as session, session.begin():
         guard = ExecutionGuard(model=model)

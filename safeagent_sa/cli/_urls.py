@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import URL
 
-from ..schema._urls import normalise
 from ._console import Stop
+from ._drivers import normalise
 
 
 # The commands need no event loop, and an app that has asyncpg need not have an async psycopg.

@@ -40,7 +40,7 @@ __all__ = [
     "adopt_safeagent",
     "downgrade",
     "drop_commit_check",
-    "give_back_safeagent",
+    "restore_safeagent",
     "upgrade",
     "verify",
 ]
@@ -181,13 +181,13 @@ def adopt_safeagent(
 
 
         def downgrade() -> None:
-            safeagent.give_back_safeagent(op, "PgExecutionStore")
+            safeagent.restore_safeagent(op, "PgExecutionStore")
         ```
     """
     _adoption.adopt(op, _store(store), _adoption.Target(table_name, schema, scope, time_zone))
 
 
-def give_back_safeagent(
+def restore_safeagent(
     op: Operations,
     store: StoreName,
     *,

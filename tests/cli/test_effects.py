@@ -58,7 +58,7 @@ def test_a_person_resolves(port):
     put_in_doubt(port, "charge-1")
     put_in_doubt(port, "charge-2", scope="tenant")
     done = run(
-        port, "resolve", "charge-1", "landed", "--result", '{"charge": 7}', "--by", "alice", "--evidence", "ledger"
+        port, "resolve", "charge-1", "succeeded", "--result", '{"charge": 7}', "--by", "alice", "--evidence", "ledger"
     )
     assert done.exit_code == 0, done.output
     with port.sessions() as session:
@@ -66,8 +66,8 @@ def test_a_person_resolves(port):
         details = json.loads(session.scalar(select(ExecutionRequest.details).where(ExecutionRequest.scope == "")))
     assert details["history"][0]["by"] == "alice"
     assert details["history"][0]["evidence"] == "ledger"
-    assert run(port, "resolve", "charge-1", "not-landed", "--by", "alice").exit_code == 1
-    done = run(port, "resolve", "charge-2", "not-landed", "--scope", "tenant")
+    assert run(port, "resolve", "charge-1", "not-executed", "--by", "alice").exit_code == 1
+    done = run(port, "resolve", "charge-2", "not-executed", "--scope", "tenant")
     assert done.exit_code == 0, done.output
     provider = Provider()
     ExecutionGuard(scope="tenant").effect("charge").execute(port.sessions, "charge-2", provider)
@@ -77,12 +77,12 @@ def test_a_person_resolves(port):
 def test_wrong_arguments_of_resolve(port):
     put_in_doubt(port, "charge-1")
     for arguments in (
-        ("landed", "--result", "{"),
-        ("not-landed", "--result", "1"),
+        ("succeeded", "--result", "{"),
+        ("not-executed", "--result", "1"),
         ("perhaps",),
     ):
         assert run(port, "resolve", "charge-1", *arguments).exit_code == 2
-    done = run(port, "resolve", "unknown", "landed")
+    done = run(port, "resolve", "unknown", "succeeded")
     assert done.exit_code == 1
     assert "unknown" in done.output
 

@@ -89,7 +89,7 @@ def test_every_request_is_told_apart(port):
     assert ids(batch.new) == ["new"]
     assert ids(batch.replayed) == ["done"]
     assert ids(batch.conflicts) == ["conflict"]
-    assert ids(batch.settled) == ["failed", "doubt", "expired"]
+    assert ids(batch.blocked) == ["failed", "doubt", "expired"]
     assert batch.in_progress == []
 
 

@@ -77,7 +77,7 @@ def test_attempts_are_bounded_and_the_last_error_is_the_databases_own(postgresql
         session.execute(text("DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40001'; END $$"))
 
     with pytest.raises(DBAPIError) as caught:
-        guard.run_transaction(postgresql.sessions, "order-1", always_fail, action="pay", attempts=3)
+        guard.run_transaction(postgresql.sessions, "order-1", always_fail, action="pay", max_attempts=3)
 
     assert len(tries) == 3
     assert caught.value.orig.sqlstate == "40001"
@@ -92,7 +92,7 @@ def test_time_is_bounded_too(postgresql):
 
     with pytest.raises(DBAPIError):
         guard.run_transaction(
-            postgresql.sessions, "order-1", always_fail, action="pay", attempts=10**6, max_seconds=0.2
+            postgresql.sessions, "order-1", always_fail, action="pay", max_attempts=10**6, timeout=0.2
         )
 
     assert 1 < len(tries) < 100
@@ -192,7 +192,7 @@ def test_a_locked_sqlite_file_is_retried(sqlite):
 
     thread = threading.Thread(target=let_go)
     thread.start()
-    execution = guard.run_transaction(sessionmaker(impatient), "order-1", pay, "order-1", action="pay", attempts=50)
+    execution = guard.run_transaction(sessionmaker(impatient), "order-1", pay, "order-1", action="pay", max_attempts=50)
     thread.join()
     holder.close()
     impatient.dispose()
@@ -231,7 +231,7 @@ def test_pauses_grow_and_are_never_the_same():
 
 
 @before_any_sql
-@pytest.mark.parametrize("bad", [{"attempts": 0}, {"max_seconds": 0}, {"max_seconds": float("nan")}])
+@pytest.mark.parametrize("bad", [{"max_attempts": 0}, {"timeout": 0}, {"timeout": float("nan")}])
 def test_bad_bounds_are_refused(port, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         guard.run_transaction(port.sessions, "order-1", pay, "x", action="pay", **bad)

@@ -29,7 +29,7 @@ def by_effect(port, fn, /, *args, **kwargs):
 
 VERBS = {
     by_execute: {"action", "payload", "scope", "result_type", "wait_timeout", "savepoint"},
-    by_run_transaction: {"action", "payload", "scope", "result_type", "wait_timeout", "attempts", "max_seconds"},
+    by_run_transaction: {"action", "payload", "scope", "result_type", "wait_timeout", "max_attempts", "timeout"},
     by_effect: {"payload", "scope"},
 }
 # Options of all verbs, the names that their first parameters have inside, and words of the layers below.
@@ -60,7 +60,7 @@ def test_a_keyword_that_is_no_option_of_the_verb_reaches_the_function(sqlite, ve
 @not_pipelined
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
 def test_a_keyword_of_another_verb_reaches_the_function_on_every_port(port, statements, verb):
-    name = "attempts" if verb is by_execute else "savepoint"
+    name = "max_attempts" if verb is by_execute else "savepoint"
 
     assert verb(port, function_of(name), 7, **{name: True}) == [7, True]
     assert [statement for statement in statements if "SAVEPOINT" in statement] == []

@@ -17,7 +17,7 @@ from safeagent_sa import (
 )
 from safeagent_sa._request.json_text import UnreadableError, read
 from safeagent_sa.compat import ExecutionStore
-from safeagent_sa.effects import cannot_tell, landed, not_landed
+from safeagent_sa.effects import not_executed, succeeded, unknown
 
 
 guard = ExecutionGuard()
@@ -146,10 +146,10 @@ def test_one_broken_receipt_leaves_the_rest_of_a_batch_readable(port):
     assert batch.conflicts == batch.in_progress == []
 
     def settled():
-        raise batch.settled[0]
+        raise batch.blocked[0]
 
     refuses(settled, "b", "acme")
-    assert len(batch.settled) == 1
+    assert len(batch.blocked) == 1
 
 
 @broken_on(PLAIN)
@@ -205,12 +205,12 @@ def test_a_doubt_can_be_listed_and_resolved_whatever_is_known_about_it(port, kin
         assert (doubts["order-2"].error_type, doubts["order-2"].details) == ("ConnectionError", None)
         assert doubts["order-1"].error_type is None
         assert doubts["order-1"].details == {"unreadable": stored[:2000]}
-        guard.resolve(session, "order-1", cannot_tell(), by="alice")
-        guard.resolve(session, "order-1", not_landed(), by="alice")
-        guard.resolve(session, "order-1", not_landed(), by="alice")  # the same again changes nothing
+        guard.resolve(session, "order-1", unknown(), by="alice")
+        guard.resolve(session, "order-1", not_executed(), by="alice")
+        guard.resolve(session, "order-1", not_executed(), by="alice")  # the same again changes nothing
     found = json.loads(row(port, "order-1").details)
     assert found["unreadable"] == stored[:2000]
-    assert [entry["resolved"] for entry in found["history"]] == ["cannot_tell", "not_landed"]
+    assert [entry["resolved"] for entry in found["history"]] == ["unknown", "not_executed"]
 
 
 @pytest.mark.parametrize("stored", ["[1]", '{"history":5}', '{"history":[5]}', "null"])
@@ -223,8 +223,8 @@ def test_details_of_another_shape_are_kept(sqlite, stored):
     store(sqlite, "order-1", details=stored)
     with sqlite.sessions() as session, session.begin():
         guard.in_doubt(session)
-        guard.resolve(session, "order-1", landed(1), by="alice")
-        guard.resolve(session, "order-1", landed(1), by="alice")
+        guard.resolve(session, "order-1", succeeded(1), by="alice")
+        guard.resolve(session, "order-1", succeeded(1), by="alice")
     assert [entry["by"] for entry in json.loads(row(sqlite, "order-1").details)["history"]] == ["alice"]
 
 
@@ -254,7 +254,7 @@ def test_a_payload_that_cannot_be_read_is_a_dead_letter_and_the_relay_goes_on(po
 
     store(port, names[1], payload='{"to":"b"}')
     with port.sessions() as session, session.begin():
-        guard.resolve(session, names[1], not_landed(), by="alice")
+        guard.resolve(session, names[1], not_executed(), by="alice")
     assert relay.run_once() == 1
     assert sent[2:] == [{"to": "b"}]
 

@@ -296,8 +296,7 @@ def test_a_transaction_that_was_ended_as_text_is_forgotten_with_its_connection(p
         execute(session)
         session.execute(text("ROLLBACK"))
         session.connection().invalidate()
-    with port.sessions() as session:
-        session.execute(text("SELECT 1"))
+    port.engine.dispose()  # the pool keeps the place of the connection until it is taken again
     gc.collect()
     assert [e for e in gc.get_objects() if isinstance(e, GuardedTransaction) and id(e) not in before] == []
 

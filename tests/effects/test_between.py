@@ -15,7 +15,7 @@ from safeagent_sa import (
     ExecutionRequest,
     RequestConflictError,
 )
-from safeagent_sa.effects import landed, not_landed
+from safeagent_sa.effects import not_executed, succeeded
 from safeagent_sa.testing import expire_lease, put_in_doubt
 
 
@@ -94,7 +94,7 @@ def resolved(port, first):
     first.start()
     end_lease(port)
     with port.sessions() as session, session.begin():
-        ExecutionGuard().resolve(session, "charge-1", landed("by hand"), by="alice")
+        ExecutionGuard().resolve(session, "charge-1", succeeded("by hand"), by="alice")
 
 
 def taken_over(port, first):
@@ -193,7 +193,7 @@ def test_a_resolution_holds_what_it_has_read(level):
 
     just_before(level, "UPDATE", try_to_write)
     with level.sessions() as session, session.begin():
-        ExecutionGuard().resolve(session, "charge-1", landed(1), by="alice")
+        ExecutionGuard().resolve(session, "charge-1", succeeded(1), by="alice")
     assert refused == ["55P03"]
     assert '"by":"alice"' in stored(level).details
 
@@ -264,7 +264,7 @@ def test_a_doubt_survives_a_probe_that_dies(port, adopted):
         fire()
     assert provider.charges == fired
     asked = []
-    assert not fire(when_in_doubt=lambda effect: asked.append(1) or not_landed()).is_replay
+    assert not fire(when_in_doubt=lambda effect: asked.append(1) or not_executed()).is_replay
     assert asked == [1]
 
 
@@ -279,5 +279,5 @@ def test_a_replay_of_an_effect_has_the_receipt_that_get_returns(port):
     assert replay.receipt.completed_at.tzinfo is not None
     with port.sessions() as session, session.begin():
         put_in_doubt(session.connection(), "charge-2", action="charge")
-        receipt = guard.resolve(session, "charge-2", landed(1), by="alice")
+        receipt = guard.resolve(session, "charge-2", succeeded(1), by="alice")
         assert receipt == guard.get(session, "charge-2")

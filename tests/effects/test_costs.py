@@ -10,7 +10,7 @@ from support.ports import not_pipelined
 from support.wire import MessageProxy
 
 from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionInProgressError, NotInDoubtError
-from safeagent_sa.effects import cannot_tell, landed, not_landed
+from safeagent_sa.effects import not_executed, succeeded, unknown
 from safeagent_sa.testing import expire_lease
 
 
@@ -37,7 +37,7 @@ class Story:
     def relay(self, fn=None, **options):
         effect = ExecutionGuard().effect("mail", retry_on=RateLimited, **options)
         handlers = {"mail": (effect, fn or (lambda effect, payload: "sent"))}
-        return ExecutionGuard().relay(self.port.sessions, handlers, first_pause=0.0).run_once(limit=1)
+        return ExecutionGuard().relay(self.port.sessions, handlers, initial_backoff=0.0).run_once(limit=1)
 
     def resolve(self, verdict):
         with self.port.sessions() as session, session.begin():
@@ -123,14 +123,14 @@ def in_progress(story):
 def probe_that_finds_it(story):
     story.crash()
     yield
-    assert story.fire(when_in_doubt=lambda effect: landed(7)).is_replay
+    assert story.fire(when_in_doubt=lambda effect: succeeded(7)).is_replay
     yield 2 + story.look + 1 + 1 + story.look, 3  # the takeover, the outcome, and a replay of it
 
 
 def probe_that_finds_nothing(story):
     story.crash()
     yield
-    assert story.fire(when_in_doubt=lambda effect: not_landed()).result["charge"] == 2
+    assert story.fire(when_in_doubt=lambda effect: not_executed()).result["charge"] == 2
     yield 4 + story.look, 3
 
 
@@ -138,7 +138,7 @@ def probe_that_settles_nothing(story):
     story.crash()
     yield
     with pytest.raises(ExecutionInDoubtError):
-        story.fire(when_in_doubt=lambda effect: cannot_tell())
+        story.fire(when_in_doubt=lambda effect: unknown())
     yield 3 + story.look, 2
 
 
@@ -167,7 +167,7 @@ def relayed_and_probed(story):
         story.relay(lambda effect, payload: die(effect))
     story.end_lease()
     yield
-    assert story.relay(when_in_doubt=lambda effect: not_landed()) == 1
+    assert story.relay(when_in_doubt=lambda effect: not_executed()) == 1
     yield 3, 3
 
 
@@ -186,12 +186,12 @@ def relayed_and_parked(story):
 def resolve(story):
     story.crash()
     yield
-    receipt = story.resolve(landed(7))
+    receipt = story.resolve(succeeded(7))
     yield 2, 1
-    assert story.resolve(landed(7)) == receipt
+    assert story.resolve(succeeded(7)) == receipt
     yield 1, 1
     with pytest.raises(NotInDoubtError):
-        story.resolve(not_landed())
+        story.resolve(not_executed())
     yield 1, 1
 
 

@@ -7,7 +7,7 @@ from support.app import pay
 from support.effects import Died, Provider, die
 
 from safeagent_sa import DurabilityWarning, ExecutionFailedError, ExecutionGuard, ExecutionInDoubtError
-from safeagent_sa.effects import landed
+from safeagent_sa.effects import succeeded
 from safeagent_sa.testing import expire_lease
 
 
@@ -83,7 +83,7 @@ def crash(port, postgresql):
 
 @pytest.mark.parametrize(
     ("when_in_doubt", "commits"),
-    [("retry", 3), (lambda effect: landed(1), 2)],
+    [("retry", 3), (lambda effect: succeeded(1), 2)],
 )
 def test_an_outcome_that_a_second_worker_records(losing, postgresql, when_in_doubt, commits):
     crash(losing, postgresql)
@@ -97,7 +97,7 @@ def test_what_is_parked_or_resolved(losing, postgresql):
     with pytest.raises(ExecutionInDoubtError):
         fire(losing, die)
     with losing.sessions() as session, session.begin():
-        ExecutionGuard().resolve(session, "charge-1", landed(1), by="alice")
+        ExecutionGuard().resolve(session, "charge-1", succeeded(1), by="alice")
     assert losing.commits == ["on"] * 2
 
 

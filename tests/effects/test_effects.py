@@ -25,7 +25,7 @@ from safeagent_sa import (
     UnsupportedFunctionError,
     UnsupportedSessionError,
 )
-from safeagent_sa.effects import cannot_tell, landed, landed_more_than_once, not_landed
+from safeagent_sa.effects import executed_more_than_once, not_executed, succeeded, unknown
 from safeagent_sa.testing import expire_lease, put_in_doubt
 
 
@@ -172,7 +172,7 @@ def test_a_probe_that_finds_nothing_settles_what_came_before(port):
     crash(port, provider)
     provider.before = raising(RateLimited())
     with pytest.raises(RateLimited):
-        charge(port, provider, when_in_doubt=lambda effect: not_landed(), retry_on=RateLimited)
+        charge(port, provider, when_in_doubt=lambda effect: not_executed(), retry_on=RateLimited)
     provider.before = None
     assert doubts(port) == []
     assert charge(port, provider).result["charge"] == 1
@@ -327,7 +327,7 @@ def test_a_probe_that_finds_the_effect_records_it(port):
 
     def probe(effect):
         asked.append((effect.request_id, effect.idempotency_key, effect.attempt))
-        return landed({"charge": 1, "amount": 100})
+        return succeeded({"charge": 1, "amount": 100})
 
     found = charge(port, provider, when_in_doubt=probe)
     assert (found.is_replay, found.result) == (True, {"charge": 1, "amount": 100})
@@ -335,7 +335,7 @@ def test_a_probe_that_finds_the_effect_records_it(port):
     assert charge(port, provider, when_in_doubt=probe).is_replay
     assert len(asked) == 1
     assert provider.charges == ["charge-1"]
-    assert '"probe":"landed"' in row(port).details
+    assert '"probe":"succeeded"' in row(port).details
 
 
 @not_pipelined
@@ -343,22 +343,22 @@ def test_a_probe_that_finds_nothing_lets_the_call_be_made(port):
     provider = Provider()
     provider.before = die
     crash(port, provider)
-    assert not charge(port, provider, when_in_doubt=lambda effect: not_landed()).is_replay
+    assert not charge(port, provider, when_in_doubt=lambda effect: not_executed()).is_replay
     assert (provider.charges, provider.attempts) == (["charge-1"], [1, 2])
 
 
 @not_pipelined
 def test_a_probe_that_looks_too_early_lets_the_call_be_made_twice(port):
-    """What no guard can see: the call has landed, and the probe says that it has not."""
+    """What no guard can see: the call has succeeded, and the probe says that it has not."""
     provider = Provider()
     provider.after = die
     crash(port, provider)
-    assert not charge(port, provider, when_in_doubt=lambda effect: not_landed()).is_replay
+    assert not charge(port, provider, when_in_doubt=lambda effect: not_executed()).is_replay
     assert provider.charges == ["charge-1", "charge-1"]
 
 
 @not_pipelined
-@pytest.mark.parametrize("verdict", [cannot_tell, landed_more_than_once])
+@pytest.mark.parametrize("verdict", [unknown, executed_more_than_once])
 def test_a_probe_that_settles_nothing_leaves_it_in_doubt(port, verdict):
     provider = Provider()
     provider.after = die
@@ -417,10 +417,10 @@ def test_business_rows_that_cannot_be_written_leave_it_in_doubt_with_the_result(
     with pytest.raises(IntegrityError):
         charge(port, provider, on_success=violate)
     assert row(port).status == "in_doubt"
-    assert '"landed":{"charge":1,"amount":100}' in row(port).details
+    assert '"succeeded":{"charge":1,"amount":100}' in row(port).details
     with pytest.raises(ExecutionInDoubtError):
         charge(port, provider, on_success=add_payment)
-    found = charge(port, provider, on_success=add_payment, when_in_doubt=lambda effect: landed({"amount": 7}))
+    found = charge(port, provider, on_success=add_payment, when_in_doubt=lambda effect: succeeded({"amount": 7}))
     assert found.result == {"amount": 7}
     assert port.payments("charge-1") == 1
 
@@ -493,7 +493,7 @@ def test_a_late_worker_does_not_undo_what_a_person_has_resolved(port):
 
     def be_late(_effect):
         end_lease(port)
-        resolve(port, "charge-1", landed("by hand"))
+        resolve(port, "charge-1", succeeded("by hand"))
 
     provider.after = be_late
     with pytest.raises(LeaseLostError):
@@ -611,16 +611,16 @@ def test_what_is_in_doubt_is_listed_with_what_to_look_for(port):
 
 
 @not_pipelined
-def test_a_person_resolves_what_has_landed(port):
+def test_a_person_resolves_what_has_succeeded(port):
     provider = Provider()
     provider.after = die
     crash(port, provider)
-    receipt = resolve(port, "charge-1", landed({"charge": 1}), evidence={"seen": "dashboard"})
+    receipt = resolve(port, "charge-1", succeeded({"charge": 1}), evidence={"seen": "dashboard"})
     assert receipt.result == {"charge": 1}
     found = charge(port, provider)
     assert (found.is_replay, found.result) == (True, {"charge": 1})
-    assert resolve(port, "charge-1", landed({"charge": 1})) == receipt
-    for other in (landed({"charge": 2}), not_landed()):
+    assert resolve(port, "charge-1", succeeded({"charge": 1})) == receipt
+    for other in (succeeded({"charge": 2}), not_executed()):
         with pytest.raises(NotInDoubtError) as refused:
             resolve(port, "charge-1", other)
         assert refused.value.status == "completed"
@@ -632,21 +632,21 @@ def test_a_person_resolves_what_has_landed(port):
 
 
 @not_pipelined
-def test_a_person_resolves_what_has_not_landed(port):
+def test_a_person_resolves_what_was_not_executed(port):
     provider = Provider()
     provider.before = die
     crash(port, provider)
-    assert resolve(port, "charge-1", not_landed()) is None
-    assert resolve(port, "charge-1", not_landed()) is None
+    assert resolve(port, "charge-1", not_executed()) is None
+    assert resolve(port, "charge-1", not_executed()) is None
     assert row(port).details.count("resolved") == 1
     assert not charge(port, provider).is_replay
     assert (provider.charges, provider.attempts) == (["charge-1"], [1, 2])
     with pytest.raises(NotInDoubtError):
-        resolve(port, "charge-1", not_landed())
+        resolve(port, "charge-1", not_executed())
 
 
 @not_pipelined
-@pytest.mark.parametrize("verdict", [cannot_tell, landed_more_than_once])
+@pytest.mark.parametrize("verdict", [unknown, executed_more_than_once])
 def test_what_a_person_cannot_settle_is_noted(port, verdict):
     provider = Provider()
     provider.after = die
@@ -654,7 +654,7 @@ def test_what_a_person_cannot_settle_is_noted(port, verdict):
     resolve(port, "charge-1", verdict())
     (doubt,) = doubts(port)
     assert doubt.details["history"][0]["resolved"] == verdict().answer
-    resolve(port, "charge-1", landed(1))
+    resolve(port, "charge-1", succeeded(1))
     assert row(port).details.count("resolved") == 2
 
 
@@ -667,15 +667,15 @@ def test_only_what_is_in_doubt_can_be_resolved(port):
         charge(port, provider, "charge-2")
     for request_id in ("charge-1", "charge-2", "order-1", "unknown"):
         with pytest.raises(NotInDoubtError, match=request_id):
-            resolve(port, request_id, landed("other"))
-    with pytest.raises(TypeError, match="landed"):
-        resolve(port, "charge-2", "landed")
+            resolve(port, request_id, succeeded("other"))
+    with pytest.raises(TypeError, match="succeeded"):
+        resolve(port, "charge-2", "succeeded")
     with pytest.raises(ValueError, match="by"):
-        resolve(port, "charge-2", not_landed(), by="")
+        resolve(port, "charge-2", not_executed(), by="")
     with pytest.raises(InvalidInputError):
-        resolve(port, "charge-2", landed(object()))
+        resolve(port, "charge-2", succeeded(object()))
     with pytest.raises(InvalidInputError):
-        resolve(port, "charge-2", not_landed(), evidence=object())
+        resolve(port, "charge-2", not_executed(), evidence=object())
 
 
 def test_a_claim_without_a_result_can_be_resolved(port):
@@ -687,15 +687,15 @@ def test_a_claim_without_a_result_can_be_resolved(port):
         )
     # Nothing but a look at every row finds a claim that was committed without a result: `safeagent-sa doctor --deep`.
     assert [doubt.request_id for doubt in doubts(port)] == ["order-1"]
-    assert resolve(port, "order-2", cannot_tell()) is None
+    assert resolve(port, "order-2", unknown()) is None
     assert {doubt.request_id for doubt in doubts(port)} == {
         "order-1",
         "order-2",
     }  # from then on it is open as any other
-    resolve(port, "order-1", landed("found"))
-    resolve(port, "order-2", not_landed())
+    resolve(port, "order-1", succeeded("found"))
+    resolve(port, "order-2", not_executed())
     assert doubts(port) == []
-    assert resolve(port, "order-2", not_landed()) is None
+    assert resolve(port, "order-2", not_executed()) is None
     guard = ExecutionGuard()
     with port.sessions() as session, session.begin():
         assert guard.execute(session, "order-1", lambda _: "again", action="pay").result == "found"
@@ -709,7 +709,7 @@ def test_an_open_claim_is_not_resolved_by_its_own_transaction(port):
         with guard.claim(session, "order-1", action="pay") as execution:
             assert guard.in_doubt(session) == []
             with pytest.raises(NotInDoubtError):
-                guard.resolve(session, "order-1", landed(1), by="me")
+                guard.resolve(session, "order-1", succeeded(1), by="me")
             execution.complete(2)
 
 

@@ -7,7 +7,7 @@ from support.effects import Attempt
 
 from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionRequest, LeaseLostError
 from safeagent_sa._effects import lease as leases
-from safeagent_sa.effects import not_landed
+from safeagent_sa.effects import not_executed
 from safeagent_sa.testing import expire_lease
 
 
@@ -83,7 +83,7 @@ def test_an_attempt_that_a_person_has_resolved_writes_nothing(port, step):
     first.start()
     end_lease(port)
     with port.sessions() as session, session.begin():
-        ExecutionGuard().resolve(session, "charge-1", not_landed(), by="alice")
+        ExecutionGuard().resolve(session, "charge-1", not_executed(), by="alice")
     before = stored(port)
     with pytest.raises(LeaseLostError):
         getattr(first, step)()

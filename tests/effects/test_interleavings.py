@@ -13,7 +13,7 @@ from sqlalchemy import literal_column, select, update
 from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionRequest, LeaseLostError, OutcomeError
 from safeagent_sa._effects import lease as leases
 from safeagent_sa._effects.flow import Call, Transact
-from safeagent_sa.effects import landed, not_landed
+from safeagent_sa.effects import not_executed, succeeded
 
 
 SEED = 20261124
@@ -86,7 +86,7 @@ class World:
         return self.charges
 
     def probe(self, _effect):
-        return landed(self.charges) if self.charges else not_landed()
+        return succeeded(self.charges) if self.charges else not_executed()
 
     def run(self, workers, choose, fault=None):
         """Walk the workers; `choose` picks who goes next. Return the choices that there were."""

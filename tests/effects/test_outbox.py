@@ -21,7 +21,7 @@ from safeagent_sa import (
     NotInDoubtError,
     UnsupportedFunctionError,
 )
-from safeagent_sa.effects import landed, not_landed
+from safeagent_sa.effects import not_executed, succeeded
 from safeagent_sa.testing import expire_lease
 
 
@@ -177,7 +177,7 @@ def test_a_safe_error_is_tried_again_later_each_time_and_ends_as_a_dead_letter(p
     mailer = Mailer()
     mailer.before = unreachable
     name = order(port)
-    found = relay(port, mailer, retry_on=(Unreachable,), max_attempts=3, first_pause=100.0)
+    found = relay(port, mailer, retry_on=(Unreachable,), max_attempts=3, initial_backoff=100.0)
     waits = []
     for _ in range(3):
         assert found.run_once() == 1
@@ -200,7 +200,7 @@ def test_a_safe_error_is_tried_again_later_each_time_and_ends_as_a_dead_letter(p
     assert len(set(mailer.keys)) == 1
     mailer.before = None
     with port.sessions() as session, session.begin():
-        ExecutionGuard().resolve(session, name, not_landed(), by="alice")
+        ExecutionGuard().resolve(session, name, not_executed(), by="alice")
     assert found.run_once() == 1
     assert mailer.sent == ["a@example.org"]
     assert row(port, name).status == "completed"
@@ -215,19 +215,19 @@ def test_what_may_have_happened_ends_in_doubt_and_not_as_a_dead_letter(port):
         relay(port, mailer).run_once()
     make_due(port)
     mailer.before, mailer.after = unreachable, None
-    options = {"retry_on": (Unreachable,), "when_in_doubt": "retry", "first_pause": 0.0, "max_attempts": 3}
+    options = {"retry_on": (Unreachable,), "when_in_doubt": "retry", "initial_backoff": 0.0, "max_attempts": 3}
     assert relay(port, mailer, **options).run_once() == 2
     assert (row(port, name).status, row(port, name).attempt) == ("in_doubt", 3)
     assert mailer.sent == ["a@example.org"]
     with port.sessions() as session, session.begin():
-        ExecutionGuard().resolve(session, name, landed({"sent": 1}), by="alice")
+        ExecutionGuard().resolve(session, name, succeeded({"sent": 1}), by="alice")
 
 
 def test_pauses_are_no_longer_than_the_longest(port):
     mailer = Mailer()
     mailer.before = unreachable
     order(port)
-    found = relay(port, mailer, retry_on=(Unreachable,), first_pause=0.0, longest_pause=0.0)
+    found = relay(port, mailer, retry_on=(Unreachable,), initial_backoff=0.0, max_backoff=0.0)
     assert found.run_once() == 10
 
 
@@ -246,24 +246,24 @@ def test_what_may_have_happened_is_in_doubt_and_not_sent_again(port, caplog):
     with port.sessions() as session, session.begin():
         (doubt,) = guard.in_doubt(session)
         assert (doubt.request_id, doubt.idempotency_key) == (name, mailer.keys[0])
-        guard.resolve(session, name, landed({"sent": 1}), by="alice")
+        guard.resolve(session, name, succeeded({"sent": 1}), by="alice")
     assert relay(port, mailer).run_once() == 0
     assert row(port, name).payload is None
 
 
-def test_a_person_may_say_that_it_has_not_landed(port):
+def test_a_person_may_say_that_it_was_not_executed(port):
     mailer = Mailer()
     mailer.before = unreachable
     name = order(port)
     relay(port, mailer).run_once()
     mailer.before = None
     with port.sessions() as session, session.begin():
-        ExecutionGuard().resolve(session, name, not_landed(), by="alice")
+        ExecutionGuard().resolve(session, name, not_executed(), by="alice")
     assert relay(port, mailer).run_once() == 1
     assert (mailer.sent, mailer.attempts) == (["a@example.org"], [1, 2])
 
 
-@pytest.mark.parametrize(("policy", "sent"), [("park", 1), ("retry", 2), (lambda effect: landed("found"), 1)])
+@pytest.mark.parametrize(("policy", "sent"), [("park", 1), ("retry", 2), (lambda effect: succeeded("found"), 1)])
 def test_a_relay_that_dies_between_send_and_mark(port, policy, sent):
     mailer = Mailer()
     mailer.after = die
@@ -283,7 +283,7 @@ def test_a_relay_that_dies_between_send_and_mark(port, policy, sent):
 def test_a_first_attempt_is_not_probed(port):
     asked, mailer = [], Mailer()
     order(port)
-    assert relay(port, mailer, when_in_doubt=lambda effect: asked.append(1) or landed("found")).run_once() == 1
+    assert relay(port, mailer, when_in_doubt=lambda effect: asked.append(1) or succeeded("found")).run_once() == 1
     assert (asked, mailer.sent) == ([], ["a@example.org"])
 
 
@@ -294,7 +294,7 @@ def test_a_proof_that_nothing_happened(port):
     assert relay(port, mailer).run_once() == 1
     assert (row(port, name).status, row(port, name).payload) == ("failed", None)
     with port.sessions() as session, session.begin(), pytest.raises(NotInDoubtError):
-        ExecutionGuard().resolve(session, name, not_landed(), by="alice")
+        ExecutionGuard().resolve(session, name, not_executed(), by="alice")
 
 
 def test_effects_of_other_actions_are_left_to_other_relays(port):

@@ -193,7 +193,7 @@ def test_naive_timestamps_are_read_where_they_were_written(new_database):
         connection.execute(text("UPDATE execution_requests SET created_at = '2026-07-01 12:00:00'"))
     case.migrate(schema.adopt_safeagent, time_zone="CEST-2")
     assert case.ours()["done"]["created_at"] == dt.datetime(2026, 7, 1, 10, tzinfo=dt.timezone.utc)
-    case.migrate(schema.give_back_safeagent, time_zone="CEST-2")
+    case.migrate(schema.restore_safeagent, time_zone="CEST-2")
     assert str(case.rows()["done"]["created_at"]) == "2026-07-01 12:00:00"
     case.engine.dispose()
 
@@ -203,7 +203,7 @@ def test_the_table_is_what_the_model_says_and_the_way_back_loses_nothing(case):
     case.migrate(schema.adopt_safeagent)
     with case.engine.connect() as connection:
         schema.verify(connection)
-    case.migrate(schema.give_back_safeagent)
+    case.migrate(schema.restore_safeagent)
     assert comparable(case.rows()) == comparable(before)
     assert inspect(case.engine).get_table_names() == ["execution_requests"]
     case.migrate(schema.adopt_safeagent)
@@ -231,7 +231,7 @@ def test_what_happened_in_between_is_given_back_and_never_free(case):
             )
         )
     ours = case.ours()
-    case.migrate(schema.give_back_safeagent)
+    case.migrate(schema.restore_safeagent)
     rows = case.rows()
     done = "completed" if case.name == "PostgresExecutionStore" else "COMMITTED"
     assert (rows["new"]["status"], rows["new"]["result"]) == (done, {"amount": 1})
@@ -355,7 +355,7 @@ def test_another_table_name_leaves_the_old_table_where_it_is(case):
     case.migrate(schema.adopt_safeagent, table_name="safeagent_requests")
     assert set(inspect(case.engine).get_table_names()) == {"execution_requests", "safeagent_requests"}
     assert case.ids("safeagent_requests") == case.ids("execution_requests")
-    case.migrate(schema.give_back_safeagent, table_name="safeagent_requests")
+    case.migrate(schema.restore_safeagent, table_name="safeagent_requests")
     assert inspect(case.engine).get_table_names() == ["execution_requests"]
 
 

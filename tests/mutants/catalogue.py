@@ -914,7 +914,7 @@ STORED = {
     ),
     "a receipt that cannot be read ends the whole batch": Mutant(
         BATCH,
-        "        batch.settled.append(error)",
+        "        batch.blocked.append(error)",
         "        raise",
         "test_one_broken_receipt_leaves_the_rest_of_a_batch_readable",
     ),

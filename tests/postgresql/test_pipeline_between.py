@@ -11,7 +11,7 @@ from support.app import Port, deliver, pay
 
 from safeagent_sa import ExecutionGuard, NotInDoubtError, RequestConflictError, TransactionAbortedError
 from safeagent_sa.aio import AsyncExecutionGuard
-from safeagent_sa.effects import landed
+from safeagent_sa.effects import succeeded
 
 
 guard = ExecutionGuard(pipeline="auto", wait_timeout=0)
@@ -121,7 +121,7 @@ def test_a_claim_of_this_transaction_is_not_in_doubt(one):
     with one.sessions() as session, session.begin():
         guard.execute(session, "order-1", pay, "order-1", action="pay")
         with pytest.raises(NotInDoubtError):
-            guard.resolve(session, "order-1", landed({}), by="me")
+            guard.resolve(session, "order-1", succeeded({}), by="me")
         assert guard.in_doubt(session) == []
 
     assert one.requests() == [("order-1", "completed")]

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError, SafeAgentError
 from safeagent_sa.cli._app import app as command_line
 from safeagent_sa.compat import ExecutionStore
-from safeagent_sa.effects import cannot_tell, not_landed
+from safeagent_sa.effects import not_executed, unknown
 from safeagent_sa.retention import purge
 from safeagent_sa.testing import put_in_doubt
 from support.app import Port, deliver, pay
@@ -68,7 +68,7 @@ def steps(port: Port, batch: int) -> Iterator[Step]:
 
     yield "guard.in_doubt", lambda: in_transaction(guard.in_doubt)
     yield "guard.in_doubt, of a scope", lambda: in_transaction(guard.in_doubt, scope="", older_than=0.1, limit=5)
-    for verdict in (cannot_tell(), not_landed()):
+    for verdict in (unknown(), not_executed()):
         yield (
             "guard.resolve",
             partial(in_transaction, guard.resolve, "after an error", verdict, by="me", evidence="a look"),
@@ -78,7 +78,7 @@ def steps(port: Port, batch: int) -> Iterator[Step]:
     failing.before = _fail(KeyError)
     mail = guard.effect("mail", retry_on=(KeyError,))
     handlers = {"mail": (mail, failing), "charge": Provider()}
-    relay = guard.relay(sessions, handlers, max_attempts=2, first_pause=0.0)
+    relay = guard.relay(sessions, handlers, max_attempts=2, initial_backoff=0.0)
     yield "guard.claim, with effects", lambda: in_transaction(_with_effects, guard)
     yield "guard.relay", lambda: relay.run_once(limit=10)
     sys.modules["everything_shop"] = types.ModuleType("everything_shop")
@@ -104,7 +104,7 @@ def steps(port: Port, batch: int) -> Iterator[Step]:
     yield "safeagent-sa doctor", lambda: _command("doctor", *url)
     yield "safeagent-sa in-doubt", lambda: _command("in-doubt", *url)
     yield "safeagent-sa in-doubt of a scope", lambda: _command("in-doubt", "--scope", "", *url)
-    yield "safeagent-sa resolve", lambda: _command("resolve", "doubtful", "landed", *url)
+    yield "safeagent-sa resolve", lambda: _command("resolve", "doubtful", "succeeded", *url)
 
     options = ("--older-than", "24h", *url)
     yield "safeagent-sa purge, counted", lambda: _command("purge", *options, "--dry-run")

@@ -89,7 +89,7 @@ def runs(session: Session, maker: sessionmaker[Session]) -> None:
     assert_type(guard.execute(session, "a", pay, 7, action="b", note="x"), Execution[PaymentReceipt])
     assert_type(guard.execute(session, "a", pay_plain, action="b").result, dict[str, str])
     assert_type(guard.execute(session, "a", pay, 7, action="b", result_type=int | str), Execution[Any])
-    assert_type(guard.run_transaction(maker, "a", pay, 7, action="b", attempts=3), Execution[PaymentReceipt])
+    assert_type(guard.run_transaction(maker, "a", pay, 7, action="b", max_attempts=3), Execution[PaymentReceipt])
 
 
 async def async_claims(session: AsyncSession, scoped: async_scoped_session[AsyncSession]) -> None:
