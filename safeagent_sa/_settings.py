@@ -12,8 +12,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import WeakSet
 
-from sqlalchemy import Connection, Engine, Insert, insert, inspect
-from sqlalchemy.orm import Mapper, configure_mappers
+from sqlalchemy import Connection, Engine, Insert, insert
+from sqlalchemy.orm import Mapper, class_mapper, configure_mappers
 
 from ._dialects import Dialect
 from ._request.ids import Key, validate_key
@@ -96,8 +96,7 @@ class Settings:
     @cached_property
     def mapper(self) -> Mapper[Any]:
         """The mapper of the model."""
-        found: Mapper[Any] = inspect(self.model)
-        return found
+        return class_mapper(self.model, configure=False)
 
     def placed(self, key: Key) -> Any:
         """Return a row that is in no session, to choose a shard by."""
