@@ -22,7 +22,7 @@ from typing import Any
 from sqlalchemy import Connection, TwoPhaseTransaction
 from sqlalchemy.orm import Session
 
-from .._dialects import Begun, Dialect, Inserted, NewClaim, StoredRequest
+from .._dialects import Begun, ClaimProtocol, Inserted, NewClaim, StoredRequest
 from .._request.ids import Key
 from .._settings import Settings
 from .._transaction import open_guarded, session_watch
@@ -52,8 +52,8 @@ class Claim:
 
 def find(session: Session, settings: Settings, key: Key) -> StoredRequest | None:
     """Read the stored request, in whatever transaction the session has."""
-    connection, dialect = binding.reach(session, settings, key)
-    return _as_completed(connection, dialect.find(connection, *key), lambda: dialect.find(connection, *key))
+    connection, protocol = binding.reach(session, settings, key)
+    return _as_completed(connection, protocol.find(connection, *key), lambda: protocol.find(connection, *key))
 
 
 def _as_completed(
@@ -76,20 +76,20 @@ def claim(
         AlreadyClaimedError: This transaction has claimed the request already.
         AutocommitError: The INSERT was committed by itself; it has been taken back.
     """
-    connection, dialect = binding.connect(session, settings, request.key)
+    connection, protocol = binding.connect(session, settings, request.key)
     row = NewClaim(*request.key, request.action, request.fingerprint, uuid.uuid4())
     audience = Audience(settings.listeners, (row,))
     try:
-        begun, found = _insert_or_find(connection, dialect, row, settings, audience, wait_timeout=wait_timeout)
+        begun, found = _insert_or_find(connection, protocol, row, settings, audience, wait_timeout=wait_timeout)
     except BaseException as error:
-        session_watch.suppose(error, session, connection, dialect, row, audience=audience)
+        session_watch.suppose(error, session, connection, protocol, row, audience=audience)
         raise
     if isinstance(found, StoredRequest):
-        stored = _as_completed(connection, found, lambda: dialect.find(connection, *request.key)) or found
+        stored = _as_completed(connection, found, lambda: protocol.find(connection, *request.key)) or found
         return Claim(replay(session, connection, settings, request, stored, audience=audience), None)
 
     open_claim = begin(
-        session, connection, dialect, row, found, settings=settings, audience=audience, has_block=has_block
+        session, connection, protocol, row, found, settings=settings, audience=audience, has_block=has_block
     )
     execution: Execution[Any] = Execution(
         *request.key, request.action, max_result_bytes=settings.max_result_bytes, result_type=request.result_type
@@ -100,7 +100,7 @@ def claim(
 def begin(
     session: Session,
     connection: Connection,
-    dialect: Dialect,
+    protocol: ClaimProtocol,
     row: NewClaim,
     inserted: Inserted,
     *,
@@ -111,24 +111,24 @@ def begin(
     """Guard a row that was just inserted; take it back where it was committed by itself."""
     # First of all, so that no error from here on leaves a row that is not guarded.
     open_claim = session_watch.watch(
-        session, connection, dialect, row, proof=inserted.proof, audience=audience, has_block=has_block
+        session, connection, protocol, row, proof=inserted.proof, audience=audience, has_block=has_block
     )
-    if not dialect.is_in_transaction(connection):
-        dialect.delete(connection, row)
+    if not protocol.is_in_transaction(connection):
+        protocol.delete(connection, row)
         message = (
             "the claim was committed by itself: something put the connection into AUTOCOMMIT mode after the guard had "
             "looked. The claim was taken back. Look for event listeners or wrappers that change the connection."
         )
         raise AutocommitError(message)
     if not (inserted.is_durable or settings.is_forced):  # else the completion sees to it
-        settings.make_durable(connection, dialect)
+        settings.make_durable(connection, protocol)
     audience.claimed(session)
     return open_claim
 
 
 def _insert_or_find(
     connection: Connection,
-    dialect: Dialect,
+    protocol: ClaimProtocol,
     row: NewClaim,
     settings: Settings,
     audience: Audience,
@@ -136,19 +136,19 @@ def _insert_or_find(
     wait_timeout: float | None,
 ) -> tuple[Begun | None, Inserted | StoredRequest]:
     """Return how the transaction was begun, and that our row was inserted, or the row that was there before."""
-    begun = dialect.begin_with_claim(connection, row) if is_pipelined(connection, settings) else None
+    begun = protocol.begin_with_claim(connection, row) if is_pipelined(connection, settings) else None
     audience.has_begun = begun is not None
-    found = begun.found if begun else dialect.insert_or_find(connection, row)
+    found = begun.found if begun else protocol.insert_or_find(connection, row)
     waited = 0.0
     if found is None and wait_timeout == 0:
-        found = dialect.find(connection, row.scope, row.request_id)
+        found = protocol.find(connection, row.scope, row.request_id)
     elif found is None:  # whoever may wait need not look before: the lock of one who has ended is free
         start, has_time, rounds = time.monotonic(), True, 0
         while found is None and has_time and rounds < _MAX_ROUNDS:
             rounds += 1
-            has_time = dialect.wait(connection, row, None if wait_timeout is None else wait_timeout - waited)
+            has_time = protocol.wait(connection, row, None if wait_timeout is None else wait_timeout - waited)
             # Look without the lock first, so that a caller who has lost never holds up others who are about to wait.
-            found = dialect.find(connection, row.scope, row.request_id) or dialect.insert_or_find(connection, row)
+            found = protocol.find(connection, row.scope, row.request_id) or protocol.insert_or_find(connection, row)
             waited = time.monotonic() - start
         audience.tell("Waited", seconds=waited)
     if found is None:

@@ -55,22 +55,22 @@ def abandon(claim: Claim) -> None:
 def _completion(claim: Claim, connection: Connection, result: str, settings: Settings) -> Completion:
     open_claim = claim.open_claim
     assert open_claim is not None  # a replay has none
-    dialect, row, proof = open_claim.dialect, open_claim.row, open_claim.proof
+    protocol, row, proof = open_claim.protocol, open_claim.row, open_claim.proof
     names = claim.begun.names if claim.begun else None
     is_forced = settings.is_forced
-    is_batched = is_pipelined(connection, settings) and dialect.can_batch(connection)
+    is_batched = is_pipelined(connection, settings) and protocol.can_batch(connection)
     open_claim.audience.ends_with_commit = is_batched
 
     def with_commit(connection: Connection, on_lost: Callable[[], Exception]) -> Any:
         if not is_batched:
             return None
-        return dialect.completion_in_batch(
+        return protocol.completion_in_batch(
             connection, row, proof, result, is_forced=is_forced, names=names, on_lost=on_lost
         )
 
     return Completion(
-        send=lambda connection: dialect.complete(connection, row, proof, result, is_forced=is_forced) == 1,
-        is_stored=lambda connection: dialect.is_completed(connection, row, proof),
+        send=lambda connection: protocol.complete(connection, row, proof, result, is_forced=is_forced) == 1,
+        is_stored=lambda connection: protocol.is_completed(connection, row, proof),
         with_commit=with_commit,
     )
 
@@ -90,7 +90,7 @@ def ready_to_complete(open_claim: OpenClaim) -> tuple[Connection, GuardedTransac
         session.flush()
         held = transaction_of(connection)
         is_gone = open_claim.is_undone or open_claim.is_lost
-        if held is not None and not is_gone and open_claim.dialect.is_in_transaction(connection):
+        if held is not None and not is_gone and open_claim.protocol.is_in_transaction(connection):
             refuse_aborted(open_claim, connection)
             return connection, held
     session_watch.lose(open_claim)

@@ -8,26 +8,26 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import UnsupportedDialectError
-from .base import Begun, Dialect, Inserted, NewClaim, NewClaims, StoredRequest, stored_of
+from .base import Begun, ClaimProtocol, Inserted, NewClaim, NewClaims, StoredRequest, stored_of
 
 
 __all__ = [
     "Begun",
-    "Dialect",
+    "ClaimProtocol",
     "Inserted",
     "NewClaim",
     "NewClaims",
     "StoredRequest",
-    "dialect_for",
     "is_transient",
     "may_have_written",
+    "protocol_for",
     "stored_of",
 ]
 
 _KNOWN = ("postgresql", "sqlite")
 
 
-def _protocol(name: str) -> type[Dialect]:
+def _protocol(name: str) -> type[ClaimProtocol]:
     # Imported for those who have such a database.
     if name == "postgresql":
         from .postgresql import PostgreSQL  # noqa: PLC0415
@@ -40,7 +40,7 @@ def _protocol(name: str) -> type[Dialect]:
 
 # Bounded, so that programs which make tables in a loop (test suites) do not keep them all.
 @lru_cache(maxsize=64)
-def dialect_for(name: str, table: Table) -> Dialect:
+def protocol_for(name: str, table: Table) -> ClaimProtocol:
     """Return the protocol for a database, or raise UnsupportedDialectError."""
     if name not in _KNOWN:
         message = f"the guard has no protocol for the database {name!r}; it works on {', '.join(_KNOWN)}"

@@ -83,7 +83,7 @@ class Begun(NamedTuple):
     """Of the prepared statements that this transaction has met."""
 
 
-class Dialect(ABC):
+class ClaimProtocol(ABC):
     """The statements of one database for one table; it decides nothing and holds no state.
 
     Attributes:

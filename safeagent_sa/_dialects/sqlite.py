@@ -15,14 +15,14 @@ from sqlalchemy import Connection, Table, Text, bindparam, func, insert, literal
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import EngineNotConfiguredError
-from .base import Dialect, Inserted, NewClaim, NewClaims, StoredRequest, by_request_id, driver_of
+from .base import ClaimProtocol, Inserted, NewClaim, NewClaims, StoredRequest, by_request_id, driver_of
 
 
 # No proof but the token: SQLite has no transaction ids.
 _INSERTED = Inserted("", is_durable=True)
 
 
-class SQLite(Dialect):
+class SQLite(ClaimProtocol):
     """The claim protocol on SQLite 3.35 and newer (for RETURNING)."""
 
     def __init__(self, table: Table) -> None:

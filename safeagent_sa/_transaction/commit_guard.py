@@ -24,7 +24,7 @@ from weakref import WeakSet, ref
 
 from sqlalchemy import Connection
 
-from .._dialects import Dialect
+from .._dialects import ClaimProtocol
 from .._dialects.steps import FIRST_LETTERS, Verb, step_of
 from .guarded_transaction import KEY, GuardedTransaction, owner_of, transaction_of
 from .open_claim import OpenClaim, durability_unknown, known_durability
@@ -56,18 +56,18 @@ class CommitGuard:
         What is to be proved is forgotten when the transaction has ended, not before: whatever interrupts this (a signal's
         exception, between any two instructions) leaves nothing open that the next user of the connection could commit.
         """
-        dialect: Dialect | None = None
+        protocol: ClaimProtocol | None = None
         noted: list[str] = []
         is_sent, stop = False, _nothing
         try:
             claims, batch = _proven(pooled)
             if claims:
-                dialect = claims[0].dialect
-                noted, stop = dialect.note_local_commits(pooled)
+                protocol = claims[0].protocol
+                noted, stop = protocol.note_local_commits(pooled)
             is_sent = True
-            self.send(pooled, dialect, batch)
+            self.send(pooled, protocol, batch)
         except BaseException:
-            if not is_sent or (dialect is not None and pooled.is_valid and dialect.is_open(pooled)):
+            if not is_sent or (protocol is not None and pooled.is_valid and protocol.is_open(pooled)):
                 self._end(pooled)
             self._forget(pooled)
             raise
@@ -77,10 +77,10 @@ class CommitGuard:
         if noted:
             raise durability_unknown(claims)
 
-    def send(self, pooled: Any, dialect: Dialect | None = None, batch: Sequence[Any] = ()) -> None:
+    def send(self, pooled: Any, protocol: ClaimProtocol | None = None, batch: Sequence[Any] = ()) -> None:
         """Send the COMMIT, and what goes with it in one batch."""
-        if dialect is not None and batch:
-            dialect.commit_with(pooled, batch)
+        if protocol is not None and batch:
+            protocol.commit_with(pooled, batch)
         else:
             self._do_commit(pooled)
 

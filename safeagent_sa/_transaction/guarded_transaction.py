@@ -60,7 +60,7 @@ class GuardedTransaction:
         self._refuse_lost_and_incomplete(connection)
         for claim in self.claims.values():
             refuse_aborted(claim, connection)
-            if not claim.dialect.is_in_transaction(connection):
+            if not claim.protocol.is_in_transaction(connection):
                 raise lost(claim)
             return  # one stands for all: they are in one transaction
 
@@ -112,7 +112,7 @@ class GuardedTransaction:
             self._refuse_lost_and_incomplete(connection)  # a hook on our own statements may have claimed, too
         for claim in self.claims.values():  # as in refuse_or_allow; what a hook on our own statements has done included
             refuse_aborted(claim, connection)
-            if not claim.dialect.is_in_transaction(connection):
+            if not claim.protocol.is_in_transaction(connection):
                 raise lost(claim)
             break
         return batch

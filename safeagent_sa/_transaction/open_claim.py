@@ -11,7 +11,7 @@ from weakref import ReferenceType
 from sqlalchemy import Connection, RootTransaction
 from sqlalchemy.orm import Session, SessionTransaction
 
-from .._dialects import Dialect, NewClaim
+from .._dialects import ClaimProtocol, NewClaim
 from ..errors import ClaimLostError, DurabilityUnknownError, NotCompletedError, TransactionAbortedError
 from .lifecycle import Audience
 
@@ -36,7 +36,7 @@ class OpenClaim:
 
     row: NewClaim
     proof: str
-    dialect: Dialect
+    protocol: ClaimProtocol
     audience: Audience
     session_ref: ReferenceType[Session]
     connection_ref: ReferenceType[Connection]
@@ -108,7 +108,7 @@ def prove(claim: OpenClaim, connection: Connection) -> None:
             return
     except Exception as error:
         # Where the driver does not show an aborted transaction, the completion is the one that finds it.
-        if claim.dialect.is_aborted_error(error):
+        if claim.protocol.is_aborted_error(error):
             raise aborted() from error
         raise
     raise lost(claim)
@@ -117,7 +117,7 @@ def prove(claim: OpenClaim, connection: Connection) -> None:
 def is_there(claim: OpenClaim, connection: Connection) -> bool:
     """Tell whether the rows of a claim are in the transaction."""
     request_ids = [row.request_id for row in claim.audience.rows]
-    found = claim.dialect.find_many(connection, claim.row.scope, request_ids)
+    found = claim.protocol.find_many(connection, claim.row.scope, request_ids)
     return any(stored.token == claim.row.token for stored in found.values())
 
 
@@ -126,7 +126,7 @@ def why_incomplete(claim: OpenClaim, connection: Connection) -> Exception | None
     try:
         is_left = is_there(claim, connection)
     except Exception as error:
-        if claim.dialect.is_aborted_error(error):
+        if claim.protocol.is_aborted_error(error):
             return aborted()
         raise
     if not is_left and claim.is_supposed:
@@ -145,7 +145,7 @@ def why_incomplete(claim: OpenClaim, connection: Connection) -> Exception | None
 
 def refuse_aborted(claim: OpenClaim, connection: Connection) -> None:
     """Raise where the driver shows that the server has aborted the transaction."""
-    if claim.dialect.is_aborted(connection):
+    if claim.protocol.is_aborted(connection):
         raise aborted()
 
 
@@ -199,7 +199,7 @@ def known_durability(claims: Sequence[OpenClaim], pooled: Any) -> Generator[None
     if not claims:
         yield
         return
-    noted, stop = claims[0].dialect.note_local_commits(pooled)
+    noted, stop = claims[0].protocol.note_local_commits(pooled)
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from weakref import ref
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
-from .._dialects import Dialect, NewClaim
+from .._dialects import ClaimProtocol, NewClaim
 from .._request.ids import Key
 from ..errors import SafeAgentError, UnsupportedSessionError
 from . import foreign_writes, open_guarded
@@ -70,7 +70,7 @@ def refuse_ended_or_foreign(connection: Connection) -> None:
 def watch(
     session: Session,
     connection: Connection,
-    dialect: Dialect,
+    protocol: ClaimProtocol,
     row: NewClaim,
     *,
     proof: str,
@@ -81,7 +81,7 @@ def watch(
     held = guard_transaction(connection)
     watch = _watch_of(session)
     claim = OpenClaim(
-        row, proof, dialect, audience, ref(session), held.connection_ref, watch.root, held.transaction_ref
+        row, proof, protocol, audience, ref(session), held.connection_ref, watch.root, held.transaction_ref
     )
     held.add(claim)
     watch.claims.append(claim)
@@ -94,7 +94,7 @@ def suppose(
     error: BaseException,
     session: Session,
     connection: Connection,
-    dialect: Dialect,
+    protocol: ClaimProtocol,
     row: NewClaim,
     *,
     audience: Audience,
@@ -105,7 +105,7 @@ def suppose(
     """
     is_open = not (connection.closed or connection.invalidated) and connection.in_transaction()
     if is_open and session.in_transaction() and not isinstance(error, SafeAgentError):
-        claim = watch(session, connection, dialect, row, proof="", audience=audience, has_block=False)
+        claim = watch(session, connection, protocol, row, proof="", audience=audience, has_block=False)
         claim.is_supposed = True
 
 

@@ -32,13 +32,13 @@ RETENTION, EXECUTION = "retention.py", "execution.py"
 CLAIMING = {
     "SELECT before INSERT": Mutant(
         ACQUIRE,
-        "found = begun.found if begun else dialect.insert_or_find(connection, row)",
-        "found = dialect.find(connection, row.scope, row.request_id) or dialect.insert(connection, row)",
+        "found = begun.found if begun else protocol.insert_or_find(connection, row)",
+        "found = protocol.find(connection, row.scope, row.request_id) or protocol.insert(connection, row)",
         "test_a_new_claim_takes_no_predicate_lock test_a_new_execution_adds_two_statements",
     ),
     "a claim that shows no row is not looked for again": Mutant(
         ACQUIRE,
-        "    if found is None and wait_timeout == 0:\n        found = dialect.find(connection, row.scope, row.request_id)",
+        "    if found is None and wait_timeout == 0:\n        found = protocol.find(connection, row.scope, row.request_id)",
         "    if found is None and wait_timeout == 0:\n        pass",
         "test_fail_fast_is_two_statements",
     ),
@@ -89,13 +89,13 @@ CLAIMING = {
     ),
     "AUTOCOMMIT is not looked for again": Mutant(
         ACQUIRE,
-        "if not dialect.is_in_transaction(connection):\n        dialect",
-        "if False:\n        dialect",
+        "if not protocol.is_in_transaction(connection):\n        protocol",
+        "if False:\n        protocol",
         "test_autocommit_that_comes_after_the_look_is_found_and_the_row_taken_back",
     ),
     "an AUTOCOMMIT row is left behind": Mutant(
         ACQUIRE,
-        "dialect.delete(connection, row)",
+        "protocol.delete(connection, row)",
         "pass",
         "test_autocommit_that_comes_after_the_look_is_found_and_the_row_taken_back",
     ),
@@ -131,8 +131,8 @@ WAITING = {
     ),
     "a waiter that has lost takes the lock": Mutant(
         ACQUIRE,
-        "dialect.find(connection, row.scope, row.request_id) or dialect.insert_or_find(connection, row)\n            waited",
-        "dialect.insert_or_find(connection, row)\n            waited",
+        "protocol.find(connection, row.scope, row.request_id) or protocol.insert_or_find(connection, row)\n            waited",
+        "protocol.insert_or_find(connection, row)\n            waited",
         "test_a_waiter_that_lost_gives_the_lock_back_at_once",
     ),
     "lock_timeout leaks": Mutant(
@@ -143,8 +143,8 @@ WAITING = {
     ),
     "a waiter that was overtaken gives up": Mutant(
         ACQUIRE,
-        "has_time = dialect.wait(",
-        "has_time = not dialect.wait(",
+        "has_time = protocol.wait(",
+        "has_time = not protocol.wait(",
         "test_a_waiter_that_was_overtaken_waits_again",
     ),
     "a waiter never gives up": Mutant(
@@ -182,8 +182,8 @@ COMPLETING = {
     ),
     "a batch's row count is ignored": Mutant(
         BATCH,
-        "dialect.complete_many(connection, claims, proof, texts, is_forced=settings.is_forced) == len(texts)",
-        "dialect.complete_many(connection, claims, proof, texts, is_forced=settings.is_forced) >= 0",
+        "protocol.complete_many(connection, claims, proof, texts, is_forced=settings.is_forced) == len(texts)",
+        "protocol.complete_many(connection, claims, proof, texts, is_forced=settings.is_forced) >= 0",
         "test_claim_many.py",
     ),
     "a completion that goes with the COMMIT accepts no row": Mutant(
@@ -302,14 +302,14 @@ COMPLETING = {
     ),
     "a batch's synchronous_commit is forced where it was only to be warned of": Mutant(
         BATCH,
-        "dialect.complete_many(connection, claims, proof, texts, is_forced=settings.is_forced)",
-        "dialect.complete_many(connection, claims, proof, texts)",
+        "protocol.complete_many(connection, claims, proof, texts, is_forced=settings.is_forced)",
+        "protocol.complete_many(connection, claims, proof, texts)",
         "test_or_it_is_warned_about_once",
     ),
     "a batch's synchronous_commit is not forced": Mutant(
         BATCH,
-        "dialect.complete_many(connection, claims, proof, texts, is_forced=settings.is_forced)",
-        "dialect.complete_many(connection, claims, proof, texts, is_forced=False)",
+        "protocol.complete_many(connection, claims, proof, texts, is_forced=settings.is_forced)",
+        "protocol.complete_many(connection, claims, proof, texts, is_forced=False)",
         "test_a_batch_is_made_durable_as_well",
     ),
     "synchronous_commit is not warned of": Mutant(
@@ -413,7 +413,7 @@ LAST_WORD = {
     ),
     "a transaction that the driver has ended is not noticed by the Session": Mutant(
         GUARDED,
-        "            refuse_aborted(claim, connection)\n            if not claim.dialect.is_in_transaction(connection):\n                raise lost(claim)\n            return",
+        "            refuse_aborted(claim, connection)\n            if not claim.protocol.is_in_transaction(connection):\n                raise lost(claim)\n            return",
         "            refuse_aborted(claim, connection)\n            return",
         "test_last_word.py test_commit.py test_savepoints.py test_unseen.py",
     ),
@@ -437,7 +437,7 @@ LAST_WORD = {
     ),
     "a failed batch leaves its transaction open": Mutant(
         GUARD,
-        "if not is_sent or (dialect is not None and pooled.is_valid and dialect.is_open(pooled)):",
+        "if not is_sent or (protocol is not None and pooled.is_valid and protocol.is_open(pooled)):",
         "if not is_sent:",
         "test_pipeline.py test_pipeline_between.py test_last_word.py",
     ),
@@ -467,7 +467,7 @@ LAST_WORD = {
     ),
     "an aborted transaction may commit": Mutant(
         OPEN,
-        "if claim.dialect.is_aborted(connection):",
+        "if claim.protocol.is_aborted(connection):",
         "if False:",
         "test_a_hook_on_the_last_statement_of_all_is_seen_by_the_driver_s_status",
     ),
@@ -765,7 +765,7 @@ PIPELINES = {
     "the COMMIT trusts names that the transaction has not met": Mutant(
         COMPLETE,
         "names = claim.begun.names if claim.begun else None",
-        "names = (claim.begun.names if claim.begun else connection.connection.driver_connection.safeagent_sa_pipeline._prepared._there.get(dialect._texts))",
+        "names = (claim.begun.names if claim.begun else connection.connection.driver_connection.safeagent_sa_pipeline._prepared._there.get(protocol._texts))",
         "test_completions_do_not_trust_names_of_earlier_transactions",
     ),
     "the COMMIT trusts names that were taken away": Mutant(

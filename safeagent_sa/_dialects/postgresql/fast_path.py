@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, PoolProxiedConnection, Table
 from sqlalchemy.exc import DBAPIError
 
-from ..base import Begun, Dialect, Inserted, NewClaim, StoredRequest, driver_of
+from ..base import Begun, ClaimProtocol, Inserted, NewClaim, StoredRequest, driver_of
 from .statements import IS_SAME, LOSABLE, LOST, Ready, Statements, has_plain_types, is_translated, numbered
 
 
@@ -30,7 +30,7 @@ ACTIVE, IN_TRANSACTION, IN_ERROR = 1, 2, 3
 _NOT_AGAIN = {"57014", "55P03"}
 
 
-class Pipelined(Dialect):
+class Pipelined(ClaimProtocol):
     """The parts of the claim protocol that can travel with BEGIN and COMMIT."""
 
     def __init__(self, table: Table) -> None:
