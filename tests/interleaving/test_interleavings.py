@@ -111,7 +111,7 @@ def test_some_interleavings_of_three_callers(explorer, driver):
 def test_the_explorer_finds_a_guard_that_is_not_one(explorer, monkeypatch):
     """The control: with a claim that reads "no row" as "mine", the same exploration finds two payments."""
     from safeagent_sa._dialects import Begun, Inserted
-    from safeagent_sa._dialects.postgresql import PostgreSQL
+    from safeagent_sa._dialects.postgresql.protocol import PostgreSQL
 
     insert_or_find, begin_with_claim = PostgreSQL.insert_or_find, PostgreSQL.begin_with_claim
 

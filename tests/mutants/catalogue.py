@@ -20,7 +20,7 @@ GUARD, GUARDED = "_transaction/commit_guard.py", "_transaction/guarded_transacti
 OPEN, WATCH = "_transaction/open_claim.py", "_transaction/session_watch.py"
 FOREIGN, RUN = "_transaction/foreign_writes.py", "_transaction/run.py"
 BASE, STEPS, SQLITE = "_dialects/base.py", "_dialects/steps.py", "_dialects/sqlite.py"
-POSTGRESQL, SQL = "_dialects/postgresql/__init__.py", "_dialects/postgresql/statements.py"
+POSTGRESQL, SQL = "_dialects/postgresql/protocol.py", "_dialects/postgresql/statements.py"
 FAST_PATH, PIPELINE = "_dialects/postgresql/fast_path.py", "_dialects/postgresql/pipeline.py"
 PREPARED = "_dialects/postgresql/prepared.py"
 LEASE, ROWS = "_effects/lease.py", "_effects/lease_rows.py"
@@ -521,7 +521,7 @@ LAST_WORD = {
     ),
     "a second database that was only read is refused": Mutant(
         "_dialects/__init__.py",
-        "return name not in _KNOWN or _protocol(name).may_have_written(connection)",
+        "return name not in _REGISTRY or _class_for(name).may_have_written(connection)",
         "return True",
         "test_reading_from_another_postgresql_is_no_harm",
     ),
