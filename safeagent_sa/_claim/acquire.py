@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, TwoPhaseTransaction
 from sqlalchemy.orm import Session
@@ -35,6 +35,10 @@ from . import binding
 from .outcome import Request, answer, in_progress
 
 
+if TYPE_CHECKING:
+    from .._dialects.postgresql.fast_path import FastPath
+
+
 # Each is one that somebody else was faster in, and then rolled back. More would be a row that this caller may not see, such
 # as under row-level security: nobody would be waited for, without end.
 _MAX_ROUNDS = 100
@@ -46,6 +50,8 @@ class Claim:
 
     execution: Execution[Any]
     open_claim: OpenClaim | None
+    fast_path: FastPath | None = None
+    """Where the completion may go with COMMIT."""
     begun: Begun | None = None
     """Where the claim went with BEGIN."""
 
@@ -79,8 +85,13 @@ def claim(
     connection, protocol = binding.connect(session, settings, request.key)
     row = NewClaim(*request.key, request.action, request.fingerprint, uuid.uuid4())
     audience = Audience(settings.listeners, (row,))
+    fast_path = _fast_path(connection, protocol, settings)
     try:
-        begun, found = _insert_or_find(connection, protocol, row, settings, audience, wait_timeout=wait_timeout)
+        begun = fast_path.begin_with(connection, row) if fast_path is not None else None
+        audience.has_begun = begun is not None
+        found = begun.found if begun else protocol.insert_or_find(connection, row)
+        if found is None:
+            found = _find_or_wait(connection, protocol, row, audience, wait_timeout)
     except BaseException as error:
         session_watch.suppose(error, session, connection, protocol, row, audience=audience)
         raise
@@ -94,7 +105,7 @@ def claim(
     execution: Execution[Any] = Execution(
         *request.key, request.action, max_result_bytes=settings.max_result_bytes, result_type=request.result_type
     )
-    return Claim(execution, open_claim, begun)
+    return Claim(execution, open_claim, fast_path, begun)
 
 
 def begin(
@@ -126,23 +137,20 @@ def begin(
     return open_claim
 
 
-def _insert_or_find(
-    connection: Connection,
-    protocol: ClaimProtocol,
-    row: NewClaim,
-    settings: Settings,
-    audience: Audience,
-    *,
-    wait_timeout: float | None,
-) -> tuple[Begun | None, Inserted | StoredRequest]:
-    """Return how the transaction was begun, and that our row was inserted, or the row that was there before."""
-    begun = protocol.begin_with_claim(connection, row) if is_pipelined(connection, settings) else None
-    audience.has_begun = begun is not None
-    found = begun.found if begun else protocol.insert_or_find(connection, row)
+def _fast_path(connection: Connection, protocol: ClaimProtocol, settings: Settings) -> FastPath | None:
+    is_wanted = settings.pipeline == "auto" and not isinstance(connection.get_transaction(), TwoPhaseTransaction)
+    return protocol.fast_path if is_wanted else None
+
+
+def _find_or_wait(
+    connection: Connection, protocol: ClaimProtocol, row: NewClaim, audience: Audience, wait_timeout: float | None
+) -> Inserted | StoredRequest:
+    """Look once more for the row that is held elsewhere, or wait for it, and claim again."""
+    found: Inserted | StoredRequest | None = None
     waited = 0.0
-    if found is None and wait_timeout == 0:
+    if wait_timeout == 0:
         found = protocol.find(connection, row.scope, row.request_id)
-    elif found is None:  # whoever may wait need not look before: the lock of one who has ended is free
+    else:  # no look before the wait: the lock of a transaction that has ended is free
         start, has_time, rounds = time.monotonic(), True, 0
         while found is None and has_time and rounds < _MAX_ROUNDS:
             rounds += 1
@@ -154,11 +162,7 @@ def _insert_or_find(
     if found is None:
         audience.tell("InProgress")
         raise in_progress(Key(row.scope, row.request_id), waited)
-    return begun, found
-
-
-def is_pipelined(connection: Connection, settings: Settings) -> bool:
-    return settings.pipeline == "auto" and not isinstance(connection.get_transaction(), TwoPhaseTransaction)
+    return found
 
 
 def replay(

@@ -16,7 +16,7 @@ from .._transaction import session_watch
 from .._transaction.guarded_transaction import GuardedTransaction, transaction_of
 from .._transaction.open_claim import Completion, OpenClaim, lost, not_completed, refuse_aborted
 from . import outbox
-from .acquire import Claim, is_pipelined
+from .acquire import Claim
 
 
 def settle(claim: Claim, settings: Settings) -> None:
@@ -58,15 +58,15 @@ def _completion(claim: Claim, connection: Connection, result: str, settings: Set
     protocol, row, proof = open_claim.protocol, open_claim.row, open_claim.proof
     names = claim.begun.names if claim.begun else None
     is_forced = settings.is_forced
-    is_batched = is_pipelined(connection, settings) and protocol.can_batch(connection)
-    open_claim.audience.ends_with_commit = is_batched
+    fast_path = claim.fast_path
+    if fast_path is not None and not fast_path.is_open(connection):
+        fast_path = None
+    open_claim.audience.ends_with_commit = fast_path is not None
 
     def with_commit(connection: Connection, on_lost: Callable[[], Exception]) -> Any:
-        if not is_batched:
+        if fast_path is None:
             return None
-        return protocol.completion_in_batch(
-            connection, row, proof, result, is_forced=is_forced, names=names, on_lost=on_lost
-        )
+        return fast_path.completion(connection, row, proof, result, is_forced=is_forced, names=names, on_lost=on_lost)
 
     return Completion(
         send=lambda connection: protocol.complete(connection, row, proof, result, is_forced=is_forced) == 1,

@@ -10,7 +10,7 @@ import datetime as dt
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -26,6 +26,10 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from ..execution import ExecutionStatus
+
+
+if TYPE_CHECKING:
+    from .postgresql.fast_path import FastPath
 
 
 class NewClaim(NamedTuple):
@@ -89,9 +93,13 @@ class ClaimProtocol(ABC):
     Attributes:
         is_durable: Whether the transaction's COMMIT will be answered only when it cannot be lost any more, as SQL that a
             statement of the transaction returns along with what it writes.
+        is_same: Whether this still is the transaction of a claim, as SQL with the claim's `proof` as its parameter.
+        fast_path: Sends a claim with BEGIN and its completion with COMMIT, where the database and the table allow it.
     """
 
     is_durable: ColumnElement[bool] = true()
+    is_same: ColumnElement[bool] = true()
+    fast_path: FastPath | None = None
 
     max_batch = 10_000
     """The most ids that one `claim_many` takes."""
@@ -103,7 +111,7 @@ class ClaimProtocol(ABC):
         self._owned = (*self._by_key, columns.token == bindparam("key_token"))
         self._delete = delete(table).where(*self._owned)
         completed = columns.status == ExecutionStatus.COMPLETED.value
-        self._is_completed: Any = select(literal_column("1")).where(*self._owned, completed, *self._same_transaction())
+        self._is_completed: Any = select(literal_column("1")).where(*self._owned, completed, self.is_same)
         stored = [columns[name] for name in StoredRequest._fields]
         self._select = select(*stored).where(*self._by_key)
         self._select_many = select(columns.request_id, *stored).where(columns.scope == bindparam("key_scope"))
@@ -121,32 +129,6 @@ class ClaimProtocol(ABC):
         self, connection: Connection, claim: NewClaim, further: Mapping[str, Any], look: Any
     ) -> Inserted | Sequence[Any] | None:
         """Do as `insert_or_find` does with further columns, by name, and with a SELECT of one's own for the row."""
-
-    def begin_with_claim(self, connection: Connection, claim: NewClaim) -> Begun | None:
-        """Do as `insert_or_find` does in one round trip with BEGIN; None where nothing was sent, or it came to nothing."""
-        return None
-
-    def can_batch(self, connection: Connection) -> bool:
-        """Tell whether a completion can go in one batch with the COMMIT."""
-        return False
-
-    def completion_in_batch(
-        self,
-        connection: Connection,
-        claim: NewClaim,
-        proof: str,
-        result: str,
-        *,
-        is_forced: bool,
-        names: Any,
-        on_lost: Callable[[], Exception],
-    ) -> Any:
-        """Return what `commit_with` sends for a completion, or None where it cannot; `on_lost` makes its error."""
-        return None
-
-    def commit_with(self, pooled: PoolProxiedConnection, batch: Sequence[Any]) -> None:
-        """Send completions and the COMMIT in one batch; the COMMIT fails unless each has completed its row."""
-        raise NotImplementedError
 
     def is_open(self, pooled: PoolProxiedConnection) -> bool:
         """Tell, as far as the driver shows it, whether a COMMIT that has failed has left the transaction open."""
@@ -180,7 +162,7 @@ class ClaimProtocol(ABC):
 
     def is_completed(self, connection: Connection, claim: NewClaim, proof: str) -> bool:
         """Tell whether the transaction of the claim, if this still is that one, has stored the result."""
-        return connection.scalar(self._is_completed, self._owner(claim) | self._proving(proof)) is not None
+        return connection.scalar(self._is_completed, self._owner(claim) | {"proof": proof}) is not None
 
     @abstractmethod
     def insert_many(self, connection: Connection, claims: NewClaims) -> dict[str, Inserted]:
@@ -239,14 +221,6 @@ class ClaimProtocol(ABC):
     def delete(self, connection: Connection, claim: NewClaim) -> None:
         """Take back a row that was committed although it must not have been."""
         connection.execute(self._delete, self._owner(claim))
-
-    def _same_transaction(self) -> tuple[Any, ...]:
-        """Return the conditions that hold in the transaction of a claim alone."""
-        return ()
-
-    def _proving(self, proof: str) -> dict[str, Any]:
-        """Return their parameters."""
-        return {}
 
     @staticmethod
     def _owner(claim: NewClaim) -> dict[str, Any]:

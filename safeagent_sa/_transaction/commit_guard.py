@@ -79,8 +79,8 @@ class CommitGuard:
 
     def send(self, pooled: Any, protocol: ClaimProtocol | None = None, batch: Sequence[Any] = ()) -> None:
         """Send the COMMIT, and what goes with it in one batch."""
-        if protocol is not None and batch:
-            protocol.commit_with(pooled, batch)
+        if batch and protocol is not None and protocol.fast_path is not None:
+            protocol.fast_path.commit_with(pooled, batch)
         else:
             self._do_commit(pooled)
 

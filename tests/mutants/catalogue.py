@@ -38,8 +38,8 @@ CLAIMING = {
     ),
     "a claim that shows no row is not looked for again": Mutant(
         ACQUIRE,
-        "    if found is None and wait_timeout == 0:\n        found = protocol.find(connection, row.scope, row.request_id)",
-        "    if found is None and wait_timeout == 0:\n        pass",
+        "    if wait_timeout == 0:\n        found = protocol.find(connection, row.scope, row.request_id)",
+        "    if wait_timeout == 0:\n        pass",
         "test_fail_fast_is_two_statements",
     ),
     "the look-up is made although a row was inserted": Mutant(
@@ -51,7 +51,7 @@ CLAIMING = {
     "no row is taken for ours": Mutant(
         ACQUIRE,
         "        raise in_progress(Key(row",
-        "        return None, Inserted('0', is_durable=True)\n        raise in_progress(Key(row",
+        "        return Inserted('0', is_durable=True)\n        raise in_progress(Key(row",
         "test_fail_fast_leaves_the_transaction_usable",
     ),
     "a conflicting payload is replayed": Mutant(
@@ -256,9 +256,9 @@ COMPLETING = {
         "test_a_retry_in_the_same_transaction_is_a_replay_too",
     ),
     "an early completion is proved without the transaction": Mutant(
-        FAST_PATH,
-        "        return (IS_SAME,)",
-        "        return ()",
+        POSTGRESQL,
+        "    is_same = IS_SAME\n",
+        "",
         "test_a_receipt_of_another_transaction_covers_nothing",
     ),
     "an early completion that goes with the COMMIT is proved without the transaction": Mutant(
@@ -765,7 +765,7 @@ PIPELINES = {
     "the COMMIT trusts names that the transaction has not met": Mutant(
         COMPLETE,
         "names = claim.begun.names if claim.begun else None",
-        "names = (claim.begun.names if claim.begun else connection.connection.driver_connection.safeagent_sa_pipeline._prepared._there.get(protocol._texts))",
+        "names = (claim.begun.names if claim.begun else connection.connection.driver_connection.safeagent_sa_pipeline._prepared._there.get(protocol.fast_path._texts))",
         "test_completions_do_not_trust_names_of_earlier_transactions",
     ),
     "the COMMIT trusts names that were taken away": Mutant(

@@ -17,14 +17,29 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, PoolProxiedConnection, func, literal_column, select, text
+from sqlalchemy import Connection, PoolProxiedConnection, Table, func, literal_column, select, text
 from sqlalchemy.exc import DBAPIError
 
 from ...errors import AutocommitError, ReadOnlyTransactionError
-from ..base import Inserted, NewClaim, NewClaims, StoredRequest, by_request_id, driver_of
-from .fast_path import ACTIVE, IN_ERROR, IN_TRANSACTION, Pipelined, inserted_or_found
-from .statements import IS_SAME, LOSABLE, WAIT
+from ..base import ClaimProtocol, Inserted, NewClaim, NewClaims, StoredRequest, by_request_id, driver_of
+from .fast_path import FastPath
+from .statements import (
+    IS_SAME,
+    LOSABLE,
+    WAIT,
+    Ready,
+    Statements,
+    claim_parameters,
+    completion_parameters,
+    has_plain_types,
+    inserted_or_found,
+    lock_name,
+)
 
+
+# What PQtransactionStatus answers (manual, section 34.2), besides idle and unknown: with the latter the connection is
+# gone, and the transaction with it.
+_ACTIVE, _IN_TRANSACTION, _IN_ERROR = 1, 2, 3
 
 # SQLSTATEs (manual, appendix A)
 _IN_FAILED_TRANSACTION = "25P02"
@@ -43,7 +58,7 @@ _IS_SAME = select(IS_SAME)
 _HAS_WRITTEN = text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
 
 
-class PostgreSQL(Pipelined):
+class PostgreSQL(ClaimProtocol):
     """The claim protocol on PostgreSQL."""
 
     # With default settings the table has room for 64 locks of each of about 120 processes, and some to spare: seven batches
@@ -57,6 +72,17 @@ class PostgreSQL(Pipelined):
     is_durable = func.current_setting(literal_column("'synchronous_commit'")).not_in(
         [literal_column(f"'{value}'") for value in sorted(LOSABLE)]
     )
+    is_same = IS_SAME
+
+    def __init__(self, table: Table) -> None:
+        super().__init__(table)
+        self._statements = Statements(table, self._owned, self._select, self._select_many)
+        is_plain = has_plain_types(table)
+        self._insert_or_find, self._find, self._complete = (
+            Ready(statement, is_plain=is_plain)
+            for statement in (self._statements.insert_or_find, self._select, self._statements.complete)
+        )
+        self.fast_path = FastPath(self._statements) if is_plain else None
 
     def ensure_transaction(self, connection: Connection) -> None:
         """Refuse AUTOCOMMIT, which `Connection.get_isolation_level()` does not show."""
@@ -71,14 +97,14 @@ class PostgreSQL(Pipelined):
     def insert_or_find(self, connection: Connection, claim: NewClaim) -> Inserted | StoredRequest | None:
         """Insert if the lock is free and the key is new, else read the row as this one statement's snapshot has it."""
         with _read_only_named():
-            return inserted_or_found(self._insert_or_find.run(connection, self._parameters(claim)).first())
+            return inserted_or_found(self._insert_or_find.run(connection, claim_parameters(claim)).first())
 
     def insert_or_look(
         self, connection: Connection, claim: NewClaim, further: Mapping[str, Any], look: Any
     ) -> Inserted | Sequence[Any] | None:
         """Do as `insert_or_find` does, in one statement, too."""
         with _read_only_named():
-            row: Any = connection.execute(self._sql.claim_or(look, further), self._parameters(claim)).first()
+            row: Any = connection.execute(self._statements.claim_or(look, further), claim_parameters(claim)).first()
         if row is None:
             return None
         proof, durability, *found = row
@@ -95,9 +121,9 @@ class PostgreSQL(Pipelined):
         The session's statement_timeout bounds the wait as well, but as a lock_timeout: its own error (57014) cannot be
         told from somebody's cancel, which must not be swallowed. A deadlock (40P01) is the caller's to see, too.
         """
-        lock = {"lock_name": self._lock_name(claim.scope, claim.request_id), "milliseconds": _milliseconds(timeout)}
+        lock = {"lock_name": lock_name(claim.scope, claim.request_id), "milliseconds": _milliseconds(timeout)}
         began = time.monotonic()
-        limit: int = connection.execute(self._sql.prepare_wait, lock).one()[0]
+        limit: int = connection.execute(self._statements.prepare_wait, lock).one()[0]
         connection.execute(WAIT)
         return limit == 0 or time.monotonic() - began < limit / 1000
 
@@ -105,7 +131,7 @@ class PostgreSQL(Pipelined):
         self, connection: Connection, claim: NewClaim, proof: str, result: str, *, is_forced: bool = True
     ) -> int:
         """Update the row if token and transaction are the claim's own."""
-        parameters = self._owner(claim) | {"proof": proof, "new_result": result, "is_forced": is_forced}
+        parameters = completion_parameters(claim, proof, result, is_forced=is_forced)
         return self._complete.run(connection, parameters).rowcount
 
     def insert_many(self, connection: Connection, claims: NewClaims) -> dict[str, Inserted]:
@@ -116,16 +142,16 @@ class PostgreSQL(Pipelined):
             "token": claims.token,
             "request_ids": list(claims.fingerprints),
             "fingerprints": list(claims.fingerprints.values()),
-            "lock_prefix": self._lock_name(claims.scope, ""),
+            "lock_prefix": lock_name(claims.scope, ""),
         }
         with _read_only_named():
-            rows = connection.execute(self._sql.insert_many, parameters).all()
+            rows = connection.execute(self._statements.insert_many, parameters).all()
         return {row[0]: _of_row(row) for row in rows}
 
     def find_many(self, connection: Connection, scope: str, request_ids: list[str]) -> dict[str, StoredRequest]:
         """Read the rows in a statement of its own, as `find` does."""
         parameters = {"key_scope": scope, "request_ids": request_ids}
-        return by_request_id(connection.execute(self._sql.find_many, parameters))
+        return by_request_id(connection.execute(self._statements.find_many, parameters))
 
     def complete_many(
         self, connection: Connection, claims: NewClaims, proof: str, results: dict[str, str], *, is_forced: bool = True
@@ -139,7 +165,7 @@ class PostgreSQL(Pipelined):
             "request_ids": list(results),
             "results": list(results.values()),
         }
-        return connection.execute(self._sql.complete_many, parameters).rowcount
+        return connection.execute(self._statements.complete_many, parameters).rowcount
 
     def make_durable(self, connection: Connection) -> None:
         """Set synchronous_commit for this transaction alone (manual, section 20.5)."""
@@ -149,7 +175,7 @@ class PostgreSQL(Pipelined):
         """Ask the driver: libpq, as psycopg shows it, or asyncpg; else the server, where the claim has left an id."""
         status = _libpq_status(connection.connection)
         if status is not None:
-            return status in (ACTIVE, IN_TRANSACTION, IN_ERROR)
+            return status in (_ACTIVE, _IN_TRANSACTION, _IN_ERROR)
         ask = getattr(driver_of(connection.connection), "is_in_transaction", None)
         return bool(ask()) if ask is not None else self.may_have_written(connection)
 
@@ -159,7 +185,7 @@ class PostgreSQL(Pipelined):
 
     def is_aborted(self, connection: Connection) -> bool:
         """Ask libpq; asyncpg does not tell an aborted transaction from an open one."""
-        return _libpq_status(connection.connection) == IN_ERROR
+        return _libpq_status(connection.connection) == _IN_ERROR
 
     def is_aborted_error(self, error: Exception) -> bool:
         """Know the answer to a statement in an aborted transaction."""
@@ -169,7 +195,7 @@ class PostgreSQL(Pipelined):
         """Ask libpq, or asyncpg."""
         status = _libpq_status(pooled)
         if status is not None:
-            return status in (IN_TRANSACTION, IN_ERROR)
+            return status in (_IN_TRANSACTION, _IN_ERROR)
         driver = driver_of(pooled)
         return bool(hasattr(driver, "is_in_transaction") and driver.is_in_transaction())
 
