@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, TwoPhaseTransaction
 from sqlalchemy.orm import Session
 
-from .._dialects import Begun, ClaimProtocol, Inserted, NewClaim, StoredRequest
+from .._dialects import Begun, ClaimProtocol, Inserted, NewClaim, StoredRequest, TransactionState
 from .._request.ids import Key
 from .._settings import Settings
 from .._transaction import open_guarded, session_watch
@@ -124,7 +124,7 @@ def begin(
     open_claim = session_watch.watch(
         session, connection, protocol, row, proof=inserted.proof, audience=audience, has_block=has_block
     )
-    if not protocol.is_in_transaction(connection):
+    if protocol.transaction_state(connection) is TransactionState.NONE:
         protocol.delete(connection, row)
         message = (
             "the claim was committed by itself: something put the connection into AUTOCOMMIT mode after the guard had "

@@ -11,10 +11,11 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from .._dialects import TransactionState
 from .._settings import Settings
 from .._transaction import session_watch
 from .._transaction.guarded_transaction import GuardedTransaction, transaction_of
-from .._transaction.open_claim import Completion, OpenClaim, lost, not_completed, refuse_aborted
+from .._transaction.open_claim import Completion, OpenClaim, aborted, lost, not_completed
 from . import outbox
 from .acquire import Claim
 
@@ -90,8 +91,11 @@ def ready_to_complete(open_claim: OpenClaim) -> tuple[Connection, GuardedTransac
         session.flush()
         held = transaction_of(connection)
         is_gone = open_claim.is_undone or open_claim.is_lost
-        if held is not None and not is_gone and open_claim.protocol.is_in_transaction(connection):
-            refuse_aborted(open_claim, connection)
-            return connection, held
+        if held is not None and not is_gone:
+            state = open_claim.protocol.transaction_state(connection)
+            if state is TransactionState.ABORTED:
+                raise aborted()
+            if state is TransactionState.OPEN:
+                return connection, held
     session_watch.lose(open_claim)
     raise lost(open_claim)

@@ -13,7 +13,16 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import UnsupportedDialectError
-from .base import Begun, ClaimProtocol, Inserted, NewClaim, NewClaims, StoredRequest, stored_of
+from .base import (
+    Begun,
+    ClaimProtocol,
+    Inserted,
+    NewClaim,
+    NewClaims,
+    StoredRequest,
+    TransactionState,
+    stored_of,
+)
 
 
 __all__ = [
@@ -23,6 +32,7 @@ __all__ = [
     "NewClaim",
     "NewClaims",
     "StoredRequest",
+    "TransactionState",
     "is_transient",
     "may_have_written",
     "protocol_for",

@@ -10,6 +10,7 @@ import datetime as dt
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
@@ -85,6 +86,14 @@ class Begun(NamedTuple):
     found: Inserted | StoredRequest | None
     names: Any = None
     """Of the prepared statements that this transaction has met."""
+
+
+class TransactionState(Enum):
+    """What the server has, as far as the driver shows it, where SQLAlchemy believes in an open transaction."""
+
+    OPEN = "a transaction that COMMIT stores"
+    ABORTED = "a transaction that COMMIT rolls back without an error"
+    NONE = "no transaction"
 
 
 class ClaimProtocol(ABC):
@@ -186,18 +195,14 @@ class ClaimProtocol(ABC):
 
     def is_same_transaction(self, connection: Connection, proof: str) -> bool:
         """Tell whether the server still has the transaction of a claim."""
-        return self.is_in_transaction(connection)
+        return self.transaction_state(connection) is not TransactionState.NONE
 
     @abstractmethod
-    def is_in_transaction(self, connection: Connection) -> bool:
-        """Tell whether the server, too, has the transaction that SQLAlchemy believes to be open; asked after the claim."""
-
-    def is_aborted(self, connection: Connection) -> bool:
-        """Tell, as far as the driver shows it, whether the server would answer COMMIT by rolling back without a word."""
-        return False
+    def transaction_state(self, connection: Connection) -> TransactionState:
+        """Return what the server has; asked after the claim."""
 
     def is_aborted_error(self, error: Exception) -> bool:
-        """Tell whether an error says the same."""
+        """Return whether an error says that the server has aborted the transaction."""
         return False
 
     def make_durable(self, connection: Connection) -> None:  # noqa: B027 - nothing to do where it always is

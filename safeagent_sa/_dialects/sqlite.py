@@ -15,7 +15,16 @@ from sqlalchemy import Connection, Table, Text, bindparam, func, insert, literal
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import EngineNotConfiguredError
-from .base import ClaimProtocol, Inserted, NewClaim, NewClaims, StoredRequest, by_request_id, driver_of
+from .base import (
+    ClaimProtocol,
+    Inserted,
+    NewClaim,
+    NewClaims,
+    StoredRequest,
+    TransactionState,
+    by_request_id,
+    driver_of,
+)
 
 
 # No proof but the token: SQLite has no transaction ids.
@@ -66,7 +75,7 @@ class SQLite(ClaimProtocol):
         managed = (
             getattr(driver, "isolation_level", None) is not None and getattr(driver, "autocommit", -1) is not False
         )
-        if managed or not self.is_in_transaction(connection):
+        if managed or self.transaction_state(connection) is TransactionState.NONE:
             message = (
                 "this SQLite engine lets its driver begin and commit transactions by itself, so a claim could be "
                 "committed without the business writes. Call this once, where the engine is made:\n\n"
@@ -119,7 +128,7 @@ class SQLite(ClaimProtocol):
         code = getattr(error.orig, "sqlite_errorcode", None)
         return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
-    def is_in_transaction(self, connection: Connection) -> bool:
+    def transaction_state(self, connection: Connection) -> TransactionState:
         """Ask the driver."""
-        driver = driver_of(connection.connection)
-        return bool(driver.in_transaction)
+        is_open = driver_of(connection.connection).in_transaction
+        return TransactionState.OPEN if is_open else TransactionState.NONE

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, RootTransaction
 from .._dialects.steps import Step, Verb
 from ..errors import ClaimLostError
 from .foreign_writes import connections_of, refuse_written
-from .open_claim import Completion, OpenClaim, SessionWatch, is_there, lost, prove, refuse_aborted, why_incomplete
+from .open_claim import Completion, OpenClaim, SessionWatch, is_there, lost, prove, refuse_ended, why_incomplete
 
 
 KEY = "safeagent_sa"
@@ -58,11 +58,7 @@ class GuardedTransaction:
     def refuse_or_allow(self, connection: Connection) -> None:
         """Raise where it is clear before anything is written that this transaction must not commit."""
         self._refuse_lost_and_incomplete(connection)
-        for claim in self.claims.values():
-            refuse_aborted(claim, connection)
-            if not claim.protocol.is_in_transaction(connection):
-                raise lost(claim)
-            return  # one stands for all: they are in one transaction
+        self._refuse_ended(connection)
 
     def _refuse_lost_and_incomplete(self, connection: Connection) -> None:
         for watch in self.watches:
@@ -110,12 +106,13 @@ class GuardedTransaction:
                 else:
                     batch.append(travelling)
             self._refuse_lost_and_incomplete(connection)  # a hook on our own statements may have claimed, too
-        for claim in self.claims.values():  # as in refuse_or_allow; what a hook on our own statements has done included
-            refuse_aborted(claim, connection)
-            if not claim.protocol.is_in_transaction(connection):
-                raise lost(claim)
-            break
+        self._refuse_ended(connection)  # a hook on our own statements may have ended it, too
         return batch
+
+    def _refuse_ended(self, connection: Connection) -> None:
+        for claim in self.claims.values():
+            refuse_ended(claim, connection)
+            return  # one stands for all: they are in one transaction
 
     def follow(self, step: Step, connection: Connection) -> None:
         """Note a statement that has ended the transaction, or begun or ended a savepoint."""

@@ -11,7 +11,7 @@ from weakref import ReferenceType
 from sqlalchemy import Connection, RootTransaction
 from sqlalchemy.orm import Session, SessionTransaction
 
-from .._dialects import ClaimProtocol, NewClaim
+from .._dialects import ClaimProtocol, NewClaim, TransactionState
 from ..errors import ClaimLostError, DurabilityUnknownError, NotCompletedError, TransactionAbortedError
 from .lifecycle import Audience
 
@@ -143,10 +143,13 @@ def why_incomplete(claim: OpenClaim, connection: Connection) -> Exception | None
     return not_completed(claim.row, "this COMMIT was refused")
 
 
-def refuse_aborted(claim: OpenClaim, connection: Connection) -> None:
-    """Raise where the driver shows that the server has aborted the transaction."""
-    if claim.protocol.is_aborted(connection):
+def refuse_ended(claim: OpenClaim, connection: Connection) -> None:
+    """Raise where the driver shows that the server has aborted or ended the transaction of a claim."""
+    state = claim.protocol.transaction_state(connection)
+    if state is TransactionState.ABORTED:
         raise aborted()
+    if state is TransactionState.NONE:
+        raise lost(claim)
 
 
 def not_completed(row: NewClaim, consequence: str) -> NotCompletedError:

@@ -89,7 +89,7 @@ CLAIMING = {
     ),
     "AUTOCOMMIT is not looked for again": Mutant(
         ACQUIRE,
-        "if not protocol.is_in_transaction(connection):\n        protocol",
+        "if protocol.transaction_state(connection) is TransactionState.NONE:\n        protocol",
         "if False:\n        protocol",
         "test_autocommit_that_comes_after_the_look_is_found_and_the_row_taken_back",
     ),
@@ -412,9 +412,9 @@ LAST_WORD = {
         "test_a_savepoint_of_the_caller_inside_the_block_may_fail test_claim.py",
     ),
     "a transaction that the driver has ended is not noticed by the Session": Mutant(
-        GUARDED,
-        "            refuse_aborted(claim, connection)\n            if not claim.protocol.is_in_transaction(connection):\n                raise lost(claim)\n            return",
-        "            refuse_aborted(claim, connection)\n            return",
+        OPEN,
+        "    if state is TransactionState.NONE:\n        raise lost(claim)",
+        "    if False:\n        raise lost(claim)",
         "test_last_word.py test_commit.py test_savepoints.py test_unseen.py",
     ),
     "another transaction's claims are taken for this one's": Mutant(
@@ -467,19 +467,19 @@ LAST_WORD = {
     ),
     "an aborted transaction may commit": Mutant(
         OPEN,
-        "if claim.protocol.is_aborted(connection):",
-        "if False:",
+        "    if state is TransactionState.ABORTED:",
+        "    if False:",
         "test_a_hook_on_the_last_statement_of_all_is_seen_by_the_driver_s_status",
     ),
     "an error that a hook has swallowed is not looked for": Mutant(
         GUARDED,
-        "        for claim in self.claims.values():  # as in refuse_or_allow",
-        "        for claim in ():  # as in refuse_or_allow",
+        "        self._refuse_ended(connection)  # a hook",
+        "        pass  # a hook",
         "test_a_hook_on_the_last_statement_of_all_is_seen_by_the_driver_s_status",
     ),
     "an error that was swallowed in the block is not told at its end": Mutant(
         COMPLETE,
-        "            refuse_aborted(open_claim, connection)\n",
+        "            if state is TransactionState.ABORTED:\n                raise aborted()\n",
         "",
         "test_an_error_swallowed_in_the_block_is_told_by_its_end",
     ),

@@ -21,7 +21,16 @@ from sqlalchemy import Connection, PoolProxiedConnection, Table, func, literal_c
 from sqlalchemy.exc import DBAPIError
 
 from ...errors import AutocommitError, ReadOnlyTransactionError
-from ..base import ClaimProtocol, Inserted, NewClaim, NewClaims, StoredRequest, by_request_id, driver_of
+from ..base import (
+    ClaimProtocol,
+    Inserted,
+    NewClaim,
+    NewClaims,
+    StoredRequest,
+    TransactionState,
+    by_request_id,
+    driver_of,
+)
 from .fast_path import FastPath
 from .statements import (
     IS_SAME,
@@ -40,6 +49,11 @@ from .statements import (
 # What PQtransactionStatus answers (manual, section 34.2), besides idle and unknown: with the latter the connection is
 # gone, and the transaction with it.
 _ACTIVE, _IN_TRANSACTION, _IN_ERROR = 1, 2, 3
+_STATES = {
+    _ACTIVE: TransactionState.OPEN,
+    _IN_TRANSACTION: TransactionState.OPEN,
+    _IN_ERROR: TransactionState.ABORTED,
+}
 
 # SQLSTATEs (manual, appendix A)
 _IN_FAILED_TRANSACTION = "25P02"
@@ -171,21 +185,19 @@ class PostgreSQL(ClaimProtocol):
         """Set synchronous_commit for this transaction alone (manual, section 20.5)."""
         connection.execute(text("SELECT set_config('synchronous_commit', 'on', true)"))
 
-    def is_in_transaction(self, connection: Connection) -> bool:
-        """Ask the driver: libpq, as psycopg shows it, or asyncpg; else the server, where the claim has left an id."""
-        status = _libpq_status(connection.connection)
+    def transaction_state(self, connection: Connection) -> TransactionState:
+        """Ask libpq, as psycopg shows it; or asyncpg, which shows no aborted transaction; or the server for the claim's id."""
+        driver = driver_of(connection.connection)
+        status = _libpq_status(driver)
         if status is not None:
-            return status in (_ACTIVE, _IN_TRANSACTION, _IN_ERROR)
-        ask = getattr(driver_of(connection.connection), "is_in_transaction", None)
-        return bool(ask()) if ask is not None else self.may_have_written(connection)
+            return _STATES.get(status, TransactionState.NONE)
+        ask = getattr(driver, "is_in_transaction", None)
+        is_open = ask() if ask is not None else self.may_have_written(connection)
+        return TransactionState.OPEN if is_open else TransactionState.NONE
 
     def is_same_transaction(self, connection: Connection, proof: str) -> bool:
         """Compare the transaction's id."""
         return bool(connection.scalar(_IS_SAME, {"proof": proof}))
-
-    def is_aborted(self, connection: Connection) -> bool:
-        """Ask libpq; asyncpg does not tell an aborted transaction from an open one."""
-        return _libpq_status(connection.connection) == _IN_ERROR
 
     def is_aborted_error(self, error: Exception) -> bool:
         """Know the answer to a statement in an aborted transaction."""
@@ -193,10 +205,10 @@ class PostgreSQL(ClaimProtocol):
 
     def is_open(self, pooled: PoolProxiedConnection) -> bool:
         """Ask libpq, or asyncpg."""
-        status = _libpq_status(pooled)
+        driver = driver_of(pooled)
+        status = _libpq_status(driver)
         if status is not None:
             return status in (_IN_TRANSACTION, _IN_ERROR)
-        driver = driver_of(pooled)
         return bool(hasattr(driver, "is_in_transaction") and driver.is_in_transaction())
 
     def note_local_commits(self, pooled: PoolProxiedConnection) -> tuple[list[str], Callable[[], None]]:
@@ -265,8 +277,7 @@ def _milliseconds(timeout: float | None) -> int | None:
     return None if timeout is None else min(max(1, math.ceil(timeout * 1000)), 2**31 - 1)
 
 
-def _libpq_status(pooled: PoolProxiedConnection) -> int | None:
-    driver = driver_of(pooled)
+def _libpq_status(driver: Any) -> int | None:
     libpq = getattr(driver, "pgconn", None)  # psycopg 3, whose `info` would make two objects to say the same
     if libpq is None:
         libpq = getattr(driver, "info", None)
