@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, TwoPhaseTransaction
 from sqlalchemy.orm import Session
 
-from .._dialects import Begun, ClaimProtocol, Inserted, NewClaim, StoredRequest, TransactionState
+from .._dialects import ClaimProtocol, Inserted, NewClaim, StoredRequest, TransactionState
 from .._request.ids import Key
 from .._settings import Settings
 from .._transaction import open_guarded, session_watch
-from .._transaction.guarded_transaction import transaction_of
+from .._transaction.guarded_transaction import write_pending
 from .._transaction.lifecycle import Audience
 from .._transaction.open_claim import OpenClaim
 from ..errors import AutocommitError, ExecutionInProgressError, RequestConflictError
@@ -37,6 +36,7 @@ from .outcome import Request, answer, in_progress
 
 if TYPE_CHECKING:
     from .._dialects.postgresql.fast_path import FastPath
+    from .._dialects.postgresql.prepared import Names
 
 
 # Each is one that somebody else was faster in, and then rolled back. More would be a row that this caller may not see, such
@@ -52,24 +52,24 @@ class Claim:
     open_claim: OpenClaim | None
     fast_path: FastPath | None = None
     """Where the completion may go with COMMIT."""
-    begun: Begun | None = None
-    """Where the claim went with BEGIN."""
+    names: Names | None = None
+    """Of the prepared statements, where the claim went with BEGIN."""
 
 
 def find(session: Session, settings: Settings, key: Key) -> StoredRequest | None:
     """Read the stored request, in whatever transaction the session has."""
     connection, protocol = binding.reach(session, settings, key)
-    return _as_completed(connection, protocol.find(connection, *key), lambda: protocol.find(connection, *key))
+    found = protocol.find(connection, *key)
+    if found is not None and found.status == ExecutionStatus.CLAIMED:
+        return _find_pending(connection, protocol, key, found)
+    return found
 
 
-def _as_completed(
-    connection: Connection, found: StoredRequest | None, look_again: Callable[[], StoredRequest | None]
-) -> StoredRequest | None:
-    """Return what was found; look again where this very transaction keeps its result back until COMMIT."""
-    if found is None or found.status != ExecutionStatus.CLAIMED:
-        return found
-    held = transaction_of(connection)
-    return look_again() if held is not None and held.send_early(connection, (found.token,)) else found
+def _find_pending(connection: Connection, protocol: ClaimProtocol, key: Key, found: StoredRequest) -> StoredRequest:
+    """Return a claimed row as it is once its result is written, where this very transaction keeps that until COMMIT."""
+    if write_pending(connection, (found.token,)):
+        return protocol.find(connection, *key) or found
+    return found
 
 
 def claim(
@@ -88,7 +88,7 @@ def claim(
     fast_path = _fast_path(connection, protocol, settings)
     try:
         begun = fast_path.begin_with(connection, row) if fast_path is not None else None
-        audience.has_begun = begun is not None
+        audience.is_pipelined = begun is not None
         found = begun.found if begun else protocol.insert_or_find(connection, row)
         if found is None:
             found = _find_or_wait(connection, protocol, row, audience, wait_timeout)
@@ -96,8 +96,9 @@ def claim(
         session_watch.suppose(error, session, connection, protocol, row, audience=audience)
         raise
     if isinstance(found, StoredRequest):
-        stored = _as_completed(connection, found, lambda: protocol.find(connection, *request.key)) or found
-        return Claim(replay(session, connection, settings, request, stored, audience=audience), None)
+        if found.status == ExecutionStatus.CLAIMED:
+            found = _find_pending(connection, protocol, request.key, found)
+        return Claim(replay(session, connection, settings, request, found, audience=audience), None)
 
     open_claim = begin(
         session, connection, protocol, row, found, settings=settings, audience=audience, has_block=has_block
@@ -105,7 +106,7 @@ def claim(
     execution: Execution[Any] = Execution(
         *request.key, request.action, max_result_bytes=settings.max_result_bytes, result_type=request.result_type
     )
-    return Claim(execution, open_claim, fast_path, begun)
+    return Claim(execution, open_claim, fast_path, begun.names if begun else None)
 
 
 def begin(
@@ -158,9 +159,9 @@ def _find_or_wait(
             # Look without the lock first, so that a caller who has lost never holds up others who are about to wait.
             found = protocol.find(connection, row.scope, row.request_id) or protocol.insert_or_find(connection, row)
             waited = time.monotonic() - start
-        audience.tell("Waited", seconds=waited)
+        audience.notify("Waited", seconds=waited)
     if found is None:
-        audience.tell("InProgress")
+        audience.notify("InProgress")
         raise in_progress(Key(row.scope, row.request_id), waited)
     return found
 
@@ -179,13 +180,13 @@ def replay(
     try:
         receipt = answer(request, settings.fingerprinter, stored, is_own=is_own)
     except RequestConflictError as error:
-        audience.tell("Conflict", differs=error.differs)
+        audience.notify("Conflict", differs=error.differs)
         raise
     except ExecutionInProgressError:
-        audience.tell("InProgress")
+        audience.notify("InProgress")
         raise
     open_guarded.note(session)
-    audience.tell("Replayed", is_pipelined=audience.has_begun)
+    audience.replayed()
     return Execution(
         *request.key,
         stored.action,

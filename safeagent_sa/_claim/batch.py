@@ -23,9 +23,9 @@ from .._dialects import ClaimProtocol, NewClaims, StoredRequest
 from .._request.ids import validate_action, validate_key
 from .._settings import Settings
 from .._transaction import session_watch
-from .._transaction.guarded_transaction import transaction_of
+from .._transaction.guarded_transaction import write_pending
 from .._transaction.lifecycle import Audience
-from .._transaction.open_claim import Completion, OpenClaim, not_completed
+from .._transaction.open_claim import BatchCompletion, OpenClaim, not_completed
 from ..errors import BatchTooLargeError, ExecutionInProgressError, OutcomeError, RequestConflictError
 from ..execution import Batch, Execution
 from . import acquire, binding, complete, outbox
@@ -86,7 +86,7 @@ def claim(session: Session, settings: Settings, scope: str, action: str, payload
                 partial(acquire.replay, session, connection, settings, request, stored[request_id], audience=audience),
             )
         else:
-            audience.tell("InProgress")
+            audience.notify("InProgress")
             batch.in_progress.append(in_progress(request.key, 0.0))
     return BatchClaim(batch, claims, open_claim)
 
@@ -128,16 +128,9 @@ def settle(batch_claim: BatchClaim, settings: Settings) -> None:
     except BaseException:
         abandon(batch_claim)
         raise
-    protocol, proof = open_claim.protocol, open_claim.proof
-    completion = Completion(
-        send=lambda connection: (
-            protocol.complete_many(connection, claims, proof, texts, is_forced=settings.is_forced) == len(texts)
-        ),
-        is_stored=lambda connection: protocol.count_completed(connection, claims, proof, list(texts)) == len(texts),
-        with_commit=lambda *_: None,
-    )
+    completion = BatchCompletion(open_claim.protocol, claims, open_claim.proof, texts, settings.is_forced)
     session_watch.complete(open_claim, held, completion)
-    open_claim.audience.completed()
+    open_claim.audience.completed(connection)
 
 
 def abandon(batch_claim: BatchClaim) -> None:
@@ -152,10 +145,9 @@ def abandon(batch_claim: BatchClaim) -> None:
 def _find(
     connection: Connection, protocol: ClaimProtocol, scope: str, request_ids: list[str]
 ) -> dict[str, StoredRequest]:
-    """Read the rows; look again where this very transaction keeps results back until COMMIT."""
+    """Read the rows; write first what this very transaction keeps until COMMIT, where it is among them."""
     stored = protocol.find_many(connection, scope, request_ids)
-    held = transaction_of(connection)
-    if held is not None and held.send_early(connection, {row.token for row in stored.values()}):
+    if write_pending(connection, {row.token for row in stored.values()}):
         return protocol.find_many(connection, scope, request_ids)
     return stored
 

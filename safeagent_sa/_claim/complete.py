@@ -6,9 +6,6 @@ UPDATE … WHERE token and transaction are ours        exactly one row, or the c
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from sqlalchemy import Connection
 
 from .._dialects import TransactionState
@@ -41,8 +38,12 @@ def settle(claim: Claim, settings: Settings) -> None:
         execution._discard()  # noqa: SLF001
         session_watch.abandon(open_claim)
         raise
-    session_watch.complete(open_claim, held, _completion(claim, connection, result, settings))
-    open_claim.audience.completed()
+    fast_path = claim.fast_path
+    completion = Completion(
+        open_claim.protocol, open_claim.row, open_claim.proof, result, settings.is_forced, fast_path, claim.names
+    )
+    session_watch.complete(open_claim, held, completion)
+    open_claim.audience.completed(connection, fast_path)
 
 
 def abandon(claim: Claim) -> None:
@@ -51,29 +52,6 @@ def abandon(claim: Claim) -> None:
     claim.execution._discard()  # noqa: SLF001
     if claim.open_claim is not None:
         session_watch.abandon(claim.open_claim)
-
-
-def _completion(claim: Claim, connection: Connection, result: str, settings: Settings) -> Completion:
-    open_claim = claim.open_claim
-    assert open_claim is not None  # a replay has none
-    protocol, row, proof = open_claim.protocol, open_claim.row, open_claim.proof
-    names = claim.begun.names if claim.begun else None
-    is_forced = settings.is_forced
-    fast_path = claim.fast_path
-    if fast_path is not None and not fast_path.is_open(connection):
-        fast_path = None
-    open_claim.audience.ends_with_commit = fast_path is not None
-
-    def with_commit(connection: Connection, on_lost: Callable[[], Exception]) -> Any:
-        if fast_path is None:
-            return None
-        return fast_path.completion(connection, row, proof, result, is_forced=is_forced, names=names, on_lost=on_lost)
-
-    return Completion(
-        send=lambda connection: protocol.complete(connection, row, proof, result, is_forced=is_forced) == 1,
-        is_stored=lambda connection: protocol.is_completed(connection, row, proof),
-        with_commit=with_commit,
-    )
 
 
 def ready_to_complete(open_claim: OpenClaim) -> tuple[Connection, GuardedTransaction]:

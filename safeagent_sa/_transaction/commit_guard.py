@@ -17,6 +17,7 @@ Nothing here keeps a session or a connection alive.
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -26,8 +27,9 @@ from sqlalchemy import Connection
 
 from .._dialects import ClaimProtocol
 from .._dialects.steps import FIRST_LETTERS, Verb, step_of
-from .guarded_transaction import KEY, GuardedTransaction, owner_of, transaction_of
+from .guarded_transaction import KEY, GuardedTransaction, transaction_of
 from .open_claim import OpenClaim, durability_unknown, known_durability
+from .savepoints import Savepoints
 
 
 # What was prepared and waits for its COMMIT PREPARED, in `PoolProxiedConnection.info`.
@@ -114,7 +116,7 @@ class CommitGuard:
         held = transaction_of(connection)
         claims = []
         if held is not None:
-            held.prove(connection, may_batch=False)
+            held.prove(connection, may_pipeline=False)
             claims = list(held.claims.values())
             self._forget(connection)
         with known_durability(claims, connection.connection):
@@ -160,7 +162,7 @@ class CommitGuard:
         connection: Connection = context.root_connection
         held = transaction_of(connection)
         if held is not None:
-            held.refuse_ended()
+            held.refuse_ended_as_text()
         if held is None or step is None:
             execute()
         elif step.verb is Verb.COMMIT:
@@ -172,7 +174,7 @@ class CommitGuard:
             self._ended.add(held)
 
     def _commit_as_text(self, held: GuardedTransaction, connection: Connection, execute: Callable[[], None]) -> None:
-        held.prove(connection, may_batch=False)
+        held.prove(connection, may_pipeline=False)
         claims = list(held.claims.values())
         held.lose()  # until the server has said otherwise
         self._ended.add(held)
@@ -186,7 +188,7 @@ def _proven(pooled: Any) -> tuple[list[OpenClaim], list[Any]]:
     held: GuardedTransaction | None = pooled.info.get(KEY)
     if held is None or not (held.claims or held.watches):
         return [], []
-    batch = held.prove(owner_of(held), may_batch=True)
+    batch = held.prove(held.owner(), may_pipeline=True)
     return list(held.claims.values()), batch
 
 
@@ -245,15 +247,7 @@ def guard_transaction(connection: Connection) -> GuardedTransaction:
         install(connection.dialect)
         transaction = connection.get_transaction()
         assert transaction is not None  # the session has begun one
-        held = connection.info[KEY] = GuardedTransaction(
-            ref(connection), ref(transaction), savepoints=_open_savepoints(connection)
-        )
+        claims: dict[uuid.UUID, OpenClaim] = {}
+        savepoints = Savepoints(connection, claims)
+        held = connection.info[KEY] = GuardedTransaction(ref(connection), ref(transaction), claims, savepoints)
     return held
-
-
-def _open_savepoints(connection: Connection) -> list[str]:
-    names, nested = [], connection.get_nested_transaction()
-    while nested is not None:
-        names.append(nested._savepoint)  # noqa: SLF001 - no other way to its name
-        nested = nested._previous_nested  # noqa: SLF001
-    return names[::-1]

@@ -20,9 +20,9 @@ from .._request.ids import Key
 from ..errors import SafeAgentError, UnsupportedSessionError
 from . import foreign_writes, open_guarded
 from .commit_guard import guard_transaction
-from .guarded_transaction import KEY, GuardedTransaction, transaction_of
+from .guarded_transaction import KEY, GuardedTransaction, SessionWatch, transaction_of, write_pending
 from .lifecycle import Audience
-from .open_claim import Completion, OpenClaim, SessionWatch, is_there, lost
+from .open_claim import BatchCompletion, Completion, OpenClaim, is_there, lost
 
 
 _INFO_KEY = "safeagent_sa"
@@ -54,7 +54,7 @@ def refuse_ended_or_foreign(connection: Connection) -> None:
     if held is None or held.is_over:
         return
     if held.transaction_ref() is connection.get_transaction():
-        held.refuse_ended()
+        held.refuse_ended_as_text()
         return
     if held.connection_ref() is None and not any(is_there(claim, connection) for claim in held.claims.values()):
         return  # the pool has ended it in a way of its own
@@ -109,10 +109,10 @@ def suppose(
         claim.is_supposed = True
 
 
-def complete(claim: OpenClaim, held: GuardedTransaction, completion: Completion) -> None:
+def complete(claim: OpenClaim, held: GuardedTransaction, completion: Completion | BatchCompletion) -> None:
     """Note that the block has ended well; the COMMIT will store the result, and prove it."""
     _leave_block(claim)
-    held.complete(claim, completion)
+    claim.completion, claim.savepoints_at_end = completion, len(held.savepoints)
 
 
 def abandon(claim: OpenClaim) -> None:
@@ -202,6 +202,6 @@ def _before_commit(session: Session) -> None:
         held = None if connection is None else transaction_of(connection)
         if connection is None or held is None:
             continue
-        held.refuse_or_allow(connection)
+        held.refuse_early(connection)
         if isinstance(session.bind, Connection):
-            held.send_early(connection, list(held.claims))
+            write_pending(connection, list(held.claims))

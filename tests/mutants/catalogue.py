@@ -18,6 +18,7 @@ ACQUIRE, COMPLETE = "_claim/acquire.py", "_claim/complete.py"
 BATCH, OUTCOME = "_claim/batch.py", "_claim/outcome.py"
 GUARD, GUARDED = "_transaction/commit_guard.py", "_transaction/guarded_transaction.py"
 OPEN, WATCH = "_transaction/open_claim.py", "_transaction/session_watch.py"
+SAVEPOINTS = "_transaction/savepoints.py"
 FOREIGN, RUN = "_transaction/foreign_writes.py", "_transaction/run.py"
 BASE, STEPS, SQLITE = "_dialects/base.py", "_dialects/steps.py", "_dialects/sqlite.py"
 POSTGRESQL, SQL = "_dialects/postgresql/protocol.py", "_dialects/postgresql/statements.py"
@@ -158,32 +159,32 @@ WAITING = {
 COMPLETING = {
     "no completion is sent in front of COMMIT": Mutant(
         GUARDED,
-        "                if travelling is None:\n                    prove(claim, connection)",
-        "                if travelling is None:\n                    pass",
+        "                if with_commit is None:\n                    claim.write(connection)",
+        "                if with_commit is None:\n                    pass",
         "test_the_first_call_executes_and_a_retry_gets_the_receipt",
     ),
     "no completion goes with the COMMIT": Mutant(
         GUARDED,
-        "                batch.append(travelling)",
+        "                travelling.append(with_commit)",
         "                pass",
         "test_the_first_call_executes_and_a_retry_gets_the_receipt",
     ),
     "a completion that was lost is no error": Mutant(
         OPEN,
-        "        raise\n    raise lost(claim)\n",
-        "        raise\n",
+        "            raise\n        raise lost(self)\n",
+        "            raise\n",
         "test_a_rollback_of_the_driver_behind_the_block",
     ),
     "the completion's row count is ignored": Mutant(
-        COMPLETE,
-        "result, is_forced=is_forced) == 1",
-        "result, is_forced=is_forced) >= 0",
+        OPEN,
+        "self.result, is_forced=self.is_forced) == 1",
+        "self.result, is_forced=self.is_forced) >= 0",
         "test_a_rollback_of_the_driver_behind_the_block",
     ),
     "a batch's row count is ignored": Mutant(
-        BATCH,
-        "protocol.complete_many(connection, claims, proof, texts, is_forced=settings.is_forced) == len(texts)",
-        "protocol.complete_many(connection, claims, proof, texts, is_forced=settings.is_forced) >= 0",
+        OPEN,
+        "is_forced=self.is_forced)\n        return count == len(self.results)",
+        "is_forced=self.is_forced)\n        return True",
         "test_claim_many.py",
     ),
     "a completion that goes with the COMMIT accepts no row": Mutant(
@@ -227,31 +228,31 @@ COMPLETING = {
     ),
     "an early completion is not sent": Mutant(
         GUARDED,
-        "            prove(claim, connection)\n            claim.is_sent = True",
-        "            claim.is_sent = True",
+        "        claim.write(connection)\n        claim.is_written_early = True",
+        "        claim.is_written_early = True",
         "test_whoever_looks_before_the_commit_sees_the_receipt test_a_retry_in_the_same_transaction_is_a_replay_too",
     ),
     "whoever looks before the COMMIT sees no receipt": Mutant(
         ACQUIRE,
-        "return look_again() if held is not None and held.send_early(connection, (found.token,)) else found",
-        "return found",
+        "    if write_pending(connection, (found.token,)):",
+        "    if False:",
         "test_a_retry_in_the_same_transaction_is_a_replay_too",
     ),
     "a batch that looks before the COMMIT sees no receipt": Mutant(
         BATCH,
-        "if held is not None and held.send_early(connection, {row.token for row in stored.values()}):",
+        "if write_pending(connection, {row.token for row in stored.values()}):",
         "if False:",
         "test_a_batch_replays_what_this_transaction_has_executed",
     ),
     "an early completion is not proved again": Mutant(
         OPEN,
-        "if claim.is_sent and completion.is_stored(connection):",
-        "if claim.is_sent:",
+        "if self.is_written_early and completion.is_written(connection):",
+        "if self.is_written_early:",
         "test_a_savepoint_as_text_behind_the_block_is_no_harm",
     ),
     "an early completion is sent again in any case": Mutant(
         OPEN,
-        "if claim.is_sent and completion.is_stored(connection):",
+        "if self.is_written_early and completion.is_written(connection):",
         "if False:",
         "test_a_retry_in_the_same_transaction_is_a_replay_too",
     ),
@@ -298,18 +299,21 @@ COMPLETING = {
         "test_a_commit_that_could_be_lost_is_made_durable_for_this_transaction_alone",
     ),
     "synchronous_commit is forced where it was only to be warned of": Mutant(
-        COMPLETE, "is_forced = settings.is_forced", "is_forced = True", "test_or_it_is_warned_about_once"
+        OPEN,
+        "self.result, is_forced=self.is_forced)",
+        "self.result, is_forced=True)",
+        "test_or_it_is_warned_about_once",
     ),
     "a batch's synchronous_commit is forced where it was only to be warned of": Mutant(
-        BATCH,
-        "protocol.complete_many(connection, claims, proof, texts, is_forced=settings.is_forced)",
-        "protocol.complete_many(connection, claims, proof, texts)",
+        OPEN,
+        "self.results, is_forced=self.is_forced",
+        "self.results, is_forced=True",
         "test_or_it_is_warned_about_once",
     ),
     "a batch's synchronous_commit is not forced": Mutant(
-        BATCH,
-        "protocol.complete_many(connection, claims, proof, texts, is_forced=settings.is_forced)",
-        "protocol.complete_many(connection, claims, proof, texts, is_forced=False)",
+        OPEN,
+        "self.results, is_forced=self.is_forced",
+        "self.results, is_forced=False",
         "test_a_batch_is_made_durable_as_well",
     ),
     "synchronous_commit is not warned of": Mutant(
@@ -373,7 +377,7 @@ LAST_WORD = {
         "test_last_word.py test_commit.py test_savepoints.py test_unseen.py test_misuse.py",
     ),
     "another transaction of the session of a lost claim may commit": Mutant(
-        OPEN,
+        GUARDED,
         "        for claim in self.claims:\n            if claim.is_lost:\n                raise lost(claim)",
         "        return",
         "test_an_exception_after_a_rollback_inside_the_block_does_not_let_later_writes_commit",
@@ -412,9 +416,9 @@ LAST_WORD = {
         "test_a_savepoint_of_the_caller_inside_the_block_may_fail test_claim.py",
     ),
     "a transaction that the driver has ended is not noticed by the Session": Mutant(
-        OPEN,
-        "    if state is TransactionState.NONE:\n        raise lost(claim)",
-        "    if False:\n        raise lost(claim)",
+        GUARDED,
+        "        self._refuse_lost_and_incomplete(connection)\n        self._refuse_ended_on_server(connection)\n",
+        "        self._refuse_lost_and_incomplete(connection)\n",
         "test_last_word.py test_commit.py test_savepoints.py test_unseen.py",
     ),
     "another transaction's claims are taken for this one's": Mutant(
@@ -424,7 +428,7 @@ LAST_WORD = {
         "test_last_word.py test_commit.py test_savepoints.py test_unseen.py",
     ),
     "a refused commit of the Session ends its transaction": Mutant(
-        WATCH, "        held.refuse_or_allow(connection)\n", "", "test_misuse.py test_claim_many.py"
+        WATCH, "        held.refuse_early(connection)\n", "", "test_misuse.py test_claim_many.py"
     ),
     "the engine's COMMIT is not guarded": Mutant(
         GUARD, '_STEPS = (\n    "do_commit",\n', "_STEPS = (\n", "test_commit_of_the_connection_is_refused_too"
@@ -461,20 +465,20 @@ LAST_WORD = {
     ),
     "a two-phase transaction is prepared without its receipt": Mutant(
         GUARD,
-        "            held.prove(connection, may_batch=False)\n            claims = list(held.claims.values())\n            self._forget(connection)",
+        "            held.prove(connection, may_pipeline=False)\n            claims = list(held.claims.values())\n            self._forget(connection)",
         "            claims = list(held.claims.values())\n            self._forget(connection)",
         "test_two_phase_sessions_work_and_refuse_an_incomplete_claim test_two_phase_sessions_take_the_plain_path",
     ),
     "an aborted transaction may commit": Mutant(
-        OPEN,
-        "    if state is TransactionState.ABORTED:",
-        "    if False:",
+        GUARDED,
+        "            if state is TransactionState.ABORTED:",
+        "            if False:",
         "test_a_hook_on_the_last_statement_of_all_is_seen_by_the_driver_s_status",
     ),
     "an error that a hook has swallowed is not looked for": Mutant(
         GUARDED,
-        "        self._refuse_ended(connection)  # a hook",
-        "        pass  # a hook",
+        "        self._refuse_ended_on_server(connection)  # or",
+        "        pass  # or",
         "test_a_hook_on_the_last_statement_of_all_is_seen_by_the_driver_s_status",
     ),
     "an error that was swallowed in the block is not told at its end": Mutant(
@@ -542,8 +546,8 @@ AS_TEXT = {
     ),
     "a COMMIT as text leaves out what would go with a COMMIT": Mutant(
         GUARD,
-        "        held.prove(connection, may_batch=False)\n        claims",
-        "        held.prove(connection, may_batch=True)\n        claims",
+        "        held.prove(connection, may_pipeline=False)\n        claims",
+        "        held.prove(connection, may_pipeline=True)\n        claims",
         "test_a_commit_as_text_behind_the_block_stores_the_receipt",
     ),
     "a session cannot end what a COMMIT as text has ended": Mutant(
@@ -605,7 +609,7 @@ AS_TEXT = {
     ),
     "a statement behind a ROLLBACK as text is sent": Mutant(
         GUARD,
-        "        if held is not None:\n            held.refuse_ended()\n        if held is None or step",
+        "        if held is not None:\n            held.refuse_ended_as_text()\n        if held is None or step",
         "        if held is None or step",
         "test_a_statement_behind_a_rollback_as_text_is_not_sent",
     ),
@@ -629,74 +633,74 @@ AS_TEXT = {
     ),
     "a claim behind a ROLLBACK as text is sent": Mutant(
         WATCH,
-        "        held.refuse_ended()\n        return",
+        "        held.refuse_ended_as_text()\n        return",
         "        return",
         "test_a_statement_behind_a_rollback_as_text_is_not_sent",
     ),
     "a SAVEPOINT is not followed": Mutant(
         GUARDED,
-        "                self.savepoints.append(step.name)",
+        "                self.savepoints.begin(step.name)",
         "                pass",
         "test_savepoints_within_savepoints test_a_savepoint_as_text_that_is_open_at_the_end_of_the_block",
     ),
     "a RELEASE is not followed": Mutant(
         GUARDED,
-        "                self.released(step.name)",
+        "                self.savepoints.release(step.name)",
         "                pass",
         "test_savepoints_as_text_are_followed",
     ),
     "a ROLLBACK TO is not followed": Mutant(
         GUARDED,
-        "                self.rolled_back_to(step.name, connection)",
+        "                self.savepoints.roll_back_to(step.name, connection)",
         "                pass",
         "test_a_savepoint_as_text_around_the_claim_takes_all_of_it_back",
     ),
     "a ROLLBACK TO takes no claim back": Mutant(
-        GUARDED,
-        "                self._undo(claim)\n            elif max",
+        SAVEPOINTS,
+        "                self.undo(claim)\n            elif max",
         "                pass\n            elif max",
         "test_savepoints_within_savepoints",
     ),
     "a savepoint from before the claim is not known": Mutant(
-        GUARDED,
-        "            if not is_there(claim, connection):\n                self._undo(claim)",
+        SAVEPOINTS,
+        "            if not is_there(claim, connection):\n                self.undo(claim)",
         "            pass",
         "test_a_savepoint_as_text_around_the_claim_takes_all_of_it_back",
     ),
     "a savepoint that is open at the end of the block is not noticed": Mutant(
-        GUARDED,
+        SAVEPOINTS,
         "elif max(claim.savepoints, claim.savepoints_at_end) > depth:",
         "elif False:",
         "test_a_savepoint_as_text_that_is_open_at_the_end_of_the_block",
     ),
     "a savepoint behind the block takes the completion along": Mutant(
-        GUARDED,
+        SAVEPOINTS,
         "elif max(claim.savepoints, claim.savepoints_at_end) > depth:",
         "else:",
         "test_a_savepoint_as_text_behind_the_block_is_no_harm",
     ),
     "a claim in a savepoint that was released goes with the next one": Mutant(
-        GUARDED,
+        SAVEPOINTS,
         "            claim.savepoints = min(claim.savepoints, depth)\n",
         "",
         "test_savepoints_as_text_are_followed",
     ),
     "a block that ended in a savepoint that was released goes with the next one": Mutant(
-        GUARDED,
+        SAVEPOINTS,
         "            claim.savepoints_at_end = min(claim.savepoints_at_end, depth)\n",
         "",
         "test_savepoints_as_text_are_followed",
     ),
     "of two savepoints of one name the outer one is meant": Mutant(
-        GUARDED,
-        "for depth in reversed(range(len(self.savepoints))):",
-        "for depth in range(len(self.savepoints)):",
+        SAVEPOINTS,
+        "for depth in reversed(range(len(self._names))):",
+        "for depth in range(len(self._names)):",
         "test_savepoints_as_text_are_followed",
     ),
     "ROLLBACK TO ends the savepoint": Mutant(
-        GUARDED,
-        "del self.savepoints[depth + 1 :]",
-        "del self.savepoints[max(depth, 0) :]",
+        SAVEPOINTS,
+        "del self._names[depth + 1 :]",
+        "del self._names[max(depth, 0) :]",
         "test_savepoints_as_text_are_followed",
     ),
 }
@@ -763,9 +767,9 @@ PIPELINES = {
         "test_a_read_only_transaction_is_named_as_on_the_plain_path",
     ),
     "the COMMIT trusts names that the transaction has not met": Mutant(
-        COMPLETE,
-        "names = claim.begun.names if claim.begun else None",
-        "names = (claim.begun.names if claim.begun else connection.connection.driver_connection.safeagent_sa_pipeline._prepared._there.get(protocol.fast_path._texts))",
+        ACQUIRE,
+        "begun.names if begun else None)",
+        "begun.names if begun else connection.connection.driver_connection.safeagent_sa_pipeline._prepared._there.get(protocol.fast_path._texts))",
         "test_completions_do_not_trust_names_of_earlier_transactions",
     ),
     "the COMMIT trusts names that were taken away": Mutant(
