@@ -176,7 +176,7 @@ def replay(
     audience: Audience,
 ) -> Execution[Any]:
     """Return the replay of a stored request, or raise what else it asks for."""
-    is_own = session_watch.is_own(connection, stored.token)
+    is_own = stored.status == ExecutionStatus.CLAIMED and session_watch.is_own(connection, stored.token)
     try:
         receipt = answer(request, settings.fingerprinter, stored, is_own=is_own)
     except RequestConflictError as error:

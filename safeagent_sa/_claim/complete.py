@@ -26,9 +26,9 @@ def settle(claim: Claim, settings: Settings) -> None:
         TransactionAbortedError: The server has aborted the transaction.
     """
     execution, open_claim = claim.execution, claim.open_claim
-    result = execution._close()  # noqa: SLF001 - the handle and the hot path are one mechanism
     if open_claim is None:
         return
+    result = execution._close()  # noqa: SLF001 - the handle and the hot path are one mechanism
     try:
         if result is None:
             raise not_completed(open_claim.row, "the block cannot end without an exception")
@@ -61,7 +61,7 @@ def ready_to_complete(open_claim: OpenClaim) -> tuple[Connection, GuardedTransac
         ClaimLostError: It is not.
         TransactionAbortedError: The server has aborted it.
     """
-    session, connection = open_claim.session_ref(), open_claim.connection
+    session, connection = open_claim.session_ref(), open_claim.connection_ref()
     if session is not None and not session.is_active:
         session.connection()  # raises SQLAlchemy's own error about the failed flush
     if session is not None and connection is not None and open_claim.is_same_transaction:

@@ -80,7 +80,7 @@ class GuardedTransaction:
 
     def add(self, claim: OpenClaim) -> None:
         """Guard a claim that was just made."""
-        claim.savepoints = len(self.savepoints)
+        claim.savepoints = len(self.savepoints.names)
         self.claims[claim.row.token] = claim
 
     def join(self, watch: SessionWatch) -> None:

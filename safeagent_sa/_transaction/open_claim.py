@@ -111,22 +111,13 @@ class OpenClaim:
     """How many of them were around the end of its block."""
 
     @property
-    def connection(self) -> Connection | None:
-        """The connection of the claim, while it exists."""
-        return self.connection_ref()
-
-    @property
-    def is_transaction_open(self) -> bool:
-        """Whether the connection still is in the transaction of the claim, whatever became of the session."""
-        connection, transaction = self.connection_ref(), self.transaction_ref()
-        return connection is not None and transaction is not None and connection.get_transaction() is transaction
-
-    @property
     def is_same_transaction(self) -> bool:
         """Whether the transaction of the claim is still the session's, and still the connection's under it."""
         session, root = self.session_ref(), self.root_ref()
-        is_sessions = session is not None and root is not None and session.get_transaction() is root
-        return is_sessions and self.is_transaction_open
+        if session is None or root is None or session.get_transaction() is not root:
+            return False
+        connection, transaction = self.connection_ref(), self.transaction_ref()
+        return connection is not None and transaction is not None and connection.get_transaction() is transaction
 
     def write(self, connection: Connection) -> None:
         """Write the completion, or find it written and still there; raise where it cannot be."""

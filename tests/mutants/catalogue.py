@@ -18,8 +18,7 @@ ACQUIRE, COMPLETE = "_claim/acquire.py", "_claim/complete.py"
 BATCH, OUTCOME = "_claim/batch.py", "_claim/outcome.py"
 GUARD, GUARDED = "_transaction/commit_guard.py", "_transaction/guarded_transaction.py"
 OPEN, WATCH = "_transaction/open_claim.py", "_transaction/session_watch.py"
-SAVEPOINTS = "_transaction/savepoints.py"
-FOREIGN, RUN = "_transaction/foreign_writes.py", "_transaction/run.py"
+SAVEPOINTS, RUN = "_transaction/savepoints.py", "_transaction/run.py"
 BASE, STEPS, SQLITE = "_dialects/base.py", "_dialects/steps.py", "_dialects/sqlite.py"
 POSTGRESQL, SQL = "_dialects/postgresql/protocol.py", "_dialects/postgresql/statements.py"
 FAST_PATH, PIPELINE = "_dialects/postgresql/fast_path.py", "_dialects/postgresql/pipeline.py"
@@ -78,8 +77,8 @@ CLAIMING = {
     ),
     "a read-only transaction has no name": Mutant(
         POSTGRESQL,
-        "if _sqlstate(error) != _READ_ONLY_TRANSACTION:",
-        "if True:",
+        "if _sqlstate(error) == _READ_ONLY_TRANSACTION:",
+        "if False:",
         "test_a_read_only_transaction_is_refused_by_name",
     ),
     "AUTOCOMMIT is not looked for": Mutant(
@@ -104,7 +103,7 @@ CLAIMING = {
         SQLITE, "if managed or", "if False and managed or False and", "test_an_engine_that_is_not_configured_is_refused"
     ),
     "pending writes are not looked for": Mutant(
-        FOREIGN, "    if pending:\n", "    if False:\n", "test_changes_that_a_replay_would_write_are_refused"
+        WATCH, "    if pending:\n", "    if False:\n", "test_changes_that_a_replay_would_write_are_refused"
     ),
 }
 
@@ -693,14 +692,14 @@ AS_TEXT = {
     ),
     "of two savepoints of one name the outer one is meant": Mutant(
         SAVEPOINTS,
-        "for depth in reversed(range(len(self._names))):",
-        "for depth in range(len(self._names)):",
+        "for depth in reversed(range(len(self.names))):",
+        "for depth in range(len(self.names)):",
         "test_savepoints_as_text_are_followed",
     ),
     "ROLLBACK TO ends the savepoint": Mutant(
         SAVEPOINTS,
-        "del self._names[depth + 1 :]",
-        "del self._names[max(depth, 0) :]",
+        "del self.names[depth + 1 :]",
+        "del self.names[max(depth, 0) :]",
         "test_savepoints_as_text_are_followed",
     ),
 }

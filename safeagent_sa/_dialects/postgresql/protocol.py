@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -110,15 +109,23 @@ class PostgreSQL(ClaimProtocol):
 
     def insert_or_find(self, connection: Connection, claim: NewClaim) -> Inserted | StoredRequest | None:
         """Insert if the lock is free and the key is new, else read the row as this one statement's snapshot has it."""
-        with _read_only_named():
-            return inserted_or_found(self._insert_or_find.run(connection, claim_parameters(claim)).first())
+        try:
+            row = self._insert_or_find.run(connection, claim_parameters(claim)).first()
+        except DBAPIError as error:
+            _refuse_read_only(error)
+            raise
+        return inserted_or_found(row)
 
     def insert_or_look(
         self, connection: Connection, claim: NewClaim, further: Mapping[str, Any], look: Any
     ) -> Inserted | Sequence[Any] | None:
         """Do as `insert_or_find` does, in one statement, too."""
-        with _read_only_named():
-            row: Any = connection.execute(self._statements.claim_or(look, further), claim_parameters(claim)).first()
+        statement = self._statements.claim_or(look, further)
+        try:
+            row: Any = connection.execute(statement, claim_parameters(claim)).first()
+        except DBAPIError as error:
+            _refuse_read_only(error)
+            raise
         if row is None:
             return None
         proof, durability, *found = row
@@ -158,8 +165,11 @@ class PostgreSQL(ClaimProtocol):
             "fingerprints": list(claims.fingerprints.values()),
             "lock_prefix": lock_name(claims.scope, ""),
         }
-        with _read_only_named():
+        try:
             rows = connection.execute(self._statements.insert_many, parameters).all()
+        except DBAPIError as error:
+            _refuse_read_only(error)
+            raise
         return {row[0]: _of_row(row) for row in rows}
 
     def find_many(self, connection: Connection, scope: str, request_ids: list[str]) -> dict[str, StoredRequest]:
@@ -258,13 +268,8 @@ def _of_row(row: Any) -> Inserted:
     return Inserted(proof, is_durable=synchronous_commit not in LOSABLE)
 
 
-@contextmanager
-def _read_only_named() -> Generator[None]:
-    try:
-        yield
-    except DBAPIError as error:
-        if _sqlstate(error) != _READ_ONLY_TRANSACTION:
-            raise
+def _refuse_read_only(error: DBAPIError) -> None:
+    if _sqlstate(error) == _READ_ONLY_TRANSACTION:
         message = (
             "the claim met a read-only transaction, or a replica. Claims write, replays included: give the guard a "
             "session on the primary, and route its table there where a Session chooses between engines."
