@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from .._dialects import TransactionState
+from .._dialects.drivers import TransactionState, transaction_state
 from .._settings import Settings
 from .._transaction import session_watch
 from .._transaction.guarded_transaction import GuardedTransaction, transaction_of
@@ -70,7 +70,7 @@ def ready_to_complete(open_claim: OpenClaim) -> tuple[Connection, GuardedTransac
         held = transaction_of(connection)
         is_gone = open_claim.is_undone or open_claim.is_lost
         if held is not None and not is_gone:
-            state = open_claim.protocol.transaction_state(connection)
+            state = transaction_state(connection)
             if state is TransactionState.ABORTED:
                 raise aborted()
             if state is TransactionState.OPEN:

@@ -1,7 +1,7 @@
 """The claim protocol of each database, found by the name that SQLAlchemy gives to the database.
 
 * `base` is what every protocol offers, and the values that go in and out; `sqlite` and `postgresql` are the protocols.
-* `steps` recognizes statements that end a transaction or a savepoint, on every database.
+* `drivers` reads what a driver shows of its connection, and `steps` recognizes statements that end a transaction or a savepoint.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from .base import (
     NewClaim,
     NewClaims,
     StoredRequest,
-    TransactionState,
     stored_of,
 )
 
@@ -32,7 +31,6 @@ __all__ = [
     "NewClaim",
     "NewClaims",
     "StoredRequest",
-    "TransactionState",
     "is_transient",
     "may_have_written",
     "protocol_for",

@@ -21,10 +21,9 @@ from .base import (
     NewClaim,
     NewClaims,
     StoredRequest,
-    TransactionState,
     by_request_id,
-    driver_of,
 )
+from .drivers import TransactionState, transaction_state
 
 
 # No proof but the token: SQLite has no transaction ids.
@@ -75,7 +74,7 @@ class SQLite(ClaimProtocol):
         managed = (
             getattr(driver, "isolation_level", None) is not None and getattr(driver, "autocommit", -1) is not False
         )
-        if managed or self.transaction_state(connection) is TransactionState.NONE:
+        if managed or transaction_state(connection) is TransactionState.NONE:
             message = (
                 "this SQLite engine lets its driver begin and commit transactions by itself, so a claim could be "
                 "committed without the business writes. Call this once, where the engine is made:\n\n"
@@ -127,8 +126,3 @@ class SQLite(ClaimProtocol):
         """Know a database that another writer holds."""
         code = getattr(error.orig, "sqlite_errorcode", None)
         return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-    def transaction_state(self, connection: Connection) -> TransactionState:
-        """Ask the driver."""
-        is_open = driver_of(connection.connection).in_transaction
-        return TransactionState.OPEN if is_open else TransactionState.NONE

@@ -26,6 +26,7 @@ from weakref import WeakSet, ref
 from sqlalchemy import Connection
 
 from .._dialects import ClaimProtocol
+from .._dialects.drivers import is_open, note_local_commits
 from .._dialects.steps import FIRST_LETTERS, Verb, step_of
 from .guarded_transaction import KEY, GuardedTransaction, transaction_of
 from .open_claim import OpenClaim, durability_unknown, known_durability
@@ -65,11 +66,11 @@ class CommitGuard:
             claims, batch = _proven(pooled)
             if claims:
                 protocol = claims[0].protocol
-                noted, stop = protocol.note_local_commits(pooled)
+                noted, stop = note_local_commits(pooled)
             is_sent = True
             self.send(pooled, protocol, batch)
         except BaseException:
-            if not is_sent or (protocol is not None and pooled.is_valid and protocol.is_open(pooled)):
+            if not is_sent or (protocol is not None and pooled.is_valid and is_open(pooled)):
                 self._end(pooled)
             self._forget(pooled)
             raise

@@ -15,7 +15,7 @@ from weakref import ReferenceType
 from sqlalchemy import Connection, RootTransaction
 from sqlalchemy.orm import SessionTransaction
 
-from .._dialects import TransactionState
+from .._dialects.drivers import TransactionState, transaction_state
 from .._dialects.steps import Step, Verb
 from ..errors import ClaimLostError
 from .foreign_writes import connections_of, refuse_written
@@ -132,7 +132,7 @@ class GuardedTransaction:
 
     def _refuse_ended_on_server(self, connection: Connection) -> None:
         for claim in self.claims.values():
-            state = claim.protocol.transaction_state(connection)
+            state = transaction_state(connection)
             if state is TransactionState.ABORTED:
                 raise aborted()
             if state is TransactionState.NONE:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, RootTransaction
 from sqlalchemy.orm import Session, SessionTransaction
 
 from .._dialects import ClaimProtocol, NewClaim, NewClaims
+from .._dialects.drivers import note_local_commits
 from ..errors import ClaimLostError, DurabilityUnknownError, NotCompletedError, TransactionAbortedError
 from .lifecycle import Audience
 
@@ -215,7 +216,7 @@ def known_durability(claims: Sequence[OpenClaim], pooled: Any) -> Generator[None
     if not claims:
         yield
         return
-    noted, stop = claims[0].protocol.note_local_commits(pooled)
+    noted, stop = note_local_commits(pooled)
     try:
         yield
     finally:

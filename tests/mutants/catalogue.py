@@ -20,6 +20,7 @@ GUARD, GUARDED = "_transaction/commit_guard.py", "_transaction/guarded_transacti
 OPEN, WATCH = "_transaction/open_claim.py", "_transaction/session_watch.py"
 SAVEPOINTS, RUN = "_transaction/savepoints.py", "_transaction/run.py"
 BASE, STEPS, SQLITE = "_dialects/base.py", "_dialects/steps.py", "_dialects/sqlite.py"
+DRIVERS = "_dialects/drivers.py"
 POSTGRESQL, SQL = "_dialects/postgresql/protocol.py", "_dialects/postgresql/statements.py"
 FAST_PATH, PIPELINE = "_dialects/postgresql/fast_path.py", "_dialects/postgresql/pipeline.py"
 PREPARED = "_dialects/postgresql/prepared.py"
@@ -89,7 +90,7 @@ CLAIMING = {
     ),
     "AUTOCOMMIT is not looked for again": Mutant(
         ACQUIRE,
-        "if protocol.transaction_state(connection) is TransactionState.NONE:\n        protocol",
+        "if transaction_state(connection) is TransactionState.NONE:\n        protocol",
         "if False:\n        protocol",
         "test_autocommit_that_comes_after_the_look_is_found_and_the_row_taken_back",
     ),
@@ -440,7 +441,7 @@ LAST_WORD = {
     ),
     "a failed batch leaves its transaction open": Mutant(
         GUARD,
-        "if not is_sent or (protocol is not None and pooled.is_valid and protocol.is_open(pooled)):",
+        "if not is_sent or (protocol is not None and pooled.is_valid and is_open(pooled)):",
         "if not is_sent:",
         "test_pipeline.py test_pipeline_between.py test_last_word.py",
     ),
@@ -706,19 +707,19 @@ AS_TEXT = {
 
 STANDBY = {
     "psycopg's warning of a local commit is not heard": Mutant(
-        POSTGRESQL,
-        "            driver.add_notice_handler(note)\n",
+        DRIVERS,
+        "        driver.add_notice_handler(note)\n",
         "",
         "test_a_commit_whose_wait_was_cancelled_is_no_answer test_nor_is_it_one_on_async_drivers",
     ),
     "asyncpg's warning of a local commit is not heard": Mutant(
-        POSTGRESQL, "            driver.add_log_listener(hear)\n", "", "test_nor_is_it_one_on_async_drivers"
+        DRIVERS, "        driver.add_log_listener(hear)\n", "", "test_nor_is_it_one_on_async_drivers"
     ),
     "psycopg2's warning of a local commit is not heard": Mutant(
-        POSTGRESQL, "                    _note(noted, message, None)\n", "", "test_psycopg2_keeps_its_notices"
+        DRIVERS, "                _note(noted, message, None)\n", "", "test_psycopg2_keeps_its_notices"
     ),
     "psycopg2's notices are lost": Mutant(
-        POSTGRESQL, "                    kept.append(message)\n", "", "test_psycopg2_keeps_its_notices"
+        DRIVERS, "                kept.append(message)\n", "", "test_psycopg2_keeps_its_notices"
     ),
     "a COMMIT that only this server has stored is no error": Mutant(
         GUARD,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
 
-from ..base import Begun, NewClaim, driver_of
+from ..base import Begun, NewClaim
+from ..drivers import driver_of
 from .statements import (
     LOST,
     Statements,
