@@ -15,7 +15,7 @@ from weakref import WeakSet
 from sqlalchemy import Connection, Engine, Insert, insert
 from sqlalchemy.orm import Mapper, class_mapper, configure_mappers
 
-from ._dialects import Dialect
+from ._dialects import ClaimProtocol
 from ._request.ids import Key, validate_key
 from ._request.payloads import Fingerprinter
 from .errors import DurabilityWarning
@@ -70,15 +70,15 @@ class Settings:
         """Return the scope of one call."""
         return self.scope if scope is None else scope
 
-    @property
+    @cached_property
     def is_forced(self) -> bool:
         """Whether a COMMIT that the server may lose is made durable, and not only warned of."""
         return self.synchronous_commit == "force"
 
-    def make_durable(self, connection: Connection, dialect: Dialect) -> None:
+    def make_durable(self, connection: Connection, protocol: ClaimProtocol) -> None:
         """Do what the guard is told to where the server may lose a COMMIT that it has answered."""
         if self.is_forced:
-            dialect.make_durable(connection)
+            protocol.make_durable(connection)
         elif connection.engine not in self._warned:
             self._warned.add(connection.engine)
             warnings.warn(

@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from ._dialects import dialect_for
+from ._dialects import protocol_for
 from ._settings import seconds_of
 from ._transaction import run as transactions
 from ._transaction.run import AsyncSessionFactory, Attempts, SessionFactory
@@ -247,7 +247,7 @@ class _Plan:
     def purge(self, session: Session, cutoff: dt.datetime, after: tuple[str, str]) -> _Batch:
         """Purge the next batch in the order of the key."""
         connection = session.connection(bind_arguments={"mapper": self.model, "clause": update(self.model)})
-        dialect_for(connection.dialect.name, self.table).ensure_transaction(connection)
+        protocol_for(connection.dialect.name, self.table).ensure_transaction(connection)
         key = (self.table.c.scope, self.table.c.request_id)
         chosen = self._chosen(cutoff, after, self.batch_size)
         # The lock holds until our COMMIT: what is chosen here is still old and ended when it is written below.

@@ -15,24 +15,29 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, TwoPhaseTransaction
 from sqlalchemy.orm import Session
 
-from .._dialects import Begun, Dialect, Inserted, NewClaim, StoredRequest
+from .._dialects import ClaimProtocol, Inserted, NewClaim, StoredRequest
+from .._dialects.drivers import TransactionState, transaction_state
 from .._request.ids import Key
 from .._settings import Settings
 from .._transaction import open_guarded, session_watch
-from .._transaction.guarded_transaction import transaction_of
+from .._transaction.guarded_transaction import write_pending
 from .._transaction.lifecycle import Audience
 from .._transaction.open_claim import OpenClaim
 from ..errors import AutocommitError, ExecutionInProgressError, RequestConflictError
 from ..execution import Execution, ExecutionStatus
 from . import binding
 from .outcome import Request, answer, in_progress
+
+
+if TYPE_CHECKING:
+    from .._dialects.postgresql.fast_path import FastPath
+    from .._dialects.postgresql.prepared import Names
 
 
 # Each is one that somebody else was faster in, and then rolled back. More would be a row that this caller may not see, such
@@ -46,24 +51,26 @@ class Claim:
 
     execution: Execution[Any]
     open_claim: OpenClaim | None
-    begun: Begun | None = None
-    """Where the claim went with BEGIN."""
+    fast_path: FastPath | None = None
+    """Where the completion may go with COMMIT."""
+    names: Names | None = None
+    """Of the prepared statements, where the claim went with BEGIN."""
 
 
 def find(session: Session, settings: Settings, key: Key) -> StoredRequest | None:
     """Read the stored request, in whatever transaction the session has."""
-    connection, dialect = binding.reach(session, settings, key)
-    return _as_completed(connection, dialect.find(connection, *key), lambda: dialect.find(connection, *key))
+    connection, protocol = binding.reach(session, settings, key)
+    found = protocol.find(connection, *key)
+    if found is not None and found.status == ExecutionStatus.CLAIMED:
+        return _find_pending(connection, protocol, key, found)
+    return found
 
 
-def _as_completed(
-    connection: Connection, found: StoredRequest | None, look_again: Callable[[], StoredRequest | None]
-) -> StoredRequest | None:
-    """Return what was found; look again where this very transaction keeps its result back until COMMIT."""
-    if found is None or found.status != ExecutionStatus.CLAIMED:
-        return found
-    held = transaction_of(connection)
-    return look_again() if held is not None and held.send_early(connection, (found.token,)) else found
+def _find_pending(connection: Connection, protocol: ClaimProtocol, key: Key, found: StoredRequest) -> StoredRequest:
+    """Return a claimed row as it is once its result is written, where this very transaction keeps that until COMMIT."""
+    if write_pending(connection, (found.token,)):
+        return protocol.find(connection, *key) or found
+    return found
 
 
 def claim(
@@ -76,31 +83,37 @@ def claim(
         AlreadyClaimedError: This transaction has claimed the request already.
         AutocommitError: The INSERT was committed by itself; it has been taken back.
     """
-    connection, dialect = binding.connect(session, settings, request.key)
+    connection, protocol = binding.connect(session, settings, request.key)
     row = NewClaim(*request.key, request.action, request.fingerprint, uuid.uuid4())
     audience = Audience(settings.listeners, (row,))
+    fast_path = _fast_path(connection, protocol, settings)
     try:
-        begun, found = _insert_or_find(connection, dialect, row, settings, audience, wait_timeout=wait_timeout)
+        begun = fast_path.begin_with(connection, row) if fast_path is not None else None
+        audience.is_pipelined = begun is not None
+        found = begun.found if begun else protocol.insert_or_find(connection, row)
+        if found is None:
+            found = _find_or_wait(connection, protocol, row, audience, wait_timeout)
     except BaseException as error:
-        session_watch.suppose(error, session, connection, dialect, row, audience=audience)
+        session_watch.suppose(error, session, connection, protocol, row, audience=audience)
         raise
     if isinstance(found, StoredRequest):
-        stored = _as_completed(connection, found, lambda: dialect.find(connection, *request.key)) or found
-        return Claim(replay(session, connection, settings, request, stored, audience=audience), None)
+        if found.status == ExecutionStatus.CLAIMED:
+            found = _find_pending(connection, protocol, request.key, found)
+        return Claim(replay(session, connection, settings, request, found, audience=audience), None)
 
     open_claim = begin(
-        session, connection, dialect, row, found, settings=settings, audience=audience, has_block=has_block
+        session, connection, protocol, row, found, settings=settings, audience=audience, has_block=has_block
     )
     execution: Execution[Any] = Execution(
         *request.key, request.action, max_result_bytes=settings.max_result_bytes, result_type=request.result_type
     )
-    return Claim(execution, open_claim, begun)
+    return Claim(execution, open_claim, fast_path, begun.names if begun else None)
 
 
 def begin(
     session: Session,
     connection: Connection,
-    dialect: Dialect,
+    protocol: ClaimProtocol,
     row: NewClaim,
     inserted: Inserted,
     *,
@@ -111,54 +124,47 @@ def begin(
     """Guard a row that was just inserted; take it back where it was committed by itself."""
     # First of all, so that no error from here on leaves a row that is not guarded.
     open_claim = session_watch.watch(
-        session, connection, dialect, row, proof=inserted.proof, audience=audience, has_block=has_block
+        session, connection, protocol, row, proof=inserted.proof, audience=audience, has_block=has_block
     )
-    if not dialect.is_in_transaction(connection):
-        dialect.delete(connection, row)
+    if transaction_state(connection) is TransactionState.NONE:
+        protocol.delete(connection, row)
         message = (
             "the claim was committed by itself: something put the connection into AUTOCOMMIT mode after the guard had "
             "looked. The claim was taken back. Look for event listeners or wrappers that change the connection."
         )
         raise AutocommitError(message)
     if not (inserted.is_durable or settings.is_forced):  # else the completion sees to it
-        settings.make_durable(connection, dialect)
+        settings.make_durable(connection, protocol)
     audience.claimed(session)
     return open_claim
 
 
-def _insert_or_find(
-    connection: Connection,
-    dialect: Dialect,
-    row: NewClaim,
-    settings: Settings,
-    audience: Audience,
-    *,
-    wait_timeout: float | None,
-) -> tuple[Begun | None, Inserted | StoredRequest]:
-    """Return how the transaction was begun, and that our row was inserted, or the row that was there before."""
-    begun = dialect.begin_with_claim(connection, row) if is_pipelined(connection, settings) else None
-    audience.has_begun = begun is not None
-    found = begun.found if begun else dialect.insert_or_find(connection, row)
+def _fast_path(connection: Connection, protocol: ClaimProtocol, settings: Settings) -> FastPath | None:
+    is_wanted = settings.pipeline == "auto" and not isinstance(connection.get_transaction(), TwoPhaseTransaction)
+    return protocol.fast_path if is_wanted else None
+
+
+def _find_or_wait(
+    connection: Connection, protocol: ClaimProtocol, row: NewClaim, audience: Audience, wait_timeout: float | None
+) -> Inserted | StoredRequest:
+    """Look once more for the row that is held elsewhere, or wait for it, and claim again."""
+    found: Inserted | StoredRequest | None = None
     waited = 0.0
-    if found is None and wait_timeout == 0:
-        found = dialect.find(connection, row.scope, row.request_id)
-    elif found is None:  # whoever may wait need not look before: the lock of one who has ended is free
+    if wait_timeout == 0:
+        found = protocol.find(connection, row.scope, row.request_id)
+    else:  # no look before the wait: the lock of a transaction that has ended is free
         start, has_time, rounds = time.monotonic(), True, 0
         while found is None and has_time and rounds < _MAX_ROUNDS:
             rounds += 1
-            has_time = dialect.wait(connection, row, None if wait_timeout is None else wait_timeout - waited)
+            has_time = protocol.wait(connection, row, None if wait_timeout is None else wait_timeout - waited)
             # Look without the lock first, so that a caller who has lost never holds up others who are about to wait.
-            found = dialect.find(connection, row.scope, row.request_id) or dialect.insert_or_find(connection, row)
+            found = protocol.find(connection, row.scope, row.request_id) or protocol.insert_or_find(connection, row)
             waited = time.monotonic() - start
-        audience.tell("Waited", seconds=waited)
+        audience.notify("Waited", seconds=waited)
     if found is None:
-        audience.tell("InProgress")
+        audience.notify("InProgress")
         raise in_progress(Key(row.scope, row.request_id), waited)
-    return begun, found
-
-
-def is_pipelined(connection: Connection, settings: Settings) -> bool:
-    return settings.pipeline == "auto" and not isinstance(connection.get_transaction(), TwoPhaseTransaction)
+    return found
 
 
 def replay(
@@ -171,17 +177,17 @@ def replay(
     audience: Audience,
 ) -> Execution[Any]:
     """Return the replay of a stored request, or raise what else it asks for."""
-    is_own = session_watch.is_own(connection, stored.token)
+    is_own = stored.status == ExecutionStatus.CLAIMED and session_watch.is_own(connection, stored.token)
     try:
         receipt = answer(request, settings.fingerprinter, stored, is_own=is_own)
     except RequestConflictError as error:
-        audience.tell("Conflict", differs=error.differs)
+        audience.notify("Conflict", differs=error.differs)
         raise
     except ExecutionInProgressError:
-        audience.tell("InProgress")
+        audience.notify("InProgress")
         raise
     open_guarded.note(session)
-    audience.tell("Replayed", is_pipelined=audience.has_begun)
+    audience.replayed()
     return Execution(
         *request.key,
         stored.action,

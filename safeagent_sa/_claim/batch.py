@@ -19,13 +19,13 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from .._dialects import Dialect, NewClaims, StoredRequest
+from .._dialects import ClaimProtocol, NewClaims, StoredRequest
 from .._request.ids import validate_action, validate_key
 from .._settings import Settings
 from .._transaction import session_watch
-from .._transaction.guarded_transaction import transaction_of
+from .._transaction.guarded_transaction import write_pending
 from .._transaction.lifecycle import Audience
-from .._transaction.open_claim import Completion, OpenClaim, not_completed
+from .._transaction.open_claim import BatchCompletion, OpenClaim, not_completed
 from ..errors import BatchTooLargeError, ExecutionInProgressError, OutcomeError, RequestConflictError
 from ..execution import Batch, Execution
 from . import acquire, binding, complete, outbox
@@ -45,7 +45,7 @@ def claim(session: Session, settings: Settings, scope: str, action: str, payload
     """Claim every id that is free, and tell the others apart."""
     validate_action(action)
     first_key = validate_key(scope, next(iter(payloads))) if payloads else None
-    _refuse_more_than_fit(len(payloads), binding.protocol(session, settings, first_key))
+    _refuse_more_than_fit(len(payloads), binding.protocol_of(session, settings, first_key))
     requests = {
         request_id: Request(validate_key(scope, request_id), action, payload, settings.fingerprinter.make(payload))
         for request_id, payload in payloads.items()
@@ -57,23 +57,23 @@ def claim(session: Session, settings: Settings, scope: str, action: str, payload
         return BatchClaim(batch, claims, None)
     first = next(iter(requests.values()))
     session_watch.refuse_pending_writes(session, first.key)
-    connection, dialect = binding.connect(session, settings, first.key)
+    connection, protocol = binding.connect(session, settings, first.key)
     try:
-        inserted = dialect.insert_many(connection, claims)
+        inserted = protocol.insert_many(connection, claims)
     except BaseException as error:
         rows = [claims.row(request_id) for request_id in fingerprints]
         audience = Audience(settings.listeners, rows)
-        session_watch.suppose(error, session, connection, dialect, rows[0], audience=audience)
+        session_watch.suppose(error, session, connection, protocol, rows[0], audience=audience)
         raise
     others = [request_id for request_id in fingerprints if request_id not in inserted]
-    stored = _find(connection, dialect, scope, others) if others else {}
+    stored = _find(connection, protocol, scope, others) if others else {}
     open_claim = None
     if inserted:
         # One stands for all: they were inserted by one statement, so they stay or go together.
         request_id, one = next(iter(inserted.items()))
         audience = Audience(settings.listeners, [claims.row(each) for each in inserted])
         open_claim = acquire.begin(
-            session, connection, dialect, claims.row(request_id), one, settings=settings, audience=audience
+            session, connection, protocol, claims.row(request_id), one, settings=settings, audience=audience
         )
     for request_id, request in requests.items():  # in the caller's order
         if request_id in inserted:
@@ -86,17 +86,17 @@ def claim(session: Session, settings: Settings, scope: str, action: str, payload
                 partial(acquire.replay, session, connection, settings, request, stored[request_id], audience=audience),
             )
         else:
-            audience.tell("InProgress")
+            audience.notify("InProgress")
             batch.in_progress.append(in_progress(request.key, 0.0))
     return BatchClaim(batch, claims, open_claim)
 
 
-def _refuse_more_than_fit(size: int, dialect: Dialect) -> None:
-    limit = dialect.max_batch
+def _refuse_more_than_fit(size: int, protocol: ClaimProtocol) -> None:
+    limit = protocol.max_batch
     if size > limit:
         message = (
-            f"claim_many() was given {size} ids, and one call takes at most {limit} on {type(dialect).__name__}, since "
-            f"{dialect.why_max_batch}. Nothing was sent. Claim them in slices, each in a transaction of its own, for several "
+            f"claim_many() was given {size} ids, and one call takes at most {limit} on {type(protocol).__name__}, since "
+            f"{protocol.why_max_batch}. Nothing was sent. Claim them in slices, each in a transaction of its own, for several "
             "in one transaction add up:\n\n"
             "    items = iter(payloads.items())\n"
             f"    while part := dict(itertools.islice(items, {limit})):\n"
@@ -128,16 +128,9 @@ def settle(batch_claim: BatchClaim, settings: Settings) -> None:
     except BaseException:
         abandon(batch_claim)
         raise
-    dialect, proof = open_claim.dialect, open_claim.proof
-    completion = Completion(
-        send=lambda connection: (
-            dialect.complete_many(connection, claims, proof, texts, is_forced=settings.is_forced) == len(texts)
-        ),
-        is_stored=lambda connection: dialect.count_completed(connection, claims, proof, list(texts)) == len(texts),
-        with_commit=lambda *_: None,
-    )
+    completion = BatchCompletion(open_claim.protocol, claims, open_claim.proof, texts, settings.is_forced)
     session_watch.complete(open_claim, held, completion)
-    open_claim.audience.completed()
+    open_claim.audience.completed(connection)
 
 
 def abandon(batch_claim: BatchClaim) -> None:
@@ -149,12 +142,13 @@ def abandon(batch_claim: BatchClaim) -> None:
         session_watch.abandon(batch_claim.open_claim)
 
 
-def _find(connection: Connection, dialect: Dialect, scope: str, request_ids: list[str]) -> dict[str, StoredRequest]:
-    """Read the rows; look again where this very transaction keeps results back until COMMIT."""
-    stored = dialect.find_many(connection, scope, request_ids)
-    held = transaction_of(connection)
-    if held is not None and held.send_early(connection, {row.token for row in stored.values()}):
-        return dialect.find_many(connection, scope, request_ids)
+def _find(
+    connection: Connection, protocol: ClaimProtocol, scope: str, request_ids: list[str]
+) -> dict[str, StoredRequest]:
+    """Read the rows; write first what this very transaction keeps until COMMIT, where it is among them."""
+    stored = protocol.find_many(connection, scope, request_ids)
+    if write_pending(connection, {row.token for row in stored.values()}):
+        return protocol.find_many(connection, scope, request_ids)
     return stored
 
 

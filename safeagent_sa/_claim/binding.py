@@ -7,22 +7,22 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from .._dialects import Dialect, dialect_for
+from .._dialects import ClaimProtocol, protocol_for
 from .._request.ids import Key
 from .._settings import Settings
 from .._transaction import session_watch
 
 
-def reach(session: Session, settings: Settings, key: Key | None = None) -> tuple[Connection, Dialect]:
+def reach(session: Session, settings: Settings, key: Key | None = None) -> tuple[Connection, ClaimProtocol]:
     """Return the session's connection for the table."""
     connection = session.connection(bind_arguments=_bind_arguments(session, settings, key))
-    return connection, dialect_for(connection.dialect.name, settings.model.__table__)  # type: ignore[attr-defined]
+    return connection, protocol_for(connection.dialect.name, settings.model.__table__)  # type: ignore[attr-defined]
 
 
-def protocol(session: Session, settings: Settings, key: Key | None) -> Dialect:
+def protocol_of(session: Session, settings: Settings, key: Key | None) -> ClaimProtocol:
     """Return the protocol that the session's connection will have; nothing is connected or begun."""
     bind = session.get_bind(**_bind_arguments(session, settings, key))
-    return dialect_for(bind.dialect.name, settings.model.__table__)  # type: ignore[attr-defined]
+    return protocol_for(bind.dialect.name, settings.model.__table__)  # type: ignore[attr-defined]
 
 
 def _bind_arguments(session: Session, settings: Settings, key: Key | None) -> dict[str, Any]:
@@ -34,9 +34,9 @@ def _bind_arguments(session: Session, settings: Settings, key: Key | None) -> di
     return found
 
 
-def connect(session: Session, settings: Settings, key: Key | None = None) -> tuple[Connection, Dialect]:
+def connect(session: Session, settings: Settings, key: Key | None = None) -> tuple[Connection, ClaimProtocol]:
     """Return the session's connection for the table, inside a transaction that can keep the promise."""
-    connection, dialect = reach(session, settings, key)
+    connection, protocol = reach(session, settings, key)
     session_watch.refuse_ended_or_foreign(connection)
-    dialect.ensure_transaction(connection)
-    return connection, dialect
+    protocol.ensure_transaction(connection)
+    return connection, protocol

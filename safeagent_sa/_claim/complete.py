@@ -6,17 +6,15 @@ UPDATE … WHERE token and transaction are ours        exactly one row, or the c
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from sqlalchemy import Connection
 
+from .._dialects.drivers import TransactionState, transaction_state
 from .._settings import Settings
 from .._transaction import session_watch
 from .._transaction.guarded_transaction import GuardedTransaction, transaction_of
-from .._transaction.open_claim import Completion, OpenClaim, lost, not_completed, refuse_aborted
+from .._transaction.open_claim import Completion, OpenClaim, aborted, lost, not_completed
 from . import outbox
-from .acquire import Claim, is_pipelined
+from .acquire import Claim
 
 
 def settle(claim: Claim, settings: Settings) -> None:
@@ -28,9 +26,9 @@ def settle(claim: Claim, settings: Settings) -> None:
         TransactionAbortedError: The server has aborted the transaction.
     """
     execution, open_claim = claim.execution, claim.open_claim
-    result = execution._close()  # noqa: SLF001 - the handle and the hot path are one mechanism
     if open_claim is None:
         return
+    result = execution._close()  # noqa: SLF001 - the handle and the hot path are one mechanism
     try:
         if result is None:
             raise not_completed(open_claim.row, "the block cannot end without an exception")
@@ -40,8 +38,12 @@ def settle(claim: Claim, settings: Settings) -> None:
         execution._discard()  # noqa: SLF001
         session_watch.abandon(open_claim)
         raise
-    session_watch.complete(open_claim, held, _completion(claim, connection, result, settings))
-    open_claim.audience.completed()
+    fast_path = claim.fast_path
+    completion = Completion(
+        open_claim.protocol, open_claim.row, open_claim.proof, result, settings.is_forced, fast_path, claim.names
+    )
+    session_watch.complete(open_claim, held, completion)
+    open_claim.audience.completed(connection, fast_path)
 
 
 def abandon(claim: Claim) -> None:
@@ -52,29 +54,6 @@ def abandon(claim: Claim) -> None:
         session_watch.abandon(claim.open_claim)
 
 
-def _completion(claim: Claim, connection: Connection, result: str, settings: Settings) -> Completion:
-    open_claim = claim.open_claim
-    assert open_claim is not None  # a replay has none
-    dialect, row, proof = open_claim.dialect, open_claim.row, open_claim.proof
-    names = claim.begun.names if claim.begun else None
-    is_forced = settings.is_forced
-    is_batched = is_pipelined(connection, settings) and dialect.can_batch(connection)
-    open_claim.audience.ends_with_commit = is_batched
-
-    def with_commit(connection: Connection, on_lost: Callable[[], Exception]) -> Any:
-        if not is_batched:
-            return None
-        return dialect.completion_in_batch(
-            connection, row, proof, result, is_forced=is_forced, names=names, on_lost=on_lost
-        )
-
-    return Completion(
-        send=lambda connection: dialect.complete(connection, row, proof, result, is_forced=is_forced) == 1,
-        is_stored=lambda connection: dialect.is_completed(connection, row, proof),
-        with_commit=with_commit,
-    )
-
-
 def ready_to_complete(open_claim: OpenClaim) -> tuple[Connection, GuardedTransaction]:
     """Flush what the block has written, and return the transaction of the claim, which is still open.
 
@@ -82,7 +61,7 @@ def ready_to_complete(open_claim: OpenClaim) -> tuple[Connection, GuardedTransac
         ClaimLostError: It is not.
         TransactionAbortedError: The server has aborted it.
     """
-    session, connection = open_claim.session_ref(), open_claim.connection
+    session, connection = open_claim.session_ref(), open_claim.connection_ref()
     if session is not None and not session.is_active:
         session.connection()  # raises SQLAlchemy's own error about the failed flush
     if session is not None and connection is not None and open_claim.is_same_transaction:
@@ -90,8 +69,11 @@ def ready_to_complete(open_claim: OpenClaim) -> tuple[Connection, GuardedTransac
         session.flush()
         held = transaction_of(connection)
         is_gone = open_claim.is_undone or open_claim.is_lost
-        if held is not None and not is_gone and open_claim.dialect.is_in_transaction(connection):
-            refuse_aborted(open_claim, connection)
-            return connection, held
+        if held is not None and not is_gone:
+            state = transaction_state(connection)
+            if state is TransactionState.ABORTED:
+                raise aborted()
+            if state is TransactionState.OPEN:
+                return connection, held
     session_watch.lose(open_claim)
     raise lost(open_claim)

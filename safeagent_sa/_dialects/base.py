@@ -9,13 +9,12 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    PoolProxiedConnection,
     Table,
     bindparam,
     delete,
@@ -26,6 +25,11 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from ..execution import ExecutionStatus
+from .drivers import TransactionState, transaction_state
+
+
+if TYPE_CHECKING:
+    from .postgresql.fast_path import FastPath
 
 
 class NewClaim(NamedTuple):
@@ -83,15 +87,19 @@ class Begun(NamedTuple):
     """Of the prepared statements that this transaction has met."""
 
 
-class Dialect(ABC):
+class ClaimProtocol(ABC):
     """The statements of one database for one table; it decides nothing and holds no state.
 
     Attributes:
         is_durable: Whether the transaction's COMMIT will be answered only when it cannot be lost any more, as SQL that a
             statement of the transaction returns along with what it writes.
+        is_same: Whether this still is the transaction of a claim, as SQL with the claim's `proof` as its parameter.
+        fast_path: Sends a claim with BEGIN and its completion with COMMIT, where the database and the table allow it.
     """
 
     is_durable: ColumnElement[bool] = true()
+    is_same: ColumnElement[bool] = true()
+    fast_path: FastPath | None = None
 
     max_batch = 10_000
     """The most ids that one `claim_many` takes."""
@@ -103,7 +111,7 @@ class Dialect(ABC):
         self._owned = (*self._by_key, columns.token == bindparam("key_token"))
         self._delete = delete(table).where(*self._owned)
         completed = columns.status == ExecutionStatus.COMPLETED.value
-        self._is_completed: Any = select(literal_column("1")).where(*self._owned, completed, *self._same_transaction())
+        self._is_completed: Any = select(literal_column("1")).where(*self._owned, completed, self.is_same)
         stored = [columns[name] for name in StoredRequest._fields]
         self._select = select(*stored).where(*self._by_key)
         self._select_many = select(columns.request_id, *stored).where(columns.scope == bindparam("key_scope"))
@@ -121,45 +129,6 @@ class Dialect(ABC):
         self, connection: Connection, claim: NewClaim, further: Mapping[str, Any], look: Any
     ) -> Inserted | Sequence[Any] | None:
         """Do as `insert_or_find` does with further columns, by name, and with a SELECT of one's own for the row."""
-
-    def begin_with_claim(self, connection: Connection, claim: NewClaim) -> Begun | None:
-        """Do as `insert_or_find` does in one round trip with BEGIN; None where nothing was sent, or it came to nothing."""
-        return None
-
-    def can_batch(self, connection: Connection) -> bool:
-        """Tell whether a completion can go in one batch with the COMMIT."""
-        return False
-
-    def completion_in_batch(
-        self,
-        connection: Connection,
-        claim: NewClaim,
-        proof: str,
-        result: str,
-        *,
-        is_forced: bool,
-        names: Any,
-        on_lost: Callable[[], Exception],
-    ) -> Any:
-        """Return what `commit_with` sends for a completion, or None where it cannot; `on_lost` makes its error."""
-        return None
-
-    def commit_with(self, pooled: PoolProxiedConnection, batch: Sequence[Any]) -> None:
-        """Send completions and the COMMIT in one batch; the COMMIT fails unless each has completed its row."""
-        raise NotImplementedError
-
-    def is_open(self, pooled: PoolProxiedConnection) -> bool:
-        """Tell, as far as the driver shows it, whether a COMMIT that has failed has left the transaction open."""
-        driver = driver_of(pooled)
-        return bool(getattr(driver, "in_transaction", False))
-
-    def note_local_commits(self, pooled: PoolProxiedConnection) -> tuple[list[str], Callable[[], None]]:
-        """Begin to note what the server says of a COMMIT that only this server has stored.
-
-        Returns:
-            The notes, and what ends them.
-        """
-        return [], lambda: None
 
     def wait(self, connection: Connection, claim: NewClaim, timeout: float | None) -> bool:
         """Wait until nobody holds the request, at most `timeout` seconds.
@@ -180,7 +149,7 @@ class Dialect(ABC):
 
     def is_completed(self, connection: Connection, claim: NewClaim, proof: str) -> bool:
         """Tell whether the transaction of the claim, if this still is that one, has stored the result."""
-        return connection.scalar(self._is_completed, self._owner(claim) | self._proving(proof)) is not None
+        return connection.scalar(self._is_completed, self._owner(claim) | {"proof": proof}) is not None
 
     @abstractmethod
     def insert_many(self, connection: Connection, claims: NewClaims) -> dict[str, Inserted]:
@@ -204,18 +173,10 @@ class Dialect(ABC):
 
     def is_same_transaction(self, connection: Connection, proof: str) -> bool:
         """Tell whether the server still has the transaction of a claim."""
-        return self.is_in_transaction(connection)
-
-    @abstractmethod
-    def is_in_transaction(self, connection: Connection) -> bool:
-        """Tell whether the server, too, has the transaction that SQLAlchemy believes to be open; asked after the claim."""
-
-    def is_aborted(self, connection: Connection) -> bool:
-        """Tell, as far as the driver shows it, whether the server would answer COMMIT by rolling back without a word."""
-        return False
+        return transaction_state(connection) is not TransactionState.NONE
 
     def is_aborted_error(self, error: Exception) -> bool:
-        """Tell whether an error says the same."""
+        """Return whether an error says that the server has aborted the transaction."""
         return False
 
     def make_durable(self, connection: Connection) -> None:  # noqa: B027 - nothing to do where it always is
@@ -240,22 +201,9 @@ class Dialect(ABC):
         """Take back a row that was committed although it must not have been."""
         connection.execute(self._delete, self._owner(claim))
 
-    def _same_transaction(self) -> tuple[Any, ...]:
-        """Return the conditions that hold in the transaction of a claim alone."""
-        return ()
-
-    def _proving(self, proof: str) -> dict[str, Any]:
-        """Return their parameters."""
-        return {}
-
     @staticmethod
     def _owner(claim: NewClaim) -> dict[str, Any]:
         return {"key_scope": claim.scope, "key_request_id": claim.request_id, "key_token": claim.token}
-
-
-def driver_of(pooled: Any) -> Any:
-    """Return the driver's own connection, also of one that was detached from its pool."""
-    return getattr(pooled.dbapi_connection, "driver_connection", pooled.dbapi_connection)
 
 
 def by_request_id(rows: Iterable[Any]) -> dict[str, StoredRequest]:

@@ -15,14 +15,22 @@ from sqlalchemy import Connection, Table, Text, bindparam, func, insert, literal
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import EngineNotConfiguredError
-from .base import Dialect, Inserted, NewClaim, NewClaims, StoredRequest, by_request_id, driver_of
+from .base import (
+    ClaimProtocol,
+    Inserted,
+    NewClaim,
+    NewClaims,
+    StoredRequest,
+    by_request_id,
+)
+from .drivers import TransactionState, transaction_state
 
 
 # No proof but the token: SQLite has no transaction ids.
 _INSERTED = Inserted("", is_durable=True)
 
 
-class SQLite(Dialect):
+class SQLite(ClaimProtocol):
     """The claim protocol on SQLite 3.35 and newer (for RETURNING)."""
 
     def __init__(self, table: Table) -> None:
@@ -66,7 +74,7 @@ class SQLite(Dialect):
         managed = (
             getattr(driver, "isolation_level", None) is not None and getattr(driver, "autocommit", -1) is not False
         )
-        if managed or not self.is_in_transaction(connection):
+        if managed or transaction_state(connection) is TransactionState.NONE:
             message = (
                 "this SQLite engine lets its driver begin and commit transactions by itself, so a claim could be "
                 "committed without the business writes. Call this once, where the engine is made:\n\n"
@@ -118,8 +126,3 @@ class SQLite(Dialect):
         """Know a database that another writer holds."""
         code = getattr(error.orig, "sqlite_errorcode", None)
         return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-    def is_in_transaction(self, connection: Connection) -> bool:
-        """Ask the driver."""
-        driver = driver_of(connection.connection)
-        return bool(driver.in_transaction)

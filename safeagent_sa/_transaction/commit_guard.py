@@ -17,6 +17,7 @@ Nothing here keeps a session or a connection alive.
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -24,10 +25,12 @@ from weakref import WeakSet, ref
 
 from sqlalchemy import Connection
 
-from .._dialects import Dialect
+from .._dialects import ClaimProtocol
+from .._dialects.drivers import is_open, note_local_commits
 from .._dialects.steps import FIRST_LETTERS, Verb, step_of
-from .guarded_transaction import KEY, GuardedTransaction, owner_of, transaction_of
+from .guarded_transaction import KEY, GuardedTransaction, transaction_of
 from .open_claim import OpenClaim, durability_unknown, known_durability
+from .savepoints import Savepoints
 
 
 # What was prepared and waits for its COMMIT PREPARED, in `PoolProxiedConnection.info`.
@@ -56,18 +59,18 @@ class CommitGuard:
         What is to be proved is forgotten when the transaction has ended, not before: whatever interrupts this (a signal's
         exception, between any two instructions) leaves nothing open that the next user of the connection could commit.
         """
-        dialect: Dialect | None = None
+        protocol: ClaimProtocol | None = None
         noted: list[str] = []
         is_sent, stop = False, _nothing
         try:
             claims, batch = _proven(pooled)
             if claims:
-                dialect = claims[0].dialect
-                noted, stop = dialect.note_local_commits(pooled)
+                protocol = claims[0].protocol
+                noted, stop = note_local_commits(pooled)
             is_sent = True
-            self.send(pooled, dialect, batch)
+            self.send(pooled, protocol, batch)
         except BaseException:
-            if not is_sent or (dialect is not None and pooled.is_valid and dialect.is_open(pooled)):
+            if not is_sent or (protocol is not None and pooled.is_valid and is_open(pooled)):
                 self._end(pooled)
             self._forget(pooled)
             raise
@@ -77,10 +80,10 @@ class CommitGuard:
         if noted:
             raise durability_unknown(claims)
 
-    def send(self, pooled: Any, dialect: Dialect | None = None, batch: Sequence[Any] = ()) -> None:
+    def send(self, pooled: Any, protocol: ClaimProtocol | None = None, batch: Sequence[Any] = ()) -> None:
         """Send the COMMIT, and what goes with it in one batch."""
-        if dialect is not None and batch:
-            dialect.commit_with(pooled, batch)
+        if batch and protocol is not None and protocol.fast_path is not None:
+            protocol.fast_path.commit_with(pooled, batch)
         else:
             self._do_commit(pooled)
 
@@ -114,7 +117,7 @@ class CommitGuard:
         held = transaction_of(connection)
         claims = []
         if held is not None:
-            held.prove(connection, may_batch=False)
+            held.prove(connection, may_pipeline=False)
             claims = list(held.claims.values())
             self._forget(connection)
         with known_durability(claims, connection.connection):
@@ -160,7 +163,7 @@ class CommitGuard:
         connection: Connection = context.root_connection
         held = transaction_of(connection)
         if held is not None:
-            held.refuse_ended()
+            held.refuse_ended_as_text()
         if held is None or step is None:
             execute()
         elif step.verb is Verb.COMMIT:
@@ -172,7 +175,7 @@ class CommitGuard:
             self._ended.add(held)
 
     def _commit_as_text(self, held: GuardedTransaction, connection: Connection, execute: Callable[[], None]) -> None:
-        held.prove(connection, may_batch=False)
+        held.prove(connection, may_pipeline=False)
         claims = list(held.claims.values())
         held.lose()  # until the server has said otherwise
         self._ended.add(held)
@@ -186,7 +189,7 @@ def _proven(pooled: Any) -> tuple[list[OpenClaim], list[Any]]:
     held: GuardedTransaction | None = pooled.info.get(KEY)
     if held is None or not (held.claims or held.watches):
         return [], []
-    batch = held.prove(owner_of(held), may_batch=True)
+    batch = held.prove(held.owner(), may_pipeline=True)
     return list(held.claims.values()), batch
 
 
@@ -245,15 +248,7 @@ def guard_transaction(connection: Connection) -> GuardedTransaction:
         install(connection.dialect)
         transaction = connection.get_transaction()
         assert transaction is not None  # the session has begun one
-        held = connection.info[KEY] = GuardedTransaction(
-            ref(connection), ref(transaction), savepoints=_open_savepoints(connection)
-        )
+        claims: dict[uuid.UUID, OpenClaim] = {}
+        savepoints = Savepoints(connection, claims)
+        held = connection.info[KEY] = GuardedTransaction(ref(connection), ref(transaction), claims, savepoints)
     return held
-
-
-def _open_savepoints(connection: Connection) -> list[str]:
-    names, nested = [], connection.get_nested_transaction()
-    while nested is not None:
-        names.append(nested._savepoint)  # noqa: SLF001 - no other way to its name
-        nested = nested._previous_nested  # noqa: SLF001
-    return names[::-1]

@@ -1,4 +1,7 @@
-"""What one transaction of one connection must prove before it may commit; it lies with the driver's connection."""
+"""What one transaction of one connection must prove before it may commit; it lies with the driver's connection.
+
+A statement that ends the transaction, or a savepoint, is followed here, whether SQLAlchemy sends it or the caller does.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,37 @@ from typing import Any
 from weakref import ReferenceType
 
 from sqlalchemy import Connection, RootTransaction
+from sqlalchemy.orm import SessionTransaction
 
+from .._dialects.drivers import TransactionState, transaction_state
 from .._dialects.steps import Step, Verb
 from ..errors import ClaimLostError
 from .foreign_writes import connections_of, refuse_written
-from .open_claim import Completion, OpenClaim, SessionWatch, is_there, lost, prove, refuse_aborted, why_incomplete
+from .open_claim import OpenClaim, aborted, lost, why_incomplete
+from .savepoints import Savepoints
 
 
 KEY = "safeagent_sa"
 """In `PoolProxiedConnection.info`."""
+
+
+@dataclass(slots=True, eq=False)
+class SessionWatch:
+    """The claims of one transaction of one Session, over all its connections."""
+
+    root: ReferenceType[SessionTransaction]
+    claims: list[OpenClaim] = field(default_factory=list)
+
+    @property
+    def has_claims(self) -> bool:
+        """Whether there are claims that no savepoint has taken back."""
+        return any(not claim.is_undone for claim in self.claims)
+
+    def refuse_lost(self) -> None:
+        """Raise where something was written that no claim covers any more."""
+        for claim in self.claims:
+            if claim.is_lost:
+                raise lost(claim)
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -27,13 +52,12 @@ class GuardedTransaction:
 
     connection_ref: ReferenceType[Connection]
     transaction_ref: ReferenceType[RootTransaction]
-    claims: dict[uuid.UUID, OpenClaim] = field(default_factory=dict)
+    claims: dict[uuid.UUID, OpenClaim]
+    savepoints: Savepoints
     watches: list[SessionWatch] = field(default_factory=list)
-    """The sessions that the connection takes part in a guarded transaction of."""
-    savepoints: list[str] = field(default_factory=list)
-    """The names of those that are open: SQLAlchemy's own, and those that were written as text since the first claim."""
+    """The sessions whose guarded transactions the connection takes part in."""
     is_ended: bool = False
-    """Whether a statement has ended it that was written as text; the session believes in it still."""
+    """Whether a statement that was written as text has ended it; the session still believes in it."""
 
     @property
     def is_over(self) -> bool:
@@ -41,9 +65,22 @@ class GuardedTransaction:
         connection = self.connection_ref()
         return connection is not None and connection.get_transaction() is not self.transaction_ref()
 
+    def owner(self) -> Connection:
+        """Return the connection that the transaction was begun on; raise where another one would commit it."""
+        connection = self.connection_ref()
+        if connection is not None and not connection.closed and not self.is_over:
+            return connection
+        ids = ", ".join(repr(claim.row.request_id) for claim in self.claims.values())
+        what = f"the claim of {ids}" if ids else "a part of the guarded transaction"
+        message = (
+            f"this COMMIT would store {what} of a session that was dropped or interrupted without an end, so it was "
+            "refused and rolled back. Close each session (`with Session(engine) as session`), and run your transaction again."
+        )
+        raise ClaimLostError(message)
+
     def add(self, claim: OpenClaim) -> None:
         """Guard a claim that was just made."""
-        claim.savepoints = len(self.savepoints)
+        claim.savepoints = len(self.savepoints.names)
         self.claims[claim.row.token] = claim
 
     def join(self, watch: SessionWatch) -> None:
@@ -51,18 +88,35 @@ class GuardedTransaction:
         if all(each is not watch for each in self.watches):
             self.watches.append(watch)
 
-    def complete(self, claim: OpenClaim, completion: Completion) -> None:
-        """Keep the completion of a claim whose block has ended well."""
-        claim.completion, claim.savepoints_at_end = completion, len(self.savepoints)
-
-    def refuse_or_allow(self, connection: Connection) -> None:
+    def refuse_early(self, connection: Connection) -> None:
         """Raise where it is clear before anything is written that this transaction must not commit."""
         self._refuse_lost_and_incomplete(connection)
-        for claim in self.claims.values():
-            refuse_aborted(claim, connection)
-            if not claim.dialect.is_in_transaction(connection):
-                raise lost(claim)
-            return  # one stands for all: they are in one transaction
+        self._refuse_ended_on_server(connection)
+
+    def prove(self, connection: Connection, *, may_pipeline: bool) -> list[Any]:
+        """Write the completion of every claim; return the completions that must travel with the COMMIT instead.
+
+        Raises:
+            MisuseError: In the form that fits; this transaction must be rolled back.
+        """
+        self._refuse_lost_and_incomplete(connection)
+        if not self.is_ended:
+            self._refuse_second_database(connection)
+        travelling: list[Any] = []
+        proven: set[uuid.UUID] = set()
+        while waiting := [claim for token, claim in self.claims.items() if token not in proven]:
+            for claim in waiting:
+                proven.add(claim.row.token)
+                completion = claim.completion
+                assert completion is not None  # refused above
+                with_commit = completion.with_commit(connection, partial(lost, claim)) if may_pipeline else None
+                if with_commit is None:
+                    claim.write(connection)
+                else:
+                    travelling.append(with_commit)
+            self._refuse_lost_and_incomplete(connection)  # a hook on our own statements may have claimed, too
+        self._refuse_ended_on_server(connection)  # or may have ended the transaction
+        return travelling
 
     def _refuse_lost_and_incomplete(self, connection: Connection) -> None:
         for watch in self.watches:
@@ -74,63 +128,43 @@ class GuardedTransaction:
                 why = why_incomplete(claim, connection)
                 if why is not None:
                     raise why
-                self._undo(claim)
+                self.savepoints.undo(claim)
 
-    def send_early(self, connection: Connection, tokens: Iterable[uuid.UUID]) -> bool:
-        """Store the kept completions of some claims now, for those who look; the COMMIT proves them again.
-
-        Returns:
-            Whether there were any.
-        """
-        own = [self.claims[token] for token in tokens if token in self.claims]
-        waiting = [claim for claim in own if claim.completion is not None]
-        for claim in waiting:
-            prove(claim, connection)
-            claim.is_sent = True
-        return bool(waiting)
-
-    def prove(self, connection: Connection, *, may_batch: bool) -> list[Any]:
-        """Prove every claim; return what has to travel in one batch with the COMMIT.
-
-        Raises:
-            MisuseError: In the form that fits; this transaction must be rolled back.
-        """
-        self._refuse_lost_and_incomplete(connection)
-        if not self.is_ended:
-            self._refuse_second_database(connection)
-        batch: list[Any] = []
-        proven: set[uuid.UUID] = set()
-        while waiting := [claim for token, claim in self.claims.items() if token not in proven]:
-            for claim in waiting:
-                proven.add(claim.row.token)
-                assert claim.completion is not None  # refused above
-                travelling = claim.completion.with_commit(connection, partial(lost, claim)) if may_batch else None
-                if travelling is None:
-                    prove(claim, connection)
-                else:
-                    batch.append(travelling)
-            self._refuse_lost_and_incomplete(connection)  # a hook on our own statements may have claimed, too
-        for claim in self.claims.values():  # as in refuse_or_allow; what a hook on our own statements has done included
-            refuse_aborted(claim, connection)
-            if not claim.dialect.is_in_transaction(connection):
+    def _refuse_ended_on_server(self, connection: Connection) -> None:
+        for claim in self.claims.values():
+            state = transaction_state(connection)
+            if state is TransactionState.ABORTED:
+                raise aborted()
+            if state is TransactionState.NONE:
                 raise lost(claim)
-            break
-        return batch
+            return  # one stands for all: they are in one transaction
+
+    def _refuse_second_database(self, connection: Connection) -> None:
+        for watch in self.watches:
+            root: Any = watch.root()
+            if root is None or root.session.twophase or not watch.has_claims:
+                continue
+            if not self.claims:
+                refuse_written(connection)
+                continue
+            for other in connections_of(root):
+                if other is not connection and other.in_transaction():
+                    refuse_written(other)
 
     def follow(self, step: Step, connection: Connection) -> None:
         """Note a statement that has ended the transaction, or begun or ended a savepoint."""
         match step.verb:
             case Verb.SAVEPOINT:
-                self.savepoints.append(step.name)
+                self.savepoints.begin(step.name)
             case Verb.RELEASE:
-                self.released(step.name)
+                self.savepoints.release(step.name)
             case Verb.ROLLBACK_TO:
-                self.rolled_back_to(step.name, connection)
+                self.savepoints.roll_back_to(step.name, connection)
             case Verb.ROLLBACK:
                 self.lose()
 
-    def refuse_ended(self) -> None:
-        """Raise where the transaction was ended as text: what would be sent is covered by no claim."""
+    def refuse_ended_as_text(self) -> None:
+        """Raise where the transaction was ended as text: no claim covers what is sent after that."""
         if self.is_ended:
             message = (
                 "the transaction of a claim was ended by a statement that was written as text, so this one would be covered "
@@ -151,65 +185,6 @@ class GuardedTransaction:
             claim.is_lost = False
         self.claims.clear()
 
-    def released(self, name: str) -> None:
-        """Note a RELEASE: what was inside belongs to what is around."""
-        depth = self._depth(name) or 0  # a name that is not known may be that of any savepoint
-        del self.savepoints[depth:]
-        for claim in self.claims.values():
-            claim.savepoints = min(claim.savepoints, depth)
-            claim.savepoints_at_end = min(claim.savepoints_at_end, depth)
-
-    def rolled_back_to(self, name: str, connection: Connection) -> None:
-        """Note a ROLLBACK TO: claims that were made inside are gone, with all that they cover."""
-        depth = self._depth(name)
-        if depth is None:
-            self._look_what_is_left(connection)
-            return
-        del self.savepoints[depth + 1 :]
-        # SQLAlchemy's own name means one savepoint; another may have been made again unseen, so that the rows decide.
-        is_certain = name.startswith("sa_savepoint_")
-        for claim in list(self.claims.values()):
-            if claim.savepoints > depth and (is_certain or not is_there(claim, connection)):
-                self._undo(claim)
-            elif max(claim.savepoints, claim.savepoints_at_end) > depth:
-                self._cut(claim)
-
-    def _look_what_is_left(self, connection: Connection) -> None:
-        # A savepoint that was made unseen: before the first claim, on the driver's own connection, by a statement that begins
-        # with another. Where it stood is for the rows to tell; a claim that has outlived it may have lost what its block wrote.
-        self.savepoints.clear()
-        for claim in list(self.claims.values()):
-            self._cut(claim)
-            claim.savepoints, claim.savepoints_at_end = 0, 0
-            if not is_there(claim, connection):
-                self._undo(claim)
-
-    def _cut(self, claim: OpenClaim) -> None:
-        # A part of what its block has written may be gone.
-        claim.is_cut, claim.completion = claim.completion is not None or claim.is_cut, None
-
-    def _undo(self, claim: OpenClaim) -> None:
-        claim.is_undone = claim.audience.is_undone = True
-        del self.claims[claim.row.token]
-
-    def _depth(self, name: str) -> int | None:
-        for depth in reversed(range(len(self.savepoints))):
-            if self.savepoints[depth] == name:
-                return depth
-        return None
-
-    def _refuse_second_database(self, connection: Connection) -> None:
-        for watch in self.watches:
-            root: Any = watch.root()
-            if root is None or root.session.twophase or not watch.has_claims:
-                continue
-            if not self.claims:
-                refuse_written(connection)
-                continue
-            for other in connections_of(root):
-                if other is not connection and other.in_transaction():
-                    refuse_written(other)
-
 
 def transaction_of(connection: Connection) -> GuardedTransaction | None:
     """Return what the connection's transaction must prove, or None where it holds no claim."""
@@ -217,15 +192,16 @@ def transaction_of(connection: Connection) -> GuardedTransaction | None:
     return held if held is not None and held.transaction_ref() is connection.get_transaction() else None
 
 
-def owner_of(held: GuardedTransaction) -> Connection:
-    """Return the connection that a transaction was begun on; raise where that has left it, and another one would commit it."""
-    connection = held.connection_ref()
-    if connection is not None and not connection.closed and not held.is_over:
-        return connection
-    ids = ", ".join(repr(claim.row.request_id) for claim in held.claims.values())
-    what = f"the claim of {ids}" if ids else "a part of the guarded transaction"
-    message = (
-        f"this COMMIT would store {what} of a session that was dropped or interrupted without an end, so it was "
-        "refused and rolled back. Close each session (`with Session(engine) as session`), and run your transaction again."
-    )
-    raise ClaimLostError(message)
+def write_pending(connection: Connection, tokens: Iterable[uuid.UUID]) -> bool:
+    """Write the pending completions of some claims now, so that reads see them; the COMMIT proves them again.
+
+    Returns:
+        Whether there were any in the connection's transaction.
+    """
+    held = transaction_of(connection)
+    own = [] if held is None else [held.claims[token] for token in tokens if token in held.claims]
+    pending = [claim for claim in own if claim.completion is not None]
+    for claim in pending:
+        claim.write(connection)
+        claim.is_written_early = True
+    return bool(pending)

@@ -1,7 +1,7 @@
-"""Tells listeners what happens to a claim, up to the end of its transaction, as the session sees that.
+"""Notifies a guard's listeners of what happens to a claim, up to the end of its transaction as the session sees it.
 
-The session's own events are listened to only where a guard has listeners, on that one Session and once. A savepoint
-that was rolled back, a root transaction that ended without its COMMIT answered: both are a rollback for the listeners.
+It listens to the session's own events only where a guard has listeners, on that one Session and once. A savepoint that
+was rolled back and a transaction that ended without an answer to its COMMIT are both a rollback for the listeners.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction
 
 from .._dialects import NewClaim
 
 
 if TYPE_CHECKING:
+    from .._dialects.postgresql.fast_path import FastPath
     from ..events import Listener
 
 
@@ -30,39 +31,44 @@ class Audience:
 
     listeners: tuple[Listener, ...]
     rows: Sequence[NewClaim]
-    has_begun: bool = False
+    is_pipelined: bool = False
     """Whether the claim went with BEGIN."""
     is_undone: bool = False
     """Whether a ROLLBACK TO SAVEPOINT has taken the rows back."""
-    ends_with_commit: bool = False
-    """Whether the completion goes with COMMIT."""
     _began: float = field(default_factory=time.monotonic)
     _is_lost: bool = False
 
-    def tell(self, kind: str, **values: Any) -> None:
-        """Tell of each of the claims; `kind` is the name of an event."""
+    def notify(self, kind: str, **values: Any) -> None:
+        """Notify the listeners of an event of each of the claims; `kind` is its name."""
         if self.listeners:
-            from .. import events  # noqa: PLC0415 - whoever has no listeners need not load them
+            from .. import events  # noqa: PLC0415 - for guards with listeners
 
             for row in self.rows:
                 names = {"scope": row.scope, "request_id": row.request_id, "action": row.action}
                 events.tell(self.listeners, getattr(events, kind)(**names, claim_id=row.token, **values))
 
     def claimed(self, session: Session) -> None:
-        """Tell that the rows are ours, and later how the session's transaction ended."""
+        """Notify of rows that were inserted now, and later of the end of the session's transaction."""
         if self.listeners:
             _follow(session, self)
-            self.tell("Claimed", is_pipelined=self.has_begun)
+            self.notify("Claimed", is_pipelined=self.is_pipelined)
 
-    def completed(self) -> None:
-        """Tell that the results are written, or will be with the COMMIT."""
-        self.tell("Completed", seconds=self.seconds, is_pipelined=self.ends_with_commit)
+    def replayed(self) -> None:
+        """Notify of a receipt that was found."""
+        if self.listeners:
+            self.notify("Replayed", is_pipelined=self.is_pipelined)
+
+    def completed(self, connection: Connection, fast_path: FastPath | None = None) -> None:
+        """Notify of results that the COMMIT will store."""
+        if self.listeners:
+            is_pipelined = fast_path is not None and fast_path.is_open(connection)
+            self.notify("Completed", seconds=self.seconds, is_pipelined=is_pipelined)
 
     def lost(self) -> None:
-        """Tell that the rows have gone; once, however often the COMMIT is tried."""
+        """Notify of rows that have gone; once, however often the COMMIT is tried."""
         if not self._is_lost:
             self._is_lost = True
-            self.tell("Lost")
+            self.notify("Lost")
 
     @property
     def seconds(self) -> float:
@@ -72,7 +78,7 @@ class Audience:
 
 @dataclass(slots=True, eq=False)
 class _Followed:
-    """A claim, and the transaction and savepoints of the session that it stands in."""
+    """A claim, and the session's transaction and savepoints around it."""
 
     audience: Audience
     root: SessionTransaction
@@ -81,13 +87,13 @@ class _Followed:
 
 @dataclass(slots=True, eq=False)
 class _Endings:
-    """What is followed on one Session."""
+    """The claims that are followed on one Session."""
 
     claims: list[_Followed] = field(default_factory=list)
     committing: SessionTransaction | None = None
 
     def take(self, transaction: SessionTransaction) -> list[Audience]:
-        """Stop to follow the claims in a transaction or savepoint, and return their audiences."""
+        """Stop following the claims in a transaction or savepoint, and return their audiences."""
         taken = [claim for claim in self.claims if transaction is claim.root or transaction in claim.savepoints]
         self.claims = [claim for claim in self.claims if claim not in taken]
         return [claim.audience for claim in taken]
@@ -112,7 +118,7 @@ def _follow(session: Session, audience: Audience) -> None:
 
 
 def _before_commit(session: Session) -> None:
-    # Comes after the listener of `_safety`, so not where the COMMIT is refused.
+    # Comes after the listener of `session_watch`, so it is not reached where the COMMIT is refused.
     if not session.in_nested_transaction():
         session.info[_INFO_KEY].committing = session.get_transaction()
 
@@ -122,9 +128,9 @@ def _after_commit(session: Session) -> None:
     if root is not None and not session.in_nested_transaction():
         for audience in session.info[_INFO_KEY].take(root):
             if audience.is_undone:  # by a savepoint that the session did not end
-                audience.tell("RolledBack", seconds=audience.seconds, was_commit_sent=False)
+                audience.notify("RolledBack", seconds=audience.seconds, was_commit_sent=False)
             else:
-                audience.tell("Committed", seconds=audience.seconds)
+                audience.notify("Committed", seconds=audience.seconds)
 
 
 def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
@@ -141,4 +147,4 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
 
 def _rolled_back(endings: _Endings, transaction: SessionTransaction, *, was_commit_sent: bool) -> None:
     for audience in endings.take(transaction):
-        audience.tell("RolledBack", seconds=audience.seconds, was_commit_sent=was_commit_sent)
+        audience.notify("RolledBack", seconds=audience.seconds, was_commit_sent=was_commit_sent)

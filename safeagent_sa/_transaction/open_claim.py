@@ -4,30 +4,82 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType
 
 from sqlalchemy import Connection, RootTransaction
 from sqlalchemy.orm import Session, SessionTransaction
 
-from .._dialects import Dialect, NewClaim
+from .._dialects import ClaimProtocol, NewClaim, NewClaims
+from .._dialects.drivers import note_local_commits
 from ..errors import ClaimLostError, DurabilityUnknownError, NotCompletedError, TransactionAbortedError
 from .lifecycle import Audience
 
 
-class Completion(NamedTuple):
-    """How the result of a claim is stored, and how that is proved."""
+if TYPE_CHECKING:
+    from .._dialects.postgresql.fast_path import FastPath
+    from .._dialects.postgresql.prepared import Names
 
-    send: Callable[[Connection], bool]
-    """Store it, and tell whether row and transaction still were the claim's own."""
-    is_stored: Callable[[Connection], bool]
-    """Tell whether this very transaction has stored it."""
-    with_commit: Callable[[Connection, Callable[[], Exception]], Any]
-    """Return what stores it in one batch with the COMMIT, or None where it needs a statement of its own.
 
-    The second argument makes the error for a row that was the claim's own no more.
-    """
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The result of a claim, which its COMMIT stores."""
+
+    protocol: ClaimProtocol
+    row: NewClaim
+    proof: str
+    result: str
+    is_forced: bool
+    fast_path: FastPath | None = None
+    names: Names | None = None
+    """Of the prepared statements that this transaction has met."""
+
+    def write(self, connection: Connection) -> bool:
+        """Write the result; return whether row and transaction were still the claim's own."""
+        return self.protocol.complete(connection, self.row, self.proof, self.result, is_forced=self.is_forced) == 1
+
+    def is_written(self, connection: Connection) -> bool:
+        """Return whether this very transaction has written it."""
+        return self.protocol.is_completed(connection, self.row, self.proof)
+
+    def with_commit(self, connection: Connection, on_lost: Callable[[], Exception]) -> Any:
+        """Return what writes it in one batch with the COMMIT, or None where it needs a statement of its own."""
+        if self.fast_path is None:
+            return None
+        return self.fast_path.completion(
+            connection,
+            self.row,
+            self.proof,
+            self.result,
+            is_forced=self.is_forced,
+            names=self.names,
+            on_lost=on_lost,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCompletion:
+    """The results of a batch of claims, which its COMMIT stores."""
+
+    protocol: ClaimProtocol
+    claims: NewClaims
+    proof: str
+    results: dict[str, str]
+    is_forced: bool
+
+    def write(self, connection: Connection) -> bool:
+        """Write the results; return whether rows and transaction were still the batch's own."""
+        count = self.protocol.complete_many(connection, self.claims, self.proof, self.results, is_forced=self.is_forced)
+        return count == len(self.results)
+
+    def is_written(self, connection: Connection) -> bool:
+        """Return whether this very transaction has written them."""
+        count = self.protocol.count_completed(connection, self.claims, self.proof, list(self.results))
+        return count == len(self.results)
+
+    def with_commit(self, connection: Connection, on_lost: Callable[[], Exception]) -> None:
+        """Return None: a batch needs a statement of its own."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,20 +88,20 @@ class OpenClaim:
 
     row: NewClaim
     proof: str
-    dialect: Dialect
+    protocol: ClaimProtocol
     audience: Audience
     session_ref: ReferenceType[Session]
     connection_ref: ReferenceType[Connection]
     root_ref: ReferenceType[SessionTransaction]
     transaction_ref: ReferenceType[RootTransaction]
-    completion: Completion | None = None
+    completion: Completion | BatchCompletion | None = None
     """None until the block has ended well."""
     is_supposed: bool = False
     """Whether it is not known that the row is there: its INSERT has raised an error."""
     is_cut: bool = False
     """Whether a savepoint that was rolled back may have held a part of what its block has written."""
-    is_sent: bool = False
-    """Whether the completion was sent before the COMMIT, for those who looked."""
+    is_written_early: bool = False
+    """Whether the completion was written before the COMMIT, for a read."""
     is_undone: bool = False
     """Whether a ROLLBACK TO SAVEPOINT has taken the row back."""
     is_lost: bool = False
@@ -60,64 +112,35 @@ class OpenClaim:
     """How many of them were around the end of its block."""
 
     @property
-    def connection(self) -> Connection | None:
-        """The connection of the claim, while it exists."""
-        return self.connection_ref()
-
-    @property
-    def is_transaction_open(self) -> bool:
-        """Whether the connection still is in the transaction of the claim, whatever became of the session."""
-        connection, transaction = self.connection_ref(), self.transaction_ref()
-        return connection is not None and transaction is not None and connection.get_transaction() is transaction
-
-    @property
     def is_same_transaction(self) -> bool:
         """Whether the transaction of the claim is still the session's, and still the connection's under it."""
         session, root = self.session_ref(), self.root_ref()
-        is_sessions = session is not None and root is not None and session.get_transaction() is root
-        return is_sessions and self.is_transaction_open
+        if session is None or root is None or session.get_transaction() is not root:
+            return False
+        connection, transaction = self.connection_ref(), self.transaction_ref()
+        return connection is not None and transaction is not None and connection.get_transaction() is transaction
 
-
-@dataclass(slots=True, eq=False)
-class SessionWatch:
-    """The claims of one transaction of one Session, over all its connections."""
-
-    root: ReferenceType[SessionTransaction]
-    claims: list[OpenClaim] = field(default_factory=list)
-
-    @property
-    def has_claims(self) -> bool:
-        """Whether there are claims that no savepoint has taken back."""
-        return any(not claim.is_undone for claim in self.claims)
-
-    def refuse_lost(self) -> None:
-        """Raise where something was written that no claim covers any more."""
-        for claim in self.claims:
-            if claim.is_lost:
-                raise lost(claim)
-
-
-def prove(claim: OpenClaim, connection: Connection) -> None:
-    """Send the completion of a claim, or find it sent and still there; raise where it is not."""
-    completion = claim.completion
-    assert completion is not None
-    if claim.is_sent and completion.is_stored(connection):
-        return
-    try:
-        if completion.send(connection):
+    def write(self, connection: Connection) -> None:
+        """Write the completion, or find it written and still there; raise where it cannot be."""
+        completion = self.completion
+        assert completion is not None
+        if self.is_written_early and completion.is_written(connection):
             return
-    except Exception as error:
-        # Where the driver does not show an aborted transaction, the completion is the one that finds it.
-        if claim.dialect.is_aborted_error(error):
-            raise aborted() from error
-        raise
-    raise lost(claim)
+        try:
+            if completion.write(connection):
+                return
+        except Exception as error:
+            # Where the driver does not show an aborted transaction, the completion is the one that finds it.
+            if self.protocol.is_aborted_error(error):
+                raise aborted() from error
+            raise
+        raise lost(self)
 
 
 def is_there(claim: OpenClaim, connection: Connection) -> bool:
     """Tell whether the rows of a claim are in the transaction."""
     request_ids = [row.request_id for row in claim.audience.rows]
-    found = claim.dialect.find_many(connection, claim.row.scope, request_ids)
+    found = claim.protocol.find_many(connection, claim.row.scope, request_ids)
     return any(stored.token == claim.row.token for stored in found.values())
 
 
@@ -126,7 +149,7 @@ def why_incomplete(claim: OpenClaim, connection: Connection) -> Exception | None
     try:
         is_left = is_there(claim, connection)
     except Exception as error:
-        if claim.dialect.is_aborted_error(error):
+        if claim.protocol.is_aborted_error(error):
             return aborted()
         raise
     if not is_left and claim.is_supposed:
@@ -141,12 +164,6 @@ def why_incomplete(claim: OpenClaim, connection: Connection) -> Exception | None
         )
         return NotCompletedError(message, scope=claim.row.scope, request_id=claim.row.request_id)
     return not_completed(claim.row, "this COMMIT was refused")
-
-
-def refuse_aborted(claim: OpenClaim, connection: Connection) -> None:
-    """Raise where the driver shows that the server has aborted the transaction."""
-    if claim.dialect.is_aborted(connection):
-        raise aborted()
 
 
 def not_completed(row: NewClaim, consequence: str) -> NotCompletedError:
@@ -199,7 +216,7 @@ def known_durability(claims: Sequence[OpenClaim], pooled: Any) -> Generator[None
     if not claims:
         yield
         return
-    noted, stop = claims[0].dialect.note_local_commits(pooled)
+    noted, stop = note_local_commits(pooled)
     try:
         yield
     finally:

@@ -15,14 +15,15 @@ from weakref import ref
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
-from .._dialects import Dialect, NewClaim
+from .._dialects import ClaimProtocol, NewClaim
 from .._request.ids import Key
-from ..errors import SafeAgentError, UnsupportedSessionError
-from . import foreign_writes, open_guarded
+from ..errors import PendingWritesError, SafeAgentError, UnsupportedSessionError
+from . import open_guarded
 from .commit_guard import guard_transaction
-from .guarded_transaction import KEY, GuardedTransaction, transaction_of
+from .foreign_writes import connections_of
+from .guarded_transaction import KEY, GuardedTransaction, SessionWatch, transaction_of, write_pending
 from .lifecycle import Audience
-from .open_claim import Completion, OpenClaim, SessionWatch, is_there, lost
+from .open_claim import BatchCompletion, Completion, OpenClaim, is_there, lost
 
 
 _INFO_KEY = "safeagent_sa"
@@ -43,9 +44,22 @@ def plain_session(session: object) -> Session:
 
 
 def refuse_pending_writes(session: Session, key: Key) -> None:
-    """Raise where changes from before the claim are not flushed; those in an open claim's block belong to that claim."""
-    if not any(claim.is_same_transaction for claim in _blocks(session).values()):
-        foreign_writes.refuse_pending(session, key)
+    """Raise where changes from before the claim are not flushed: the COMMIT of a replay would write them.
+
+    Flushed changes are part of the transaction whether it executes or replays. Those that are made in an open claim's block
+    belong to that claim.
+    """
+    if any(claim.is_same_transaction for claim in _blocks(session).values()):
+        return
+    pending = [*session.new, *session.deleted, *(item for item in session.dirty if session.is_modified(item))]
+    if pending:
+        kinds = ", ".join(sorted({type(item).__name__ for item in pending}))
+        message = (
+            f"the session holds {len(pending)} unflushed change(s) from before the claim of request_id "
+            f"{key.request_id!r} ({kinds}), which a replay would write as well. Make them in the block, behind "
+            "`if not execution.is_replay`; or call session.flush() before the claim if they belong to every delivery."
+        )
+        raise PendingWritesError(message, scope=key.scope, request_id=key.request_id)
 
 
 def refuse_ended_or_foreign(connection: Connection) -> None:
@@ -54,7 +68,7 @@ def refuse_ended_or_foreign(connection: Connection) -> None:
     if held is None or held.is_over:
         return
     if held.transaction_ref() is connection.get_transaction():
-        held.refuse_ended()
+        held.refuse_ended_as_text()
         return
     if held.connection_ref() is None and not any(is_there(claim, connection) for claim in held.claims.values()):
         return  # the pool has ended it in a way of its own
@@ -70,7 +84,7 @@ def refuse_ended_or_foreign(connection: Connection) -> None:
 def watch(
     session: Session,
     connection: Connection,
-    dialect: Dialect,
+    protocol: ClaimProtocol,
     row: NewClaim,
     *,
     proof: str,
@@ -81,7 +95,7 @@ def watch(
     held = guard_transaction(connection)
     watch = _watch_of(session)
     claim = OpenClaim(
-        row, proof, dialect, audience, ref(session), held.connection_ref, watch.root, held.transaction_ref
+        row, proof, protocol, audience, ref(session), held.connection_ref, watch.root, held.transaction_ref
     )
     held.add(claim)
     watch.claims.append(claim)
@@ -94,7 +108,7 @@ def suppose(
     error: BaseException,
     session: Session,
     connection: Connection,
-    dialect: Dialect,
+    protocol: ClaimProtocol,
     row: NewClaim,
     *,
     audience: Audience,
@@ -105,14 +119,14 @@ def suppose(
     """
     is_open = not (connection.closed or connection.invalidated) and connection.in_transaction()
     if is_open and session.in_transaction() and not isinstance(error, SafeAgentError):
-        claim = watch(session, connection, dialect, row, proof="", audience=audience, has_block=False)
+        claim = watch(session, connection, protocol, row, proof="", audience=audience, has_block=False)
         claim.is_supposed = True
 
 
-def complete(claim: OpenClaim, held: GuardedTransaction, completion: Completion) -> None:
+def complete(claim: OpenClaim, held: GuardedTransaction, completion: Completion | BatchCompletion) -> None:
     """Note that the block has ended well; the COMMIT will store the result, and prove it."""
     _leave_block(claim)
-    held.complete(claim, completion)
+    claim.completion, claim.savepoints_at_end = completion, len(held.savepoints.names)
 
 
 def abandon(claim: OpenClaim) -> None:
@@ -161,7 +175,7 @@ def _watch_of(session: Session) -> SessionWatch:
     assert root is not None  # a connection was asked for, which begins one
     if current is None or current.root() is not root:
         current = session.info[_INFO_KEY] = SessionWatch(ref(root))
-        for connection in foreign_writes.connections_of(root):
+        for connection in connections_of(root):
             guard_transaction(connection).join(current)
         open_guarded.note(session)
     return current
@@ -198,10 +212,10 @@ def _before_commit(session: Session) -> None:
     if current is None:
         return
     current.refuse_lost()
-    for connection in {claim.connection for claim in current.claims}:
+    for connection in {claim.connection_ref() for claim in current.claims}:
         held = None if connection is None else transaction_of(connection)
         if connection is None or held is None:
             continue
-        held.refuse_or_allow(connection)
+        held.refuse_early(connection)
         if isinstance(session.bind, Connection):
-            held.send_early(connection, list(held.claims))
+            write_pending(connection, list(held.claims))

@@ -95,6 +95,18 @@ def test_closing_a_joined_session_in_the_block_does_not_let_the_outer_transactio
     assert nothing_is_stored(port)
 
 
+def test_closing_a_joined_session_in_the_block_loses_the_claim_even_if_it_is_completed(port):
+    with port.engine.connect() as connection, connection.begin() as outer:
+        session = Session(connection, join_transaction_mode="rollback_only")
+        with pytest.raises(ClaimLostError), guard.claim(session, "order-1", action="pay") as execution:
+            session.close()
+            execution.complete()
+        with pytest.raises((NotCompletedError, ClaimLostError)):
+            outer.commit()
+
+    assert nothing_is_stored(port)
+
+
 def test_a_two_phase_transaction_of_a_connection_is_not_prepared_with_an_open_claim(postgresql):
     with postgresql.engine.connect() as connection:
         transaction = connection.begin_twophase()

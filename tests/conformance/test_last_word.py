@@ -24,7 +24,7 @@ from safeagent_sa import (
     SecondDatabaseError,
     TransactionAbortedError,
 )
-from safeagent_sa._dialects import Inserted, NewClaim, dialect_for
+from safeagent_sa._dialects import Inserted, NewClaim, protocol_for
 
 
 guard = ExecutionGuard()
@@ -371,9 +371,9 @@ def test_a_row_of_another_claim_is_not_completed(port, execute):
         cursor.execute("SAVEPOINT mine")
         execute(session)
         cursor.execute("ROLLBACK TO SAVEPOINT mine")
-        dialect = dialect_for(connection.dialect.name, ExecutionRequest.__table__)
+        protocol = protocol_for(connection.dialect.name, ExecutionRequest.__table__)
         row = NewClaim("", "order-1", "pay", "f", uuid.uuid4())
-        assert isinstance(dialect.insert_or_find(connection, row), Inserted)
+        assert isinstance(protocol.insert_or_find(connection, row), Inserted)
         with pytest.raises(ClaimLostError):
             session.commit()
 

@@ -20,7 +20,7 @@ from safeagent_sa import (
     UnsupportedDialectError,
     UnsupportedSessionError,
 )
-from safeagent_sa._dialects import NewClaim, dialect_for
+from safeagent_sa._dialects import NewClaim, protocol_for
 
 
 guard = ExecutionGuard()
@@ -114,6 +114,17 @@ def test_ending_the_transaction_inside_the_block_loses_the_claim(port, end):
             session.commit()
         session.rollback()
         session.commit()
+
+    assert nothing_is_stored(port)
+
+
+def test_a_rollback_inside_the_block_loses_the_claim_where_the_caller_keeps_its_connection(port):
+    with port.sessions() as session:
+        with pytest.raises(ClaimLostError), guard.claim(session, "order-1", action="pay") as execution:
+            connection = session.connection()
+            session.rollback()
+            execution.complete(1)
+        assert connection.closed
 
     assert nothing_is_stored(port)
 
@@ -239,16 +250,16 @@ def test_a_lost_claim_cannot_complete_its_successor(port):
 def test_a_stored_result_is_never_overwritten(port):
     with port.sessions() as session:
         connection = session.connection()
-        dialect = dialect_for(connection.dialect.name, ExecutionRequest.__table__)
+        protocol = protocol_for(connection.dialect.name, ExecutionRequest.__table__)
         row = NewClaim("", "order-1", "pay", "f", uuid.uuid4())
-        proof = dialect.insert_or_find(connection, row).proof
+        proof = protocol.insert_or_find(connection, row).proof
 
-        assert dialect.complete(connection, row, proof, "1") == 1
-        assert dialect.complete(connection, row, proof, "2") == 0
-        assert dialect.find(connection, "", "order-1").result == "1"
-        dialect.wait(connection, row, 1.0)  # for nobody: it is our own row
-        assert dialect.insert_or_find(connection, row).result == "1"
-        assert dialect.find(connection, "", "order-1").result == "1"
+        assert protocol.complete(connection, row, proof, "1") == 1
+        assert protocol.complete(connection, row, proof, "2") == 0
+        assert protocol.find(connection, "", "order-1").result == "1"
+        protocol.wait(connection, row, 1.0)  # for nobody: it is our own row
+        assert protocol.insert_or_find(connection, row).result == "1"
+        assert protocol.find(connection, "", "order-1").result == "1"
 
 
 def test_completing_after_the_block_or_twice_is_refused(port):

@@ -111,21 +111,22 @@ def test_some_interleavings_of_three_callers(explorer, driver):
 def test_the_explorer_finds_a_guard_that_is_not_one(explorer, monkeypatch):
     """The control: with a claim that reads "no row" as "mine", the same exploration finds two payments."""
     from safeagent_sa._dialects import Begun, Inserted
-    from safeagent_sa._dialects.postgresql import PostgreSQL
+    from safeagent_sa._dialects.postgresql.fast_path import FastPath
+    from safeagent_sa._dialects.postgresql.protocol import PostgreSQL
 
-    insert_or_find, begin_with_claim = PostgreSQL.insert_or_find, PostgreSQL.begin_with_claim
+    insert_or_find, begin = PostgreSQL.insert_or_find, FastPath.begin_with
 
     def mine(found):
         return found if isinstance(found, Inserted) else Inserted("0", is_durable=True)
 
     def begun_as_mine(*arguments):
-        begun = begin_with_claim(*arguments)
+        begun = begin(*arguments)
         return begun and Begun(mine(begun.found))
 
     monkeypatch.setattr(PostgreSQL, "insert_or_find", lambda *arguments: mine(insert_or_find(*arguments)))
-    monkeypatch.setattr(PostgreSQL, "begin_with_claim", begun_as_mine)
+    monkeypatch.setattr(FastPath, "begin_with", begun_as_mine)
     monkeypatch.setattr(PostgreSQL, "complete", lambda *_, **__: 1)
-    monkeypatch.setattr(PostgreSQL, "completion_in_batch", lambda *_, **__: None)
+    monkeypatch.setattr(FastPath, "completion", lambda *_, **__: None)
     found = explorer()
     found.explore(limit=1)
 

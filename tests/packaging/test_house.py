@@ -26,7 +26,6 @@ NO_TRANSACTION = {"cursor", "driver", "ears", "pipeline"}
 ONE_SUBCLASS = {
     "EffectContext": "the context of an async call is one, whose heartbeat is awaited",
     "ExecutionRequestMixin": "users make models of their own from it",
-    "Pipelined": "until the dialects are a package of their own",
     "ResultType": "itself the type of plain JSON",
     "_Base": "a declarative base",
 }

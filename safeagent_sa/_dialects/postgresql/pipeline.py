@@ -23,7 +23,7 @@ from psycopg.generators import fetch_many, send
 from sqlalchemy import Connection
 from sqlalchemy.util import await_only
 
-from ..base import driver_of
+from ..drivers import driver_of
 from .prepared import Names, Prepared, Text, Texts
 
 

@@ -39,7 +39,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.visitors import InternalTraversal
 
-from ..base import NewClaim, StoredRequest
+from ..base import Inserted, NewClaim, StoredRequest
 
 
 # Our own part of the 64-bit space that all users of advisory locks in one database share. A collision costs a false
@@ -85,6 +85,37 @@ class Ready:
         sql, names = found
         values: Any = parameters if names is None else tuple(parameters[name] for name in names)
         return connection.exec_driver_sql(sql, values)
+
+
+def lock_name(scope: str, request_id: str) -> str:
+    """Return the name of a request's advisory lock."""
+    # The unit separator cannot be part of a key, so no two keys share a lock name.
+    return f"{scope}\x1f{request_id}"
+
+
+def claim_parameters(claim: NewClaim) -> dict[str, Any]:
+    """Return the parameters of `Statements.insert_or_find`."""
+    return claim._asdict() | {"lock_name": lock_name(claim.scope, claim.request_id)}
+
+
+def completion_parameters(claim: NewClaim, proof: str, result: str, *, is_forced: bool) -> dict[str, Any]:
+    """Return the parameters of `Statements.complete` and `complete_or_fail`."""
+    return {
+        "key_scope": claim.scope,
+        "key_request_id": claim.request_id,
+        "key_token": claim.token,
+        "proof": proof,
+        "new_result": result,
+        "is_forced": is_forced,
+    }
+
+
+def inserted_or_found(row: Any) -> Inserted | StoredRequest | None:
+    """Return what a row of `Statements.insert_or_find` means."""
+    if row is None:
+        return None
+    proof, durability, *stored = row
+    return StoredRequest(*stored) if proof is None else Inserted(proof, is_durable=durability not in LOSABLE)
 
 
 def is_translated(connection: Connection) -> bool:
