@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Table
 from sqlalchemy.orm import Session
 
 from .._dialects import Dialect, dialect_for
@@ -23,6 +23,11 @@ def protocol(session: Session, settings: Settings, key: Key | None) -> Dialect:
     """Return the protocol that the session's connection will have; nothing is connected or begun."""
     bind = session.get_bind(**_bind_arguments(session, settings, key))
     return dialect_for(bind.dialect.name, settings.model.__table__)  # type: ignore[attr-defined]
+
+
+def protocol_of(connection: Connection, table: Table) -> Dialect:
+    """Return the protocol for a table on a connection."""
+    return dialect_for(connection.dialect.name, table)
 
 
 def _bind_arguments(session: Session, settings: Settings, key: Key | None) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select
 
-from .. import _clock
 from .._request.payloads import Fingerprinter
 from ..execution import Execution, ExecutionStatus, PlannedEffect
 from ..models import ExecutionRequestMixin
+from . import binding
 
 
 CHANNEL = "safeagent_sa"
@@ -37,7 +37,8 @@ def store(
     ]
     if not rows:
         return
-    statement = insert(model).values(lease_expires_at=_clock.now(connection))
+    protocol = binding.protocol_of(connection, model.__table__)  # type: ignore[attr-defined]
+    statement = insert(model).values(lease_expires_at=protocol.now())
     connection.execute(statement, rows)
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_notify(CHANNEL, "")))

@@ -10,8 +10,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Table, and_, column, func, null, or_
 from sqlalchemy.orm import Session
 
-from .. import _clock, _settings
+from .. import _settings
 from .._claim import binding, outcome
+from .._dialects import Dialect
 from .._request import ids, json_text
 from .._request.ids import Key, validate_key
 from .._request.results import ResultType
@@ -55,14 +56,14 @@ def in_doubt(
     settings: _settings.Settings, session: Session, *, older_than: dt.timedelta | float, scope: str | None, limit: int
 ) -> list[Doubt]:
     """Read the requests in doubt, the oldest first, from the index of what is open."""
-    connection, _ = binding.reach(session, settings)
+    connection, protocol = binding.reach(session, settings)
     table: Table = settings.model.__table__  # type: ignore[attr-defined]
     columns = table.c
     began = func.coalesce(columns.effect_started_at, columns.created_at, type_=columns.created_at.type)
     query = (
-        lease_rows.query_of(connection, table)
+        lease_rows.query_of(protocol, table)
         .add_columns(columns.scope, columns.request_id, began)
-        .where(is_in_doubt(connection, columns), _clock.age_of(connection, began) >= _settings.seconds_of(older_than))
+        .where(is_in_doubt(protocol, columns), protocol.age_of(began) >= _settings.seconds_of(older_than))
         .order_by(began)
         .limit(limit)
     )
@@ -90,10 +91,10 @@ def in_doubt(
     return doubts
 
 
-def is_in_doubt(connection: Connection, columns: Any) -> ColumnElement[bool]:
+def is_in_doubt(protocol: Dialect, columns: Any) -> ColumnElement[bool]:
     """Return what is true of a request in doubt, in the form that the index of what is open is for."""
     is_started = and_(columns.status == lease_rows.LEASED, columns.effect_started_at.is_not(None))
-    has_ended = columns.lease_expires_at <= _clock.now(connection)
+    has_ended = columns.lease_expires_at <= protocol.now()
     return and_(
         columns.lease_expires_at.is_not(None), or_(columns.status == lease_rows.IN_DOUBT, and_(is_started, has_ended))
     )
@@ -128,7 +129,7 @@ def resolve(
             raise _not_in_doubt(key, found)
         return _receipt(key, found)
     note["at"] = str(found.clock)
-    values = _values(rows.connection, found, verdict, text) | {"details": json_text.noted(found.details, note)}
+    values = _values(rows.protocol, found, verdict, text) | {"details": json_text.noted(found.details, note)}
     # A new token: should the process of the last attempt still live, it writes nothing any more.
     values["token"] = uuid.uuid4()
     resolved = rows.write_and_read(key, found.stored.token, values, found.stored.status)
@@ -137,21 +138,21 @@ def resolve(
     return _receipt(key, resolved)
 
 
-def _values(connection: Any, found: Found, verdict: Verdict, text: str) -> dict[str, Any]:
+def _values(protocol: Dialect, found: Found, verdict: Verdict, text: str) -> dict[str, Any]:
     if verdict.answer is Answer.SUCCEEDED:
         values = {"status": ExecutionStatus.COMPLETED.value, "result": text, "error": null(), "payload": null()}
-        return values | {"completed_at": _clock.now(connection), "lease_expires_at": null()}
+        return values | {"completed_at": protocol.now(), "lease_expires_at": null()}
     if verdict.answer is not Answer.NOT_EXECUTED:
         # A claim that was committed without a result has no lease yet, by which it would be found.
-        since: Any = func.coalesce(column("lease_expires_at"), _clock.now(connection))
+        since: Any = func.coalesce(column("lease_expires_at"), protocol.now())
         return {"status": lease_rows.IN_DOUBT, "lease_expires_at": since}
     if found.is_started or found.payload is not None:
         values = {"status": lease_rows.LEASED, "effect_started_at": null(), "completed_at": null()}
-        return values | {"lease_expires_at": _clock.now(connection)}
+        return values | {"lease_expires_at": protocol.now()}
     # No effect, whose next attempt would find it: a claim in a transaction only ever inserts.
     failure = json_text.recorded("it has not happened, as was found out later")
     values = {"status": ExecutionStatus.FAILED.value, "error": failure, "lease_expires_at": null()}
-    return values | {"completed_at": _clock.now(connection)}
+    return values | {"completed_at": protocol.now()}
 
 
 def _is_resolvable(connection: Connection, found: Found, verdict: Verdict) -> bool:

@@ -23,7 +23,6 @@ from sqlalchemy.orm import Session
 
 from .._claim import acquire
 from .._claim.outcome import Request, conflict, in_progress
-from .._clock import later, now
 from .._dialects import Inserted, NewClaim
 from .._request.ids import Key
 from .._settings import Settings
@@ -75,7 +74,7 @@ def take(session: Session, terms: Terms, request: Request, token: uuid.UUID) -> 
     if found is not None and _lease_of(key, found, token) is None and _is_open(terms, request, found):
         columns, stored = rows.table.c, found.stored
         same = (columns.action == stored.action, columns.fingerprint == stored.fingerprint)
-        until, parks = later(rows.connection, terms.seconds), literal(not terms.takes_over_doubt)
+        until, parks = rows.protocol.later(terms.seconds), literal(not terms.takes_over_doubt)
         taken = rows.take_over(*rows.by_key(key), *same, token=token, until=until, parks=parks)
         found = rows.find(key) if taken is None else taken[1]  # None: another transaction was faster
     if found is None:
@@ -117,21 +116,21 @@ def _is_open(terms: Terms, request: Request, found: Found) -> bool:
 def start(session: Session, terms: Terms, lease: Lease) -> None:
     """Mark that the call begins."""
     rows = Rows(session, terms.settings)
-    values = {"effect_started_at": now(rows.connection), "lease_expires_at": later(rows.connection, terms.seconds)}
+    values = {"effect_started_at": rows.protocol.now(), "lease_expires_at": rows.protocol.later(terms.seconds)}
     _own(rows, lease, values, LEASED)
 
 
 def extend(session: Session, terms: Terms, lease: Lease) -> None:
     """Let the lease begin again."""
     rows = Rows(session, terms.settings)
-    _own(rows, lease, {"lease_expires_at": later(rows.connection, terms.seconds)}, LEASED)
+    _own(rows, lease, {"lease_expires_at": rows.protocol.later(terms.seconds)}, LEASED)
 
 
 def complete(session: Session, settings: Settings, lease: Lease, result: str, details: str | None = None) -> bool:
     """Record the result; return whether it was not recorded before, by an earlier COMMIT of ours without an answer."""
     rows = Rows(session, settings)
     values = {"status": ExecutionStatus.COMPLETED.value, "result": result, "error": null(), "payload": null()}
-    values |= {"completed_at": now(rows.connection), "lease_expires_at": null()}
+    values |= {"completed_at": rows.protocol.now(), "lease_expires_at": null()}
     return _settle(rows, lease, values | _with(details))
 
 
@@ -139,7 +138,7 @@ def fail(session: Session, settings: Settings, lease: Lease, error: str, *, keep
     """Record that nothing happened, for good; or, with its payload, until a person says that it may be tried again."""
     rows = Rows(session, settings)
     values: dict[str, Any] = {"status": ExecutionStatus.FAILED.value, "error": error}
-    values |= {"completed_at": now(rows.connection), "lease_expires_at": null()}
+    values |= {"completed_at": rows.protocol.now(), "lease_expires_at": null()}
     if not keeps_payload:
         values["payload"] = null()
     return _settle(rows, lease, values)
@@ -151,7 +150,7 @@ def set_free(session: Session, settings: Settings, lease: Lease, error: str | No
     What an earlier attempt may have done stays in doubt.
     """
     rows = Rows(session, settings)
-    values = {"status": LEASED, "error": error, "lease_expires_at": later(rows.connection, pause)}
+    values = {"status": LEASED, "error": error, "lease_expires_at": rows.protocol.later(pause)}
     if not lease.is_in_doubt:
         values["effect_started_at"] = null()
     _own(rows, lease, values, LEASED, IN_DOUBT)

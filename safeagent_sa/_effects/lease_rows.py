@@ -9,12 +9,11 @@ import uuid
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Table, Update, case, func, literal, null, select, update
+from sqlalchemy import ColumnElement, Table, Update, case, func, literal, null, select, update
 from sqlalchemy.orm import Session
 
 from .._claim import binding
-from .._clock import age_of, later, now
-from .._dialects import Inserted, NewClaim, StoredRequest, stored_of
+from .._dialects import Dialect, Inserted, NewClaim, StoredRequest, stored_of
 from .._request.ids import Key
 from .._settings import Settings
 from ..execution import ExecutionStatus
@@ -49,15 +48,15 @@ class Rows:
     """The table in one transaction, reached once; what is written there is made durable."""
 
     def __init__(self, session: Session, settings: Settings) -> None:
-        self.connection, self._dialect = binding.connect(session, settings)
+        self.connection, self.protocol = binding.connect(session, settings)
         self.table: Table = settings.model.__table__  # type: ignore[attr-defined]
         self._policy = settings
 
     def insert_or_find(self, claim: NewClaim, seconds: float) -> Inserted | Found | None:
         """Insert a row with a lease, or return the row that is in its way; None where a new statement must look."""
-        leased = {"status": literal(LEASED), "lease_expires_at": later(self.connection, seconds)}
-        look = query_of(self.connection, self.table)
-        found = self._dialect.insert_or_look(self.connection, claim, leased, look)
+        leased = {"status": literal(LEASED), "lease_expires_at": self.protocol.later(seconds)}
+        look = query_of(self.protocol, self.table)
+        found = self.protocol.insert_or_look(self.connection, claim, leased, look)
         if isinstance(found, Inserted):
             self._make_durable(is_durable=found.is_durable)
             return found
@@ -65,7 +64,7 @@ class Rows:
 
     def find(self, key: Key, *, is_locking: bool = False) -> Found | None:
         """Read a row, and how its lease stands."""
-        query = query_of(self.connection, self.table).where(*self.by_key(key))
+        query = query_of(self.protocol, self.table).where(*self.by_key(key))
         row = self.connection.execute(query.with_for_update() if is_locking else query).first()
         return None if row is None else found_of(row)
 
@@ -79,7 +78,7 @@ class Rows:
             parks: Whether the row is left in doubt where an earlier attempt may have happened.
         """
         columns = self.table.c
-        ended = columns.lease_expires_at.is_(None) | (age_of(self.connection, columns.lease_expires_at) >= 0)
+        ended = columns.lease_expires_at.is_(None) | (self.protocol.age_of(columns.lease_expires_at) >= 0)
         is_free = (columns.status == IN_DOUBT) | ((columns.status == LEASED) & ended)
         # What is in doubt without a mark, such as an adopted row, gets one: this attempt may end before its own.
         may_have_happened = (columns.status == IN_DOUBT) | columns.effect_started_at.is_not(None)
@@ -93,7 +92,7 @@ class Rows:
             "effect_started_at": case((may_have_happened, mark), else_=null()),
         }
         change = update(self.table).where(*which, is_free).values(values)
-        row = self._send(change, columns.scope, columns.request_id, *_looked_at(self.connection, self.table))
+        row = self._send(change, columns.scope, columns.request_id, *_looked_at(self.protocol, self.table))
         return None if row is None else (Key(*row[:2]), found_of(row[2:]))
 
     def write(self, key: Key, token: uuid.UUID, values: dict[str, Any], *statuses: str) -> bool:
@@ -102,7 +101,7 @@ class Rows:
 
     def write_and_read(self, key: Key, token: uuid.UUID, values: dict[str, Any], *statuses: str) -> Found | None:
         """Do as `write` does; return the row as it is then."""
-        row = self._send(self._fenced(key, token, values, statuses), *_looked_at(self.connection, self.table))
+        row = self._send(self._fenced(key, token, values, statuses), *_looked_at(self.protocol, self.table))
         return None if row is None else found_of(row)
 
     def by_key(self, key: Key) -> tuple[ColumnElement[bool], ...]:
@@ -115,7 +114,7 @@ class Rows:
         return update(self.table).where(*self.by_key(key), *fence).values(values)
 
     def _send(self, change: Update, *returned: Any) -> Any:
-        row = self.connection.execute(change.returning(self._dialect.is_durable, *returned)).first()
+        row = self.connection.execute(change.returning(self.protocol.is_durable, *returned)).first()
         if row is None:
             return None
         self._make_durable(is_durable=row[0])
@@ -123,12 +122,12 @@ class Rows:
 
     def _make_durable(self, *, is_durable: bool) -> None:
         if not is_durable:
-            self._policy.make_durable(self.connection, self._dialect)
+            self._policy.make_durable(self.connection, self.protocol)
 
 
-def query_of(connection: Connection, table: Table) -> Any:
+def query_of(protocol: Dialect, table: Table) -> Any:
     """Return a SELECT of rows for `found_of`, before whatever columns are added behind."""
-    return select(*_looked_at(connection, table))
+    return select(*_looked_at(protocol, table))
 
 
 def found_of(row: Any) -> Found:
@@ -138,9 +137,9 @@ def found_of(row: Any) -> Found:
     return Found(stored_of(row[:size]), started_at is not None, None if left is None else float(left), *rest)
 
 
-def _looked_at(connection: Connection, table: Table) -> tuple[Any, ...]:
+def _looked_at(protocol: Dialect, table: Table) -> tuple[Any, ...]:
     columns = table.c
     stored = [columns[name] for name in StoredRequest._fields]
-    left = -age_of(connection, columns.lease_expires_at)
+    left = -protocol.age_of(columns.lease_expires_at)
     # As it is: SQLite 3.40 says of NULL that it IS NOT NULL, in the RETURNING of this table.
-    return *stored, columns.effect_started_at, left, columns.payload, columns.details, now(connection)
+    return *stored, columns.effect_started_at, left, columns.payload, columns.details, protocol.now()

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import case, select
 from sqlalchemy.orm import Session
 
-from .. import _clock, _settings
+from .. import _settings
 from .._claim.outcome import Request, failed, in_doubt
 from .._request import json_text
 from .._request.arguments import refuse_misfit
@@ -88,7 +88,7 @@ class RelayBase(Generic[_EffectT]):
             .where(
                 columns.payload.is_not(None),
                 columns.status == lease_rows.LEASED,
-                columns.lease_expires_at <= _clock.began(rows.connection),
+                columns.lease_expires_at <= rows.protocol.began(),
                 columns.action.in_(sorted(terms)),
             )
             .order_by(columns.lease_expires_at)
@@ -96,7 +96,7 @@ class RelayBase(Generic[_EffectT]):
             .with_for_update(skip_locked=True)
             .cte("due")
         )
-        ends = {action: _clock.later(rows.connection, each.seconds) for action, each in sorted(terms.items())}
+        ends = {action: rows.protocol.later(each.seconds) for action, each in sorted(terms.items())}
         row = rows.take_over(
             columns.scope == due.c.scope,
             columns.request_id == due.c.request_id,

@@ -959,7 +959,7 @@ STORED = {
 EFFECTS = {
     "an effect is not marked as started": Mutant(
         LEASE,
-        'values = {"effect_started_at": now(rows.connection), "lease_expires_at"',
+        'values = {"effect_started_at": rows.protocol.now(), "lease_expires_at"',
         'values = {"lease_expires_at"',
         "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
     ),
@@ -977,8 +977,8 @@ EFFECTS = {
     ),
     "a mark is set on what was parked": Mutant(
         LEASE,
-        "later(rows.connection, terms.seconds)}\n    _own(rows, lease, values, LEASED)",
-        "later(rows.connection, terms.seconds)}\n    _own(rows, lease, values, LEASED, IN_DOUBT)",
+        "rows.protocol.later(terms.seconds)}\n    _own(rows, lease, values, LEASED)",
+        "rows.protocol.later(terms.seconds)}\n    _own(rows, lease, values, LEASED, IN_DOUBT)",
         "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
     ),
     "a takeover trusts its look": Mutant(
@@ -1073,7 +1073,7 @@ EFFECTS = {
     ),
     "a relay takes what is not due": Mutant(
         RELAY,
-        "columns.lease_expires_at <= _clock.began(rows.connection),",
+        "columns.lease_expires_at <= rows.protocol.began(),",
         "",
         "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
     ),
