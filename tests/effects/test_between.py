@@ -82,12 +82,12 @@ def failed(port, first):
 
 def doubted(port, first):
     first.start()
-    first.doubt()
+    first.put_in_doubt()
 
 
 def freed(port, first):
     first.start()
-    first.set_free()
+    first.release()
 
 
 def resolved(port, first):

@@ -26,7 +26,7 @@ def end_lease(port):
         expire_lease(connection, "charge-1")
 
 
-STEPS = ["start", "extend", "complete", "fail", "set_free", "doubt"]
+STEPS = ["start", "extend", "complete", "fail", "release", "put_in_doubt"]
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import literal_column, select, update
 
 from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionRequest, LeaseLostError, OutcomeError
-from safeagent_sa._effects import lease as leases
-from safeagent_sa._effects.flow import Call, Transact
+from safeagent_sa._effects.drive import Call
+from safeagent_sa._effects.lease import Lease
 from safeagent_sa.effects import not_executed, succeeded
 
 
@@ -31,12 +31,7 @@ class Worker:
     def __init__(self, world):
         self.world, self.outcome, self.steps = world, None, 0
         request = world.effect.request("charge-1", None, None, world.call)
-        self.flow = world.effect.flow(
-            request,
-            lambda session, token: leases.take(session, world.effect.terms, request, token),
-            Call(world.call, (), {}),
-            lambda lease: lambda: None,
-        )
+        self.flow = world.effect.flow(None, request, Call(world.call, (), {}))
         self.resume(lambda: next(self.flow))
 
     def resume(self, how):
@@ -55,7 +50,7 @@ class Worker:
             self.next = None
             return
         try:
-            for _ in range(2 if kind == "lost answer" and isinstance(self.next, Transact) else 1):
+            for _ in range(2 if kind == "lost answer" and not isinstance(self.next, Call) else 1):
                 value = self.do(self.next)
         except Exception as error:  # noqa: BLE001 - it is the flow that decides
             thrown = error
@@ -70,7 +65,7 @@ class Worker:
         if isinstance(step, Call):
             return step.fn(*step.args, **step.kwargs)
         with self.world.port.sessions() as session, session.begin():
-            return step.step(session)
+            return step(session)
 
 
 class World:
@@ -187,18 +182,18 @@ def test_five_thousand_interleavings_of_three_workers(port, policy):
 
 
 def test_without_the_mark_the_exploration_finds_a_second_call(sqlite, monkeypatch):
-    monkeypatch.setattr(leases, "start", lambda *_: None)
+    monkeypatch.setattr(Lease, "start", lambda *_: None)
     world = World(sqlite, "park")
     world.explore(2)
     assert any(charges > 1 for *_, charges in world.violations)
 
 
 def test_without_the_fence_the_exploration_finds_a_second_receipt(sqlite, monkeypatch):
-    def complete(session, settings, lease, result, details=None):
+    def complete(lease, session, result, details=None):
         session.execute(update(TABLE).values(status="completed", result=result))
         return True
 
-    monkeypatch.setattr(leases, "complete", complete)
+    monkeypatch.setattr(Lease, "complete", complete)
     world = World(sqlite, "retry")
     world.explore(2)
     assert any(len(receipts) > 1 for _, _, _, receipts, _ in world.violations)
