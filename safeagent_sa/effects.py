@@ -60,14 +60,14 @@ class Effect(EffectBase, Generic[ResultT]):
         scope: str | None = None,
         **kwargs: Any,
     ) -> Execution[ResultT]:
-        """Make the call between short transactions of the guard; of the caller's rows only those of `on_success` commit with it.
+        """Make the call once, between the guard's own short transactions; only the rows of `on_success` commit with the outcome.
 
         Args:
             session_factory: Makes a session for each of the three short transactions, such as a `sessionmaker`.
             request_id: The idempotency key: names the intent, the same on every retry; at most 255 bytes.
             fn: The call: `fn(effect, *args, **kwargs)` with an EffectContext. What it returns is the result.
             *args: Further arguments of `fn`.
-            payload: The arguments that a retry must repeat. Only their fingerprint is stored.
+            payload: The values that a retry must repeat. Only their fingerprint is stored.
             scope: The tenant or namespace, instead of the guard's own; at most 255 bytes.
             **kwargs: Keyword arguments of `fn`.
 
@@ -75,7 +75,7 @@ class Effect(EffectBase, Generic[ResultT]):
             The execution, with the result of this call or, as a replay, of the one on record.
 
         Raises:
-            ExecutionInProgressError: Another attempt has the lease, for another `retry_after` seconds.
+            ExecutionInProgressError: Another attempt has the lease, which ends in `retry_after` seconds.
             ExecutionInDoubtError: This call has raised an error that proves nothing, or an earlier call may have happened.
             ExecutionFailedError: It is proven that nothing happened, and that is on record for good.
             LeaseLostError: The call took longer than its lease, and another attempt has taken the effect over, or a person
@@ -161,7 +161,7 @@ class AsyncEffect(EffectBase, Generic[ResultT]):
         scope: str | None = None,
         **kwargs: Any,
     ) -> Execution[ResultT]:
-        """Make the call between short transactions of the guard; of the caller's rows only those of `on_success` commit with it.
+        """Make the call once, between the guard's own short transactions; only the rows of `on_success` commit with the outcome.
 
         Where the task is cancelled during the call, the request keeps its lease, and is in doubt once the lease has ended.
 
@@ -172,7 +172,7 @@ class AsyncEffect(EffectBase, Generic[ResultT]):
             fn: The call, a coroutine function: `await fn(effect, *args, **kwargs)` with an AsyncEffectContext. A probe and
                 `on_success` may be coroutine functions as well.
             *args: Further arguments of `fn`.
-            payload: The arguments that a retry must repeat. Only their fingerprint is stored.
+            payload: The values that a retry must repeat. Only their fingerprint is stored.
             scope: The tenant or namespace, instead of the guard's own; at most 255 bytes.
             **kwargs: Keyword arguments of `fn`.
 

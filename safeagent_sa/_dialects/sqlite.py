@@ -137,5 +137,5 @@ class SQLite(Dialect):
         return func.strftime("%Y-%m-%d %H:%M:%f", "now", f"{seconds:+.6f} seconds")
 
     def age_of(self, moment: ColumnElement[Any]) -> Any:
-        """Subtract days since noon on 24 November 4714 BC, which is how SQLite counts."""
+        """Return the difference of two Julian day numbers, in seconds."""
         return (func.julianday("now") - func.julianday(moment)) * 86400.0

@@ -134,7 +134,7 @@ class EffectBase:
         kinds: tuple[Any, ...] = self._retry_on
         for kind in kinds:
             if not (isinstance(kind, type) and issubclass(kind, Exception)):
-                raise TypeError(f"retry_on holds types of exceptions, not {kind!r}")
+                raise TypeError(f"retry_on takes types of exceptions, not {kind!r}")
         self._settings = settings
         self._when_in_doubt = when_in_doubt
         self._on_success = on_success

@@ -1,4 +1,4 @@
-"""What a relay takes next, and what follows a failure: what relays of functions and of coroutines share."""
+"""What relays of functions and of coroutines share: the next effect that is due, and what follows a failure."""
 
 from __future__ import annotations
 
