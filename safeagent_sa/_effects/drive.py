@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy.orm import Session
@@ -65,7 +66,7 @@ async def drive_async(flow: Flow[_ValueT], session_factory: AsyncSessionFactory)
                     value = step.fn(*step.args, **step.kwargs)
                     value = await value if inspect.isawaitable(value) else value
                 else:
-                    value = await transact_async(session_factory, step)
+                    value = await run.run_async(session_factory, methodcaller("run_sync", step), Attempts(*_ATTEMPTS))
             except Exception as error:  # noqa: BLE001 - the flow decides
                 step = flow.throw(error)
             else:
@@ -82,4 +83,4 @@ def transact(session_factory: SessionFactory, step: Step) -> Any:
 
 async def transact_async(session_factory: AsyncSessionFactory, step: Step) -> Any:
     """Run a step in its own transaction, through an async driver."""
-    return await run.run_async(session_factory, lambda session: session.run_sync(step), Attempts(*_ATTEMPTS))
+    return await run.run_async(session_factory, methodcaller("run_sync", step), Attempts(*_ATTEMPTS))
