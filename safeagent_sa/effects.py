@@ -1,44 +1,28 @@
-"""Effects: calls of other systems, which no transaction covers. The guard never lies about them.
+"""Effects: calls of other systems, which no transaction covers.
 
     transaction 1    the lease: this attempt, and no other one
     transaction 2    the mark that the call begins: the last safe point
     the call         no transaction is open; it carries an idempotency key that is the same on every attempt
-    transaction 3    the outcome, written only by the attempt that is the current one
+    transaction 3    the outcome, which only the current attempt can write
 
-A crash between the mark and the outcome leaves an effect *in doubt*: it may have happened. It is never fired again by
-itself, unless it was declared that it may be (`"retry"`), or a probe has found out that it has not happened.
+A crash between the mark and the outcome leaves an effect *in doubt*: it may have happened. The guard then makes the call again
+only if the effect allows that (`"retry"`), or a probe or a person has found out that nothing happened.
 """
 
 from __future__ import annotations
 
 import inspect
-import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, Generic
 
 from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only
 
-from ._claim.outcome import Request
-from ._effects import lease as leases
 from ._effects.doubt import Doubt
-from ._effects.flow import (
-    AlongError,
-    Call,
-    EffectBase,
-    EffectContext,
-    Flow,
-    RetryOn,
-    Take,
-    Transact,
-    WhenInDoubt,
-    is_worth_another_attempt,
-)
-from ._effects.lease import Lease
+from ._effects.drive import Call, drive, drive_async, transact_async
+from ._effects.flow import EffectBase, EffectContext, RetryOn, WhenInDoubt
 from ._effects.verdict import Answer, Verdict, executed_more_than_once, not_executed, succeeded, unknown
-from ._request.arguments import refuse_misfit, refuse_shared_names
-from ._transaction import run
-from ._transaction.run import AsyncSessionFactory, Attempts, SessionFactory
+from ._transaction.run import AsyncSessionFactory, SessionFactory
 from .errors import UnsupportedFunctionError
 from .execution import Execution, ResultT
 
@@ -59,16 +43,6 @@ __all__ = [
     "unknown",
 ]
 
-# Attempts and seconds of one of the short transactions.
-_ATTEMPTS = (5, 30.0)
-
-
-class AsyncEffectContext(EffectContext):
-    """As EffectContext, for coroutines: `await effect.heartbeat()`."""
-
-    async def heartbeat(self) -> None:  # noqa: D102 - as in EffectContext
-        await self._extend()
-
 
 class Effect(EffectBase, Generic[ResultT]):
     """A call of another system that is made once per request_id, as far as that can be known; from `guard.effect()`."""
@@ -86,34 +60,48 @@ class Effect(EffectBase, Generic[ResultT]):
         scope: str | None = None,
         **kwargs: Any,
     ) -> Execution[ResultT]:
-        """Make the call, in between transactions of its own; nothing of yours commits with them but `on_success`.
+        """Make the call once, between the guard's own short transactions; only the rows of `on_success` commit with the outcome.
 
         Args:
-            session_factory: What makes a session for each of the three short transactions.
-            request_id: What names the intent, the same on every retry; at most 255 bytes.
-            fn: The call: `fn(effect, *args, **kwargs)` with an EffectContext; what it returns is the result.
+            session_factory: Makes a session for each of the three short transactions, such as a `sessionmaker`.
+            request_id: The idempotency key: names the intent, the same on every retry; at most 255 bytes.
+            fn: The call: `fn(effect, *args, **kwargs)` with an EffectContext. What it returns is the result.
             *args: Further arguments of `fn`.
-            payload: What a retry must repeat; stored as a fingerprint only.
-            scope: The tenant or namespace, instead of the guard's own.
+            payload: The values that a retry must repeat. Only their fingerprint is stored.
+            scope: The tenant or namespace, instead of the guard's own; at most 255 bytes.
             **kwargs: Keyword arguments of `fn`.
 
         Returns:
-            The execution, with the result of this call or of the one that was on record.
+            The execution, with the result of this call or, as a replay, of the one on record.
 
         Raises:
-            ExecutionInProgressError: Another attempt has the lease; `retry_after` says when it ends.
-            ExecutionInDoubtError: This call has raised what proves nothing, or an earlier one may have happened.
-            ExecutionFailedError: It is proven that nothing happened, for good.
-            LeaseLostError: The call took longer than the lease, and somebody else has taken it over.
+            ExecutionInProgressError: Another attempt has the lease, which ends in `retry_after` seconds.
+            ExecutionInDoubtError: This call has raised an error that proves nothing, or an earlier call may have happened.
+            ExecutionFailedError: It is proven that nothing happened, and that is on record for good.
+            LeaseLostError: The call took longer than its lease, and another attempt has taken the effect over, or a person
+                has resolved it. This attempt recorded nothing.
             RequestConflictError: The request_id was used for another action or payload.
-            ReceiptExpiredError: It was executed before, and its receipt is gone.
+            ReceiptExpiredError: It was executed before, and its receipt was purged.
             ReceiptUnreadableError: It was executed before, and its stored result cannot be read back.
+            InvalidRequestIdError: The request_id cannot be stored. Nothing was sent.
+            InvalidScopeError: The scope cannot be stored. Nothing was sent.
+            InvalidPayloadError: The payload has no canonical form. Nothing was sent.
+            InvalidResultError: The call was made, but its result cannot be stored; the request is in doubt.
             EffectInTransactionError: A guarded transaction of this thread or task is open. Nothing was sent.
-            InvalidResultError: The call was made, but its result cannot be stored; it is in doubt.
-            UnsupportedFunctionError: `fn` is a coroutine function, does not take these arguments, or has a parameter with the
-                name of an option that is given neither by position nor with `functools.partial`. Nothing was sent.
-            Exception: What `retry_on` names, as the call raised it: the request is free for the next attempt. What a
-                probe or `on_success` raises: the request is in doubt. The database's errors, as ever.
+            UnsupportedFunctionError: `fn` is a coroutine function, or does not take these arguments, or has a parameter with
+                the name of an option that is given neither by position nor with `functools.partial`. Nothing was sent.
+            UnsupportedResultTypeError: Results of the type that `fn` is annotated to return cannot be stored. Nothing was
+                sent.
+            UnsupportedSessionError: The factory made no Session, or one that is in a transaction.
+            FingerprintKeyError: The key of the stored fingerprint is not among the guard's `fingerprint_keys`.
+            AutocommitError: The factory's sessions are in AUTOCOMMIT mode. Nothing was sent.
+            ReadOnlyTransactionError: The factory's sessions are read-only, or on a replica.
+            EngineNotConfiguredError: This SQLite engine was not set up by `safeagent_sa.sqlite.configure`.
+            UnsupportedDialectError: The guard has no protocol for this database.
+            sqlalchemy.exc.DBAPIError: The database failed and five attempts did not help. After the call has begun, the
+                request is in doubt once its lease has ended.
+            Exception: An error that `retry_on` names, as the call raised it: the request is free for the next attempt. An
+                error that a probe or `on_success` raised: the request is in doubt.
 
         Example:
             ```python
@@ -125,44 +113,36 @@ class Effect(EffectBase, Generic[ResultT]):
             execution = charge.execute(SessionLocal, "order:42:charge", do_charge, order, payload={"amount": 100})
             ```
         """
-        self.refuse_open_transaction()
         if inspect.iscoroutinefunction(fn):
             raise UnsupportedFunctionError(
-                f"{fn!r} is a coroutine function, which this effect would never await: use AsyncExecutionGuard.effect()"
+                f"{fn!r} is a coroutine function, which execute() would never await. Nothing was sent. Use "
+                "AsyncExecutionGuard.effect() for it."
             )
-        refuse_shared_names(Effect.execute, fn, args)
-        refuse_misfit(fn, args, kwargs)
+        call = Call(fn, args, kwargs)
+        self.refuse(Effect.execute, call)
         request = self.request(request_id, payload, scope, fn)
+        return drive(self.flow(session_factory, request, call), session_factory)
 
-        def take(session: Session, token: uuid.UUID) -> Any:
-            return leases.take(session, self.terms, request, token)
 
-        found: Execution[ResultT] = self.drive(session_factory, request, take, Call(fn, args, kwargs))
-        return found
+class AsyncEffectContext(EffectContext):
+    """What a call of an AsyncEffect knows about its attempt: as EffectContext, but `await effect.heartbeat()`."""
 
-    def drive(self, session_factory: SessionFactory, request: Request, take: Take, call: Call, **options: Any) -> Any:
-        """Do what the flow of one attempt says."""
+    async def heartbeat(self) -> None:
+        """Renew the lease in its own transaction. Call it repeatedly during a call that may outlast the lease.
 
-        def transact(step: Callable[[Session], Any]) -> Any:
-            return run.run(session_factory, step, Attempts(*_ATTEMPTS))
+        Raises:
+            LeaseLostError: Another attempt has taken the effect over, or a person has resolved it.
+            sqlalchemy.exc.DBAPIError: The database cannot be reached.
 
-        def extend(lease: Lease) -> Callable[[], Any]:
-            return lambda: transact(lambda session: leases.extend(session, self.terms, lease))
-
-        flow = self.flow(request, take, call, extend, **options)
-        answer: Callable[[], Any] = lambda: next(flow)  # noqa: E731
-        while True:
-            try:
-                step = answer()
-            except StopIteration as end:
-                return end.value
-            try:
-                is_call = isinstance(step, Call)
-                value = step.fn(*step.args, **step.kwargs) if is_call else transact(step.step)
-            except Exception as error:  # noqa: BLE001 - it is the flow that decides
-                answer = _throw(flow, error)
-            else:
-                answer = _send(flow, value)
+        Example:
+            ```python
+            async def upload(effect: AsyncEffectContext, parts: list[bytes]) -> str:
+                for part in parts:
+                    await effect.heartbeat()
+                    await send(part, key=effect.idempotency_key)
+            ```
+        """
+        await transact_async(self._session_factory, self._lease.extend)
 
 
 class AsyncEffect(EffectBase, Generic[ResultT]):
@@ -181,104 +161,47 @@ class AsyncEffect(EffectBase, Generic[ResultT]):
         scope: str | None = None,
         **kwargs: Any,
     ) -> Execution[ResultT]:
-        """Make the call, in between transactions of its own; nothing of yours commits with them but `on_success`.
+        """Make the call once, between the guard's own short transactions; only the rows of `on_success` commit with the outcome.
 
-        A task that is cancelled during the call leaves the effect to its lease: it is in doubt when that has ended.
+        Where the task is cancelled during the call, the request keeps its lease, and is in doubt once the lease has ended.
 
         Args:
-            session_factory: What makes a session for each of the three short transactions.
-            request_id: As in `Effect.execute`, like everything that follows.
-            fn: The coroutine function; probes and `on_success` may be coroutine functions, too.
+            session_factory: Makes an AsyncSession for each of the three short transactions, such as an
+                `async_sessionmaker`.
+            request_id: The idempotency key: names the intent, the same on every retry; at most 255 bytes.
+            fn: The call, a coroutine function: `await fn(effect, *args, **kwargs)` with an AsyncEffectContext. A probe and
+                `on_success` may be coroutine functions as well.
             *args: Further arguments of `fn`.
-            payload: What a retry must repeat.
-            scope: The tenant or namespace.
+            payload: The values that a retry must repeat. Only their fingerprint is stored.
+            scope: The tenant or namespace, instead of the guard's own; at most 255 bytes.
             **kwargs: Keyword arguments of `fn`.
 
         Returns:
-            The execution.
+            The execution, with the result of this call or, as a replay, of the one on record.
 
         Raises:
-            UnsupportedFunctionError: `fn` is no coroutine function, or for the reasons of `Effect.execute`.
-            Exception: What `Effect.execute` raises.
+            UnsupportedFunctionError: `fn` is not a coroutine function, or one of the reasons of `Effect.execute`. Nothing was
+                sent.
+            Exception: Every error of `Effect.execute`, under the same conditions.
 
         Example:
             ```python
             execution = await charge.execute(async_sessions, "order:42:charge", do_charge, order)
             ```
         """
-        self.refuse_open_transaction()
         if not inspect.iscoroutinefunction(fn):
-            raise UnsupportedFunctionError(f"{fn!r} is no coroutine function: use ExecutionGuard.effect() for it")
-        refuse_shared_names(AsyncEffect.execute, fn, args)
-        refuse_misfit(fn, args, kwargs)
+            raise UnsupportedFunctionError(
+                f"{fn!r} is not a coroutine function. Nothing was sent. Use ExecutionGuard.effect() for it."
+            )
+        call = Call(fn, args, kwargs)
+        self.refuse(AsyncEffect.execute, call)
         request = self.request(request_id, payload, scope, fn)
+        return await drive_async(self.flow(session_factory, request, call), session_factory)
 
-        def take(session: Session, token: uuid.UUID) -> Any:
-            return leases.take(session, self.terms, request, token)
+    @staticmethod
+    def _call_on_success(on_success: Callable[..., Any], session: Session, result: Any) -> None:
+        from sqlalchemy.ext.asyncio import async_session  # noqa: PLC0415 - needs greenlet
 
-        found: Execution[ResultT] = await self.drive(session_factory, request, take, Call(fn, args, kwargs))
-        return found
-
-    async def drive(
-        self, session_factory: AsyncSessionFactory, request: Request, take: Take, call: Call, **options: Any
-    ) -> Any:
-        """Do what the flow of one attempt says."""
-
-        async def transact(step: Callable[[Session], Any]) -> Any:
-            async def body(session: Any) -> Any:
-                found = await session.run_sync(step)
-                return await found(session) if isinstance(found, _Along) else found
-
-            return await run.run_async(session_factory, body, Attempts(*_ATTEMPTS))
-
-        def extend(lease: Lease) -> Callable[[], Any]:
-            return lambda: transact(lambda session: leases.extend(session, self.terms, lease))
-
-        flow = self.flow(request, take, call, extend, **options)
-        answer: Callable[[], Any] = lambda: next(flow)  # noqa: E731
-        while True:
-            try:
-                step = answer()
-            except StopIteration as end:
-                return end.value
-            try:
-                if isinstance(step, Transact):
-                    value = await transact(step.step)
-                else:
-                    value = step.fn(*step.args, **step.kwargs)
-                    value = await value if inspect.isawaitable(value) else value
-            except Exception as error:  # noqa: BLE001 - it is the flow that decides
-                answer = _throw(flow, error)
-            else:
-                answer = _send(flow, value)
-
-    def write_along(self, session: Session, result: Any) -> Any:  # noqa: ARG002
-        """Leave it to the driver, which has the AsyncSession; it is still the same transaction."""
-        return None if self.on_success is None else _Along(self.on_success, result)
-
-
-@dataclass(frozen=True, slots=True)
-class _Along:
-    """What is still to be done in the transaction that records the result."""
-
-    fn: Callable[..., Any]
-    result: Any
-
-    async def __call__(self, session: Any) -> None:
-        try:
-            found = self.fn(session, self.result)
-            if inspect.isawaitable(found):
-                await found
-            await session.flush()
-        except Exception as error:
-            if is_worth_another_attempt(error):
-                raise
-            raise AlongError from error
-
-
-def _send(flow: Flow, value: Any) -> Callable[[], Any]:
-    return lambda: flow.send(value)
-
-
-def _throw(flow: Flow, error: Exception) -> Callable[[], Any]:
-    return lambda: flow.throw(error)
+        found = on_success(async_session(session), result)
+        if inspect.isawaitable(found):
+            await_only(found)

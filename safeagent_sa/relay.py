@@ -1,57 +1,55 @@
 """Relays: fire the effects that were stored with business rows, after their COMMIT.
 
-    take      the next row that is due: FOR UPDATE SKIP LOCKED, so that several relays do not wait for each other
-    fire      as every effect: the mark, the call of the handler, the outcome; a lease and a fence for each attempt
-    retry     later each time; after the last attempt it is a dead letter (status `failed`, with its payload)
-    wait      for PostgreSQL to notify, or for the next look
+    take      the next row that is due: FOR UPDATE SKIP LOCKED, so that relays do not wait for each other
+    fire      as every effect: the mark, the call of the handler, the outcome; each attempt has a lease and a fence
+    retry     after a pause that grows; after the last attempt a dead letter (status `failed`, with its payload)
+    wait      for a notification from PostgreSQL, or until the next look
 
-Nothing is promised about the order. A relay may be killed at any moment: what it had taken is taken by another one when
-the lease has ended, and what it may have fired is in doubt.
+The order of effects is not promised. A relay may be killed at any moment: once the lease of its effect has ended, another relay
+takes that effect, which is in doubt if its call may have been made.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from functools import partial
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
-from . import _settings
-from ._effects.notifications import Ears
-from ._effects.relaying import RelayBase, log
-from ._transaction import run
-from ._transaction.run import AsyncSessionFactory, Attempts, SessionFactory
+from ._effects.drive import drive, drive_async, transact, transact_async
+from ._effects.notifications import Notifications
+from ._effects.relaying import RelayBase, log, log_outcome
+from ._settings import Settings
+from ._transaction.run import AsyncSessionFactory, SessionFactory
 from .effects import AsyncEffect, Effect
-from .errors import OutcomeError
 
 
 __all__ = ["AsyncRelay", "Relay"]
 
 
 class Relay(RelayBase[Effect[Any]]):
-    """Fires stored effects after their COMMIT, in transactions of its own; from `guard.relay()`. One for each thread."""
+    """Fires stored effects after their COMMIT, in its own transactions; from `guard.relay()`. Use one for each thread."""
 
     _effect = Effect
 
-    def __init__(
-        self, settings: _settings.Settings, session_factory: SessionFactory, handlers: Any, **options: Any
-    ) -> None:
+    def __init__(self, settings: Settings, session_factory: SessionFactory, handlers: Any, **options: Any) -> None:
         super().__init__(settings, session_factory, handlers, **options)
         self._stopping = threading.Event()
 
     def run_once(self, *, limit: int | None = None) -> int:
-        """Fire what is due now, in transactions of its own.
+        """Fire the effects that are due now, each in its own transactions.
 
         Args:
-            limit: The most effects to take; None for all that are due.
+            limit: How many effects to take at most; None for all that are due.
 
         Returns:
-            How many were taken, whatever became of them.
+            How many effects were taken, whatever their outcomes. Failures are logged and on record.
 
         Raises:
-            sqlalchemy.exc.DBAPIError: The database cannot be reached.
+            sqlalchemy.exc.DBAPIError: The database failed and five attempts did not help.
+            UnsupportedSessionError: The factory made no Session, or one that is in a transaction.
+            SetupError: The database or the engine is not ready for the guard.
 
         Example:
             ```python
@@ -61,27 +59,28 @@ class Relay(RelayBase[Effect[Any]]):
         """
         count = 0
         while (limit is None or count < limit) and not self._stopping.is_set():
-            taken = run.run(self._session_factory, self.take, Attempts(5, 30.0))
+            taken = transact(self._session_factory, self.take)
             if taken is None:
                 break
             count += 1
-            if isinstance(taken, OutcomeError):
-                self.note(taken)
-                continue
-            effect, call, options = self.call(taken)
+            request_id, flow = taken
             try:
-                effect.drive(self._session_factory, taken.request, partial(self.take_again, taken), call, **options)
+                drive(flow, self._session_factory)
             except DBAPIError:
                 raise
-            except Exception as error:  # noqa: BLE001 - the effect's own, and on record
-                self.note(error, taken.request)
+            except Exception as error:  # noqa: BLE001 - the outcome of this effect, which is on record
+                log_outcome(request_id, error)
         return count
 
     def run(self) -> None:
-        """Fire effects as they come, in transactions of its own, until `stop()` is called.
+        """Fire effects as they come, each in its own transactions, until `stop()` is called.
 
-        A database that cannot be reached is waited for. On PostgreSQL with psycopg a COMMIT that stores effects wakes the
-        relay at once; elsewhere, and behind a pooler, it looks every `poll_interval` seconds.
+        While the database cannot be reached, the relay waits and tries again. On PostgreSQL with psycopg a COMMIT that stores
+        effects wakes the relay at once; elsewhere, and behind a pooler, the relay looks every `poll_interval` seconds.
+
+        Raises:
+            UnsupportedSessionError: The factory made no Session, or one that is in a transaction.
+            SetupError: The database or the engine is not ready for the guard.
 
         Example:
             ```python
@@ -90,75 +89,79 @@ class Relay(RelayBase[Effect[Any]]):
             relay.run()
             ```
         """
-        with Ears(self._session_factory, self._settings, self._stopping) as ears:
+        with Notifications(self._session_factory, self._settings, self._stopping) as notifications:
             while not self._stopping.is_set():
                 try:
-                    ears.listen()
+                    notifications.listen()
                     self.run_once()
-                    ears.wait(self._poll_interval)
+                    notifications.wait(self._poll_interval)
                 except DBAPIError:
                     log.warning("the relay cannot reach the database, and tries again", exc_info=True)
-                    ears.close()
+                    notifications.close()
                     self._stopping.wait(min(self._poll_interval, 5.0))
 
     def stop(self) -> None:
-        """End `run` and `run_once` when the effect that is being fired has ended; nothing is interrupted."""
+        """End `run` and `run_once` after the current effect; nothing is interrupted and nothing is rolled back.
+
+        Example:
+            ```python
+            signal.signal(signal.SIGTERM, lambda *_: relay.stop())
+            ```
+        """
         self._stopping.set()
 
 
 class AsyncRelay(RelayBase[AsyncEffect[Any]]):
-    """As Relay, for coroutines and an `async_sessionmaker`; it looks for what is due every `poll_interval` seconds."""
+    """As Relay, for coroutines and an `async_sessionmaker`; looks for due effects every `poll_interval` seconds."""
 
     _effect = AsyncEffect
 
-    def __init__(
-        self, settings: _settings.Settings, session_factory: AsyncSessionFactory, handlers: Any, **options: Any
-    ) -> None:
+    def __init__(self, settings: Settings, session_factory: AsyncSessionFactory, handlers: Any, **options: Any) -> None:
         super().__init__(settings, session_factory, handlers, **options)
         self._stopping = asyncio.Event()
 
     async def run_once(self, *, limit: int | None = None) -> int:
-        """Fire what is due now, in transactions of its own.
+        """Fire the effects that are due now, each in its own transactions.
 
         Args:
-            limit: The most effects to take; None for all that are due.
+            limit: How many effects to take at most; None for all that are due.
 
         Returns:
-            How many were taken, whatever became of them.
+            How many effects were taken, whatever their outcomes. Failures are logged and on record.
 
         Raises:
-            sqlalchemy.exc.DBAPIError: The database cannot be reached.
+            sqlalchemy.exc.DBAPIError: The database failed and five attempts did not help.
+            UnsupportedSessionError: The factory made no AsyncSession, or one that is in a transaction.
+            SetupError: The database or the engine is not ready for the guard.
 
         Example:
             ```python
             await guard.relay(async_sessions, {"email.confirmation": send_confirmation}).run_once()
             ```
         """
-
-        async def take(session: Any) -> Any:
-            return await session.run_sync(self.take)
-
         count = 0
         while (limit is None or count < limit) and not self._stopping.is_set():
-            taken = await run.run_async(self._session_factory, take, Attempts(5, 30.0))
+            taken = await transact_async(self._session_factory, self.take)
             if taken is None:
                 break
             count += 1
-            if isinstance(taken, OutcomeError):
-                self.note(taken)
-                continue
-            effect, call, options = self.call(taken)
-            again = partial(self.take_again, taken)
+            request_id, flow = taken
             try:
-                await effect.drive(self._session_factory, taken.request, again, call, **options)
+                await drive_async(flow, self._session_factory)
             except DBAPIError:
                 raise
-            except Exception as error:  # noqa: BLE001 - the effect's own, and on record
-                self.note(error, taken.request)
+            except Exception as error:  # noqa: BLE001 - the outcome of this effect, which is on record
+                log_outcome(request_id, error)
         return count
 
     async def run(self) -> None:
-        """Fire effects as they come, in transactions of its own, until `stop()` is called or the task is cancelled.
+        """Fire effects as they come, each in its own transactions, until `stop()` is called or the task is cancelled.
+
+        While the database cannot be reached, the relay waits and tries again.
+
+        Raises:
+            UnsupportedSessionError: The factory made no AsyncSession, or one that is in a transaction.
+            SetupError: The database or the engine is not ready for the guard.
 
         Example:
             ```python
@@ -177,5 +180,11 @@ class AsyncRelay(RelayBase[AsyncEffect[Any]]):
                 continue
 
     def stop(self) -> None:
-        """End `run` when the effect that is being fired has ended; nothing is interrupted."""
+        """End `run` and `run_once` after the current effect; nothing is interrupted and nothing is rolled back.
+
+        Example:
+            ```python
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, relay.stop)
+            ```
+        """
         self._stopping.set()

@@ -1,4 +1,4 @@
-"""Deliver charges and mails with a fault at the worst moment, and count what the other side has in its books."""
+"""Deliver charges and mails with a fault at the worst moment, and count what the other side has in its ledger."""
 
 import socket
 import tempfile
@@ -28,7 +28,7 @@ def killed_after(fn):
 
 
 class Mails:
-    """What the mail server has taken."""
+    """The mails that the mail server has accepted."""
 
     def __init__(self):
         self.taken = []
@@ -49,11 +49,11 @@ def main():
         by = effects(guard, client)
 
         def deliver(policy, request_id, fn, *arguments):
-            """Deliver once; say what came of it. The lease of a dead worker is ended here, to wait for nobody."""
+            """Deliver once and print the outcome. The lease of a dead worker is ended here, so that nothing waits for it."""
             try:
-                said = by[policy].execute(sessions, request_id, fn, *arguments, payload=arguments).result
+                outcome = by[policy].execute(sessions, request_id, fn, *arguments, payload=arguments).result
             except ExecutionInDoubtError:
-                said = "in doubt"
+                outcome = "in doubt"
             except Killed:
                 with sessions.begin() as session:
                     session.execute(
@@ -61,10 +61,10 @@ def main():
                         .where(ExecutionRequest.status == "leased")
                         .values(lease_expires_at=ExecutionRequest.created_at)
                     )
-                said = "the worker was killed"
-            print(f"  {request_id}: {said}")
+                outcome = "the worker was killed"
+            print(f"  {request_id}: {outcome}")
 
-        print("retry: the answer gets lost, then the worker is killed before it can record anything")
+        print("retry: the answer is lost, then the worker is killed before it can record anything")
         ledger.drop_answers = 1
         deliver("retry", "order-1", client.charge, 100)
         deliver("retry", "order-1", killed_after(client.charge), 100)
@@ -72,12 +72,12 @@ def main():
         deliver("retry", "order-1", client.charge, 100)
         print(f"  charges in the provider's ledger: {len(ledger.charges)}")
 
-        print("probe: the same, and the next worker asks the provider first")
+        print("probe: the worker is killed again, and the next one asks the provider first")
         deliver("probe", "order-2", killed_after(client.charge), 200)
         deliver("probe", "order-2", client.charge, 200)
         print(f"  charges in the provider's ledger: {len(ledger.charges)}")
 
-        print("park: a mail, for which the server keeps no key")
+        print("park: a mail server keeps no keys, so a person finds out")
         mails = Mails()
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The app: charges and mails as effects. What is done in doubt depends on what the other system can tell."""
+"""The app: charges and mails as effects. How each handles doubt depends on what the other system offers."""
 
 import json
 import smtplib
@@ -28,7 +28,7 @@ class Provider:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
-            if error.code == 400:  # the provider has read it and says no: nothing was charged
+            if error.code == 400:  # the provider has read the request and refused it: nothing was charged
                 raise effect.not_done(error, data=json.load(error)) from error
             raise
 
@@ -42,13 +42,13 @@ class Provider:
 
 
 def effects(guard: ExecutionGuard, provider: Provider):
-    """Return the three ways: repeat under the same key, probe, or park for a person."""
+    """Return an effect for each way to handle doubt: repeat under the same key, probe, or park for a person."""
     return {
-        # The provider keeps idempotency keys, so that the call may be made again.
+        # The provider keeps idempotency keys, so the call may be made again.
         "retry": guard.effect("charge", lease=30, when_in_doubt="retry"),
-        # It can be asked, which also works after it has forgotten the key.
+        # The provider can be asked, which also works after it has dropped the key.
         "probe": guard.effect("charge", lease=30, when_in_doubt=provider.find),
-        # SMTP has neither: once handed over, nobody can know. It is never sent again by itself.
+        # SMTP offers neither: after the handover no program can know, so only a person may release it.
         "park": guard.effect("mail", lease=30, retry_on=(ConnectionRefusedError,)),
     }
 
@@ -57,7 +57,7 @@ def send_mail(effect: EffectContext, port: int, to: str) -> dict:
     """Hand a mail to the local server; a refused connection proves that nothing was sent."""
     message = EmailMessage()
     message["To"], message["From"], message["Subject"] = to, "shop@example.org", "Your order"
-    message["Message-ID"] = f"<{effect.idempotency_key}@example.org>"  # receivers may drop the second of two
+    message["Message-ID"] = f"<{effect.idempotency_key}@example.org>"  # receivers may drop a duplicate
     with smtplib.SMTP("127.0.0.1", port, timeout=10) as server:
         server.send_message(message)
     return {"to": to}

@@ -1,7 +1,7 @@
 """A payment provider on this machine, with idempotency keys as Stripe has them (its API reference, "Idempotent requests").
 
-The first answer under a key is stored and given again; the same key with other parameters is an error; a request that comes
-while the first one is being handled is a 409. Charges stand in a ledger, which can be asked for those of one key.
+The first answer under a key is stored and repeated. The same key with other parameters is an error. A request that arrives
+while the first one is being handled gets a 409. Charges are kept in a ledger, which can be searched by key.
 """
 
 import json
@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 
 class Ledger:
-    """What was charged, and the stored answers."""
+    """The charges, and the stored answers."""
 
     def __init__(self):
         self.charges = []
@@ -22,7 +22,7 @@ class Ledger:
         self._lock = threading.Lock()
 
     def charge(self, key, order):
-        """Return the status and the answer of one request."""
+        """Charge once for each key; return the status and the answer."""
         with self._lock:
             if key in self._answers:
                 first, answer = self._answers[key]
@@ -31,14 +31,14 @@ class Ledger:
                 return (200, answer) if first == order else (400, {"error": "this key was used with other parameters"})
             self._answers[key] = (order, None)
             answer = {"charge": f"ch_{len(self.charges) + 1}", "amount": order["amount"]}
-            self.charges.append(answer | {"key": key})
+            self.charges.append((key, answer))
             self._answers[key] = (order, answer)
             return 200, answer
 
 
 @contextmanager
 def running() -> Iterator[tuple[str, Ledger]]:
-    """Run the provider on a free port of this machine; give its address and its ledger."""
+    """Run the provider on a free port of this machine; yield its address and its ledger."""
     ledger = Ledger()
 
     class Handler(BaseHTTPRequestHandler):
@@ -47,13 +47,13 @@ def running() -> Iterator[tuple[str, Ledger]]:
             status, answer = ledger.charge(self.headers["Idempotency-Key"], order)
             if ledger.drop_answers:
                 ledger.drop_answers -= 1
-                self.close_connection = True  # charged, and nobody is told
+                self.close_connection = True  # charged, and the answer is lost
                 return
             self.answer(status, answer)
 
         def do_GET(self):
             key = parse_qs(urlsplit(self.path).query)["key"][0]
-            self.answer(200, [charge for charge in ledger.charges if charge["key"] == key])
+            self.answer(200, [charge for used, charge in ledger.charges if used == key])
 
         def answer(self, status, value):
             body = json.dumps(value).encode()
@@ -63,7 +63,7 @@ def running() -> Iterator[tuple[str, Ledger]]:
             self.wfile.write(body)
 
         def log_message(self, *_):
-            """Say nothing."""
+            """Print nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -45,7 +45,7 @@ def claim(session: Session, settings: Settings, scope: str, action: str, payload
     """Claim every id that is free, and tell the others apart."""
     validate_action(action)
     first_key = validate_key(scope, next(iter(payloads))) if payloads else None
-    _refuse_more_than_fit(len(payloads), binding.protocol_of(session, settings, first_key))
+    _refuse_more_than_fit(len(payloads), binding.expected_protocol(session, settings, first_key))
     requests = {
         request_id: Request(validate_key(scope, request_id), action, payload, settings.fingerprinter.make(payload))
         for request_id, payload in payloads.items()

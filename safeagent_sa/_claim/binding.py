@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Table
 from sqlalchemy.orm import Session
 
 from .._dialects import ClaimProtocol, protocol_for
@@ -19,10 +19,15 @@ def reach(session: Session, settings: Settings, key: Key | None = None) -> tuple
     return connection, protocol_for(connection.dialect.name, settings.model.__table__)  # type: ignore[attr-defined]
 
 
-def protocol_of(session: Session, settings: Settings, key: Key | None) -> ClaimProtocol:
+def expected_protocol(session: Session, settings: Settings, key: Key | None) -> ClaimProtocol:
     """Return the protocol that the session's connection will have; nothing is connected or begun."""
     bind = session.get_bind(**_bind_arguments(session, settings, key))
     return protocol_for(bind.dialect.name, settings.model.__table__)  # type: ignore[attr-defined]
+
+
+def protocol_of(connection: Connection, table: Table) -> ClaimProtocol:
+    """Return the protocol for a table on a connection."""
+    return protocol_for(connection.dialect.name, table)
 
 
 def _bind_arguments(session: Session, settings: Settings, key: Key | None) -> dict[str, Any]:

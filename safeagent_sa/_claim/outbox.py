@@ -1,7 +1,7 @@
-"""Stores the effects that a claim leaves to a relay, in the transaction of the claim: rows of their own, due at once.
+"""Stores the effects that a claim leaves to a relay: a row for each, due at once, that commits with the claim.
 
-A relay looks for rows that are due and not for those after the last one that it has seen, so that a transaction which
-began first and commits last is not passed by.
+A relay looks for rows that are due, not for those after the last one that it saw. So it does not miss a transaction that began
+first and commits last.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select
 
-from .. import _clock
 from .._request.payloads import Fingerprinter
 from ..execution import Execution, ExecutionStatus, PlannedEffect
 from ..models import ExecutionRequestMixin
+from . import binding
 
 
 CHANNEL = "safeagent_sa"
-"""What PostgreSQL notifies relays by, once the transaction is committed."""
+"""The channel on which PostgreSQL notifies relays once the transaction is committed."""
 
 
 def store(
@@ -28,7 +28,7 @@ def store(
     fingerprinter: Fingerprinter,
     executions: Iterable[Execution[Any]],
 ) -> None:
-    """Write what was planned."""
+    """Write the effects that the executions have planned; they commit with the caller's transaction."""
     rows = [
         _row(execution.scope, planned, fingerprinter)
         for execution in executions
@@ -37,7 +37,8 @@ def store(
     ]
     if not rows:
         return
-    statement = insert(model).values(lease_expires_at=_clock.now(connection))
+    protocol = binding.protocol_of(connection, model.__table__)  # type: ignore[attr-defined]
+    statement = insert(model).values(lease_expires_at=protocol.now())
     connection.execute(statement, rows)
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_notify(CHANNEL, "")))

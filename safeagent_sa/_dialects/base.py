@@ -205,6 +205,24 @@ class ClaimProtocol(ABC):
     def _owner(claim: NewClaim) -> dict[str, Any]:
         return {"key_scope": claim.scope, "key_request_id": claim.request_id, "key_token": claim.token}
 
+    # The database's clock: the only one that leases go by, since the clocks of two app servers never agree.
+
+    @abstractmethod
+    def now(self) -> Any:
+        """Return the database's clock as an expression that moves within a transaction."""
+
+    @abstractmethod
+    def began(self) -> Any:
+        """Return when the transaction began, which an index can be searched by, as the moving clock cannot."""
+
+    @abstractmethod
+    def later(self, seconds: float) -> Any:
+        """Return the database's clock plus a number of seconds."""
+
+    @abstractmethod
+    def age_of(self, moment: ColumnElement[Any]) -> Any:
+        """Return how long ago a moment was by the database's clock, in seconds."""
+
 
 def by_request_id(rows: Iterable[Any]) -> dict[str, StoredRequest]:
     """Return stored requests by the request_id that stands first in each row."""

@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Table, Text, bindparam, func, insert, literal_column, select, update
+from sqlalchemy import ColumnElement, Connection, Table, Text, bindparam, func, insert, literal_column, select, update
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import EngineNotConfiguredError
@@ -126,3 +126,19 @@ class SQLite(ClaimProtocol):
         """Know a database that another writer holds."""
         code = getattr(error.orig, "sqlite_errorcode", None)
         return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+    def now(self) -> Any:
+        """Return the clock of the statement."""
+        return func.strftime("%Y-%m-%d %H:%M:%f", "now")
+
+    def began(self) -> Any:
+        """Return the clock of the statement, which SQLite can search an index by."""
+        return self.now()
+
+    def later(self, seconds: float) -> Any:
+        """Return the clock of the statement plus a number of seconds."""
+        return func.strftime("%Y-%m-%d %H:%M:%f", "now", f"{seconds:+.6f} seconds")
+
+    def age_of(self, moment: ColumnElement[Any]) -> Any:
+        """Return the difference of two Julian day numbers, in seconds."""
+        return (func.julianday("now") - func.julianday(moment)) * 86400.0

@@ -1,6 +1,6 @@
 """What no transaction covers: calls of other systems, made once, or known to be in doubt.
 
-* `flow` is the life of an effect, step by step.
+* `flow` is the life of an effect as a generator, and `drive` runs its steps.
 * `lease` and `lease_rows` are the steps on its row; `verdict` and `doubt` settle what a crash left unknown.
 * `relaying` and `notifications` are what relays share.
 """

@@ -1,4 +1,4 @@
-"""Requests in doubt: which there are, and what a person has found out about one. Steps in the caller's transaction."""
+"""Requests in doubt: the list of them, and the verdict of a person on one, both in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Table, and_, column, func, null, or_
 from sqlalchemy.orm import Session
 
-from .. import _clock, _settings
+from .. import _settings
 from .._claim import binding, outcome
+from .._dialects import ClaimProtocol
 from .._request import ids, json_text
 from .._request.ids import Key, validate_key
 from .._request.results import ResultType
@@ -25,7 +26,7 @@ from .verdict import Answer, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A request of which nobody knows whether it has happened.
+    """A request that may or may not have happened.
 
     Attributes:
         scope: The scope of the request.
@@ -33,11 +34,11 @@ class Doubt:
         action: What is done.
         attempt: The number of attempts so far.
         since: When the last attempt began, by the database's clock; timezone-aware.
-        idempotency_key: What the call carried, to look for in the other system.
-        error_type: The type of the error that the call has raised, or None where the process died.
-        error_message: Its message.
-        details: What is known besides, such as earlier answers of probes; plain JSON values. Details that cannot be read stand
-            there as a text, under `unreadable`.
+        idempotency_key: The key that the call carried, to look for in the other system.
+        error_type: The type of the error that the call raised, or None where the process died.
+        error_message: The message of that error.
+        details: What is known besides, such as earlier answers of probes, as plain JSON values. Details that cannot be read
+            are kept as text under `unreadable`.
     """
 
     scope: str
@@ -54,26 +55,26 @@ class Doubt:
 def in_doubt(
     settings: _settings.Settings, session: Session, *, older_than: dt.timedelta | float, scope: str | None, limit: int
 ) -> list[Doubt]:
-    """Read the requests in doubt, the oldest first, from the index of what is open."""
-    connection, _ = binding.reach(session, settings)
+    """Read the requests in doubt from the index of open effects, the oldest first."""
+    connection, protocol = binding.reach(session, settings)
     table: Table = settings.model.__table__  # type: ignore[attr-defined]
     columns = table.c
     began = func.coalesce(columns.effect_started_at, columns.created_at, type_=columns.created_at.type)
     query = (
-        lease_rows.query_of(connection, table)
+        lease_rows.lookup(protocol, table)
         .add_columns(columns.scope, columns.request_id, began)
-        .where(is_in_doubt(connection, columns), _clock.age_of(connection, began) >= _settings.seconds_of(older_than))
+        .where(is_in_doubt(protocol, columns), protocol.age_of(began) >= _settings.seconds_of(older_than))
         .order_by(began)
         .limit(limit)
     )
     if scope is not None:
-        # As an expression, for which no database prefers the key: a scope may be the whole table.
+        # An expression, so that no database prefers the primary key: a scope may be the whole table.
         query = query.where(columns.scope.concat("") == scope)
     doubts = []
     for row in connection.execute(query).all():
-        *stored, scope_, request_id, since = list(row)
-        found = lease_rows.found_of(stored)
-        told = json_text.error_of(found.stored.error)
+        *looked_up, scope_, request_id, since = list(row)
+        found = lease_rows.found_of(looked_up)
+        error = json_text.error_of(found.stored.error)
         doubts.append(
             Doubt(
                 scope_,
@@ -82,18 +83,18 @@ def in_doubt(
                 found.stored.attempt,
                 since if since.tzinfo else since.replace(tzinfo=dt.timezone.utc),
                 ids.idempotency_key(Key(scope_, request_id), found.stored.action),
-                told["error_type"],
-                told["error_message"],
+                error["error_type"],
+                error["error_message"],
                 json_text.details_of(found.details) or None,
             )
         )
     return doubts
 
 
-def is_in_doubt(connection: Connection, columns: Any) -> ColumnElement[bool]:
-    """Return what is true of a request in doubt, in the form that the index of what is open is for."""
+def is_in_doubt(protocol: ClaimProtocol, columns: Any) -> ColumnElement[bool]:
+    """Return the condition of a request in doubt, in the form that the index of open effects serves."""
     is_started = and_(columns.status == lease_rows.LEASED, columns.effect_started_at.is_not(None))
-    has_ended = columns.lease_expires_at <= _clock.now(connection)
+    has_ended = columns.lease_expires_at <= protocol.now()
     return and_(
         columns.lease_expires_at.is_not(None), or_(columns.status == lease_rows.IN_DOUBT, and_(is_started, has_ended))
     )
@@ -110,17 +111,25 @@ def resolve(
     scope: str | None,
     result_type: ResultType,
 ) -> Receipt | None:
-    """Record what a person has found out."""
+    """Record the verdict of a person on a request in doubt; return its receipt where it has succeeded.
+
+    Raises:
+        NotInDoubtError: The request is unknown, is not in doubt, or was resolved with another verdict.
+        InvalidInputError: The request_id, the scope, the result or the evidence cannot be stored. Nothing was sent.
+        TypeError: The verdict is not one. Nothing was sent.
+        ValueError: `by` is empty. Nothing was sent.
+    """
     key = validate_key(settings.scope_or(scope), request_id)
     if not isinstance(verdict, Verdict):
         raise TypeError(
-            f"a verdict is succeeded(result), not_executed(), executed_more_than_once() or unknown(), not {verdict!r}"
+            f"resolve() takes a verdict: succeeded(result), not_executed(), executed_more_than_once() or unknown(), not "
+            f"{verdict!r}"
         )
     if not by:
-        raise ValueError("by= names who has found out; it is kept with the request")
+        raise ValueError("resolve() needs by=, the name of the person who has found out; it is kept with the request")
     text = result_type.encode(verdict.result, max_bytes=settings.max_result_bytes)
     note = {"resolved": verdict.answer.value, "by": by, "evidence": evidence}
-    json_text.noted(None, note)  # refuses evidence that is not JSON before any SQL
+    json_text.noted(None, note)  # refuses evidence that is not plain JSON before any SQL
     rows = lease_rows.Rows(session, settings)
     found = rows.find(key, is_locking=True)
     if found is None or not _is_resolvable(rows.connection, found, verdict):
@@ -128,8 +137,8 @@ def resolve(
             raise _not_in_doubt(key, found)
         return _receipt(key, found)
     note["at"] = str(found.clock)
-    values = _values(rows.connection, found, verdict, text) | {"details": json_text.noted(found.details, note)}
-    # A new token: should the process of the last attempt still live, it writes nothing any more.
+    values = _values(rows.protocol, found, verdict, text) | {"details": json_text.noted(found.details, note)}
+    # A new token: if the process of the last attempt is still alive, it can no longer write anything.
     values["token"] = uuid.uuid4()
     resolved = rows.write_and_read(key, found.stored.token, values, found.stored.status)
     if resolved is None:
@@ -137,21 +146,21 @@ def resolve(
     return _receipt(key, resolved)
 
 
-def _values(connection: Any, found: Found, verdict: Verdict, text: str) -> dict[str, Any]:
+def _values(protocol: ClaimProtocol, found: Found, verdict: Verdict, text: str) -> dict[str, Any]:
     if verdict.answer is Answer.SUCCEEDED:
         values = {"status": ExecutionStatus.COMPLETED.value, "result": text, "error": null(), "payload": null()}
-        return values | {"completed_at": _clock.now(connection), "lease_expires_at": null()}
+        return values | {"completed_at": protocol.now(), "lease_expires_at": null()}
     if verdict.answer is not Answer.NOT_EXECUTED:
-        # A claim that was committed without a result has no lease yet, by which it would be found.
-        since: Any = func.coalesce(column("lease_expires_at"), _clock.now(connection))
+        # A claim that was committed without a result has no lease yet, and the index of open effects is over leases.
+        since: Any = func.coalesce(column("lease_expires_at"), protocol.now())
         return {"status": lease_rows.IN_DOUBT, "lease_expires_at": since}
     if found.is_started or found.payload is not None:
         values = {"status": lease_rows.LEASED, "effect_started_at": null(), "completed_at": null()}
-        return values | {"lease_expires_at": _clock.now(connection)}
-    # No effect, whose next attempt would find it: a claim in a transaction only ever inserts.
-    failure = json_text.recorded("it has not happened, as was found out later")
+        return values | {"lease_expires_at": protocol.now()}
+    # Not an effect, so no next attempt would take it over: a claim in a transaction only ever inserts.
+    failure = json_text.recorded("it has not happened, as a person has found out")
     values = {"status": ExecutionStatus.FAILED.value, "error": failure, "lease_expires_at": null()}
-    return values | {"completed_at": _clock.now(connection)}
+    return values | {"completed_at": protocol.now()}
 
 
 def _is_resolvable(connection: Connection, found: Found, verdict: Verdict) -> bool:
@@ -162,18 +171,18 @@ def _is_resolvable(connection: Connection, found: Found, verdict: Verdict) -> bo
             return found.is_started and found.is_expired
         case ExecutionStatus.CLAIMED:
             return not session_watch.is_own(connection, found.stored.token)
-        case ExecutionStatus.FAILED:  # a dead letter, to be delivered once more
+        case ExecutionStatus.FAILED:  # a dead letter, to be fired once more
             return found.payload is not None and verdict.answer is Answer.NOT_EXECUTED
     return False
 
 
 def _is_resolved_so(found: Found, verdict: Verdict, text: str) -> bool:
-    """Tell whether the same was said before."""
+    """Return whether the request was resolved with the same verdict before."""
     if verdict.answer is Answer.SUCCEEDED:
         return found.stored.status == ExecutionStatus.COMPLETED and found.stored.result == text
-    said = [entry.get("resolved") for entry in json_text.history(found.details)]
+    answers = [entry.get("resolved") for entry in json_text.history(found.details)]
     is_open = found.stored.status in (ExecutionStatus.LEASED, ExecutionStatus.FAILED)
-    return verdict.answer is Answer.NOT_EXECUTED and is_open and said[-1:] == [Answer.NOT_EXECUTED]
+    return verdict.answer is Answer.NOT_EXECUTED and is_open and answers[-1:] == [Answer.NOT_EXECUTED]
 
 
 def _receipt(key: Key, found: Found) -> Receipt | None:
@@ -183,9 +192,10 @@ def _receipt(key: Key, found: Found) -> Receipt | None:
 
 def _not_in_doubt(key: Key, found: Found | None) -> NotInDoubtError:
     status = None if found is None else found.stored.status
-    what = f"is {status}" if status else "is unknown here"
+    what = f"is {status}" if status else "is not stored in this table"
     message = (
-        f"request_id {key.request_id!r} (scope {key.scope!r}) {what}, so there is no doubt to resolve, or it was resolved in "
-        "another way. A lease that has not ended belongs to somebody who may still be at it. Nothing was changed."
+        f"resolve() found no doubt to resolve: request_id {key.request_id!r} (scope {key.scope!r}) {what}, or it was resolved "
+        "with another verdict before. Nothing was changed. Where it is leased, an attempt may still be running: wait until its "
+        "lease has ended. Read what is on record with guard.get(session, request_id)."
     )
     return NotInDoubtError(message, scope=key.scope, request_id=key.request_id, status=status)

@@ -8,22 +8,20 @@ from typing import Any, Self
 
 from sqlalchemy import Connection
 
-from .. import _settings
 from .._claim.outbox import CHANNEL
+from .._settings import Settings
 from .._transaction.run import SessionFactory
 from .relaying import log
 
 
-# Seconds: how long a wait for a notification lasts before the relay looks whether it shall stop.
+# Seconds after which a wait for a notification checks whether the relay shall stop.
 _SLICE = 0.5
 
 
-class Ears:
-    """A connection of its own that PostgreSQL notifies; where there can be none, a clock."""
+class Notifications:
+    """A connection that listens for PostgreSQL's notifications; with other databases and drivers, only a clock."""
 
-    def __init__(
-        self, session_factory: SessionFactory, settings: _settings.Settings, stopping: threading.Event
-    ) -> None:
+    def __init__(self, session_factory: SessionFactory, settings: Settings, stopping: threading.Event) -> None:
         self._session_factory, self._settings, self._stopping = session_factory, settings, stopping
         self._connection: Connection | None = None
         self._driver: Any = None
@@ -35,7 +33,7 @@ class Ears:
         self.close()
 
     def listen(self) -> None:
-        """Be told from now on."""
+        """Connect and listen from now on, where that is possible and not done yet."""
         if self._connection is not None:
             return
         with self._session_factory() as session:
@@ -44,29 +42,27 @@ class Ears:
             return
         connection: Connection = engine.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         self._connection, self._driver = connection, connection.connection.driver_connection
-        connection.detach()  # it is held for long, and must not be one of the app's few
+        connection.detach()  # it is held for long, and must not take a place in the app's pool
         connection.exec_driver_sql(f"LISTEN {CHANNEL}")
 
     def wait(self, seconds: float) -> None:
-        """Return when there may be something, at the latest after so many seconds or when the relay shall stop."""
+        """Wait for a notification, for at most so many seconds, or until the relay shall stop."""
         if self._connection is None:
             self._stopping.wait(seconds)
             return
         end = time.monotonic() + seconds
         while not self._stopping.is_set() and (left := end - time.monotonic()) > 0:
             try:
-                is_told = any(True for _ in self._driver.notifies(timeout=min(left, _SLICE), stop_after=1))
+                is_notified = any(True for _ in self._driver.notifies(timeout=min(left, _SLICE), stop_after=1))
             except self._connection.dialect.loaded_dbapi.Error:
-                log.warning(
-                    "the relay has lost the connection that it listens on, and makes another one", exc_info=True
-                )
+                log.warning("the relay has lost the connection that it listens on, and connects again", exc_info=True)
                 self.close()
                 return
-            if is_told:
+            if is_notified:
                 return
 
     def close(self) -> None:
-        """Give the connection back to the operating system."""
+        """Close the connection; `listen` makes another one."""
         if self._connection is not None:
             self._connection.close()
             self._connection = self._driver = None

@@ -1,4 +1,4 @@
-"""What became of an effect in doubt, as a probe or a person has found out. No I/O."""
+"""What a probe or a person has found out about an effect in doubt. No I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .._request.json_text import cut_text, recorded
 
 
 class Answer(StrEnum):
-    """The four things that can be said about an effect in doubt."""
+    """The four possible findings about an effect in doubt."""
 
     SUCCEEDED = "succeeded"
     NOT_EXECUTED = "not_executed"
@@ -20,17 +20,25 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a probe or a person says about an effect in doubt; made by the functions of this module."""
+    """What a probe or a person has found out about an effect in doubt; made by the functions of this module.
+
+    Attributes:
+        answer: The finding.
+        result: Where it has succeeded, the result of the call.
+    """
 
     answer: Answer
     result: Any = field(default=None, repr=False)  # may be personal data; keep it out of logs
 
 
 def succeeded(result: Any = None) -> Verdict:
-    """Say that the effect has happened, once; nothing is written until it is returned from a probe or resolved with.
+    """Return the verdict that the effect has happened once. Nothing is written until a probe returns it or `resolve` gets it.
 
     Args:
-        result: What the call would have returned; it becomes the receipt.
+        result: What the call would have returned; it becomes the result of the receipt.
+
+    Returns:
+        The verdict.
 
     Example:
         ```python
@@ -41,22 +49,53 @@ def succeeded(result: Any = None) -> Verdict:
 
 
 def not_executed() -> Verdict:
-    """Say that nothing has happened, and that nothing of the earlier attempt is still on its way."""
+    """Return the verdict that nothing has happened, and that no earlier call is still on its way. Nothing is written yet.
+
+    Returns:
+        The verdict: the effect is free for its next attempt.
+
+    Example:
+        ```python
+        guard.resolve(session, "order:42:charge", not_executed(), by="alice", evidence="dashboard")
+        ```
+    """
     return Verdict(Answer.NOT_EXECUTED)
 
 
 def executed_more_than_once() -> Verdict:
-    """Say that the effect has happened more than once: it stays in doubt until a person has put it right."""
+    """Return the verdict that the effect has happened more than once. Nothing is written yet.
+
+    Returns:
+        The verdict: the effect stays in doubt until a person has corrected it.
+
+    Example:
+        ```python
+        def find_charges(effect: EffectContext) -> Verdict:
+            charges = provider.find_all(effect.idempotency_key)
+            return executed_more_than_once() if len(charges) > 1 else unknown()
+        ```
+    """
     return Verdict(Answer.MORE_THAN_ONCE)
 
 
 def unknown() -> Verdict:
-    """Say that nobody can know yet: the effect stays in doubt."""
+    """Return the verdict that it cannot be known yet. Nothing is written yet.
+
+    Returns:
+        The verdict: the effect stays in doubt.
+
+    Example:
+        ```python
+        def find_charge(effect: EffectContext) -> Verdict:
+            charge = provider.find(effect.idempotency_key)
+            return succeeded(charge.id) if charge else unknown()  # a slow provider may still book it
+        ```
+    """
     return Verdict(Answer.UNKNOWN)
 
 
 class NotDoneError(Exception):
-    """Carries the proof that nothing has happened out of a call; made by `EffectContext.not_done`."""
+    """Carries the proof that nothing happened out of a call; made by `EffectContext.not_done`."""
 
     def __init__(self, reason: str | BaseException, data: Any = None) -> None:
         super().__init__(cut_text(reason))

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from sqlalchemy import Connection, Table, and_, func, select
 from sqlalchemy.exc import DBAPIError
 
-from .. import _clock
+from .._claim import binding
 from .._effects import doubt as doubts
 from ..execution import ExecutionStatus
 from . import _reads
@@ -64,7 +64,9 @@ def _incomplete(connection: Connection, table: Table, seconds: float | None) -> 
 
 
 def _in_doubt(connection: Connection, table: Table) -> Finding:
-    query = select(func.count(), func.min(table.c.created_at)).where(doubts.is_in_doubt(connection, table.c))
+    query = select(func.count(), func.min(table.c.created_at)).where(
+        doubts.is_in_doubt(binding.protocol_of(connection, table), table.c)
+    )
     count, oldest = connection.execute(query).one()
     if not count:
         return Finding("in-doubt", "ok", "no request is in_doubt")
@@ -74,7 +76,7 @@ def _in_doubt(connection: Connection, table: Table) -> Finding:
 
 def _outbox(connection: Connection, table: Table) -> Finding:
     columns = table.c
-    age = _clock.age_of(connection, columns.lease_expires_at)
+    age = binding.protocol_of(connection, table).age_of(columns.lease_expires_at)
     waiting = and_(columns.payload.is_not(None), columns.status == ExecutionStatus.LEASED.value, age > _LONG_DUE)
     count, longest = connection.execute(select(func.count(), func.max(age)).where(waiting)).one()
     if not count:

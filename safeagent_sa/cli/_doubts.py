@@ -1,4 +1,4 @@
-"""`safeagent-sa in-doubt` and `resolve`: for the person who finds out what has become of a request."""
+"""`safeagent-sa in-doubt` and `resolve`: for the person who finds out whether a request has happened."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from ._options import Schema, TableName, Url
 from ._requests import Json, cell, print_json
 
 
-class Said(StrEnum):
-    """What can be said about a request in doubt."""
+class AnswerWord(StrEnum):
+    """The answers about a request in doubt, in the spelling of the command line."""
 
     SUCCEEDED = "succeeded"
     NOT_EXECUTED = "not-executed"
@@ -38,16 +38,19 @@ def in_doubt(
     schema: Schema = None,
     table_name: TableName = TABLE_NAME,
     older_than: Annotated[
-        float, typer.Option("--older-than", min=0, metavar="SECONDS", help="Only those that began so long ago.")
+        float,
+        typer.Option(
+            "--older-than", min=0, metavar="SECONDS", help="Only those whose last attempt began at least this long ago."
+        ),
     ] = 0.0,
     scope: Annotated[str | None, typer.Option("--scope", help="Only requests of this scope.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many, oldest first.")] = 100,
     as_json: Json = False,
 ) -> None:
-    """List the requests of which nobody knows whether they happened, oldest first.
+    """List the requests that may or may not have happened, oldest first.
 
-    Look for each in the other system by its idempotency key, then tell with `safeagent-sa resolve`. Exit status 1 where there
-    is any.
+    Look for each in the other system by its idempotency key, then record what you find with `safeagent-sa resolve`. The exit
+    status is 1 if any request is in doubt.
     """
     with opened(url, schema, table_name) as (engine, model), Session(engine) as session:
         doubts = ExecutionGuard(model=model).in_doubt(session, older_than=older_than, scope=scope, limit=limit)
@@ -71,34 +74,37 @@ def in_doubt(
 @in_sentences
 def resolve(
     request_id: Annotated[str, typer.Argument(help="The request in doubt.")],
-    said: Annotated[Said, typer.Argument(help="What you have found out.", metavar="|".join(Said))],
+    answer: Annotated[AnswerWord, typer.Argument(help="What you have found out.", metavar="|".join(AnswerWord))],
     *,
     url: Url = None,
     schema: Schema = None,
     table_name: TableName = TABLE_NAME,
     scope: Annotated[str, typer.Option("--scope", help="The scope of the request.")] = "",
-    result: Annotated[str, typer.Option("--result", help="With `succeeded`: what a retry gets, as JSON.")] = "null",
-    by: Annotated[str | None, typer.Option("--by", help="Who has found out; your user name by default.")] = None,
-    evidence: Annotated[str | None, typer.Option("--evidence", help="What it was found out by; kept.")] = None,
+    result: Annotated[
+        str, typer.Option("--result", help="With `succeeded`: the result that retries get, as JSON.")
+    ] = "null",
+    by: Annotated[str | None, typer.Option("--by", help="Who has found out. Your user name by default.")] = None,
+    evidence: Annotated[str | None, typer.Option("--evidence", help="How it was found out.")] = None,
 ) -> None:
-    """Record what has become of a request in doubt: succeeded, not-executed, executed-more-than-once or unknown.
+    """Record whether a request in doubt has happened: succeeded, not-executed, executed-more-than-once or unknown.
 
-    After `succeeded` a retry gets the result; after `not-executed` an effect is free for its next attempt. Who, when and by what
-    evidence is kept with the request.
+    After `succeeded` retries get the result; after `not-executed` an effect is free for its next attempt. The name, the time and
+    the evidence are stored with the request.
     """
     try:
         value: Any = json.loads(result)
     except ValueError:
         raise typer.BadParameter(f"{result!r} is not JSON", param_hint="--result") from None
-    if said is not Said.SUCCEEDED and value is not None:
-        raise typer.BadParameter("only what has succeeded has a result", param_hint="--result")
-    verdicts: dict[Said, Verdict] = {
-        Said.SUCCEEDED: succeeded(value),
-        Said.NOT_EXECUTED: not_executed(),
-        Said.MORE_THAN_ONCE: executed_more_than_once(),
-        Said.UNKNOWN: unknown(),
+    if answer is not AnswerWord.SUCCEEDED and value is not None:
+        raise typer.BadParameter("only a request that has succeeded has a result", param_hint="--result")
+    verdicts: dict[AnswerWord, Verdict] = {
+        AnswerWord.SUCCEEDED: succeeded(value),
+        AnswerWord.NOT_EXECUTED: not_executed(),
+        AnswerWord.MORE_THAN_ONCE: executed_more_than_once(),
+        AnswerWord.UNKNOWN: unknown(),
     }
     with opened(url, schema, table_name) as (engine, model), Session(engine) as session, session.begin():
         guard = ExecutionGuard(model=model)
-        guard.resolve(session, request_id, verdicts[said], by=by or getpass.getuser(), evidence=evidence, scope=scope)
-    out.print(cell(f"✓ {request_id}: {said}"), soft_wrap=True)
+        by = by or getpass.getuser()
+        guard.resolve(session, request_id, verdicts[answer], by=by, evidence=evidence, scope=scope)
+    out.print(cell(f"✓ {request_id}: {answer}"), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`safeagent-sa relay`: runs a relay of the app until it is told to stop."""
+"""`safeagent-sa relay`: runs a relay of the app until a signal stops it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def relay(
         str, typer.Argument(metavar="MODULE:NAME", help="A relay of your app, or a function that returns one.")
     ],
     *,
-    is_once: Annotated[bool, typer.Option("--once", help="Fire what is due now, and end.")] = False,
+    is_once: Annotated[bool, typer.Option("--once", help="Fire the effects that are due now, then exit.")] = False,
 ) -> None:
     """Fire the effects that were stored with business rows, after their COMMIT.
 
-    Several relays may run at once. SIGTERM and Ctrl-C let the effect that is being fired end first.
+    Several relays may run at once. SIGTERM and Ctrl-C stop the relay after the effect that it is firing.
     """
     found = _load(target)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
@@ -41,17 +41,19 @@ def relay(
 def _load(target: str) -> Relay:
     module, _, name = target.partition(":")
     if not module or not name:
-        raise typer.BadParameter("write it as package.module:name", param_hint="MODULE:NAME")
-    sys.path.insert(0, "")  # as `python -m` does: the app lies in the folder that one stands in
+        raise typer.BadParameter("a relay is named as package.module:name", param_hint="MODULE:NAME")
+    sys.path.insert(0, "")  # as `python -m` does: the app is in the current folder
     try:
         found: Any = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module + ".").startswith(error.name + "."):
             raise
-        raise Stop(f"there is no module {module} here; run this in the folder of your app") from None
+        raise Stop(f"there is no module {module} here; run the command in the folder of your app") from None
     except AttributeError:
-        raise Stop(f"{module} has nothing called {name}") from None
+        raise Stop(f"the module {module} has nothing called {name}") from None
     found = found() if callable(found) else found
     if not isinstance(found, Relay):
-        raise Stop(f"{target} is {type(found).__name__}, not what guard.relay(session_factory, handlers) returns")
+        raise Stop(
+            f"{target} is of type {type(found).__name__}, not a relay made by guard.relay(session_factory, handlers)"
+        )
     return found

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, insert, literal_column, select, update
 from sqlalchemy.orm import Session
 
-from .. import _clock
+from .._claim import binding
 from ..execution import ExecutionStatus
 from ..guard import ExecutionGuard
 from ..models import ExecutionRequest, ExecutionRequestMixin
@@ -158,6 +158,7 @@ def put_in_doubt(connection: Connection, request_id: str, *, action: str, guard:
         ```
     """
     settings = (guard or ExecutionGuard())._settings  # noqa: SLF001 - another face of the guard
+    table: Any = settings.model.__table__  # type: ignore[attr-defined]
     values = {
         "scope": settings.scope,
         "request_id": request_id,
@@ -165,7 +166,7 @@ def put_in_doubt(connection: Connection, request_id: str, *, action: str, guard:
         "fingerprint": settings.fingerprinter.make(None),
         "status": ExecutionStatus.IN_DOUBT.value,
         "token": uuid.uuid4(),
-        "lease_expires_at": _clock.now(connection),
+        "lease_expires_at": binding.protocol_of(connection, table).now(),
     }
     connection.execute(insert(settings.model).values(values))
 

@@ -1,11 +1,11 @@
-/* The lease protocol of an effect, for the model checker Spin: safeagent_sa/_lease.py and _effect_flow.py.
+/* The lease protocol of an effect, for the model checker Spin: safeagent_sa/_effects/lease.py and flow.py.
  *
- * Every atomic block is one transaction of the row; the call stands between two of them. The clock is the worst there is:
- * whether a lease has ended is chosen anew at each look. Each worker may die before each of his steps.
+ * Every atomic block is one transaction on the row; the call is between two of them. The clock is the worst possible one:
+ * at each read the model chooses freely whether the lease has ended. Each worker may die before each of its steps.
  *
  *     -DRETRY     an attempt may begin where an earlier one may have happened
  *     -DNO_MARK   mutant: the mark before the call is not written
- *     -DNO_FENCE  mutant: the outcome is written without looking at the token
+ *     -DNO_FENCE  mutant: the outcome is written without checking the token
  */
 
 #define WORKERS 3
@@ -13,9 +13,9 @@
 mtype = { NONE, LEASED, IN_DOUBT, COMPLETED };
 
 mtype status = NONE;
-byte token = 0;        /* whose attempt is the current one; 0 for nobody */
+byte token = 0;        /* the worker whose attempt is the current one; 0 for none */
 bool started = false;  /* the mark */
-byte calls = 0;        /* what the other system has in its books */
+byte calls = 0;        /* the calls that the other system has received */
 byte completions = 0;
 
 active [WORKERS] proctype worker() {

@@ -1,4 +1,4 @@
-"""What happens between a look and the write that comes of it: the write's own conditions decide."""
+"""What happens between a read and the write that follows from it: the conditions of the write decide."""
 
 import pytest
 from sqlalchemy import create_engine, event, select, text, update
@@ -21,7 +21,7 @@ from safeagent_sa.testing import expire_lease, put_in_doubt
 
 @pytest.fixture(params=["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
 def level(request, postgresql):
-    """PostgreSQL at each isolation level; on SQLite nothing comes between the statements of a transaction."""
+    """PostgreSQL at each isolation level; on SQLite nothing can come between the statements of a transaction."""
     engine = create_engine(
         postgresql.url, isolation_level=request.param, connect_args={"options": "-c lock_timeout=5s"}
     )
@@ -30,7 +30,7 @@ def level(request, postgresql):
 
 
 def just_before(port, kind, act):
-    """Do something before the first statement of a kind is sent, on a connection of its own."""
+    """Act on another connection before the first statement of a kind is sent."""
     done = []
 
     @event.listens_for(port.engine, "before_cursor_execute")
@@ -82,12 +82,12 @@ def failed(port, first):
 
 def doubted(port, first):
     first.start()
-    first.doubt()
+    first.put_in_doubt()
 
 
 def freed(port, first):
     first.start()
-    first.set_free()
+    first.release()
 
 
 def resolved(port, first):
@@ -109,7 +109,7 @@ def another_payload(port, first):
     change(port, fingerprint=ExecutionGuard().effect("charge").request("charge-1", 2, None, print).fingerprint)
 
 
-# What a delivery that has seen an ended lease, and no mark, answers when this was faster: parked, or to be made again.
+# What a delivery answers that has read an ended lease without a mark, when this happened first: under "park", under "retry".
 ANSWERS = [
     (extended, ExecutionInProgressError, ExecutionInProgressError),
     (started, ExecutionInProgressError, ExecutionInProgressError),
@@ -127,7 +127,7 @@ ANSWERS = [
 
 @pytest.mark.parametrize("when_in_doubt", ["park", "retry"])
 @pytest.mark.parametrize(("act", "parked", "repeated"), ANSWERS)
-def test_a_takeover_trusts_no_look(level, act, parked, repeated, when_in_doubt):
+def test_a_takeover_trusts_no_earlier_read(level, act, parked, repeated, when_in_doubt):
     first, calls = Attempt(level), []
     end_lease(level)
     done = just_before(level, "UPDATE", lambda: act(level, first))
@@ -150,7 +150,7 @@ def test_a_takeover_trusts_no_look(level, act, parked, repeated, when_in_doubt):
     assert calls == ([expected] if isinstance(expected, int) else [])
 
 
-def test_what_was_parked_is_still_the_last_attempts_to_settle(level):
+def test_the_last_attempt_can_still_settle_what_was_parked(level):
     first = Attempt(level)
     end_lease(level)
     just_before(level, "UPDATE", lambda: started_and_ended(level, first))
@@ -160,8 +160,7 @@ def test_what_was_parked_is_still_the_last_attempts_to_settle(level):
     assert first.complete()
 
 
-def test_a_takeover_takes_one_row(level):
-    """And not whatever else is free."""
+def test_a_takeover_takes_one_row_of_several_that_are_free(level):
     first = Attempt(level)
     change(level, request_id="another")
     other = stored(level)
@@ -175,8 +174,8 @@ def test_a_takeover_takes_one_row(level):
         assert (row.token, row.attempt) == (first.lease.token, other.attempt)
 
 
-def test_a_resolution_holds_what_it_has_read(level):
-    """A late worker cannot record what it knows between the look and the write: it would be overwritten."""
+def test_a_resolution_locks_the_row_that_it_has_read(level):
+    """A late worker cannot record its outcome between the read and the write, which would overwrite it."""
     first = Attempt(level)
     first.start()
     end_lease(level)
@@ -205,7 +204,7 @@ def order(port, request_id):
             execution.complete(pay(session, request_id))
 
 
-def test_a_relay_passes_by_what_another_one_is_taking(level):
+def test_a_relay_skips_an_effect_that_another_relay_is_taking(level):
     order(level, "first")
     order(level, "second")
     sent = []
@@ -220,7 +219,7 @@ def test_a_relay_passes_by_what_another_one_is_taking(level):
 
 
 def test_a_relay_that_was_taken_over_before_its_mark_calls_nothing(level):
-    """Its lease has ended between the two transactions, and another relay was faster."""
+    """Its lease ended between its first two transactions, and another relay took the effect."""
     order(level, "first")
     sent, late = [], []
 
@@ -239,7 +238,7 @@ def test_a_relay_that_was_taken_over_before_its_mark_calls_nothing(level):
 @not_pipelined
 @pytest.mark.parametrize("adopted", [True, False])
 def test_a_doubt_survives_a_probe_that_dies(port, adopted):
-    """Also where it came without a mark, as an adopted record does."""
+    """Also without a mark, as an adopted record has none."""
     provider = Provider()
     if adopted:
         with port.sessions() as session, session.begin():

@@ -34,7 +34,7 @@ def test_eight_threads_make_one_call(postgresql, level):
 
 
 @not_pipelined
-def test_eight_deliveries_on_every_driver(port):
+def test_eight_deliveries_make_one_call_on_every_driver(port):
     provider, answers = Provider(), []
 
     def fire():
@@ -49,8 +49,8 @@ def test_eight_deliveries_on_every_driver(port):
     assert set(answers) <= {1, None}
 
 
-def test_another_delivery_is_told_at_once_while_the_call_goes_on(postgresql):
-    """It does not wait in the database for a call that may take a minute."""
+def test_another_delivery_is_refused_at_once_during_the_call(postgresql):
+    """It does not wait in the database for a call that may take minutes."""
     calling, go_on = threading.Event(), threading.Event()
     provider = Provider()
 
@@ -66,9 +66,9 @@ def test_another_delivery_is_told_at_once_while_the_call_goes_on(postgresql):
     )
     thread.start()
     assert calling.wait(PATIENCE)
-    with pytest.raises(ExecutionInProgressError) as told:
+    with pytest.raises(ExecutionInProgressError) as refused:
         effect.execute(postgresql.sessions, "charge-1", provider)
-    assert told.value.retry_after > 3600
+    assert refused.value.retry_after > 3600
     go_on.set()
     thread.join(PATIENCE)
     assert results == [{"charge": 1, "amount": 100}]

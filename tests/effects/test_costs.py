@@ -1,4 +1,4 @@
-"""What an effect costs, counted: statements on every driver, round trips on the wire, and ways to the connection."""
+"""What an effect costs: statements on every driver, round trips on the wire, and requests for the connection."""
 
 import pytest
 from sqlalchemy import make_url
@@ -23,11 +23,11 @@ def refuse(_effect):
 
 
 class Story:
-    """What may happen to one effect, act by act; each returns how many statements and transactions it should take."""
+    """What may happen to one effect, act by act. A story yields the number of statements and transactions of each act."""
 
     def __init__(self, port, look=0):
         self.port, self.provider, self.name = port, Provider(), "charge-1"
-        # SQLite inserts in one statement and looks in another.
+        # SQLite inserts in one statement and reads in another.
         self.look = look
 
     def fire(self, **options):
@@ -215,8 +215,7 @@ STORIES = [
 
 @not_pipelined
 @pytest.mark.parametrize("story", STORIES)
-def test_statements(port, statements, story):
-    """One for each transaction, where nothing is in the way; one more to take over what is."""
+def test_each_transaction_is_one_statement_unless_it_takes_over_an_earlier_attempt(port, statements, story):
     acts = story(Story(port, look=port.name == "sqlite"))
     next(acts)
     for number, (expected, _) in enumerate(_counted(acts, statements.clear)):
@@ -235,9 +234,8 @@ def wire(request, postgresql):
     proxy.close()
 
 
-@pytest.mark.parametrize("story", [each for each in STORIES if each is not in_progress])  # which is two callers
-def test_round_trips(wire, story):
-    """BEGIN, the statements and COMMIT, each in one: nothing else is asked."""
+@pytest.mark.parametrize("story", [each for each in STORIES if each is not in_progress])  # it has two callers
+def test_only_begin_the_statements_and_commit_are_round_trips(wire, story):
     for _ in range(7):  # the first ones prepare their statements
         wire.clear()
         acts = story(Story(wire))
@@ -257,10 +255,10 @@ def _counted(acts, reset):
 
 
 class Counted(Session):
-    ways = 0
+    requests = 0
 
     def connection(self, *arguments, **options):
-        Counted.ways += 1
+        Counted.requests += 1
         return super().connection(*arguments, **options)
 
 
@@ -272,7 +270,7 @@ def test_each_transaction_asks_for_its_connection_once(port, story):
     port.sessions = sessionmaker(port.engine, class_=Counted)
 
     def reset():
-        Counted.ways = 0
+        Counted.requests = 0
 
     for number, (_, transactions) in enumerate(_counted(acts, reset)):
-        assert Counted.ways == transactions, number
+        assert Counted.requests == transactions, number

@@ -1,4 +1,4 @@
-"""Each transaction of an effect that writes is durable on a server that is told to acknowledge what it may still lose."""
+"""Every write of an effect is durable, on a server that is set up to acknowledge COMMITs that it can still lose."""
 
 import pytest
 from sqlalchemy import event, make_url
@@ -17,7 +17,7 @@ class RateLimited(Exception):
 
 @pytest.fixture(params=["psycopg", "psycopg_async", "asyncpg"])
 def losing(request, postgresql):
-    """A port whose COMMITs can be lost, and what each of them was set to."""
+    """A port whose COMMITs can be lost, and the setting of each COMMIT."""
     url = make_url(postgresql.url).set(drivername=f"postgresql+{request.param}").render_as_string(hide_password=False)
     setting = "local" if request.param == "psycopg_async" else "off"
     as_option = {"options": f"-c synchronous_commit={setting}"}
@@ -38,9 +38,9 @@ def fire(port, call, **options):
     return effect.execute(port.sessions, "charge-1", call)
 
 
-def test_a_new_effect_and_a_replay(losing):
+def test_every_commit_of_a_new_effect_is_durable(losing):
     provider = Provider()
-    for expected in (["on"] * 3, [losing.setting]):  # which writes nothing
+    for expected in (["on"] * 3, [losing.setting]):  # the replay writes nothing
         losing.commits.clear()
         fire(losing, provider)
         assert losing.commits == expected
@@ -61,19 +61,19 @@ def raising(make):
         (raising(lambda effect: TimeoutError()), ExecutionInDoubtError),
     ],
 )
-def test_every_other_outcome(losing, call, error):
+def test_the_commit_of_every_other_outcome_is_durable(losing, call, error):
     with pytest.raises(error):
         fire(losing, call)
     assert losing.commits == ["on"] * 3
 
 
-def test_a_heartbeat(losing):
+def test_the_commit_of_a_heartbeat_is_durable(losing):
     fire(losing, lambda effect: effect.heartbeat())
     assert losing.commits == ["on"] * 4
 
 
 def crash(port, postgresql):
-    """A worker on another engine, which dies in its call."""
+    """Let a worker die in its call, and its lease end."""
     with pytest.raises(Died):
         fire(port, die)
     with postgresql.sessions() as session, session.begin():
@@ -85,14 +85,14 @@ def crash(port, postgresql):
     ("when_in_doubt", "commits"),
     [("retry", 3), (lambda effect: succeeded(1), 2)],
 )
-def test_an_outcome_that_a_second_worker_records(losing, postgresql, when_in_doubt, commits):
+def test_an_outcome_that_a_second_worker_records_is_durable(losing, postgresql, when_in_doubt, commits):
     crash(losing, postgresql)
     fire(losing, lambda effect: 2, when_in_doubt=when_in_doubt)
     assert losing.commits[:commits] == ["on"] * commits
-    assert losing.commits[commits:] in ([], [losing.setting])  # the replay of what was found
+    assert losing.commits[commits:] in ([], [losing.setting])  # the replay of what the probe has found
 
 
-def test_what_is_parked_or_resolved(losing, postgresql):
+def test_a_park_and_a_resolution_are_durable(losing, postgresql):
     crash(losing, postgresql)
     with pytest.raises(ExecutionInDoubtError):
         fire(losing, die)
@@ -101,7 +101,7 @@ def test_what_is_parked_or_resolved(losing, postgresql):
     assert losing.commits == ["on"] * 2
 
 
-def test_a_relayed_effect(losing):
+def test_every_commit_of_a_relayed_effect_is_durable(losing):
     guard = ExecutionGuard()
     with losing.sessions() as session, session.begin():
         with guard.claim(session, "order-1", action="order") as execution:
@@ -109,13 +109,13 @@ def test_a_relayed_effect(losing):
             execution.complete(pay(session, "order-1"))
     losing.commits.clear()
     assert guard.relay(losing.sessions, {"mail": lambda effect, payload: "sent"}).run_once() == 1
-    assert losing.commits == [*["on"] * 3, losing.setting]  # the last one finds nothing
+    assert losing.commits == [*["on"] * 3, losing.setting]  # the last one finds nothing due
 
 
-def test_or_it_is_warned_about_once(losing):
+def test_a_guard_that_only_warns_does_so_once(losing):
     guard = ExecutionGuard(synchronous_commit="warn")
     effect = guard.effect("charge")
     with pytest.warns(DurabilityWarning, match="force"):
         effect.execute(losing.sessions, "charge-1", lambda effect: 1)
-    effect.execute(losing.sessions, "charge-2", lambda effect: 1)  # a second warning would be an error
+    effect.execute(losing.sessions, "charge-2", lambda effect: 1)  # a second warning would fail the test
     assert losing.commits == [losing.setting] * 6

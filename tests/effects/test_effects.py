@@ -1,13 +1,13 @@
-"""Effects on every database and driver: what is recorded, what is replayed, and what is never fired again."""
+"""Effects on every database and driver: what is recorded, what is replayed, and which calls are not made again."""
 
 import math
 
 import pytest
-from sqlalchemy import event, select, update
+from sqlalchemy import event, select, text, update
 from sqlalchemy.exc import IntegrityError
 from support.app import Payment, deliver
 from support.effects import Died, Provider, die
-from support.ports import not_pipelined
+from support.ports import not_pipelined, ports
 
 from safeagent_sa import (
     EffectInTransactionError,
@@ -50,7 +50,7 @@ def charge(port, provider, request_id="charge-1", payload=None, **options):
 
 
 def crash(port, provider, request_id="charge-1", **options):
-    """A worker that dies in the call, after or before the charge, and whose lease has ended since."""
+    """Let a worker die in the call, after or before the charge, and its lease end."""
     with pytest.raises(Died):
         charge(port, provider, request_id, **options)
     provider.before = provider.after = None
@@ -115,7 +115,7 @@ def test_another_action_or_payload_is_a_conflict_in_every_state(port):
 
 
 @not_pipelined
-def test_the_idempotency_key_is_stable_and_tells_nothing(port):
+def test_the_idempotency_key_is_the_same_on_every_attempt_and_reveals_nothing(port):
     provider = Provider()
     provider.before = raising(RateLimited())
     for _ in range(2):
@@ -146,6 +146,15 @@ def test_an_error_that_is_declared_safe_frees_the_request(port):
     assert charge(port, provider).result["charge"] == 1
     assert provider.attempts == [1, 2]
     assert row(port).error is None
+
+
+def test_an_error_that_is_declared_safe_is_raised_as_the_call_raised_it(sqlite):
+    provider, error = Provider(), RateLimited("slow down")
+    provider.before = raising(error)
+    with pytest.raises(RateLimited) as raised:
+        charge(sqlite, provider, retry_on=(RateLimited,))
+    assert raised.value is error
+    assert (error.__cause__, error.__context__) == (None, None)
 
 
 @not_pipelined
@@ -194,16 +203,16 @@ def test_a_proof_that_nothing_happened_is_recorded_and_replayed(port):
         answers.append(failed.value)
         provider.before = None
     assert isinstance(answers[0].__cause__, Declined)
-    for told in answers:
-        assert (told.error_type, told.error_message, told.data) == ("Declined", "no money", {"code": 51})
-        assert told.attempt == 1
-        assert "no money" in str(told)
+    for answer in answers:
+        assert (answer.error_type, answer.error_message, answer.data) == ("Declined", "no money", {"code": 51})
+        assert answer.attempt == 1
+        assert "no money" in str(answer)
     assert provider.charges == []
     assert row(port).completed_at is not None
 
 
 @not_pipelined
-def test_a_proof_in_words(port):
+def test_a_proof_that_nothing_happened_can_be_a_text(port):
     provider = Provider()
     provider.before = lambda effect: (_ for _ in ()).throw(effect.not_done("card \x00 declined"))
     with pytest.raises(ExecutionFailedError) as failed:
@@ -239,7 +248,7 @@ class Unspeakable(Exception):
 @pytest.mark.parametrize(
     "error", [Unspeakable(), ValueError("\ud800 \x00"), ValueError("x" * 10**6), ExceptionGroup("many", [ValueError()])]
 )
-def test_an_error_that_cannot_be_written_down_is_in_doubt_all_the_same(port, error):
+def test_an_error_without_a_usable_message_is_in_doubt_as_well(port, error):
     provider = Provider()
     provider.after = raising(error)
     with pytest.raises(ExecutionInDoubtError):
@@ -251,7 +260,7 @@ def test_an_error_that_cannot_be_written_down_is_in_doubt_all_the_same(port, err
 
 
 @pytest.mark.parametrize("retry_on", [RateLimited, [RateLimited], (RateLimited,), {RateLimited}])
-def test_safe_errors_in_every_form(sqlite, retry_on):
+def test_retry_on_takes_an_error_or_several(sqlite, retry_on):
     provider = Provider()
     provider.before = raising(RateLimited())
     with pytest.raises(RateLimited):
@@ -338,6 +347,25 @@ def test_a_probe_that_finds_the_effect_records_it(port):
     assert '"probe":"succeeded"' in row(port).details
 
 
+def test_a_receipt_that_is_purged_right_after_the_probe_is_an_error(sqlite):
+    provider = Provider()
+    provider.after = die
+    crash(sqlite, provider)
+    transactions = []
+
+    def sessions():
+        transactions.append(len(transactions))
+        if len(transactions) == 3:  # after the takeover and the outcome: the replay
+            with sqlite.sessions() as session, session.begin():
+                session.execute(update(ExecutionRequest).values(status="expired", result=None))
+        return sqlite.sessions()
+
+    effect = ExecutionGuard().effect("charge", when_in_doubt=lambda effect: succeeded(1))
+    with pytest.raises(ReceiptExpiredError):
+        effect.execute(sessions, "charge-1", provider)
+    assert len(transactions) == 3
+
+
 @not_pipelined
 def test_a_probe_that_finds_nothing_lets_the_call_be_made(port):
     provider = Provider()
@@ -349,7 +377,7 @@ def test_a_probe_that_finds_nothing_lets_the_call_be_made(port):
 
 @not_pipelined
 def test_a_probe_that_looks_too_early_lets_the_call_be_made_twice(port):
-    """What no guard can see: the call has succeeded, and the probe says that it has not."""
+    """The guard cannot see that the call has succeeded although the probe says that it has not."""
     provider = Provider()
     provider.after = die
     crash(port, provider)
@@ -425,6 +453,19 @@ def test_business_rows_that_cannot_be_written_leave_it_in_doubt_with_the_result(
     assert port.payments("charge-1") == 1
 
 
+@ports("postgresql", "psycopg_async", "asyncpg", among=["postgresql", "psycopg2", "psycopg_async", "asyncpg"])
+def test_business_rows_that_meet_a_serialization_failure_are_written_again_without_another_call(port):
+    provider, failures = Provider(), ["40001"]
+
+    def add_payment_late(session, result):
+        add_payment(session, result)
+        if failures:
+            session.execute(text(f"DO $$ BEGIN RAISE SQLSTATE '{failures.pop()}'; END $$"))
+
+    assert not charge(port, provider, on_success=add_payment_late).is_replay
+    assert (port.payments("charge-1"), provider.charges, failures) == (1, ["charge-1"], [])
+
+
 @not_pipelined
 def test_a_result_that_cannot_be_stored_is_in_doubt(port):
     provider = Provider()
@@ -440,8 +481,8 @@ def test_a_result_that_cannot_be_stored_is_in_doubt(port):
 
 
 @not_pipelined
-def test_a_worker_that_was_taken_over_is_told_and_writes_nothing(port):
-    """It stands still past its lease; another one makes the call again; then it goes on."""
+def test_a_worker_that_was_taken_over_gets_an_error_and_writes_nothing(port):
+    """It stops past the end of its lease, another worker makes the call again, then it continues."""
     provider, other = Provider(), Provider()
 
     def be_late(_effect):
@@ -473,7 +514,7 @@ def test_a_late_worker_records_no_other_outcome_either(port, outcome):
 
 
 @not_pipelined
-def test_a_late_worker_that_nobody_has_replaced_settles_the_doubt(port):
+def test_a_late_worker_that_was_not_replaced_settles_the_doubt(port):
     provider = Provider()
 
     def be_late(_effect):
@@ -502,7 +543,7 @@ def test_a_late_worker_does_not_undo_what_a_person_has_resolved(port):
 
 
 @not_pipelined
-def test_heartbeat_lets_the_lease_begin_anew(port):
+def test_a_heartbeat_renews_the_lease(port):
     provider = Provider()
 
     def beat(effect):
@@ -516,7 +557,7 @@ def test_heartbeat_lets_the_lease_begin_anew(port):
 
 
 @not_pipelined
-def test_heartbeat_tells_a_worker_that_was_taken_over(port):
+def test_a_heartbeat_of_a_worker_that_was_taken_over_is_an_error(port):
     provider = Provider()
 
     def beat(effect):
@@ -544,7 +585,7 @@ def test_an_effect_is_refused_while_a_guarded_transaction_is_open(port):
         session.commit()
         assert port.requests() == [("order-0", "completed"), ("order-1", "completed")]
         assert charge(port, provider).result["charge"] == 1
-        # One that has claimed nothing is the caller's own business, where the database has more than one writer.
+        # A transaction without a claim is allowed, where the database has more than one writer.
         if port.name == "postgresql":
             session.begin()
             session.execute(select(1))
@@ -553,17 +594,17 @@ def test_an_effect_is_refused_while_a_guarded_transaction_is_open(port):
 
 
 def test_an_uncommitted_claim_of_the_same_id_is_in_progress(on_postgresql):
-    port = on_postgresql  # SQLite has one writer at a time: the effect waits for the database
+    port = on_postgresql  # not SQLite: it has one writer at a time, so the effect waits for the database
     with port.sessions() as session:
         session.begin()
         with ExecutionGuard().claim(session, "charge-1", action="charge") as execution:
             execution.complete("done")
-        port_of_another_thread = Provider()
+        provider = Provider()
         raised = []
 
         def fire():
             try:
-                charge(port, port_of_another_thread)
+                charge(port, provider)
             except ExecutionInProgressError as error:
                 raised.append(error)
 
@@ -593,7 +634,7 @@ def test_what_is_in_doubt_is_listed_with_what_to_look_for(port):
     crash(port, provider, "charge-2")
     with pytest.raises(Died):
         provider.after = die
-        charge(port, provider, "charge-3")  # still has its lease
+        charge(port, provider, "charge-3")  # its lease has not ended
     provider.after = None
     charge(port, provider, "charge-4")
     first, second = doubts(port)
@@ -685,13 +726,11 @@ def test_a_claim_without_a_result_can_be_resolved(port):
         session.execute(
             update(ExecutionRequest).where(ExecutionRequest.request_id == "order-2").values(status="claimed")
         )
-    # Nothing but a look at every row finds a claim that was committed without a result: `safeagent-sa doctor --deep`.
+    # A claim that was committed without a result is found by reading every row only: `safeagent-sa doctor --deep`.
     assert [doubt.request_id for doubt in doubts(port)] == ["order-1"]
     assert resolve(port, "order-2", unknown()) is None
-    assert {doubt.request_id for doubt in doubts(port)} == {
-        "order-1",
-        "order-2",
-    }  # from then on it is open as any other
+    # From then on it is in the index of open effects.
+    assert {doubt.request_id for doubt in doubts(port)} == {"order-1", "order-2"}
     resolve(port, "order-1", succeeded("found"))
     resolve(port, "order-2", not_executed())
     assert doubts(port) == []
@@ -756,7 +795,7 @@ def test_mistakes_are_named_before_anything_is_sent(sqlite):
         effect.execute(sqlite.sessions, "", Provider())
 
     async def call(_effect):
-        """Never awaited."""
+        """This call is refused."""
 
     with pytest.raises(UnsupportedFunctionError):
         effect.execute(sqlite.sessions, "charge-1", call)

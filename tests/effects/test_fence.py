@@ -1,4 +1,4 @@
-"""The fence: an attempt that has been taken over writes nothing, by whichever of its steps; and one that has not, once."""
+"""The fence: an attempt that was taken over writes nothing in any of its steps, and the current one writes its outcome once."""
 
 import pytest
 from sqlalchemy import select
@@ -26,13 +26,13 @@ def end_lease(port):
         expire_lease(connection, "charge-1")
 
 
-STEPS = ["start", "extend", "complete", "fail", "set_free", "doubt"]
+STEPS = ["start", "extend", "complete", "fail", "release", "put_in_doubt"]
 
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("where", ["taken", "started"])
 def test_an_attempt_that_was_taken_over_writes_nothing(port, step, where):
-    """Also while the other one is still in its call, when the row looks as it did before."""
+    """Also while the second attempt is in its call, when the row differs in its token and number only."""
     first = Attempt(port)
     first.start()
     end_lease(port)
@@ -50,7 +50,7 @@ def test_an_attempt_that_was_taken_over_writes_nothing(port, step, where):
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("outcome", ["complete", "fail"])
 def test_an_outcome_that_is_recorded_stays(port, outcome, step):
-    """Whatever comes later from the same attempt: a heartbeat of a thread that goes on, say."""
+    """A later step of the same attempt changes nothing, such as a heartbeat of another thread."""
     attempt = Attempt(port)
     attempt.start()
     getattr(attempt, outcome)()
@@ -63,7 +63,7 @@ def test_an_outcome_that_is_recorded_stays(port, outcome, step):
 
 @pytest.mark.parametrize("step", ["start", "extend"])
 def test_an_attempt_that_was_parked_does_not_begin_its_call(port, step):
-    """It stood still while it probed; another delivery has said that nobody knows, and a person may be looking."""
+    """It stopped while it probed, another delivery parked the request, and a person may be looking into it."""
     Attempt(port).start()
     end_lease(port)
     probing = Attempt(port)
@@ -110,7 +110,7 @@ def test_a_lease_whose_commit_got_no_answer_is_ours(port):
 
 
 def test_business_rows_are_written_once_though_the_commit_got_no_answer(port, monkeypatch):
-    """Through the whole effect: the transaction that records the outcome is run twice."""
+    """Each transaction of the whole effect is run twice, that of the outcome included."""
     from safeagent_sa._transaction import run as transactions
 
     run = transactions.run

@@ -1,7 +1,7 @@
-"""Every order of the steps of several workers at one effect, with a crash or a lost answer at each; the worst clock.
+"""Every order of the steps of several workers on one effect, with a crash or a lost answer at each step.
 
-Each step of an effect is a transaction or the call. The way through them is a generator, so that a test can walk several
-at once, step by step. After each step every lease has ended, as if the clocks were as wrong as they can be.
+Each step of an effect is a transaction or the call. The flow of an effect is a generator, so a test can advance several of
+them step by step. After each step every lease has ended, as with the worst possible clocks.
 """
 
 import itertools
@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import literal_column, select, update
 
 from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionRequest, LeaseLostError, OutcomeError
-from safeagent_sa._effects import lease as leases
-from safeagent_sa._effects.flow import Call, Transact
+from safeagent_sa._effects.drive import Call
+from safeagent_sa._effects.lease import Lease
 from safeagent_sa.effects import not_executed, succeeded
 
 
@@ -26,17 +26,12 @@ def port(request):
 
 
 class Worker:
-    """One delivery of the request: where it stands, and what became of it."""
+    """One delivery of the request: its next step, and its outcome."""
 
     def __init__(self, world):
         self.world, self.outcome, self.steps = world, None, 0
         request = world.effect.request("charge-1", None, None, world.call)
-        self.flow = world.effect.flow(
-            request,
-            lambda session, token: leases.take(session, world.effect.terms, request, token),
-            Call(world.call, (), {}),
-            lambda lease: lambda: None,
-        )
+        self.flow = world.effect.flow(None, request, Call(world.call, (), {}))
         self.resume(lambda: next(self.flow))
 
     def resume(self, how):
@@ -48,16 +43,16 @@ class Worker:
             self.next, self.outcome = None, error
 
     def step(self, fault):
-        """Do the next step; a fault is a crash before or after it, or an answer that is lost so that it is done again."""
+        """Do the next step. A fault is a crash before or after it, or a lost answer, after which the step is done again."""
         number, self.steps = self.steps, self.steps + 1
         kind = fault[1] if fault is not None and fault[0] == number else None
         if kind == "crash before":
             self.next = None
             return
         try:
-            for _ in range(2 if kind == "lost answer" and isinstance(self.next, Transact) else 1):
+            for _ in range(2 if kind == "lost answer" and not isinstance(self.next, Call) else 1):
                 value = self.do(self.next)
-        except Exception as error:  # noqa: BLE001 - it is the flow that decides
+        except Exception as error:  # noqa: BLE001 - the flow decides
             thrown = error
             self.resume(lambda: self.flow.throw(thrown))
         else:
@@ -70,11 +65,11 @@ class Worker:
         if isinstance(step, Call):
             return step.fn(*step.args, **step.kwargs)
         with self.world.port.sessions() as session, session.begin():
-            return step.step(session)
+            return step(session)
 
 
 class World:
-    """One request, the other system, and all that was ever said about it."""
+    """One request, the other system, and every outcome that was ever seen."""
 
     def __init__(self, port, policy):
         self.port, self.policy = port, policy
@@ -89,7 +84,7 @@ class World:
         return succeeded(self.charges) if self.charges else not_executed()
 
     def run(self, workers, choose, fault=None):
-        """Walk the workers; `choose` picks who goes next. Return the choices that there were."""
+        """Advance the workers; `choose` picks the next one. Return each choice and the workers that it was made from."""
         with self.port.engine.begin() as connection:
             connection.execute(TABLE.delete())
         self.charges, receipts, taken = 0, set(), []
@@ -108,7 +103,7 @@ class World:
         return taken
 
     def look(self):
-        """Return the receipt, if there is one, and let the lease end."""
+        """End the lease; return the results that are on record."""
         with self.port.engine.begin() as connection:
             is_postgresql = connection.dialect.name == "postgresql"
             past = literal_column("TIMESTAMP '2000-01-01'" if is_postgresql else "'2000-01-01 00:00:00'")
@@ -119,17 +114,17 @@ class World:
         acknowledged = {str(outcome) for outcome in outcomes if isinstance(outcome, int)}
         wrong = [
             len(receipts) > 1,  # recorded at most once
-            not acknowledged <= receipts,  # and what was answered is what is recorded
+            not acknowledged <= receipts,  # every answer is what is recorded
             self.policy == "park" and self.charges > 1,  # fired at most once
-            self.policy == "park" and fault is None and not acknowledged,  # nobody gives up without a reason
-            self.policy == "retry" and not acknowledged,  # somebody gets there, whatever happens
+            self.policy == "park" and fault is None and not acknowledged,  # without a fault one of the workers succeeds
+            self.policy == "retry" and not acknowledged,  # one of the workers succeeds, whatever happens
             not all(isinstance(each, (int, type(None), OutcomeError)) for each in outcomes),
         ]
         if any(wrong):
             self.violations.append((order, fault, outcomes, receipts, self.charges))
 
     def explore(self, workers, fault=None):
-        """Every order."""
+        """Run every order."""
         prefix = []
         while prefix is not None:
             path = prefix
@@ -187,24 +182,24 @@ def test_five_thousand_interleavings_of_three_workers(port, policy):
 
 
 def test_without_the_mark_the_exploration_finds_a_second_call(sqlite, monkeypatch):
-    monkeypatch.setattr(leases, "start", lambda *_: None)
+    monkeypatch.setattr(Lease, "start", lambda *_: None)
     world = World(sqlite, "park")
     world.explore(2)
     assert any(charges > 1 for *_, charges in world.violations)
 
 
 def test_without_the_fence_the_exploration_finds_a_second_receipt(sqlite, monkeypatch):
-    def complete(session, settings, lease, result, details=None):
+    def complete(lease, session, result, details=None):
         session.execute(update(TABLE).values(status="completed", result=result))
         return True
 
-    monkeypatch.setattr(leases, "complete", complete)
+    monkeypatch.setattr(Lease, "complete", complete)
     world = World(sqlite, "retry")
     world.explore(2)
     assert any(len(receipts) > 1 for _, _, _, receipts, _ in world.violations)
 
 
-def test_a_worker_that_outlives_its_lease_is_told(sqlite):
+def test_a_worker_that_outlives_its_lease_gets_an_error(sqlite):
     world = World(sqlite, "retry")
     seen = []
     check = world.check

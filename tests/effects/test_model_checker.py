@@ -1,4 +1,4 @@
-"""The lease protocol in Spin: all states of three workers, the worst clock, a death at every step; and two mutants."""
+"""The lease protocol in Spin: all states of three workers, with the worst clock and a crash at every step, and two mutants."""
 
 import shutil
 import subprocess
@@ -28,7 +28,7 @@ def errors(folder, *options):
 
 
 @pytest.mark.parametrize("policy", [(), ("-DRETRY",)])
-def test_the_protocol_holds(tmp_path, policy):
+def test_the_protocol_holds_in_every_state(tmp_path, policy):
     found, states = errors(tmp_path, *policy)
     print(f"\n{policy or 'park'}: {states} states")
     assert found == 0
@@ -36,5 +36,5 @@ def test_the_protocol_holds(tmp_path, policy):
 
 
 @pytest.mark.parametrize("mutant", [("-DNO_MARK",), ("-DRETRY", "-DNO_FENCE")])
-def test_a_mutant_is_found(tmp_path, mutant):
+def test_a_mutant_of_the_protocol_is_found(tmp_path, mutant):
     assert errors(tmp_path, *mutant)[0] > 0

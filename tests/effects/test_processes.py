@@ -1,4 +1,4 @@
-"""Real processes that are killed in the call, or stopped past their lease; the other system's ledger is a file."""
+"""Processes that are killed in the call, or stopped past their lease. The ledger of the other system is a file."""
 
 import os
 import signal
@@ -55,7 +55,7 @@ def attempt(port):
     return ExecutionGuard().effect("charge").execute(port.sessions, "charge-1", lambda effect: "never")
 
 
-def test_killed_after_the_call_and_before_the_record(port, tmp_path):
+def test_a_worker_killed_between_the_call_and_the_record_leaves_a_doubt(port, tmp_path):
     worker = Process(port, tmp_path)
     assert worker.line() == "called"
     worker.process.send_signal(signal.SIGKILL)
@@ -69,7 +69,7 @@ def test_killed_after_the_call_and_before_the_record(port, tmp_path):
     assert len(ledger(tmp_path)) == 1
 
 
-def test_stopped_past_its_lease_and_taken_over(port, tmp_path):
+def test_a_worker_stopped_past_its_lease_is_taken_over(port, tmp_path):
     zombie = Process(port, tmp_path, "retry")
     assert zombie.line() == "called"
     zombie.process.send_signal(signal.SIGSTOP)
@@ -82,13 +82,13 @@ def test_stopped_past_its_lease_and_taken_over(port, tmp_path):
     assert zombie.line() == "error LeaseLostError"
     zombie.end()
     (first, _), (second, _) = [line.split() for line in ledger(tmp_path)]
-    assert first == second  # the other system can tell that it is the same effect
+    assert first == second  # the same key, by which the other system knows the effect
     assert status(port) == "completed"
     assert attempt(port).result == 2
 
 
 def test_a_lease_ends_by_the_databases_clock(port, tmp_path):
-    """Nobody moves it here: a short lease, of a worker that is dead."""
+    """A short lease of a dead worker, which the test does not move."""
     worker = Process(port, tmp_path, lease=0.2)
     assert worker.line() == "called"
     worker.process.send_signal(signal.SIGKILL)
@@ -102,8 +102,8 @@ def test_a_lease_ends_by_the_databases_clock(port, tmp_path):
             return
 
 
-def test_the_apps_clock_is_of_no_account(port, monkeypatch):
-    """Two app servers whose clocks are an hour apart: a lease is still a lease."""
+def test_the_clocks_of_the_apps_do_not_matter(port, monkeypatch):
+    """Two app servers whose clocks are hours apart respect the same lease."""
     from datetime import datetime, timedelta
 
     real = time.time

@@ -1,4 +1,4 @@
-"""A process that makes one effect: `worker.py URL FOLDER POLICY`. The ledger is a file; it waits in its call for a file."""
+"""A process that executes one effect: `worker.py URL FOLDER POLICY LEASE`. The ledger is a file; the call waits for another one."""
 
 import sys
 import time
@@ -22,7 +22,7 @@ def charge(effect):
         ledger.write(f"{effect.idempotency_key} {effect.attempt}\n")
     print("called", flush=True)
     if effect.attempt == 1:
-        while not (folder / "go on").exists():  # the test says when, or kills us
+        while not (folder / "go on").exists():  # the test creates it, or kills this process
             time.sleep(0.01)
     return effect.attempt
 

@@ -963,7 +963,7 @@ STORED = {
 EFFECTS = {
     "an effect is not marked as started": Mutant(
         LEASE,
-        'values = {"effect_started_at": now(rows.connection), "lease_expires_at"',
+        'values = {"effect_started_at": rows.protocol.now(), "lease_expires_at"',
         'values = {"lease_expires_at"',
         "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
     ),
@@ -981,8 +981,8 @@ EFFECTS = {
     ),
     "a mark is set on what was parked": Mutant(
         LEASE,
-        "later(rows.connection, terms.seconds)}\n    _own(rows, lease, values, LEASED)",
-        "later(rows.connection, terms.seconds)}\n    _own(rows, lease, values, LEASED, IN_DOUBT)",
+        '.protocol.now(), "lease_expires_at": rows.protocol.later(self.terms.seconds)}\n        if not rows.write(self.key, self.token, values, LEASED)',
+        '.protocol.now(), "lease_expires_at": rows.protocol.later(self.terms.seconds)}\n        if not rows.write(self.key, self.token, values, LEASED, IN_DOUBT)',
         "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
     ),
     "a takeover trusts its look": Mutant(
@@ -1047,7 +1047,7 @@ EFFECTS = {
     ),
     "a safe error settles what came before": Mutant(
         LEASE,
-        "if not lease.is_in_doubt:",
+        "if not self.is_in_doubt:",
         "if True:",
         "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
     ),
@@ -1059,25 +1059,25 @@ EFFECTS = {
     ),
     "what may have happened is a dead letter": Mutant(
         RELAY,
-        "if lease.is_in_doubt:",
-        "if False:",
+        "elif lease.is_in_doubt:",
+        "elif False:",
         "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
     ),
     "effects are not made durable": Mutant(
         ROWS,
-        "        if not is_durable:",
-        "        if False:",
+        "self._settings.make_durable(self.connection, self.protocol)",
+        "pass",
         "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
     ),
     "a late worker overwrites a recorded outcome": Mutant(
         LEASE,
-        "lease.token, values, LEASED, IN_DOUBT):",
-        'lease.token, values, LEASED, IN_DOUBT, "completed"):',
+        "values, LEASED, IN_DOUBT):\n            return True",
+        'values, LEASED, IN_DOUBT, "completed"):\n            return True',
         "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
     ),
     "a relay takes what is not due": Mutant(
         RELAY,
-        "columns.lease_expires_at <= _clock.began(rows.connection),",
+        "columns.lease_expires_at <= rows.protocol.began(),",
         "",
         "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
     ),
@@ -1101,7 +1101,7 @@ EFFECTS = {
     ),
     "an unknown error frees the request": Mutant(
         FLOW,
-        "except self.retry_on as error:",
+        "except self._retry_on as error:",
         "except Exception as error:",
         "test_every_other_error_is_in_doubt_and_not_fired_again",
     ),
@@ -1113,20 +1113,20 @@ EFFECTS = {
     ),
     "a dead letter is tried for ever": Mutant(
         RELAY,
-        "if lease.attempt >= self._max_attempts:",
-        "if False:",
+        "if lease.attempt < self._max_attempts:",
+        "if True:",
         "test_a_safe_error_is_tried_again_later_each_time_and_ends_as_a_dead_letter",
     ),
     "a payload that cannot be read stops the relay": Mutant(
         RELAY,
-        "            return self._bury(session, key, found)",
-        "            raise",
+        "taken = _buried(session, taken)",
+        "raise",
         "test_a_payload_that_cannot_be_read_is_a_dead_letter_and_the_relay_goes_on",
     ),
     "a payload that breaks after the call has begun is a failure": Mutant(
         RELAY,
-        "        if found.is_started:\n            leases.doubt",
-        "        if False:\n            leases.doubt",
+        "    if lease.is_in_doubt:\n        lease.put_in_doubt",
+        "    if False:\n        lease.put_in_doubt",
         "test_a_payload_that_breaks_after_the_call_has_begun_leaves_the_effect_in_doubt",
     ),
 }

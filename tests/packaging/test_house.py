@@ -21,7 +21,7 @@ LIMIT = 160
 OWNERS = {"_transaction/run.py", "_effects/notifications.py"}
 PROGRAMS = {"cli", "testing"}
 # Below any transaction of the caller's, or no transaction at all.
-NO_TRANSACTION = {"cursor", "driver", "ears", "pipeline"}
+NO_TRANSACTION = {"cursor", "driver", "notifications", "pipeline"}
 
 ONE_SUBCLASS = {
     "EffectContext": "the context of an async call is one, whose heartbeat is awaited",

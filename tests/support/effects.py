@@ -49,7 +49,6 @@ class Attempt:
     def __init__(self, port: Any) -> None:
         self.port = port
         self.effect = ExecutionGuard().effect("charge", when_in_doubt="retry")
-        self.settings = self.effect.terms.settings
         self.request = self.effect.request("charge-1", None, None, print)
         self.lease = self.run(lambda session: leases.take(session, self.effect.terms, self.request, uuid.uuid4()))
 
@@ -58,19 +57,19 @@ class Attempt:
             return step(session)
 
     def start(self) -> None:
-        self.run(lambda session: leases.start(session, self.effect.terms, self.lease))
+        self.run(self.lease.start)
 
     def extend(self) -> None:
-        self.run(lambda session: leases.extend(session, self.effect.terms, self.lease))
+        self.run(self.lease.extend)
 
     def complete(self) -> Any:
-        return self.run(lambda session: leases.complete(session, self.settings, self.lease, '"result"'))
+        return self.run(lambda session: self.lease.complete(session, '"result"'))
 
     def fail(self) -> Any:
-        return self.run(lambda session: leases.fail(session, self.settings, self.lease, '{"type":"No"}'))
+        return self.run(lambda session: self.lease.fail(session, '{"type":"No"}'))
 
-    def set_free(self) -> None:
-        self.run(lambda session: leases.set_free(session, self.settings, self.lease, None))
+    def release(self) -> None:
+        self.run(lambda session: self.lease.release(session, None))
 
-    def doubt(self) -> None:
-        self.run(lambda session: leases.doubt(session, self.settings, self.lease, None))
+    def put_in_doubt(self) -> None:
+        self.run(lambda session: self.lease.put_in_doubt(session, None))

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Table, func, literal_column, select, text
+from sqlalchemy import ColumnElement, Connection, Float, Table, func, literal, literal_column, select, text
 from sqlalchemy.exc import DBAPIError
 
 from ...errors import AutocommitError, ReadOnlyTransactionError
@@ -196,6 +196,26 @@ class PostgreSQL(ClaimProtocol):
     def may_have_written(connection: Connection) -> bool:
         """Ask whether the transaction has an id: PostgreSQL gives one at the first write."""
         return bool(connection.scalar(HAS_WRITTEN))
+
+    def now(self) -> Any:
+        """Return `clock_timestamp()`.
+
+        `now()` stands still within a transaction (manual, section 9.9.5): a lease of one second, written by a transaction
+        that is older than that, would be over when it is written.
+        """
+        return func.clock_timestamp()
+
+    def began(self) -> Any:
+        """Return `now()`."""
+        return func.now()
+
+    def later(self, seconds: float) -> Any:
+        """Return `clock_timestamp()` plus an interval."""
+        return func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, literal(seconds, Float))
+
+    def age_of(self, moment: ColumnElement[Any]) -> Any:
+        """Return the seconds from a moment to `clock_timestamp()`."""
+        return func.extract("epoch", func.clock_timestamp() - moment)
 
 
 def _of_row(row: Any) -> Inserted:

@@ -1,0 +1,86 @@
+"""Runs what a flow asks for, step by step: its short transactions, and the calls between them.
+
+A flow is a generator. It yields either a function of a Session, which is run in its own transaction, or a `Call`, which is
+made while no transaction is open. What the step returned or raised goes back into the flow, which decides what comes next.
+A flow does no I/O itself, so the same one serves functions and coroutines.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from operator import methodcaller
+from typing import Any, TypeAlias, TypeVar
+
+from sqlalchemy.orm import Session
+
+from .._transaction import run
+from .._transaction.run import AsyncSessionFactory, Attempts, SessionFactory
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Asks for a function of the user to be called while no transaction is open."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+Step: TypeAlias = Callable[[Session], Any]
+
+_ValueT = TypeVar("_ValueT")
+Flow: TypeAlias = Generator[Step | Call, Any, _ValueT]
+
+# Attempts at one of the short transactions, and seconds for all of them.
+_ATTEMPTS = (5, 30.0)
+
+
+def drive(flow: Flow[_ValueT], session_factory: SessionFactory) -> _ValueT:
+    """Run a flow to its end and return its value."""
+    try:
+        step = next(flow)
+        while True:
+            try:
+                if isinstance(step, Call):
+                    value = step.fn(*step.args, **step.kwargs)
+                else:
+                    value = run.run(session_factory, step, Attempts(*_ATTEMPTS))
+            except Exception as error:  # noqa: BLE001 - the flow decides
+                step = flow.throw(error)
+            else:
+                step = flow.send(value)
+    except StopIteration as end:
+        found: _ValueT = end.value
+        return found
+
+
+async def drive_async(flow: Flow[_ValueT], session_factory: AsyncSessionFactory) -> _ValueT:
+    """Run a flow to its end and return its value; its calls may be coroutine functions."""
+    try:
+        step = next(flow)
+        while True:
+            try:
+                if isinstance(step, Call):
+                    value = step.fn(*step.args, **step.kwargs)
+                    value = await value if inspect.isawaitable(value) else value
+                else:
+                    value = await run.run_async(session_factory, methodcaller("run_sync", step), Attempts(*_ATTEMPTS))
+            except Exception as error:  # noqa: BLE001 - the flow decides
+                step = flow.throw(error)
+            else:
+                step = flow.send(value)
+    except StopIteration as end:
+        found: _ValueT = end.value
+        return found
+
+
+def transact(session_factory: SessionFactory, step: Step) -> Any:
+    """Run a step in its own transaction."""
+    return run.run(session_factory, step, Attempts(*_ATTEMPTS))
+
+
+async def transact_async(session_factory: AsyncSessionFactory, step: Step) -> Any:
+    """Run a step in its own transaction, through an async driver."""
+    return await run.run_async(session_factory, methodcaller("run_sync", step), Attempts(*_ATTEMPTS))
