@@ -131,28 +131,38 @@ async def purge_async(
     allow_under_24_hours: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> int:
-    """Do as `purge` does, in transactions of its own, through an `async_sessionmaker`.
+    """Drop old receipts in transactions of its own, which commit batch by batch; nothing of yours commits with them.
+
+    Only executions that ended are touched: completed and failed ones. A request that is claimed, leased or in doubt
+    stays, however old it is. Rows that another transaction has locked are left for the next purge.
 
     Args:
         session_factory: Makes the sessions; each is given back after its batch.
-        older_than: As in `purge`, like everything that follows.
-        tombstone: Keep each row without its result.
+        older_than: How long ago an execution must have ended, by the database's clock, as a timedelta or in seconds; at least 24 hours.
+        tombstone: Keep each row without its result: a retry gets ReceiptExpiredError and never runs again. False deletes
+            the rows, tombstones of the same age too: **a retry that comes after that runs again**.
         batch_size: Rows of one transaction, 1 to 10,000.
         scope: Only this scope; None for all of them.
         model: The model that the guard is configured with.
-        dry_run: Only count.
-        allow_under_24_hours: Accept a shorter `older_than`.
+        dry_run: Only count, in the same walk.
+        allow_under_24_hours: Accept a shorter `older_than`, because no retry can come that late.
         on_batch: Called with the number of requests so far, after each batch is committed, or counted.
 
     Returns:
         How many requests were purged, or would be.
 
     Raises:
-        Exception: What `purge` raises.
+        RetentionTooShortError: `older_than` is less than 24 hours, and `allow_under_24_hours` is not set.
+        ValueError: `batch_size` is out of range.
+        UnsupportedSessionError: The factory gives no AsyncSession, or one that is in a transaction.
+        AutocommitError: The connection commits every statement by itself.
+        EngineNotConfiguredError: A SQLite engine without `sqlite.configure()`.
+        sqlalchemy.exc.IntegrityError: With `tombstone=False`: rows of yours refer to a request. Batches before it are
+            committed.
 
     Example:
         ```python
-        purged = await purge_async(async_sessions, older_than=timedelta(days=90))
+        purged = await purge_async(AsyncSessionLocal, older_than=timedelta(days=90))
         ```
     """
     plan = _Plan.of(

@@ -167,6 +167,16 @@ assert optional <= {"greenlet"}, optional  # greenlet comes with SQLAlchemy 2.0
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, cwd=ROOT)
 
 
+def test_importing_the_package_loads_no_verb_that_an_app_may_never_use():
+    script = """
+import sys
+import safeagent_sa
+rare = {"safeagent_sa.effects", "safeagent_sa.relay", "safeagent_sa._effects", "safeagent_sa._request.decorator"}
+assert not (rare | {"safeagent_sa.aio", "sqlalchemy.ext.asyncio", "pydantic"}) & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, cwd=ROOT)
+
+
 def test_versions_agree():
     assert f'version = "{safeagent_sa.__version__}"' in (ROOT / "pyproject.toml").read_text()
     assert safeagent_sa.__version__ in (ROOT / "CHANGELOG.md").read_text()
