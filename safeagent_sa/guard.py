@@ -321,7 +321,7 @@ class ExecutionGuard(ConfiguredGuard):
         timeout: float = 30.0,
         **kwargs: Any,
     ) -> Execution[Any]:
-        """Run a function under a claim in a transaction of its own, which this verb begins and commits.
+        """Run a function under a claim in a new transaction, which this verb begins and commits.
 
         It runs the whole transaction again after a serialization failure, a deadlock or a lost connection, with growing
         pauses. When the answer of COMMIT is lost, the next attempt finds the receipt, or executes.
