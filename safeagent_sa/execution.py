@@ -127,7 +127,7 @@ class PlannedEffects:
                 request_id = "sha256:" + hashlib.sha256(request_id.encode()).hexdigest()
         key = validate_key(self._execution.scope, request_id)
         if request_id in self._planned:
-            raise InvalidRequestIdError(f"effect {request_id!r} was added before: give each effect its own request_id")
+            raise InvalidRequestIdError(f"the effect {request_id!r} was added before; name each by its own request_id")
         text = json_text.encode(payload, max_bytes=self._execution._max_result_bytes)  # noqa: SLF001
         self._planned[request_id] = PlannedEffect(key.request_id, action, json_text.decode(text), text)
         return request_id
