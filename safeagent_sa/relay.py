@@ -78,10 +78,14 @@ class Relay(RelayBase[Effect[Any]]):
         return count
 
     def run(self) -> None:
-        """Fire effects as they come, in transactions of its own, until `stop()` is called.
+        """Fire effects as they come, each in its own transactions, until `stop()` is called.
 
-        A database that cannot be reached is waited for. On PostgreSQL with psycopg a COMMIT that stores effects wakes the
-        relay at once; elsewhere, and behind a pooler, it looks every `poll_interval` seconds.
+        While the database cannot be reached, the relay waits and tries again. On PostgreSQL with psycopg a COMMIT that stores
+        effects wakes the relay at once; elsewhere, and behind a pooler, the relay looks every `poll_interval` seconds.
+
+        Raises:
+            UnsupportedSessionError: The factory made no Session, or one that is in a transaction.
+            SetupError: The database or the engine is not ready for the guard.
 
         Example:
             ```python
@@ -102,7 +106,13 @@ class Relay(RelayBase[Effect[Any]]):
                     self._stopping.wait(min(self._poll_interval, 5.0))
 
     def stop(self) -> None:
-        """End `run` and `run_once` when the effect that is being fired has ended; nothing is interrupted."""
+        """End `run` and `run_once` after the current effect; nothing is interrupted and nothing is rolled back.
+
+        Example:
+            ```python
+            signal.signal(signal.SIGTERM, lambda *_: relay.stop())
+            ```
+        """
         self._stopping.set()
 
 
@@ -158,7 +168,13 @@ class AsyncRelay(RelayBase[AsyncEffect[Any]]):
         return count
 
     async def run(self) -> None:
-        """Fire effects as they come, in transactions of its own, until `stop()` is called or the task is cancelled.
+        """Fire effects as they come, each in its own transactions, until `stop()` is called or the task is cancelled.
+
+        While the database cannot be reached, the relay waits and tries again.
+
+        Raises:
+            UnsupportedSessionError: The factory made no AsyncSession, or one that is in a transaction.
+            SetupError: The database or the engine is not ready for the guard.
 
         Example:
             ```python
@@ -177,5 +193,11 @@ class AsyncRelay(RelayBase[AsyncEffect[Any]]):
                 continue
 
     def stop(self) -> None:
-        """End `run` when the effect that is being fired has ended; nothing is interrupted."""
+        """End `run` and `run_once` after the current effect; nothing is interrupted and nothing is rolled back.
+
+        Example:
+            ```python
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, relay.stop)
+            ```
+        """
         self._stopping.set()
