@@ -17,7 +17,7 @@ BENCH_VENV := .venv-bench$(PINNED)
 BENCH_BIN := $(BENCH_VENV)/bin
 BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: help demo test test-all check format changelog bench bench-full field stress pgbouncer roads mutants matrix nightly clean
+.PHONY: help demo test test-all check aio format changelog bench bench-full field stress pgbouncer roads mutants matrix nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,12 +31,16 @@ test: $(READY)  ## the suite, with a real PostgreSQL: every promise, on the port
 test-all: $(READY)  ## the same on every port, with the coverage
 	$(SUITE) --cov -m 'not stress and not pgbouncer' $(ARGS)
 
-check: $(READY)  ## formatting, lint, layers, types
+check: $(READY)  ## formatting, lint, layers, types, async docstrings
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python tools/aio.py --check
+
+aio: $(READY)  ## write the signatures and docstrings of the async verbs from the sync ones
+	$(BIN)/python tools/aio.py
 
 format: $(READY)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .

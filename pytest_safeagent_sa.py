@@ -1,6 +1,6 @@
 """The pytest plugin of safeagent_sa: the fixture `explore_faults`.
 
-A module of its own, so that pytest loads nothing of the library before a test asks for it.
+It is a separate module, so pytest loads the library only when a test uses the fixture.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import pytest
 
 @pytest.fixture
 def explore_faults(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """Explore a handler under faults: see `safeagent_sa.testing.explore_faults`; the report is printed with -s or -rP."""
-    from safeagent_sa.testing import explore_faults as explore  # noqa: PLC0415 - see above
+    """Return `safeagent_sa.testing.explore_faults`, which also prints its report; pytest shows it with -s or -rP."""
+    from safeagent_sa.testing import explore_faults as explore  # noqa: PLC0415 - see the top
 
     def explore_and_print(*arguments: Any, **options: Any) -> Any:
         __tracebackhide__ = True

@@ -1,11 +1,20 @@
-"""safeagent_sa: run a business transaction once per request_id, inside the session that you already have.
+"""safeagent_sa: run a business transaction once per request_id (idempotency key), inside the session that you have.
 
 The claim, the business writes and the receipt are rows of one transaction, yours:
 
-    request_id ─► _keys ─► _fingerprint ─► _claim ─► _dialects ─► execution ─► your writes ─► _codec ─► _claim ─► COMMIT
-                                                                                                              (_commit_guard)
+    claim(request_id, payload)              complete(result)
+         │                                       │
+         ▼                                       ▼
+    _request ──► _claim ──► your writes ──► _claim ──► _transaction ──► COMMIT
+    what is      who may                              what may
+    asked        execute                              commit
 
-`ExecutionGuard` is the door, and `aio.AsyncExecutionGuard` the one for AsyncSession; `errors` has the tree of everything that it raises; `schema` has the table's migrations.
+    _effects     what no transaction covers: calls of other systems, and their relay
+    _dialects    how each database does it
+    _settings    what a guard is configured with
+
+`ExecutionGuard` has the verbs, and `aio.AsyncExecutionGuard` the same ones for AsyncSession. `errors` has the tree of
+all errors, and `schema` the migrations of the table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """AsyncExecutionGuard: the verbs of ExecutionGuard for AsyncSession, over psycopg's async mode, asyncpg and aiosqlite.
 
-There is one core, the synchronous one: each step of it is one `await session.run_sync(...)`, as SQLAlchemy's own async
-layer does it. Needs the extra `asyncio` (greenlet).
+The core is synchronous: each step runs in one `await session.run_sync(...)`, as in SQLAlchemy's own async layer.
+Only the bodies are written here; `make aio` writes the rest from ExecutionGuard. Needs the extra `asyncio` (greenlet).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import datetime as dt
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
-from typing import Any, Concatenate, Protocol, TypeVar, overload
+from typing import Any, Concatenate, TypeVar, overload
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
@@ -19,9 +19,9 @@ from ._effects import doubt as doubts
 from ._effects.doubt import Doubt
 from ._effects.verdict import Verdict
 from ._request.arguments import refuse_shared_names
-from ._request.ids import validate_action
+from ._request.decorator import OpensSession, decorator
 from ._request.results import annotation_of, result_type_of
-from ._request.signature import ParamsT, Plan, SelfT
+from ._request.signature import ParamsT
 from ._settings import USE_DEFAULT, ConfiguredGuard, UseDefault
 from ._transaction import run
 from ._transaction.run import AsyncSessionFactory, Attempts
@@ -36,23 +36,11 @@ __all__ = ["AsyncExecutionGuard"]
 _ValueT = TypeVar("_ValueT")
 
 
-class _AsyncOpensSession(Protocol):
-    """A decorator that takes the session away from a function, or from a method, and gives it one itself."""
-
-    @overload
-    def __call__(self, fn: Callable[Concatenate[AsyncSession, ParamsT], ResultT], /) -> Callable[ParamsT, ResultT]: ...
-
-    @overload
-    def __call__(
-        self, fn: Callable[Concatenate[SelfT, AsyncSession, ParamsT], ResultT], /
-    ) -> Callable[Concatenate[SelfT, ParamsT], ResultT]: ...
-
-
 class AsyncExecutionGuard(ConfiguredGuard):
-    """Claims request_ids inside your own AsyncSession and transaction; it never commits, rolls back or closes them.
+    """Claims request_ids (idempotency keys) inside your AsyncSession and transaction; it never ends that transaction.
 
-    Everything that ExecutionGuard promises holds here, and its handles are the same classes. A task that is cancelled
-    stores nothing, except where COMMIT was on its way: then nobody can know, and a retry with the same request_id tells.
+    A guard holds configuration only: make one at import time and share it between tasks. A cancelled task stores
+    nothing, unless its COMMIT was on the way: then only a retry with the same request_id shows what happened.
     """
 
     @overload
@@ -95,32 +83,61 @@ class AsyncExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
     ) -> AbstractAsyncContextManager[Execution[Any]]:
-        """Claim a request for the block; claim, business writes and result commit with your transaction, or none does.
+        """Claim a request_id (idempotency key) for a block; claim, writes and result commit with your transaction.
+
+        The claim is a row in the session's own transaction; one begins where none is open. You commit after the block.
+        If the block raises, roll back: until then the guard refuses the COMMIT, so half-done work cannot be stored.
 
         Args:
             session: The session of the business writes.
-            request_id: As in `ExecutionGuard.claim`, like everything that follows.
-            action: What is done.
-            payload: The arguments that a retry must repeat.
-            scope: The tenant or namespace, instead of the guard's own.
-            result_type: What results are, so that a replay gives the same type.
-            wait_timeout: Seconds to wait for another claim of the same request; other tasks go on meanwhile.
-            savepoint: Put the block into a SAVEPOINT.
+            request_id: The idempotency key: it names the intent and is the same on every retry; at most 255 bytes.
+            action: What is done, such as `"send_payment"`; a retry with another action is a conflict.
+            payload: The arguments that a retry must repeat, as plain values; only their fingerprint is stored.
+            scope: The tenant or namespace, instead of the guard's own; take it from the authenticated principal.
+            result_type: The type of the result, which a replay returns too: a dataclass, TypedDict, pydantic model,
+                datetime, Decimal or any other type that pydantic knows (extra `pydantic`). None for plain JSON values.
+            wait_timeout: Seconds to wait for another claim of the same request, instead of the guard's own setting;
+                0 to fail at once, None to wait without end. On SQLite the engine's busy timeout decides.
+            savepoint: Run the block in a SAVEPOINT: an exception undoes the claim and the block's writes, and your
+                transaction can go on.
 
         Returns:
-            A block (`async with`) with the execution: new, to be completed in the block, or a replay.
+            An async context manager. It gives the execution: a new one to complete in the block, or a replay.
 
         Raises:
-            UnsupportedSessionError: This is no AsyncSession.
-            Exception: What `ExecutionGuard.claim` raises.
+            RequestConflictError: The request_id was used with another action or payload.
+            ExecutionInProgressError: Another claim of the request has not ended; your transaction stays usable.
+            ExecutionInDoubtError: An earlier execution may or may not have happened.
+            ExecutionFailedError: An earlier execution is on record as failed.
+            ReceiptExpiredError: The request was executed before, and its receipt was purged.
+            ReceiptUnreadableError: The request was executed before, and its stored result cannot be read.
+            InvalidInputError: An argument cannot be stored; nothing was sent.
+            ValueError: `wait_timeout` is negative or not finite; nothing was sent.
+            FingerprintKeyError: The key that made the stored fingerprint is not configured.
+            NotCompletedError: The block ended without `complete()`.
+            ClaimLostError: The transaction or savepoint of the claim ended inside the block.
+            TransactionAbortedError: The block swallowed an error after which the server can only roll back.
+            AlreadyClaimedError: This transaction has claimed the request already.
+            AutocommitError: The connection commits each statement.
+            PendingWritesError: The session holds unflushed changes from before the claim.
+            ReadOnlyTransactionError: The transaction cannot write.
+            SecondDatabaseError: The session has written to another database in the same transaction.
+            UnsupportedSessionError: This is not an AsyncSession, or its connection holds a claim of another one.
+            UnsupportedResultTypeError: The result type has no JSON form, or pydantic is not installed.
+            SetupError: The guard does not support the database, or the SQLite engine is not configured.
+            sqlalchemy.exc.DBAPIError: As the database raised it. SQLSTATE 40001 and 40P01 ask for the whole
+                transaction to be run again (PostgreSQL manual, section 13.5).
 
         Example:
             ```python
             async with AsyncSession(engine) as session, session.begin():
-                async with guard.claim(session, "payment_123", action="send_payment") as execution:
+                async with guard.claim(
+                    session, "payment_123", action="send_payment", payload={"amount": 100}
+                ) as execution:
                     if not execution.is_replay:
                         session.add(Payment(amount=100))
                         execution.complete({"status": "sent"})
+            receipt = execution.result
             ```
         """
         session = _plain_session(session)
@@ -135,40 +152,6 @@ class AsyncExecutionGuard(ConfiguredGuard):
             savepoint=savepoint,
             result_type=result_type_of(result_type),
         )
-        return _over(session, block)
-
-    def claim_many(
-        self,
-        session: AsyncSession | async_scoped_session[Any],
-        payloads: Mapping[str, Any],
-        *,
-        action: str,
-        scope: str | None = None,
-    ) -> AbstractAsyncContextManager[Batch]:
-        """Claim many requests for the block; all that are new commit with your transaction together, or none does.
-
-        Args:
-            session: The session of the business writes.
-            payloads: As in `ExecutionGuard.claim_many`, like everything that follows.
-            action: What is done with each of them.
-            scope: The tenant or namespace, instead of the guard's own.
-
-        Returns:
-            A block (`async with`) with the batch.
-
-        Raises:
-            UnsupportedSessionError: This is no AsyncSession.
-            Exception: What `ExecutionGuard.claim_many` raises.
-
-        Example:
-            ```python
-            async with guard.claim_many(session, {m.id: m.body for m in messages}, action="ingest") as batch:
-                for execution in batch.new:
-                    execution.complete(await ingest(session, execution.request_id))
-            ```
-        """
-        session = _plain_session(session)
-        block = blocks.claim_many(self._settings, session.sync_session, payloads, action=action, scope=scope)
         return _over(session, block)
 
     @overload
@@ -220,28 +203,29 @@ class AsyncExecutionGuard(ConfiguredGuard):
         savepoint: bool = False,
         **kwargs: Any,
     ) -> Execution[Any]:
-        """Await a function under a claim; its writes and its return value commit with your transaction, or none does.
+        """Run a function under a claim; its writes and its return value commit with your transaction, or none does.
 
         Args:
-            session: The session of the business writes, given to `fn` as its first argument.
-            request_id: As in `ExecutionGuard.execute`, like everything that is not named here.
-            fn: The business function, a coroutine function; it is not called on a replay.
+            session: The session of the business writes, which `fn` gets as its first argument.
+            request_id: The idempotency key: it names the intent and is the same on every retry; at most 255 bytes.
+            fn: The coroutine function to run, `fn(session, *args, **kwargs)`; it returns the result. A replay does not
+                call it.
             *args: Further arguments of `fn`.
-            action: What is done.
-            payload: The arguments that a retry must repeat.
-            scope: The tenant or namespace, instead of the guard's own.
-            result_type: What results are; None for what `fn` is annotated to give.
-            wait_timeout: Seconds to wait for another claim of the same request.
-            savepoint: Put the call into a SAVEPOINT.
-            **kwargs: Keyword arguments of `fn`. One with the name of an option above is the verb's, so `fn` must have no such
-                parameter, unless it is given by position or with `functools.partial`.
+            action: What is done; as in `claim`.
+            payload: The arguments that a retry must repeat, as in `claim`; the guard does not read those of `fn`.
+            scope: The tenant or namespace; as in `claim`.
+            result_type: The type of the result; None for the return annotation of `fn`.
+            wait_timeout: Seconds to wait for another claim of the same request; as in `claim`.
+            savepoint: Run `fn` in a SAVEPOINT; as in `claim`.
+            **kwargs: Keyword arguments of `fn`. A parameter of `fn` must not have the name of an option of this verb,
+                unless its value is given by position or bound with `functools.partial`.
 
         Returns:
-            The execution, whose `result` is the same for the first caller and for every retry.
+            The execution; its `result` is the same for the first caller and for every retry.
 
         Raises:
-            UnsupportedFunctionError: `fn` returned something that cannot be awaited, or has a parameter with the name of an
-                option.
+            UnsupportedFunctionError: `fn` does not return an awaitable, or has a parameter with the name of an option.
+            InvalidResultError: `fn` returned a value that is neither plain JSON nor of the result type.
             Exception: What `fn` raises, and everything that `claim` raises.
 
         Example:
@@ -256,15 +240,19 @@ class AsyncExecutionGuard(ConfiguredGuard):
             ```
         """
         refuse_shared_names(AsyncExecutionGuard.execute, fn, args)
-        options = {
-            "action": action,
-            "payload": payload,
-            "scope": scope,
-            "result_type": result_type,
-            "wait_timeout": wait_timeout,
-            "savepoint": savepoint,
-        }
-        return await self._execute(session, request_id, fn, args, kwargs, **options)
+        return await self._execute(
+            session,
+            request_id,
+            fn,
+            args,
+            kwargs,
+            action=action,
+            payload=payload,
+            scope=scope,
+            result_type=result_type,
+            wait_timeout=wait_timeout,
+            savepoint=savepoint,
+        )
 
     async def _execute(
         self,
@@ -278,18 +266,14 @@ class AsyncExecutionGuard(ConfiguredGuard):
         **options: Any,
     ) -> Execution[Any]:
         session = _plain_session(session)
-        async with self.claim(
-            session,
-            request_id,
-            result_type=annotation_of(fn) if result_type is None else result_type,
-            **options,
-        ) as execution:
+        result_type = annotation_of(fn) if result_type is None else result_type
+        async with self.claim(session, request_id, result_type=result_type, **options) as execution:
             if not execution.is_replay:
                 returned: Any = fn(session, *args, **kwargs)
                 if not inspect.isawaitable(returned):
                     raise UnsupportedFunctionError(
-                        f"AsyncExecutionGuard awaits what it runs, and {fn!r} returned something else. Write it with "
-                        "`async def`, or run it through session.run_sync under an ExecutionGuard."
+                        f"{fn!r} does not return an awaitable, and AsyncExecutionGuard awaits what it runs. Write it "
+                        "with `async def`, or run it with an ExecutionGuard inside session.run_sync()."
                     )
                 execution.complete(await returned)
         return execution
@@ -346,35 +330,43 @@ class AsyncExecutionGuard(ConfiguredGuard):
         timeout: float = 30.0,
         **kwargs: Any,
     ) -> Execution[Any]:
-        """Await a function under a claim in a transaction of its own, which is committed when this returns.
+        """Run a function under a claim in a new transaction, which this verb begins and commits.
+
+        It runs the whole transaction again after a serialization failure, a deadlock or a lost connection, with growing
+        pauses. When the answer of COMMIT is lost, the next attempt finds the receipt, or executes.
 
         Args:
-            session_factory: What makes a new session, such as `async_sessionmaker(engine)`.
-            request_id: As in `ExecutionGuard.run_transaction`, like everything that is not named here.
-            fn: The business function, a coroutine function; it is called again on another attempt.
+            session_factory: Makes a new session for each attempt, such as `async_sessionmaker(engine)`.
+            request_id: The idempotency key: it names the intent and is the same on every retry; at most 255 bytes.
+            fn: The coroutine function to run, `fn(session, *args, **kwargs)`; it returns the result. Each attempt calls
+                it, so it must have no effect outside of the session. A replay does not call it.
             *args: Further arguments of `fn`.
-            action: What is done.
-            payload: The arguments that a retry must repeat.
-            scope: The tenant or namespace, instead of the guard's own.
-            result_type: What results are; None for what `fn` is annotated to give.
-            wait_timeout: Seconds to wait for another claim of the same request, for each attempt.
-            max_attempts: The most attempts, the first one included.
-            timeout: No attempt begins after so many seconds.
-            **kwargs: Keyword arguments of `fn`. One with the name of an option above is the verb's, so `fn` must have no such
-                parameter, unless it is given by position or with `functools.partial`.
+            action: What is done; as in `claim`.
+            payload: The arguments that a retry must repeat, as in `claim`; the guard does not read those of `fn`.
+            scope: The tenant or namespace; as in `claim`.
+            result_type: The type of the result; None for the return annotation of `fn`.
+            wait_timeout: Seconds that each attempt waits for another claim of the same request; as in `claim`.
+            max_attempts: The most attempts, including the first one.
+            timeout: Seconds after which no further attempt begins.
+            **kwargs: Keyword arguments of `fn`. A parameter of `fn` must not have the name of an option of this verb,
+                unless its value is given by position or bound with `functools.partial`.
 
         Returns:
             The execution, committed.
 
         Raises:
-            UnsupportedSessionError: The factory gives no AsyncSession, or one in a transaction.
-            UnsupportedFunctionError: As in `execute`.
+            UnsupportedSessionError: The factory did not make a AsyncSession, or made one that is in a transaction.
+            UnsupportedFunctionError: `fn` does not return an awaitable, or has a parameter with the name of an option.
+            InvalidResultError: `fn` returned a value that is neither plain JSON nor of the result type.
+            DurabilityUnknownError: The COMMIT was stored, but not confirmed by the synchronous standby.
             ValueError: `max_attempts` or `timeout` is too small.
-            Exception: What `fn` raises, and everything that `claim` raises, once no attempt is left.
+            Exception: What `fn` raises, and everything that `claim` raises, when no attempt is left.
 
         Example:
             ```python
-            execution = await guard.run_transaction(Sessions, "payment_123", send_payment, 100, action="send_payment")
+            execution = await guard.run_transaction(
+                AsyncSessionLocal, "payment_123", send_payment, 100, action="send_payment"
+            )
             ```
         """
         refuse_shared_names(AsyncExecutionGuard.run_transaction, fn, args)
@@ -418,7 +410,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
         timeout: float = 30.0,
-    ) -> _AsyncOpensSession: ...
+    ) -> OpensSession[AsyncSession]: ...
 
     def idempotent(
         self,
@@ -434,41 +426,42 @@ class AsyncExecutionGuard(ConfiguredGuard):
         max_attempts: int = 5,
         timeout: float = 30.0,
     ) -> Any:
-        """Make a decorator: each call is a request, and its writes and return value commit with the session's transaction.
+        """Return a decorator: each call is a request; its writes and result commit with the session's transaction.
 
-        The session is found among the function's parameters by its annotation. With `session_factory` the function
-        still takes a session, the caller no longer gives one, and each call is a whole transaction that is committed
-        when it returns, as with `run_transaction`.
+        The annotation of a parameter says which one is the session. With `session_factory` the caller leaves it out:
+        each call gets a session, and is a whole transaction that commits when it returns, as with `run_transaction`.
 
         Args:
-            request_id: A template over the arguments, such as `"order:{order_id}:pay"` (attributes and indexes too), or
-                a function of those arguments that it names. A part that is None, empty or of a type without a stable
-                text is an error of the call.
-            action: What is done.
-            payload: What a retry must repeat: names of arguments, or a function of those that it names; None for all
-                arguments but the session (and `self`).
-            scope: The tenant or namespace: a template as for `request_id`, such as `"{user.tenant}"`, or a function of those
-                arguments that it names; a text without fields is the same for every call, None is the guard's own. It
-                comes from the authenticated principal. A call for which it is None or empty is an error.
-            result_type: What results are; None for what the function is annotated to return.
-            session_factory: What makes a session for each call; None where the caller gives one.
-            wait_timeout: As in `claim`, in seconds.
-            savepoint: As in `claim`; not with `session_factory`.
-            max_attempts: As in `run_transaction`, with `session_factory`.
-            timeout: As in `run_transaction`, in seconds, with `session_factory`.
+            request_id: The idempotency key: a template over the arguments, such as `"order:{order_id}:pay"`
+                (attributes and indexes too), or a function of the arguments that it names. A call fails where a part is
+                None or empty, or is of a type without a stable text.
+            action: What is done; as in `claim`.
+            payload: What a retry must repeat: the names of arguments, or a function of the arguments that it names;
+                None for all arguments except the session (and `self`).
+            scope: The tenant or namespace: a template as for `request_id`, such as `"{user.tenant}"`, or a function of
+                the arguments that it names. A text without fields is the same for every call; None is the guard's own.
+                Take it from the authenticated principal. A call fails where it is None or empty.
+            result_type: The type of the result; None for the function's return annotation.
+            session_factory: Makes a session for each call; None where the caller gives the session.
+            wait_timeout: Seconds to wait for another claim of the same request; as in `claim`.
+            savepoint: Run each call in a SAVEPOINT, as in `claim`; not with `session_factory`.
+            max_attempts: The most attempts, as in `run_transaction`; with `session_factory`.
+            timeout: Seconds after which no further attempt begins, as in `run_transaction`; with `session_factory`.
 
         Returns:
-            A decorator. For type checkers the session is the first parameter, or the second of a method, where
-            `session_factory` takes it away; else the signature stays as it is.
+            A decorator. For type checkers, `session_factory` removes the first parameter (of a method the second one).
 
         Raises:
-            UnsupportedFunctionError: At the decoration: the function has no session, or two, or is of another kind.
-            ValueError: At the decoration: a template is none, or names what is no argument; the scope is a plain text that
-                is the name of a parameter; `savepoint` with `session_factory`.
+            UnsupportedFunctionError: At the decoration: no session or two, a generator, or the other kind of function.
+            InvalidActionError: At the decoration: the action cannot be stored.
+            InvalidScopeError: At the decoration or a call: the scope cannot be stored, or a part of it is missing,
+                None, empty or not stable.
+            ValueError: At the decoration: a malformed template, or one that names no argument; a scope without fields
+                that is the name of a parameter; `savepoint` with `session_factory`.
+            TypeError: At the decoration: `payload` is one str. At a call: the arguments do not fit the function.
             InvalidRequestIdError: At a call: a part of the id is missing, None, empty or not stable.
-            InvalidScopeError: At a call: the same of the scope.
-            ReceiptTypeError: At a call: the stored result does not fit the result type any more.
-            Exception: At a call: what the function raises, and everything that `execute` raises.
+            ReceiptTypeError: At a call: the stored result no longer fits the result type.
+            Exception: At a call: what the function raises, and everything that `execute` or `run_transaction` raises.
 
         Example:
             ```python
@@ -476,63 +469,97 @@ class AsyncExecutionGuard(ConfiguredGuard):
             async def pay(session: AsyncSession, order_id: int, amount: Decimal) -> PaymentReceipt: ...
             ```
         """
-        validate_action(action)
-        if savepoint and session_factory is not None:
-            raise ValueError(
-                "savepoint=True is for a session of the caller's: with session_factory a call is a transaction"
-            )
+        return decorator(
+            self,
+            session_factory,
+            request_id=request_id,
+            action=action,
+            payload=payload,
+            scope=scope,
+            result_type=result_type,
+            wait_timeout=wait_timeout,
+            savepoint=savepoint,
+            max_attempts=max_attempts,
+            timeout=timeout,
+            is_async=True,
+        )
 
-        def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
-            plan = Plan(
-                fn,
-                request_id=request_id,
-                payload=payload,
-                scope=scope,
-                result_type=result_type,
-                opens_session=session_factory is not None,
-                is_async=True,
-            )
+    def claim_many(
+        self,
+        session: AsyncSession | async_scoped_session[Any],
+        payloads: Mapping[str, Any],
+        *,
+        action: str,
+        scope: str | None = None,
+    ) -> AbstractAsyncContextManager[Batch]:
+        """Claim many request_ids for a block; all new executions commit with your transaction together, or none does.
 
-            async def wrapper(*args: Any, **kwargs: Any) -> Any:
-                call = plan.call(args, kwargs)
-                options = call.options | {"action": action, "wait_timeout": wait_timeout}
-                if session_factory is None:
-                    execution = await self.execute(
-                        call.session, call.request_id, call.fn, savepoint=savepoint, **options
-                    )
-                else:
-                    options |= {"max_attempts": max_attempts, "timeout": timeout}
-                    execution = await self.run_transaction(session_factory, call.request_id, call.fn, **options)
-                return execution.result
+        It sends two statements for the claims and one for the results, whatever their number. It never waits: requests
+        held elsewhere are in `batch.in_progress`, to be delivered again later.
 
-            return plan.dress(wrapper)
+        Args:
+            session: The session of the business writes.
+            payloads: For each request_id the payload that a retry must repeat; at most 1,000 on PostgreSQL and 10,000
+                on SQLite. Split more into slices, each in its own transaction.
+            action: What is done for each of them; as in `claim`.
+            scope: The tenant or namespace; as in `claim`.
 
-        return decorate
+        Returns:
+            An async context manager. It gives the batch: `new` to complete in the block, `replayed`, `in_progress`,
+            `conflicts` and `blocked`.
+
+        Raises:
+            BatchTooLargeError: More ids than one call takes; nothing was sent.
+            sqlalchemy.exc.DBAPIError: SQLSTATE 53200 where PostgreSQL's lock table is full: each id holds a lock until
+                its transaction ends, in this and in every other open transaction. The transaction is aborted and stores
+                nothing; roll back, and claim fewer ids in each.
+            NotCompletedError: The block ended with a new execution that was not completed.
+            Exception: Everything else that `claim` raises, except OutcomeErrors, which are in the batch.
+
+        Example:
+            ```python
+            async with guard.claim_many(session, {m.id: m.body for m in messages}, action="ingest") as batch:
+                for execution in batch.new:
+                    execution.complete(await ingest(session, execution.request_id))
+            ```
+        """
+        session = _plain_session(session)
+        block = blocks.claim_many(self._settings, session.sync_session, payloads, action=action, scope=scope)
+        return _over(session, block)
 
     async def get(
         self, session: AsyncSession | async_scoped_session[Any], request_id: str, *, scope: str | None = None
     ) -> Receipt | None:
-        """Read a receipt in the session's transaction; nothing is claimed, written or waited for.
+        """Read a receipt in the session's transaction; nothing is claimed or written, and it never waits.
+
+        Do not decide by it whether to execute: only a claim is atomic.
 
         Args:
-            session: Any AsyncSession that sees the table; on a replica the answer may be old.
+            session: Any session that sees the table; a replica may give an old answer.
             request_id: The id of the request.
             scope: The tenant or namespace, instead of the guard's own.
 
         Returns:
-            The receipt, or None where the request is unknown or not finished.
+            The receipt, or None if the request is unknown or has not ended.
 
         Raises:
-            UnsupportedSessionError: This is no AsyncSession.
-            Exception: What `ExecutionGuard.get` raises.
+            ExecutionFailedError: The request is on record as failed.
+            ExecutionInDoubtError: The request may or may not have happened.
+            ReceiptExpiredError: The request was executed, and its receipt was purged.
+            ReceiptUnreadableError: The request was executed, and its stored result cannot be read.
+            InvalidInputError: The id or the scope cannot be stored; nothing was sent.
+            UnsupportedSessionError: This is not an AsyncSession.
+            UnsupportedDialectError: The guard does not support the database.
 
         Example:
             ```python
             receipt = await guard.get(session, "payment_123")
+            if receipt is not None:
+                print(receipt.result, receipt.completed_at)
             ```
         """
         return await _plain_session(session).run_sync(
-            lambda sync_session: blocks.get(self._settings, sync_session, request_id, scope=scope)
+            lambda plain: blocks.get(self._settings, plain, request_id, scope=scope)
         )
 
     def effect(
@@ -545,26 +572,37 @@ class AsyncExecutionGuard(ConfiguredGuard):
         on_success: Callable[[AsyncSession, Any], Any] | None = None,
         result_type: Any = None,
     ) -> AsyncEffect[Any]:
-        """Configure a call of another system; nothing is sent, and nothing of it commits with a transaction of yours.
+        """Configure a call of another system; nothing is sent, and nothing commits with your transaction.
 
         Args:
-            action: As in `ExecutionGuard.effect`, like everything that follows.
-            lease: How long one attempt may take, in seconds.
-            when_in_doubt: `"park"`, `"retry"` or a probe, which may be a coroutine function.
-            retry_on: Errors of the call that prove that nothing happened.
-            on_success: Writes rows of yours with the result; it gets the AsyncSession and may be a coroutine function.
-            result_type: What results are.
+            action: What is done, such as `"stripe.charge"`.
+            lease: Seconds that one attempt may take unless it calls `heartbeat()`. Make it longer than the time-out of
+                the call: an attempt that outlives its lease is in doubt.
+            when_in_doubt: What to do when an earlier attempt may have happened. `"park"` raises ExecutionInDoubtError
+                until the request is resolved. `"retry"` calls again with the same idempotency key, for systems that
+                honour such keys. A probe, a function or coroutine function `probe(effect)`, finds out and returns
+                `succeeded(result)`, `not_executed()`, `executed_more_than_once()` or `unknown()` of
+                `safeagent_sa.effects`.
+            retry_on: Exception types which prove that the call had no effect, such as a refused connection or a rate
+                limit: they reach the caller, and the request is free for the next attempt.
+            on_success: A function or coroutine function `on_success(session, result)` that writes your rows in the
+                transaction that records the result.
+            result_type: The type of the result; None for the return annotation of the call.
 
         Returns:
-            The effect, to be shared between tasks.
+            The effect; share it between tasks.
 
         Raises:
-            Exception: What `ExecutionGuard.effect` raises.
+            InvalidActionError: The action cannot be stored.
+            ValueError: `lease` is out of range, or `when_in_doubt` is none of the values above.
+            TypeError: `retry_on` holds something that is not an exception type.
 
         Example:
             ```python
-            charge = guard.effect("stripe.charge", lease=60)
-            execution = await charge.execute(async_sessions, "order:42:charge", do_charge, order)
+            charge = guard.effect("stripe.charge", lease=60, when_in_doubt="retry", retry_on=(RateLimitError,))
+            execution = await charge.execute(
+                AsyncSessionLocal, "order:42:charge", do_charge, order, payload={"amount": 100}
+            )
             ```
         """
         return AsyncEffect(
@@ -577,6 +615,53 @@ class AsyncExecutionGuard(ConfiguredGuard):
             result_type=result_type,
         )
 
+    def relay(
+        self,
+        session_factory: AsyncSessionFactory,
+        handlers: Mapping[str, Any],
+        *,
+        max_attempts: int = 10,
+        initial_backoff: float = 1.0,
+        max_backoff: float = 3600.0,
+        poll_interval: float = 5.0,
+    ) -> AsyncRelay:
+        """Make a relay, which fires the effects that `execution.effects.add` has stored, after their COMMIT.
+
+        Args:
+            session_factory: Makes a session for each of the relay's transactions.
+            handlers: For each action a coroutine function `handler(effect, payload)` that gets an AsyncEffectContext,
+                or a pair of `guard.effect(action, ...)` and such a function, to set the lease and the errors to
+                retry on. Effects with other actions are left to other relays.
+            max_attempts: Attempts that may fail with an error in `retry_on`. Then the effect is a dead letter: on
+                record as failed, with its payload. `guard.resolve(session, request_id, not_executed(), by=...)` sends
+                it again.
+            initial_backoff: Seconds before the second attempt; each further pause is twice as long.
+            max_backoff: The longest pause, in seconds.
+            poll_interval: Seconds between two looks for due effects.
+
+        Returns:
+            The relay: `run()` fires effects until `stop()`, and `run_once()` fires what is due.
+
+        Raises:
+            ValueError: A number is out of range, or a pair does not fit its action.
+            UnsupportedFunctionError: A handler does not take an effect and a payload.
+
+        Example:
+            ```python
+            relay = guard.relay(AsyncSessionLocal, {"email.confirmation": send_confirmation})
+            await relay.run()
+            ```
+        """
+        return AsyncRelay(
+            self._settings,
+            session_factory,
+            handlers,
+            max_attempts=max_attempts,
+            initial_backoff=initial_backoff,
+            max_backoff=max_backoff,
+            poll_interval=poll_interval,
+        )
+
     async def in_doubt(
         self,
         session: AsyncSession | async_scoped_session[Any],
@@ -585,20 +670,28 @@ class AsyncExecutionGuard(ConfiguredGuard):
         scope: str | None = None,
         limit: int = 100,
     ) -> list[Doubt]:
-        """Read the requests of which nobody knows whether they happened, in the session's transaction; nothing is written.
+        """Read the requests that may or may not have happened, in the session's transaction; nothing is written.
+
+        It reads the index of open effects (leased, due or in doubt), not the whole table. Claims that were committed
+        without a result are not in that index: `safeagent-sa doctor --deep` finds them.
 
         Args:
-            session: Any AsyncSession that sees the table.
-            older_than: Only those whose last attempt began at least this long ago, as a timedelta or in seconds.
-            scope: Only this scope.
-            limit: The most to read, the oldest first.
+            session: Any session that sees the table.
+            older_than: Only requests whose last attempt began at least this long ago: a timedelta, or seconds.
+            scope: Only this scope; None for all scopes.
+            limit: The most requests to read, oldest first.
 
         Returns:
-            The requests.
+            The requests, with the idempotency keys to look for in the other system.
+
+        Raises:
+            UnsupportedSessionError: This is not an AsyncSession.
+            UnsupportedDialectError: The guard does not support the database.
 
         Example:
             ```python
-            doubts = await guard.in_doubt(session, older_than=300)
+            for doubt in await guard.in_doubt(session, older_than=300):
+                print(doubt.request_id, doubt.idempotency_key, doubt.error_message)
             ```
         """
         return await _plain_session(session).run_sync(
@@ -616,26 +709,39 @@ class AsyncExecutionGuard(ConfiguredGuard):
         scope: str | None = None,
         result_type: Any = None,
     ) -> Receipt | None:
-        """Record what has become of a request in doubt; it commits with your transaction.
+        """Record what became of a request in doubt; it commits with your transaction.
+
+        Who found out, and the evidence, are kept with the request. Recording the same verdict again changes nothing.
 
         Args:
             session: The session of your transaction.
-            request_id: As in `ExecutionGuard.resolve`, like everything that follows.
-            verdict: What was found out.
-            by: Who has found out.
-            evidence: What it was found out by, as plain JSON values.
-            scope: The tenant or namespace.
-            result_type: What the result is.
+            request_id: The id of the request.
+            verdict: `succeeded(result)`: a retry gets the result. `not_executed()`: the effect is free for its next
+                attempt (a request without an effect is on record as failed). `executed_more_than_once()` and
+                `unknown()` are noted, and the request stays in doubt. All are functions of `safeagent_sa.effects`.
+            by: Who found out.
+            evidence: What proves it, as plain JSON values.
+            scope: The tenant or namespace, instead of the guard's own.
+            result_type: The type of the result; None for plain JSON values.
 
         Returns:
-            The receipt where it has succeeded, else None.
+            The receipt if the request has succeeded, else None.
 
         Raises:
-            Exception: What `ExecutionGuard.resolve` raises.
+            NotInDoubtError: The request is unknown, may still be running, or was resolved in another way.
+            InvalidInputError: The id, the scope, the result or the evidence cannot be stored; nothing was sent.
+            TypeError: `verdict` is not a verdict.
+            ValueError: `by` is empty.
+            UnsupportedResultTypeError: The result type has no JSON form, or pydantic is not installed.
+            UnsupportedSessionError: This is not an AsyncSession.
+            AutocommitError: The connection commits each statement.
+            SetupError: The guard does not support the database, or the SQLite engine is not configured.
 
         Example:
             ```python
-            await guard.resolve(session, "order:42:charge", not_executed(), by="alice")
+            async with AsyncSession(engine) as session, session.begin():
+                result = succeeded({"charge": "ch_1"})
+                await guard.resolve(session, "order:42:charge", result, by="alice", evidence="dashboard")
             ```
         """
         kind = result_type_of(result_type)
@@ -643,49 +749,6 @@ class AsyncExecutionGuard(ConfiguredGuard):
             lambda plain: doubts.resolve(
                 self._settings, plain, request_id, verdict, by=by, evidence=evidence, scope=scope, result_type=kind
             )
-        )
-
-    def relay(
-        self,
-        session_factory: AsyncSessionFactory,
-        handlers: Mapping[str, Any],
-        *,
-        max_attempts: int = 10,
-        initial_backoff: float = 1.0,
-        max_backoff: float = 3600.0,
-        poll_interval: float = 5.0,
-    ) -> AsyncRelay:
-        """Make a relay: it fires the effects that `execution.effects.add` has stored, after their COMMIT.
-
-        Args:
-            session_factory: What makes an AsyncSession for each of its transactions.
-            handlers: By action, a coroutine function or a pair, as in `ExecutionGuard.relay`, like everything that follows.
-            max_attempts: After so many failures an effect is a dead letter.
-            initial_backoff: Seconds before the second attempt.
-            max_backoff: The longest pause, in seconds.
-            poll_interval: How often to look for what is due, in seconds.
-
-        Returns:
-            The relay, with coroutines `run_once()` and `run()`, and `stop()`.
-
-        Raises:
-            ValueError: A number is out of range, or a pair does not fit its action.
-            UnsupportedFunctionError: A handler does not take an effect and a payload.
-
-        Example:
-            ```python
-            relay = guard.relay(async_sessions, {"email.confirmation": send_confirmation})
-            await relay.run()
-            ```
-        """
-        return AsyncRelay(
-            self._settings,
-            session_factory,
-            handlers,
-            max_attempts=max_attempts,
-            initial_backoff=initial_backoff,
-            max_backoff=max_backoff,
-            poll_interval=poll_interval,
         )
 
 
@@ -697,7 +760,7 @@ async def _over(session: AsyncSession, block: AbstractContextManager[_ValueT]) -
         yield value
     except BaseException as error:
         left = (type(error), error, error.__traceback__)
-        # A block without a savepoint sends nothing here, so that a cancelled task is not held up.
+        # A block without a savepoint sends nothing here, so a cancelled task ends at once.
         if not await session.run_sync(lambda _: block.__exit__(*left)):
             raise
     else:
@@ -705,7 +768,7 @@ async def _over(session: AsyncSession, block: AbstractContextManager[_ValueT]) -
 
 
 def _plain_session(session: object) -> AsyncSession:
-    """Return the AsyncSession itself, or raise UnsupportedSessionError."""
+    """Return the AsyncSession, also of an `async_scoped_session`; raise UnsupportedSessionError for anything else."""
     found = session() if isinstance(session, async_scoped_session) else session
     if isinstance(found, AsyncSession):
         return found

@@ -1,7 +1,7 @@
 """The store interface of SafeAgent (`safeagent-exec-guard`), inside your own session and transaction.
 
-SafeAgent's stores write in a connection of their own and commit there, so that record and business rows can disagree.
-This one has the same methods and writes with your transaction: you commit.
+SafeAgent's stores write and commit on their own connection, so the record and the business rows can disagree. This
+store has the same methods and writes in your transaction; you commit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from sqlalchemy.orm import Session, scoped_session
 from . import schema
 from ._claim import acquire, complete, outcome
 from ._request.ids import validate_action, validate_key
-from ._settings import Settings
 from ._transaction import session_watch
 from .errors import NotCompletedError
 from .guard import ExecutionGuard
@@ -35,45 +34,59 @@ class ExecutionStore:
     """
 
     def __init__(self, session: Session | scoped_session[Any], guard: ExecutionGuard | None = None) -> None:
-        """Take the session of the business writes; nothing is sent.
+        """Keep the session of the business writes; nothing is sent.
 
         Args:
-            session: The session whose transaction the requests belong to.
-            guard: Its table, scope and time-out are used; the default guard otherwise.
+            session: The session in whose transaction the requests are claimed.
+            guard: The guard whose model, scope and time-out are used; None for a default one.
 
         Raises:
-            UnsupportedSessionError: Not a synchronous session.
+            UnsupportedSessionError: This is not a synchronous Session.
         """
         self._session = session_watch.plain_session(session)
-        self._guard = guard or ExecutionGuard()
+        self._settings = (guard or ExecutionGuard())._settings  # noqa: SLF001 - a part of the guard
         self._claims: dict[str, acquire.Claim] = {}
 
     def init_db(self) -> None:
-        """Check that the table is there; it creates nothing and commits nothing, migrations do.
+        """Check that the table exists; nothing is created or committed, since migrations do that.
 
         Raises:
-            SchemaError: The table is missing or old; the message has the lines to paste.
+            SchemaError: The table is missing or too old; the message has the lines to paste.
+
+        Example:
+            ```python
+            ExecutionStore(session).init_db()
+            ```
         """
-        schema.verify(self._session.connection(bind_arguments={"mapper": self._policy.model}), model=self._policy.model)
+        schema.verify(
+            self._session.connection(bind_arguments={"mapper": self._settings.model}), model=self._settings.model
+        )
 
     def insert_if_not_exists(self, request_id: str, action: str) -> bool:
-        """Claim a request in your transaction; the claim commits or vanishes with it.
+        """Claim a request_id (idempotency key) in your transaction; the claim commits or rolls back with it.
 
         Args:
-            request_id: What names the intent, the same on every retry; at most 255 bytes.
+            request_id: The idempotency key: it names the intent and is the same on every retry; at most 255 bytes.
             action: What is done.
 
         Returns:
-            True if the request is new, so that it must be executed and completed; False if it was executed before.
+            True if the request is new: execute and complete it. False if it was executed before.
 
         Raises:
-            Exception: Everything that `ExecutionGuard.claim` raises. SafeAgent answers False there, which drops work
-                when the other execution fails.
+            Exception: Everything that `ExecutionGuard.claim` raises. SafeAgent returns False in these cases, which
+                loses work when the other execution fails.
+
+        Example:
+            ```python
+            if store.insert_if_not_exists("req_123", "send_payment"):
+                session.add(Payment(amount=100))
+                store.complete("req_123", {"status": "sent"})
+            ```
         """
-        key = validate_key(self._guard._settings.scope, request_id)  # noqa: SLF001 - another face of the guard
-        request = outcome.Request(key, validate_action(action), None, self._policy.fingerprinter.make(None))
+        key = validate_key(self._settings.scope, request_id)
+        request = outcome.Request(key, validate_action(action), None, self._settings.fingerprinter.make(None))
         session_watch.refuse_pending_writes(self._session, key)
-        claim = acquire.claim(self._session, self._policy, request, self._guard._settings.wait_timeout, has_block=False)  # noqa: SLF001
+        claim = acquire.claim(self._session, self._settings, request, self._settings.wait_timeout, has_block=False)
         if claim.open_claim is not None:
             self._claims[request_id] = claim
         return claim.open_claim is not None
@@ -82,36 +95,50 @@ class ExecutionStore:
         """Store the result of a claimed request; it commits with your transaction.
 
         Args:
-            request_id: An id that this store has claimed in the transaction that is open.
-            result: Plain JSON values.
+            request_id: An id that this store has claimed in the open transaction.
+            result: The result, as plain JSON values.
 
         Raises:
-            NotCompletedError: The id was not claimed here, or is completed already. SafeAgent does nothing there.
+            NotCompletedError: This store has not claimed the id, or has completed it. SafeAgent does nothing then.
             InvalidResultError: The result cannot be stored; the claim stays open.
             ClaimLostError: The transaction of the claim has ended.
+            TransactionAbortedError: An error was swallowed after which the server can only roll back.
+
+        Example:
+            ```python
+            store.complete("req_123", {"status": "sent"})
+            ```
         """
         claim = self._claims.get(request_id)
         if claim is None:
             message = (
-                f"request_id {request_id!r} has no open claim in this store, so there is nothing to complete: "
-                "call insert_if_not_exists() first, and complete() once, only where it returned True"
+                f"request_id {request_id!r} has no open claim in this store, so complete() has nothing to complete. Call "
+                "insert_if_not_exists() first; where it returns True, call complete() once."
             )
-            raise NotCompletedError(message, scope=self._guard._settings.scope, request_id=request_id)  # noqa: SLF001
+            raise NotCompletedError(message, scope=self._settings.scope, request_id=request_id)
         claim.execution.complete(result)
         del self._claims[request_id]
-        complete.settle(claim, self._policy)
+        complete.settle(claim, self._settings)
 
     def get(self, request_id: str) -> dict[str, Any] | None:
         """Read a request in your transaction, in SafeAgent's form; nothing is claimed or written.
+
+        Args:
+            request_id: The id of the request.
 
         Returns:
             `request_id`, `action`, `status`, `result`, `created_at` and `updated_at`, or None for an unknown id.
 
         Raises:
             Exception: Everything that `ExecutionGuard.get` raises.
+
+        Example:
+            ```python
+            record = store.get("req_123")
+            ```
         """
-        key = validate_key(self._guard._settings.scope, request_id)  # noqa: SLF001
-        stored = acquire.find(self._session, self._policy, key)
+        key = validate_key(self._settings.scope, request_id)
+        stored = acquire.find(self._session, self._settings, key)
         if stored is None:
             return None
         receipt = outcome.receipt_of(key, stored)
@@ -123,7 +150,3 @@ class ExecutionStore:
             "created_at": stored.created_at,
             "updated_at": stored.created_at if receipt is None else receipt.completed_at,
         }
-
-    @property
-    def _policy(self) -> Settings:
-        return self._guard._settings  # noqa: SLF001

@@ -1,15 +1,15 @@
-"""Every error that the library raises itself; database errors are never wrapped and never appear here.
+"""Every error that the library raises; errors of the database are never wrapped and reach the caller as they are.
 
     SafeAgentError
-    ├── OutcomeError                    the guard's answer was not "go on": handle these at run time
-    │   ├── RequestConflictError        the id was used for another action or payload
-    │   ├── ExecutionInProgressError    somebody else is at it; try again after `retry_after` seconds
-    │   ├── ExecutionInDoubtError       it may have happened; a person or a probe must settle it
+    ├── OutcomeError                    the request must not be executed now: handle these at run time
+    │   ├── RequestConflictError        the id was used with another action or payload
+    │   ├── ExecutionInProgressError    another claim has not ended; try again after `retry_after` seconds
+    │   ├── ExecutionInDoubtError       it may or may not have happened; a person or a probe must find out
     │   ├── ExecutionFailedError        it ran before, and a failure is on record
-    │   ├── DurabilityUnknownError      it is stored here, and perhaps not on the synchronous standby: do not answer as done
-    │   ├── LeaseLostError              this attempt at an effect is not the current one any more
-    │   ├── ReceiptTypeError            its stored result does not fit the result type that is asked for now
-    │   ├── ReceiptUnreadableError      it ran before, and its stored result cannot be read back
+    │   ├── DurabilityUnknownError      it is stored here, but perhaps not on the synchronous standby
+    │   ├── LeaseLostError              this attempt at an effect is no longer the current one
+    │   ├── ReceiptTypeError            its stored result does not fit the result type of this call
+    │   ├── ReceiptUnreadableError      it ran before, and its stored result cannot be read
     │   └── ReceiptExpiredError         it ran before, and its receipt was purged
     ├── InvalidInputError (ValueError)  refused before any SQL; the transaction stays usable
     │   ├── InvalidRequestIdError
@@ -17,33 +17,33 @@
     │   ├── InvalidActionError
     │   ├── InvalidPayloadError
     │   ├── InvalidResultError
-    │   ├── BatchTooLargeError          more ids at once than one call takes: slice them
-    │   └── RetentionTooShortError      a purge of receipts that retries may still ask for
+    │   ├── BatchTooLargeError          more ids than one call takes: claim them in slices
+    │   └── RetentionTooShortError      a purge of receipts that retries may still need
     ├── MisuseError                     a mistake in the calling code: fix the code
-    │   ├── NotCompletedError           the block ended, or a COMMIT came, without a stored result
+    │   ├── NotCompletedError           the block or the transaction ended without a result
     │   ├── AlreadyCompletedError       complete() a second time, on a replay, or after the block
     │   ├── AlreadyClaimedError         the same id twice in one transaction
     │   ├── ClaimLostError              the transaction or savepoint of the claim ended inside the block
-    │   ├── AutocommitError             no transaction is open, so nothing could be atomic
+    │   ├── AutocommitError             the connection commits each statement, so nothing is atomic
     │   ├── TransactionAbortedError     the server would answer COMMIT with a silent ROLLBACK
-    │   ├── ReadOnlyTransactionError    a claim in a transaction that may not write
-    │   ├── PendingWritesError          unflushed objects from before the claim: a replay would write them, too
-    │   ├── SecondDatabaseError         the session has written to another database, which cannot commit atomically
+    │   ├── ReadOnlyTransactionError    a claim in a transaction that cannot write
+    │   ├── PendingWritesError          unflushed objects from before the claim: a replay would write them too
+    │   ├── SecondDatabaseError         the session has written to another database, with its own COMMIT
     │   ├── EffectInTransactionError    an effect fired while a guarded transaction is open
-    │   ├── NotInDoubtError             a request that is not in doubt, or was resolved in another way
-    │   ├── UnsupportedSessionError     not a Session, or an AsyncSession where the other kind is needed
-    │   ├── UnsupportedFunctionError    a coroutine function where a plain one is needed, or the other way round
+    │   ├── NotInDoubtError             the request is not in doubt, or was resolved in another way
+    │   ├── UnsupportedSessionError     not a session, or the wrong kind: Session or AsyncSession
+    │   ├── UnsupportedFunctionError    the wrong kind: function or coroutine function
     │   ├── UnsupportedResultTypeError  a result type without a JSON form, or pydantic is not installed
     │   └── FingerprintKeyError         the key that made a stored fingerprint is not configured
-    └── SetupError                      the database or engine is not ready for the guard
+    └── SetupError                      the engine or the database is not ready for the guard
         ├── SchemaError                 the table is missing or older than this version
         ├── EngineNotConfiguredError    SQLite without safeagent_sa.sqlite.configure(engine)
-        └── UnsupportedDialectError     a database that the guard does not know
+        └── UnsupportedDialectError     a database that the guard does not support
 
-    DurabilityWarning (UserWarning)     the server acknowledges what it can still lose
+    DurabilityWarning (UserWarning)     the server confirms commits that it can still lose
 
-Every error carries its data as attributes, survives pickling (for worker processes and task queues) and holds
-neither a payload nor a result, so that it can be logged.
+Every error carries its data as attributes and survives pickling (for worker processes and task queues). None holds a
+payload or a result, so all can be logged.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _rebuild(cls: type[SafeAgentError], args: tuple[Any, ...], attributes: dict[
 
 
 class OutcomeError(SafeAgentError):
-    """The request was understood, but this call must not execute it.
+    """The request is valid, but this call must not execute it.
 
     Attributes:
         scope: The scope of the request.
@@ -85,10 +85,10 @@ class OutcomeError(SafeAgentError):
 
 
 class RequestConflictError(OutcomeError):
-    """The request_id is taken by another action or payload: HTTP APIs answer 422.
+    """The request_id was used with another action or payload: HTTP APIs answer 422.
 
     Attributes:
-        differs: `"action"` or `"payload"`, whichever was seen first.
+        differs: `"action"` or `"payload"`; the action is compared first.
         stored_action: The action on record.
     """
 
@@ -97,11 +97,11 @@ class RequestConflictError(OutcomeError):
 
 
 class ExecutionInProgressError(OutcomeError):
-    """Somebody else's claim on the request_id is not finished: HTTP APIs answer 409.
+    """Another claim of the request has not ended: HTTP APIs answer 409.
 
     Attributes:
-        retry_after: A sensible pause before the next attempt, in seconds.
-        waited: How long this call has waited, in seconds.
+        retry_after: Seconds to pause before the next attempt.
+        waited: Seconds that this call has waited.
     """
 
     retry_after: float
@@ -113,15 +113,15 @@ class ExecutionInDoubtError(OutcomeError):
 
 
 class DurabilityUnknownError(OutcomeError):
-    """COMMIT was stored on this server alone, since the wait for its synchronous standby was cancelled.
+    """The COMMIT is stored on this server, but its wait for the synchronous standby was cancelled.
 
-    Do not answer as done: a failover can still lose the transaction. A replay from the same server proves nothing about
-    the standby; retry once replication works again. PostgreSQL only warns of it (manual, section 27.2.8.3).
+    Do not report success: a failover can still lose the transaction. A replay from the same server proves nothing about
+    the standby; retry when replication works again. PostgreSQL itself only warns (manual, section 27.2.8.3).
     """
 
 
 class ExecutionFailedError(OutcomeError):
-    """An execution was recorded as failed: it is proven that nothing happened.
+    """The execution is on record as failed: it is proven that nothing happened.
 
     Attributes:
         error_type: The name of the recorded error's type, or None.
@@ -137,29 +137,29 @@ class ExecutionFailedError(OutcomeError):
 
 
 class LeaseLostError(OutcomeError):
-    """An attempt at an effect took longer than its lease, and is not the current one any more.
+    """An attempt at an effect took longer than its lease and is no longer the current one.
 
     Attributes:
-        attempt: Which attempt it was.
+        attempt: The number of the attempt.
     """
 
     attempt: int
 
 
 class ReceiptTypeError(OutcomeError):
-    """The stored result does not fit the result type: the type has changed since; `execution.receipt` has it as it is.
+    """The stored result does not fit the result type, which has changed; `execution.receipt` has the plain values.
 
     Attributes:
-        fields: Where it does not fit, such as `("amount", "lines.0.price")`.
+        fields: The fields that do not fit, such as `("amount", "lines.0.price")`.
     """
 
     fields: tuple[str, ...]
 
 
 class ReceiptUnreadableError(OutcomeError):
-    """The request was executed before, but its stored result cannot be read back; it is not executed again.
+    """The request was executed before, but its stored result cannot be read; it is not executed again.
 
-    Something else than the guard has written to the row. `safeagent-sa show` prints what is stored.
+    Another program has changed the row. `safeagent-sa show` prints what is stored.
     """
 
 
@@ -172,37 +172,37 @@ class InvalidInputError(SafeAgentError, ValueError):
 
 
 class InvalidRequestIdError(InvalidInputError):
-    """The request_id is empty, too long, not a string, or has characters that ids must not have."""
+    """The request_id is empty, too long, not a string, or has characters that are not allowed."""
 
 
 class InvalidScopeError(InvalidInputError):
-    """The scope is too long, not a string, or has characters that scopes must not have."""
+    """The scope is too long, not a string, a template, or has characters that are not allowed."""
 
 
 class InvalidActionError(InvalidInputError):
-    """The action is empty, too long, not a string, or has characters that actions must not have."""
+    """The action is empty, too long, not a string, a template, or has characters that are not allowed."""
 
 
 class InvalidPayloadError(InvalidInputError):
     """The payload has no canonical form.
 
     Attributes:
-        path: Where in the payload, such as `$.items[2].price`.
+        path: The place in the payload, such as `$.items[2].price`.
     """
 
     path: str
 
 
 class InvalidResultError(InvalidInputError):
-    """The result cannot be stored and given back unchanged."""
+    """The result cannot be stored and read back unchanged."""
 
 
 class BatchTooLargeError(InvalidInputError):
-    """`claim_many` was given more ids than one call takes on this database; the message has the loop that slices them.
+    """`claim_many` got more ids than one call takes on this database; the message has the loop that slices them.
 
     Attributes:
         size: The number of ids.
-        limit: The most that are taken.
+        limit: The most that one call takes.
     """
 
     size: int
@@ -210,7 +210,7 @@ class BatchTooLargeError(InvalidInputError):
 
 
 class RetentionTooShortError(InvalidInputError):
-    """A purge would drop receipts that are less than 24 hours old, and was not told that it may."""
+    """A purge would drop receipts that are less than 24 hours old, without `allow_under_24_hours=True`."""
 
 
 class MisuseError(SafeAgentError):
@@ -218,7 +218,7 @@ class MisuseError(SafeAgentError):
 
 
 class NotCompletedError(MisuseError):
-    """A claim has no stored result when its block or its transaction ends.
+    """A claim has no result when its block or its transaction ends.
 
     Attributes:
         scope: The scope of the request.
@@ -242,7 +242,7 @@ class AlreadyCompletedError(MisuseError):
 
 
 class AlreadyClaimedError(MisuseError):
-    """The request_id is claimed already by this very transaction.
+    """This transaction has claimed the request_id already.
 
     Attributes:
         scope: The scope of the request.
@@ -254,7 +254,7 @@ class AlreadyClaimedError(MisuseError):
 
 
 class ClaimLostError(MisuseError):
-    """The claim's row went away with a rollback, a commit or a savepoint, inside the block or between the block and COMMIT.
+    """The transaction or savepoint of the claim ended inside the block, or between the block and the COMMIT.
 
     Attributes:
         scope: The scope of the request.
@@ -266,19 +266,19 @@ class ClaimLostError(MisuseError):
 
 
 class AutocommitError(MisuseError):
-    """The connection commits every statement by itself, so claim and writes cannot be atomic."""
+    """The connection commits each statement, so claim and writes are not atomic."""
 
 
 class TransactionAbortedError(MisuseError):
-    """The server has aborted the transaction after a swallowed error; its COMMIT would store nothing."""
+    """The server aborted the transaction after an error that was swallowed; its COMMIT would store nothing."""
 
 
 class ReadOnlyTransactionError(MisuseError):
-    """The transaction may not write: it is read-only, or runs on a replica. The database's error is the cause."""
+    """The transaction cannot write: it is read-only, or runs on a replica. The database's error is the cause."""
 
 
 class PendingWritesError(MisuseError):
-    """The session holds unflushed changes from before the claim, which a replay would write as well.
+    """The session holds unflushed changes from before the claim, which a replay would write too.
 
     Attributes:
         scope: The scope of the request.
@@ -290,20 +290,20 @@ class PendingWritesError(MisuseError):
 
 
 class SecondDatabaseError(MisuseError):
-    """The session has written through a second connection, whose COMMIT is not atomic with the claim's."""
+    """The session has written over a second connection, whose COMMIT is not atomic with that of the claim."""
 
 
 class EffectInTransactionError(MisuseError):
-    """An effect was to be fired while a guarded transaction of the same thread or task is open."""
+    """An effect was fired while a guarded transaction of the same thread or task was open."""
 
 
 class NotInDoubtError(MisuseError):
-    """The request is not in doubt, or was resolved in another way before.
+    """The request is not in doubt, or was resolved in another way.
 
     Attributes:
         scope: The scope of the request.
         request_id: The id of the request.
-        status: What it is on record as, or None where it is unknown.
+        status: The stored status, or None if the request is unknown.
     """
 
     scope: str
@@ -312,19 +312,19 @@ class NotInDoubtError(MisuseError):
 
 
 class UnsupportedSessionError(MisuseError):
-    """The object given as session is not one that the guard works with: a Session, or an AsyncSession for its twin."""
+    """The session is not of the kind that the guard needs: a Session, or an AsyncSession for AsyncExecutionGuard."""
 
 
 class UnsupportedFunctionError(MisuseError):
-    """The function cannot be run under a claim: a coroutine function in a synchronous guard, or the other way round."""
+    """The guard cannot run the function: it is of the wrong kind, or does not take the arguments."""
 
 
 class UnsupportedResultTypeError(MisuseError):
-    """Results of this type cannot be stored: it has no JSON form, or needs pydantic, which is not installed."""
+    """Results of this type cannot be stored: the type has no JSON form, or needs pydantic, which is not installed."""
 
 
 class FingerprintKeyError(MisuseError):
-    """A stored fingerprint cannot be checked, because its key is not among `fingerprint_keys`.
+    """A stored fingerprint cannot be compared, because its key is not in `fingerprint_keys`.
 
     Attributes:
         key_id: The id of the missing key, or None.
@@ -338,11 +338,11 @@ class SetupError(SafeAgentError):
 
 
 class SchemaError(SetupError):
-    """The table is missing, or made by another version or another library.
+    """The table is missing, or was made by another version or another library.
 
     Attributes:
         table: The qualified name of the table.
-        found: The schema step that the database is at, 0 for none, or None for a foreign table.
+        found: The schema step of the database: 0 if the table is missing, None if the step is not known.
         needed: The schema step that this version needs.
     """
 
@@ -352,11 +352,11 @@ class SchemaError(SetupError):
 
 
 class EngineNotConfiguredError(SetupError):
-    """A SQLite engine whose driver would not hold one transaction around the claim and the writes."""
+    """A SQLite engine whose driver does not keep the claim and the writes in one transaction."""
 
 
 class UnsupportedDialectError(SetupError):
-    """The session's database is not one that the guard has a protocol for.
+    """The guard does not support the session's database.
 
     Attributes:
         dialect: The name of the SQLAlchemy dialect.
@@ -366,4 +366,4 @@ class UnsupportedDialectError(SetupError):
 
 
 class DurabilityWarning(UserWarning):
-    """The server acknowledges a COMMIT that it can still lose; given once for each engine, where a guard is told to."""
+    """The server confirms a COMMIT that it can still lose; once per engine, with `synchronous_commit="warn"`."""

@@ -1,8 +1,8 @@
-"""What happened to requests, for logs and metrics: plain values given to the guard's listeners.
+"""Events for logs and metrics: what happened to requests, as plain values for the guard's listeners.
 
-A listener is any callable that takes an event: `ExecutionGuard(listeners=[LoggingListener()])`. It is called at once, in
-the thread of the claim and in its transaction, so it must be quick and leave the session alone. What it raises is logged
-and goes nowhere else. Events hold ids and names, never a payload or a result.
+A listener is any callable that takes an event: `ExecutionGuard(listeners=[LoggingListener()])`. The guard calls it in
+the thread and the transaction of the claim, so it must be quick and must not use the session. An exception of a
+listener is logged and goes no further. Events hold ids and names, never a payload or a result.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _log = logging.getLogger("safeagent_sa")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened to a request.
+    """What happened to a request; the base of all events.
 
     Attributes:
         scope: The scope of the request.
         request_id: The id of the request.
         action: What is done.
-        claim_id: The same for all events of one attempt to claim.
+        claim_id: The same in all events of one attempt to claim.
     """
 
     scope: str
@@ -36,7 +36,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed(Event):
-    """The request is new, and executed now.
+    """The request is new and is executed now.
 
     Attributes:
         is_pipelined: Whether the claim was sent in one round trip with BEGIN.
@@ -47,7 +47,7 @@ class Claimed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed(Event):
-    """The request was executed before; its receipt was given.
+    """The request was executed before; the claim returned its receipt.
 
     Attributes:
         is_pipelined: Whether the claim was sent in one round trip with BEGIN.
@@ -58,7 +58,7 @@ class Replayed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conflict(Event):
-    """The request was used for something else before.
+    """The request was used with another action or payload.
 
     Attributes:
         differs: `"action"` or `"payload"`.
@@ -69,15 +69,15 @@ class Conflict(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InProgress(Event):
-    """Somebody else is at the request, and the time to wait for him was over."""
+    """Another claim of the request has not ended, and the wait for it timed out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waited(Event):
-    """The claim waited for another one of the same request; what came of it is the next event.
+    """The claim waited for another claim of the request; the next event says how it went on.
 
     Attributes:
-        seconds: How long, in seconds.
+        seconds: How long it waited.
     """
 
     seconds: float
@@ -85,11 +85,11 @@ class Waited(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed(Event):
-    """The block has ended well; the result goes to the database in front of the COMMIT, or with it.
+    """The block has ended with a result, which is sent before the COMMIT or together with it.
 
     Attributes:
-        seconds: Since the claim, in seconds.
-        is_pipelined: Whether it goes in one round trip with the COMMIT.
+        seconds: Seconds since the claim.
+        is_pipelined: Whether the result is sent in one round trip with the COMMIT.
     """
 
     seconds: float
@@ -98,15 +98,15 @@ class Completed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost(Event):
-    """The claim has gone from its transaction, and nothing that was written since may be committed."""
+    """The transaction of the claim has ended, and writes after that must not be committed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed(Event):
-    """The session has committed the execution; where it only joined a transaction, the owner has the last word.
+    """The session has committed the execution; a session that joined a transaction leaves the COMMIT to its owner.
 
     Attributes:
-        seconds: Since the claim, in seconds.
+        seconds: Seconds since the claim.
     """
 
     seconds: float
@@ -114,12 +114,12 @@ class Committed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolledBack(Event):
-    """The transaction or savepoint of the claim has ended without a COMMIT that was answered.
+    """The transaction or savepoint of the claim has ended without a confirmed COMMIT.
 
     Attributes:
-        seconds: Since the claim, in seconds.
-        was_commit_sent: Whether COMMIT was sent. Unless the database has answered it with an error, it may have arrived:
-            a retry with the same request_id tells.
+        seconds: Seconds since the claim.
+        was_commit_sent: Whether COMMIT was sent. Unless the database has answered it with an error, it may have
+            succeeded: a retry with the same request_id shows it.
     """
 
     seconds: float
@@ -130,19 +130,19 @@ Listener: TypeAlias = Callable[[Event], None]
 
 
 def tell(listeners: tuple[Listener, ...], event: Event) -> None:
-    """Give an event to all listeners; whatever they raise, the transaction goes on."""
+    """Call all listeners with an event; an exception of one is logged, and the transaction goes on."""
     for listener in listeners:
         try:
             listener(event)
-        except Exception:  # noqa: BLE001 - whatever it is, it is the listener's
-            _log.exception("the listener %r has failed at %s", listener, type(event).__name__)
+        except Exception:  # noqa: BLE001 - a listener must not break the transaction
+            _log.exception("listener %r failed at the event %s", listener, type(event).__name__)
 
 
 class LoggingListener:
-    """Writes each event as one line of the standard library's logging, its values also as `extra` attributes.
+    """Logs each event as one line, with its values as `extra` attributes too; it writes to no transaction.
 
-    It writes to no transaction. What needs somebody's attention is a warning (`Conflict`, `Lost`, a commit whose answer
-    was lost), `Claimed` and `Completed` are for debugging, all else is information.
+    `Conflict`, `Lost` and a COMMIT without an answer are warnings, `Claimed` and `Completed` are debug messages, and
+    all other events are informational.
 
     Example:
         ```python
@@ -151,10 +151,10 @@ class LoggingListener:
     """
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
-        """Take the logger.
+        """Keep the logger.
 
         Args:
-            logger: Where to write; None for `logging.getLogger("safeagent_sa")`.
+            logger: The logger to use; None for `logging.getLogger("safeagent_sa")`.
         """
         self._logger = logger or _log
 

@@ -1,7 +1,7 @@
 """The values that callers hold: the Execution handle, the Receipt, the statuses and the legal transitions.
 
-Nothing here does I/O: `complete()` encodes and remembers, the guard writes when the block ends. That is why sync and
-async code share these classes, and why a handle can be read after the session is gone.
+Nothing here does I/O: `complete()` keeps the result, and the guard writes it later. So sync and async code share these
+classes, and a handle can be read after the session is closed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .errors import (
 )
 
 
-# Any where nothing says what the results are, as with a plain `claim`.
+# Any where the type of the result is not known, as with a plain `claim`.
 ResultT = TypeVar("ResultT", default=Any)
 
 
@@ -37,9 +37,9 @@ class ExecutionStatus(StrEnum):
     """The stored states of a request.
 
     ```text
-    claimed ──► completed ──► expired       one business transaction
-    leased ───► completed | failed | in_doubt       effects
-    in_doubt ─► completed | leased | failed         once somebody has found out
+    claimed ──► completed ──► expired               one business transaction
+    leased ───► completed | failed | in_doubt       an effect
+    in_doubt ─► completed | leased | failed         resolved by a probe or a person
     ```
     """
 
@@ -53,13 +53,13 @@ class ExecutionStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The stored outcome of a completed execution: what every retry is answered with.
+    """The stored outcome of a completed execution; every retry gets it.
 
     Attributes:
         scope: The scope of the request.
         request_id: The id of the request.
         action: What was done.
-        result: The result as plain JSON values, whatever type the caller wants it in.
+        result: The result as plain JSON values, whatever the result type.
         attempt: The number of the attempt that completed.
         created_at: When the claim's transaction began, by the database's clock; timezone-aware.
         completed_at: When the result was written, by the database's clock; timezone-aware.
@@ -75,7 +75,7 @@ class Receipt:
 
 
 class PlannedEffect(NamedTuple):
-    """An effect that is to be fired after the commit."""
+    """An effect that a relay fires after the COMMIT."""
 
     request_id: str
     action: str
@@ -84,10 +84,10 @@ class PlannedEffect(NamedTuple):
 
 
 class PlannedEffects:
-    """The effects that a new execution leaves to a relay: they commit with your transaction, or none does.
+    """The effects that a new execution leaves to a relay; they commit with your transaction, or none does.
 
-    They are written when the block ends. A relay fires them after the COMMIT, each as an execution of its own; in which
-    order, nobody promises.
+    They are written at the end of the block. After the COMMIT a relay fires them, each as an execution with its own
+    request_id, in no particular order.
     """
 
     def __init__(self, execution: Execution[Any]) -> None:
@@ -98,16 +98,16 @@ class PlannedEffects:
         """Store an effect with the business rows; it commits with your transaction.
 
         Args:
-            action: What is to be done; the relay finds its handler by it.
-            payload: The arguments of the handler, as plain JSON values; stored until the effect is done.
-            request_id: What names the effect; made from the execution's own id, the action and a number by default.
+            action: What is done; the relay has one handler for each action.
+            payload: The argument of the handler, as plain JSON values; stored until the effect is done.
+            request_id: Names the effect; None to derive it from the execution's own id, the action and a number.
 
         Returns:
             The request_id of the effect, in the scope of the execution.
 
         Raises:
             AlreadyCompletedError: This is a replay, or the block has ended.
-            InvalidInputError: The action, the payload or the id cannot be stored.
+            InvalidInputError: The action, the payload or the id cannot be stored, or the id was added before.
 
         Example:
             ```python
@@ -118,7 +118,7 @@ class PlannedEffects:
                     execution.complete({"order_id": order.id})
             ```
         """
-        self._execution._refuse_where_it_is_over("effects.add()")  # noqa: SLF001 - the handle's own part
+        self._execution._refuse_after_the_end("effects.add()")  # noqa: SLF001 - a part of the handle
         validate_action(action)
         if request_id is None:
             number = 1 + sum(planned.action == action for planned in self._planned.values())
@@ -137,10 +137,10 @@ class PlannedEffects:
 
 
 class Execution(Generic[ResultT]):
-    """What a claim gives: a new execution to complete, or the replay of an earlier one.
+    """The handle that a claim gives: a new execution to complete, or the replay of an earlier one.
 
-    It holds plain values and does no I/O; it is never committed or rolled back, the rows behind it are, with your
-    transaction. Executions come from the guard; do not construct them.
+    It holds plain values and does no I/O; its row commits with your transaction. Executions come from the guard; do not
+    construct them.
     """
 
     __slots__ = (
@@ -179,19 +179,19 @@ class Execution(Generic[ResultT]):
 
     @property
     def effects(self) -> PlannedEffects:
-        """The effects to be fired after the commit: `execution.effects.add("email.confirmation", payload)`."""
+        """The effects to fire after the COMMIT: `execution.effects.add("email.confirmation", payload)`."""
         if self._effects is None:
             self._effects = PlannedEffects(self)
         return self._effects
 
     @property
     def is_replay(self) -> bool:
-        """Whether the request was executed before, so that the business writes must not be made again."""
+        """Whether the request was executed before, so that the business writes must not run again."""
         return self.receipt is not None
 
     @property
     def status(self) -> ExecutionStatus:
-        """`COMPLETED` once there is a result, else `CLAIMED`."""
+        """`COMPLETED` with a result, `CLAIMED` without one."""
         return ExecutionStatus.COMPLETED if self._stored is not None else ExecutionStatus.CLAIMED
 
     @property
@@ -199,8 +199,8 @@ class Execution(Generic[ResultT]):
         """The result: the same value for the first caller and for every retry.
 
         Raises:
-            NotCompletedError: This is a new execution and `complete()` was not called yet.
-            ReceiptTypeError: The result was stored for another type than the one that is asked for now.
+            NotCompletedError: This is a new execution without a result; call `complete()` first.
+            ReceiptTypeError: The stored result does not fit the result type of this call.
         """
         if self._stored is None:
             message = f"{self!r} has no result yet: call complete(result) inside the block first"
@@ -208,18 +208,18 @@ class Execution(Generic[ResultT]):
         return self._decoded(self._stored)
 
     def complete(self, result: ResultT = cast("Any", None)) -> ResultT:  # noqa: B008 - None, whatever the type
-        """Hand over the result; it is written when the block ends and commits with your transaction.
+        """Give the execution its result, which commits with your transaction.
 
         Args:
             result: Plain JSON values, or a value of the `result_type`; at most the guard's `max_result_bytes` bytes of
                 JSON.
 
         Returns:
-            The result as a retry will see it: decoded from the text that is stored (plain tuples are lists by then).
+            The result as every retry gets it: decoded from the stored text (a plain tuple has become a list).
 
         Raises:
-            InvalidResultError: The result cannot be stored and given back unchanged. The claim stays open.
-            AlreadyCompletedError: This is a replay, or it was completed before, or the block has ended.
+            InvalidResultError: The result cannot be stored and read back unchanged; the claim stays open.
+            AlreadyCompletedError: This is a replay, the execution has a result already, or the block has ended.
 
         Example:
             ```python
@@ -228,9 +228,9 @@ class Execution(Generic[ResultT]):
                     receipt = execution.complete({"parcel": 7})
             ```
         """
-        self._refuse_where_it_is_over("complete()")
+        self._refuse_after_the_end("complete()")
         if self._stored is not None:
-            raise self._refuse("it has a result already: complete() is called once")
+            raise self._refused("complete()", "it has a result already; complete an execution once")
         self._stored = self._type.encode(result, max_bytes=self._max_result_bytes)
         return self._decoded(self._stored)
 
@@ -239,51 +239,50 @@ class Execution(Generic[ResultT]):
             return cast("ResultT", self._type.decode(text))
         except MisfitError as misfit:
             message = (
-                f"the stored result of {self!r} does not fit the result type any more, at {', '.join(misfit.fields)}. Give "
-                "the type's new fields defaults, or ask for the type that it was stored as; execution.receipt.result has "
-                "it as plain JSON values."
+                f"the stored result of {self!r} does not fit the result type, at {', '.join(misfit.fields)}. Give new "
+                "fields of the type a default, or claim with the type that it was stored with; "
+                "execution.receipt.result has the plain JSON values."
             )
             where = {"scope": self.scope, "request_id": self.request_id}
             raise ReceiptTypeError(message, fields=misfit.fields, **where) from None
 
     def _close(self) -> str | None:
-        """End the block: refuse `complete()` from now on, and return the text to store."""
+        """End the block: refuse `complete()` afterwards, and return the text to store."""
         self._closed = True
         return self._stored
 
     def _discard(self) -> None:
-        """Forget the result of a block that has failed: nothing of it will be stored."""
+        """Forget the result of a block that has failed: none of its work will be stored."""
         self._stored = None
 
     def __repr__(self) -> str:
         kind = "replay" if self.is_replay else str(self.status)
         return f"<Execution {self.scope!r} {self.request_id!r} {self.action!r}: {kind}>"
 
-    def _refuse_where_it_is_over(self, verb: str) -> None:
+    def _refuse_after_the_end(self, verb: str) -> None:
         if self.is_replay:
-            raise self._refuse(f"it is a replay: put the business writes and {verb} behind `if not is_replay`")
+            raise self._refused(verb, "it is a replay; write and complete under `if not execution.is_replay` only")
         if self._closed:
-            raise self._refuse(f"its block has ended: call {verb} inside the block")
+            raise self._refused(verb, f"its block has ended; call {verb} inside the block")
 
-    def _refuse(self, why: str) -> AlreadyCompletedError:
-        message = f"{self!r} cannot be completed, because {why}"
+    def _refused(self, verb: str, why: str) -> AlreadyCompletedError:
+        message = f"{verb} of {self!r} is refused: {why}"
         return AlreadyCompletedError(message, scope=self.scope, request_id=self.request_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What `claim_many` gives: its requests, told apart by what became of each claim.
+    """The requests of one `claim_many`, sorted by the outcome of each claim.
 
-    It holds plain values and does no I/O; the new executions are written together when the block ends, and commit with
-    your transaction.
+    It holds plain values and does no I/O; the results of the new executions commit with your transaction together.
 
     Attributes:
-        new: To be executed and completed in the block.
+        new: To execute and complete in the block.
         replayed: Executed before, each with its receipt.
-        in_progress: Somebody else is at them; deliver them again later. One error each, with its `request_id`.
-        conflicts: Their ids were used for another action or payload.
-        blocked: Failed, in doubt, expired, or executed with a result that cannot be read: not to be executed, and without a
-            result. One error each.
+        in_progress: Held elsewhere; deliver them again later. One error each, with its `request_id`.
+        conflicts: Used with another action or payload. One error each.
+        blocked: Failed, in doubt, expired, or with a result that cannot be read: not to execute, and without a result.
+            One error each.
     """
 
     new: list[Execution[Any]] = field(default_factory=list)

@@ -1,60 +1,40 @@
-"""ExecutionGuard: its configuration and its verbs. The blocks are in `_blocks`, the decisions in `_claim`."""
+"""ExecutionGuard and its verbs; each hands its arguments to the package that does the work.
+
+AsyncExecutionGuard has the same verbs: `make aio` writes its signatures and docstrings from the ones here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+import datetime as dt
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Concatenate, overload
 
 from sqlalchemy.orm import Session, scoped_session
 
-from ._request.results import result_type_of
-from ._transaction import session_watch
-from ._transaction.run import SessionFactory
-from .execution import Receipt
+from ._claim import block as blocks
+from ._request.arguments import refuse_shared_names
+from ._request.results import annotation_of, result_type_of
+from ._settings import USE_DEFAULT, ConfiguredGuard, UseDefault
+from ._transaction import run
+from ._transaction.run import Attempts, SessionFactory
+from ._transaction.session_watch import plain_session
+from .errors import UnsupportedFunctionError
+from .execution import Batch, Execution, Receipt, ResultT
 
 
 if TYPE_CHECKING:
     from ._effects.doubt import Doubt
     from ._effects.verdict import Verdict
+    from ._request.decorator import OpensSession
+    from ._request.signature import ParamsT
     from .effects import Effect, RetryOn, WhenInDoubt
     from .relay import Relay
 
 
-import datetime as dt
-import inspect
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Concatenate, Protocol, overload
-
-from ._claim import block as blocks
-from ._request.arguments import refuse_shared_names
-from ._request.ids import validate_action
-from ._request.results import annotation_of
-from ._settings import USE_DEFAULT, ConfiguredGuard, UseDefault
-from ._transaction import run
-from ._transaction.run import Attempts
-from .errors import UnsupportedFunctionError
-from .execution import Batch, Execution, ResultT
-
-
-if TYPE_CHECKING:
-    from ._request.signature import ParamsT, SelfT
-
-
-class _OpensSession(Protocol):
-    """A decorator that takes the session away from a function, or from a method, and gives it one itself."""
-
-    @overload
-    def __call__(self, fn: Callable[Concatenate[Session, ParamsT], ResultT], /) -> Callable[ParamsT, ResultT]: ...
-
-    @overload
-    def __call__(
-        self, fn: Callable[Concatenate[SelfT, Session, ParamsT], ResultT], /
-    ) -> Callable[Concatenate[SelfT, ParamsT], ResultT]: ...
-
-
 class ExecutionGuard(ConfiguredGuard):
-    """Claims request_ids inside your own session and transaction; it never commits, rolls back or closes them.
+    """Claims request_ids (idempotency keys) inside your session and transaction; it never ends that transaction.
 
     A guard holds configuration only: make one at import time and share it between threads.
     """
@@ -99,45 +79,48 @@ class ExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
     ) -> AbstractContextManager[Execution[Any]]:
-        """Claim a request for the block; claim, business writes and result commit with your transaction, or none does.
+        """Claim a request_id (idempotency key) for a block; claim, writes and result commit with your transaction.
 
-        The claim is a row in the session's own transaction (a transaction is begun where none is). After the block its
-        result is written; you commit. An exception in the block leaves the transaction to you to roll back: until then
-        its COMMIT is refused, so that half-done work cannot be stored.
+        The claim is a row in the session's own transaction; one begins where none is open. You commit after the block.
+        If the block raises, roll back: until then the guard refuses the COMMIT, so half-done work cannot be stored.
 
         Args:
             session: The session of the business writes.
-            request_id: What names the intent, the same on every retry; at most 255 bytes.
-            action: What is done; a retry under another action is a conflict.
-            payload: The arguments that a retry must repeat; plain values, stored as a fingerprint only.
+            request_id: The idempotency key: it names the intent and is the same on every retry; at most 255 bytes.
+            action: What is done, such as `"send_payment"`; a retry with another action is a conflict.
+            payload: The arguments that a retry must repeat, as plain values; only their fingerprint is stored.
             scope: The tenant or namespace, instead of the guard's own; take it from the authenticated principal.
-            result_type: What results are, so that a replay gives the same type: a dataclass, TypedDict, pydantic model,
-                datetime, Decimal and whatever else pydantic knows (extra `pydantic`). None for plain JSON.
+            result_type: The type of the result, which a replay returns too: a dataclass, TypedDict, pydantic model,
+                datetime, Decimal or any other type that pydantic knows (extra `pydantic`). None for plain JSON values.
             wait_timeout: Seconds to wait for another claim of the same request, instead of the guard's own setting;
-                0 to fail at once, None to wait as long as it takes. On SQLite the engine's busy timeout decides.
-            savepoint: Put the block into a SAVEPOINT, so that an exception in it undoes the block's writes and the
-                claim, and your transaction can go on.
+                0 to fail at once, None to wait without end. On SQLite the engine's busy timeout decides.
+            savepoint: Run the block in a SAVEPOINT: an exception undoes the claim and the block's writes, and your
+                transaction can go on.
 
         Returns:
-            A block with the execution: new, to be completed in the block, or a replay with the stored result.
+            A context manager. It gives the execution: a new one to complete in the block, or a replay.
 
         Raises:
-            RequestConflictError: The request_id was used for another action or payload.
-            ExecutionInProgressError: Another claim is not finished; the transaction is usable.
-            ExecutionInDoubtError: An earlier execution ended without a known outcome.
+            RequestConflictError: The request_id was used with another action or payload.
+            ExecutionInProgressError: Another claim of the request has not ended; your transaction stays usable.
+            ExecutionInDoubtError: An earlier execution may or may not have happened.
             ExecutionFailedError: An earlier execution is on record as failed.
-            ReceiptExpiredError: The request was executed before and its receipt is gone.
-            ReceiptUnreadableError: The request was executed before and its stored result cannot be read back.
+            ReceiptExpiredError: The request was executed before, and its receipt was purged.
+            ReceiptUnreadableError: The request was executed before, and its stored result cannot be read.
             InvalidInputError: An argument cannot be stored; nothing was sent.
+            ValueError: `wait_timeout` is negative or not finite; nothing was sent.
+            FingerprintKeyError: The key that made the stored fingerprint is not configured.
             NotCompletedError: The block ended without `complete()`.
             ClaimLostError: The transaction or savepoint of the claim ended inside the block.
+            TransactionAbortedError: The block swallowed an error after which the server can only roll back.
             AlreadyClaimedError: This transaction has claimed the request already.
-            AutocommitError: The connection commits each statement by itself.
+            AutocommitError: The connection commits each statement.
             PendingWritesError: The session holds unflushed changes from before the claim.
-            ReadOnlyTransactionError: The transaction may not write.
+            ReadOnlyTransactionError: The transaction cannot write.
             SecondDatabaseError: The session has written to another database in the same transaction.
+            UnsupportedSessionError: This is not a synchronous Session, or its connection holds a claim of another one.
             UnsupportedResultTypeError: The result type has no JSON form, or pydantic is not installed.
-            SetupError: The engine or its database is not one that can keep the promise.
+            SetupError: The guard does not support the database, or the SQLite engine is not configured.
             sqlalchemy.exc.DBAPIError: As the database raised it. SQLSTATE 40001 and 40P01 ask for the whole
                 transaction to be run again (PostgreSQL manual, section 13.5).
 
@@ -153,7 +136,7 @@ class ExecutionGuard(ConfiguredGuard):
         """
         return blocks.claim(
             self._settings,
-            session_watch.plain_session(session),
+            plain_session(session),
             request_id,
             action=action,
             payload=payload,
@@ -162,47 +145,6 @@ class ExecutionGuard(ConfiguredGuard):
             savepoint=savepoint,
             result_type=result_type_of(result_type),
         )
-
-    def claim_many(
-        self,
-        session: Session | scoped_session[Any],
-        payloads: Mapping[str, Any],
-        *,
-        action: str,
-        scope: str | None = None,
-    ) -> AbstractContextManager[Batch]:
-        """Claim many requests for the block; all that are new commit with your transaction together, or none does.
-
-        It sends two statements for the claims and one for the results, whatever their number, and never waits: what
-        somebody else is at is told apart, to be delivered again later.
-
-        Args:
-            session: The session of the business writes.
-            payloads: By request_id, what a retry of it must repeat; at most 1,000 on PostgreSQL, 10,000 on SQLite. More go in
-                slices, each in a transaction of its own.
-            action: What is done with each of them.
-            scope: As in `claim`.
-
-        Returns:
-            A block with the batch: `new` to be completed in the block, `replayed`, `in_progress`, `conflicts` and `blocked`.
-
-        Raises:
-            BatchTooLargeError: More ids than one call takes; nothing was sent.
-            sqlalchemy.exc.DBAPIError: SQLSTATE 53200 where the lock table of PostgreSQL is full: every id holds a lock until
-                the transaction ends, so several batches in one transaction add up, and those of all transactions that are
-                open at once. The transaction is aborted and stores nothing; roll back, and claim less in each.
-            NotCompletedError: The block ended with a new execution that was not completed.
-            Exception: What else `claim` raises, except for outcomes of single requests, which are in the batch.
-
-        Example:
-            ```python
-            with guard.claim_many(session, {m.id: m.body for m in messages}, action="ingest") as batch:
-                for execution in batch.new:
-                    execution.complete(ingest(session, execution.request_id))
-            ```
-        """
-        session = session_watch.plain_session(session)
-        return blocks.claim_many(self._settings, session, payloads, action=action, scope=scope)
 
     @overload
     def execute(
@@ -256,25 +198,26 @@ class ExecutionGuard(ConfiguredGuard):
         """Run a function under a claim; its writes and its return value commit with your transaction, or none does.
 
         Args:
-            session: The session of the business writes, given to `fn` as its first argument.
-            request_id: What names the intent, the same on every retry; at most 255 bytes.
-            fn: The business function; what it returns is the result. It is not called on a replay.
+            session: The session of the business writes, which `fn` gets as its first argument.
+            request_id: The idempotency key: it names the intent and is the same on every retry; at most 255 bytes.
+            fn: The function to run, `fn(session, *args, **kwargs)`; it returns the result. A replay does not
+                call it.
             *args: Further arguments of `fn`.
-            action: As in `claim`.
-            payload: As in `claim`; the arguments of `fn` are not looked at.
-            scope: As in `claim`.
-            result_type: As in `claim`; None for what `fn` is annotated to return.
-            wait_timeout: As in `claim`, in seconds.
-            savepoint: As in `claim`.
-            **kwargs: Keyword arguments of `fn`. One with the name of an option above is the verb's, so `fn` must have no such
-                parameter, unless it is given by position or with `functools.partial`.
+            action: What is done; as in `claim`.
+            payload: The arguments that a retry must repeat, as in `claim`; the guard does not read those of `fn`.
+            scope: The tenant or namespace; as in `claim`.
+            result_type: The type of the result; None for the return annotation of `fn`.
+            wait_timeout: Seconds to wait for another claim of the same request; as in `claim`.
+            savepoint: Run `fn` in a SAVEPOINT; as in `claim`.
+            **kwargs: Keyword arguments of `fn`. A parameter of `fn` must not have the name of an option of this verb,
+                unless its value is given by position or bound with `functools.partial`.
 
         Returns:
-            The execution, whose `result` is the same for the first caller and for every retry.
+            The execution; its `result` is the same for the first caller and for every retry.
 
         Raises:
             UnsupportedFunctionError: `fn` is a coroutine function, or has a parameter with the name of an option.
-            InvalidResultError: `fn` returned what is neither plain JSON nor of the result type.
+            InvalidResultError: `fn` returned a value that is neither plain JSON nor of the result type.
             Exception: What `fn` raises, and everything that `claim` raises.
 
         Example:
@@ -289,15 +232,19 @@ class ExecutionGuard(ConfiguredGuard):
             ```
         """
         refuse_shared_names(ExecutionGuard.execute, fn, args)
-        options = {
-            "action": action,
-            "payload": payload,
-            "scope": scope,
-            "result_type": result_type,
-            "wait_timeout": wait_timeout,
-            "savepoint": savepoint,
-        }
-        return self._execute(session, request_id, fn, args, kwargs, **options)
+        return self._execute(
+            session,
+            request_id,
+            fn,
+            args,
+            kwargs,
+            action=action,
+            payload=payload,
+            scope=scope,
+            result_type=result_type,
+            wait_timeout=wait_timeout,
+            savepoint=savepoint,
+        )
 
     def _execute(
         self,
@@ -310,18 +257,14 @@ class ExecutionGuard(ConfiguredGuard):
         result_type: Any,
         **options: Any,
     ) -> Execution[Any]:
-        session = session_watch.plain_session(session)
+        session = plain_session(session)
         if inspect.iscoroutinefunction(fn):
             raise UnsupportedFunctionError(
-                f"{fn!r} is a coroutine function, which this guard would never await. Use "
-                "safeagent_sa.aio.AsyncExecutionGuard with an AsyncSession."
+                f"{fn!r} is a coroutine function, and ExecutionGuard does not await. Nothing was sent to the database. "
+                "Use safeagent_sa.aio.AsyncExecutionGuard with an AsyncSession."
             )
-        with self.claim(
-            session,
-            request_id,
-            result_type=annotation_of(fn) if result_type is None else result_type,
-            **options,
-        ) as execution:
+        result_type = annotation_of(fn) if result_type is None else result_type
+        with self.claim(session, request_id, result_type=result_type, **options) as execution:
             if not execution.is_replay:
                 execution.complete(fn(session, *args, **kwargs))
         return execution
@@ -378,36 +321,37 @@ class ExecutionGuard(ConfiguredGuard):
         timeout: float = 30.0,
         **kwargs: Any,
     ) -> Execution[Any]:
-        """Run a function under a claim in a transaction of its own, which is committed when this returns.
+        """Run a function under a claim in a new transaction, which this verb begins and commits.
 
-        It opens a session, executes, commits, and runs the whole transaction again after serialization failures,
-        deadlocks and lost connections, with pauses that grow. Where the answer of COMMIT was lost, nobody can know
-        what became of it; running it again under the same request_id finds the receipt, or executes.
+        It runs the whole transaction again after a serialization failure, a deadlock or a lost connection, with growing
+        pauses. When the answer of COMMIT is lost, the next attempt finds the receipt, or executes.
 
         Args:
-            session_factory: What makes a new session, such as `sessionmaker(engine)`.
-            request_id: What names the intent, the same on every retry; at most 255 bytes.
-            fn: The business function, given the session first; it is called again on another attempt, so it must do
-                nothing outside of the session.
+            session_factory: Makes a new session for each attempt, such as `sessionmaker(engine)`.
+            request_id: The idempotency key: it names the intent and is the same on every retry; at most 255 bytes.
+            fn: The function to run, `fn(session, *args, **kwargs)`; it returns the result. Each attempt calls
+                it, so it must have no effect outside of the session. A replay does not call it.
             *args: Further arguments of `fn`.
-            action: As in `claim`.
-            payload: As in `claim`.
-            scope: As in `claim`.
-            result_type: As in `execute`.
-            wait_timeout: As in `claim`, in seconds for each attempt.
-            max_attempts: The most attempts, the first one included.
-            timeout: No attempt begins after so many seconds.
-            **kwargs: Keyword arguments of `fn`. One with the name of an option above is the verb's, so `fn` must have no such
-                parameter, unless it is given by position or with `functools.partial`.
+            action: What is done; as in `claim`.
+            payload: The arguments that a retry must repeat, as in `claim`; the guard does not read those of `fn`.
+            scope: The tenant or namespace; as in `claim`.
+            result_type: The type of the result; None for the return annotation of `fn`.
+            wait_timeout: Seconds that each attempt waits for another claim of the same request; as in `claim`.
+            max_attempts: The most attempts, including the first one.
+            timeout: Seconds after which no further attempt begins.
+            **kwargs: Keyword arguments of `fn`. A parameter of `fn` must not have the name of an option of this verb,
+                unless its value is given by position or bound with `functools.partial`.
 
         Returns:
             The execution, committed.
 
         Raises:
-            UnsupportedSessionError: The factory gives no synchronous session, or one in a transaction.
-            UnsupportedFunctionError: As in `execute`.
+            UnsupportedSessionError: The factory did not make a Session, or made one that is in a transaction.
+            UnsupportedFunctionError: `fn` is a coroutine function, or has a parameter with the name of an option.
+            InvalidResultError: `fn` returned a value that is neither plain JSON nor of the result type.
+            DurabilityUnknownError: The COMMIT was stored, but not confirmed by the synchronous standby.
             ValueError: `max_attempts` or `timeout` is too small.
-            Exception: What `fn` raises, and everything that `claim` raises, once no attempt is left.
+            Exception: What `fn` raises, and everything that `claim` raises, when no attempt is left.
 
         Example:
             ```python
@@ -455,7 +399,7 @@ class ExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
         timeout: float = 30.0,
-    ) -> _OpensSession: ...
+    ) -> OpensSession[Session]: ...
 
     def idempotent(
         self,
@@ -471,41 +415,42 @@ class ExecutionGuard(ConfiguredGuard):
         max_attempts: int = 5,
         timeout: float = 30.0,
     ) -> Any:
-        """Make a decorator: each call is a request, and its writes and return value commit with the session's transaction.
+        """Return a decorator: each call is a request; its writes and result commit with the session's transaction.
 
-        The session is found among the function's parameters by its annotation. With `session_factory` the function
-        still takes a session, the caller no longer gives one, and each call is a whole transaction that is committed
-        when it returns, as with `run_transaction`.
+        The annotation of a parameter says which one is the session. With `session_factory` the caller leaves it out:
+        each call gets a session, and is a whole transaction that commits when it returns, as with `run_transaction`.
 
         Args:
-            request_id: A template over the arguments, such as `"order:{order_id}:pay"` (attributes and indexes too), or
-                a function of those arguments that it names. A part that is None, empty or of a type without a stable
-                text is an error of the call.
-            action: What is done.
-            payload: What a retry must repeat: names of arguments, or a function of those that it names; None for all
-                arguments but the session (and `self`).
-            scope: The tenant or namespace: a template as for `request_id`, such as `"{user.tenant}"`, or a function of those
-                arguments that it names; a text without fields is the same for every call, None is the guard's own. It
-                comes from the authenticated principal. A call for which it is None or empty is an error.
-            result_type: What results are; None for what the function is annotated to return.
-            session_factory: What makes a session for each call; None where the caller gives one.
-            wait_timeout: As in `claim`, in seconds.
-            savepoint: As in `claim`; not with `session_factory`.
-            max_attempts: As in `run_transaction`, with `session_factory`.
-            timeout: As in `run_transaction`, in seconds, with `session_factory`.
+            request_id: The idempotency key: a template over the arguments, such as `"order:{order_id}:pay"`
+                (attributes and indexes too), or a function of the arguments that it names. A call fails where a part is
+                None or empty, or is of a type without a stable text.
+            action: What is done; as in `claim`.
+            payload: What a retry must repeat: the names of arguments, or a function of the arguments that it names;
+                None for all arguments except the session (and `self`).
+            scope: The tenant or namespace: a template as for `request_id`, such as `"{user.tenant}"`, or a function of
+                the arguments that it names. A text without fields is the same for every call; None is the guard's own.
+                Take it from the authenticated principal. A call fails where it is None or empty.
+            result_type: The type of the result; None for the function's return annotation.
+            session_factory: Makes a session for each call; None where the caller gives the session.
+            wait_timeout: Seconds to wait for another claim of the same request; as in `claim`.
+            savepoint: Run each call in a SAVEPOINT, as in `claim`; not with `session_factory`.
+            max_attempts: The most attempts, as in `run_transaction`; with `session_factory`.
+            timeout: Seconds after which no further attempt begins, as in `run_transaction`; with `session_factory`.
 
         Returns:
-            A decorator. For type checkers the session is the first parameter, or the second of a method, where
-            `session_factory` takes it away; else the signature stays as it is.
+            A decorator. For type checkers, `session_factory` removes the first parameter (of a method the second one).
 
         Raises:
-            UnsupportedFunctionError: At the decoration: the function has no session, or two, or is of another kind.
-            ValueError: At the decoration: a template is none, or names what is no argument; the scope is a plain text that
-                is the name of a parameter; `savepoint` with `session_factory`.
+            UnsupportedFunctionError: At the decoration: no session or two, a generator, or the other kind of function.
+            InvalidActionError: At the decoration: the action cannot be stored.
+            InvalidScopeError: At the decoration or a call: the scope cannot be stored, or a part of it is missing,
+                None, empty or not stable.
+            ValueError: At the decoration: a malformed template, or one that names no argument; a scope without fields
+                that is the name of a parameter; `savepoint` with `session_factory`.
+            TypeError: At the decoration: `payload` is one str. At a call: the arguments do not fit the function.
             InvalidRequestIdError: At a call: a part of the id is missing, None, empty or not stable.
-            InvalidScopeError: At a call: the same of the scope.
-            ReceiptTypeError: At a call: the stored result does not fit the result type any more.
-            Exception: At a call: what the function raises, and everything that `execute` raises.
+            ReceiptTypeError: At a call: the stored result no longer fits the result type.
+            Exception: At a call: what the function raises, and everything that `execute` or `run_transaction` raises.
 
         Example:
             ```python
@@ -513,60 +458,87 @@ class ExecutionGuard(ConfiguredGuard):
             def pay(session: Session, order_id: int, amount: Decimal) -> PaymentReceipt: ...
             ```
         """
-        from ._request.signature import Plan  # noqa: PLC0415 - reads signatures; not every app has decorators
+        from ._request.decorator import decorator  # noqa: PLC0415 - reads signatures; not every app has decorators
 
-        validate_action(action)
-        if savepoint and session_factory is not None:
-            raise ValueError(
-                "savepoint=True is for a session of the caller's: with session_factory a call is a transaction"
-            )
+        return decorator(
+            self,
+            session_factory,
+            request_id=request_id,
+            action=action,
+            payload=payload,
+            scope=scope,
+            result_type=result_type,
+            wait_timeout=wait_timeout,
+            savepoint=savepoint,
+            max_attempts=max_attempts,
+            timeout=timeout,
+            is_async=False,
+        )
 
-        def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
-            plan = Plan(
-                fn,
-                request_id=request_id,
-                payload=payload,
-                scope=scope,
-                result_type=result_type,
-                opens_session=session_factory is not None,
-                is_async=False,
-            )
+    def claim_many(
+        self,
+        session: Session | scoped_session[Any],
+        payloads: Mapping[str, Any],
+        *,
+        action: str,
+        scope: str | None = None,
+    ) -> AbstractContextManager[Batch]:
+        """Claim many request_ids for a block; all new executions commit with your transaction together, or none does.
 
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
-                call = plan.call(args, kwargs)
-                options = call.options | {"action": action, "wait_timeout": wait_timeout}
-                if session_factory is None:
-                    execution = self.execute(call.session, call.request_id, call.fn, savepoint=savepoint, **options)
-                else:
-                    options |= {"max_attempts": max_attempts, "timeout": timeout}
-                    execution = self.run_transaction(session_factory, call.request_id, call.fn, **options)
-                return execution.result
+        It sends two statements for the claims and one for the results, whatever their number. It never waits: requests
+        held elsewhere are in `batch.in_progress`, to be delivered again later.
 
-            return plan.dress(wrapper)
+        Args:
+            session: The session of the business writes.
+            payloads: For each request_id the payload that a retry must repeat; at most 1,000 on PostgreSQL and 10,000
+                on SQLite. Split more into slices, each in its own transaction.
+            action: What is done for each of them; as in `claim`.
+            scope: The tenant or namespace; as in `claim`.
 
-        return decorate
+        Returns:
+            A context manager. It gives the batch: `new` to complete in the block, `replayed`, `in_progress`,
+            `conflicts` and `blocked`.
+
+        Raises:
+            BatchTooLargeError: More ids than one call takes; nothing was sent.
+            sqlalchemy.exc.DBAPIError: SQLSTATE 53200 where PostgreSQL's lock table is full: each id holds a lock until
+                its transaction ends, in this and in every other open transaction. The transaction is aborted and stores
+                nothing; roll back, and claim fewer ids in each.
+            NotCompletedError: The block ended with a new execution that was not completed.
+            Exception: Everything else that `claim` raises, except OutcomeErrors, which are in the batch.
+
+        Example:
+            ```python
+            with guard.claim_many(session, {m.id: m.body for m in messages}, action="ingest") as batch:
+                for execution in batch.new:
+                    execution.complete(ingest(session, execution.request_id))
+            ```
+        """
+        return blocks.claim_many(self._settings, plain_session(session), payloads, action=action, scope=scope)
 
     def get(
         self, session: Session | scoped_session[Any], request_id: str, *, scope: str | None = None
     ) -> Receipt | None:
-        """Read a receipt in the session's transaction; nothing is claimed, written or waited for.
+        """Read a receipt in the session's transaction; nothing is claimed or written, and it never waits.
 
         Do not decide by it whether to execute: only a claim is atomic.
 
         Args:
-            session: Any session that sees the table; on a replica the answer may be old.
+            session: Any session that sees the table; a replica may give an old answer.
             request_id: The id of the request.
             scope: The tenant or namespace, instead of the guard's own.
 
         Returns:
-            The receipt, or None where the request is unknown or not finished.
+            The receipt, or None if the request is unknown or has not ended.
 
         Raises:
             ExecutionFailedError: The request is on record as failed.
-            ExecutionInDoubtError: It may or may not have happened.
-            ReceiptExpiredError: It was executed, and its receipt is gone.
-            ReceiptUnreadableError: It was executed, and its stored result cannot be read back.
-            InvalidInputError: The id or the scope cannot be stored.
+            ExecutionInDoubtError: The request may or may not have happened.
+            ReceiptExpiredError: The request was executed, and its receipt was purged.
+            ReceiptUnreadableError: The request was executed, and its stored result cannot be read.
+            InvalidInputError: The id or the scope cannot be stored; nothing was sent.
+            UnsupportedSessionError: This is not a synchronous Session.
+            UnsupportedDialectError: The guard does not support the database.
 
         Example:
             ```python
@@ -575,7 +547,7 @@ class ExecutionGuard(ConfiguredGuard):
                 print(receipt.result, receipt.completed_at)
             ```
         """
-        return blocks.get(self._settings, session_watch.plain_session(session), request_id, scope=scope)
+        return blocks.get(self._settings, plain_session(session), request_id, scope=scope)
 
     def effect(
         self,
@@ -587,28 +559,30 @@ class ExecutionGuard(ConfiguredGuard):
         on_success: Callable[[Session, Any], Any] | None = None,
         result_type: Any = None,
     ) -> Effect[Any]:
-        """Configure a call of another system; nothing is sent, and nothing of it commits with a transaction of yours.
+        """Configure a call of another system; nothing is sent, and nothing commits with your transaction.
 
         Args:
-            action: What is done.
-            lease: How long one attempt may take, in seconds, unless it calls `heartbeat()`. Longer than the call's own
-                time-out: an attempt that outlives its lease is in doubt for everybody else.
-            when_in_doubt: What to do where an earlier attempt may have happened: `"park"` raises ExecutionInDoubtError until
-                somebody has resolved it; `"retry"` makes the call again under the same idempotency key, for systems that
-                keep such keys; a probe, `probe(effect)`, finds out and returns `succeeded(result)`, `not_executed()`,
-                `executed_more_than_once()` or `unknown()` of `safeagent_sa.effects`.
-            retry_on: Errors of the call that prove that nothing happened, such as a refused connection or a rate limit:
-                they are raised as they are, and the request is free for the next attempt.
-            on_success: `on_success(session, result)` writes rows of yours in the transaction that records the result.
-            result_type: What results are; None for what the call is annotated to return.
+            action: What is done, such as `"stripe.charge"`.
+            lease: Seconds that one attempt may take unless it calls `heartbeat()`. Make it longer than the time-out of
+                the call: an attempt that outlives its lease is in doubt.
+            when_in_doubt: What to do when an earlier attempt may have happened. `"park"` raises ExecutionInDoubtError
+                until the request is resolved. `"retry"` calls again with the same idempotency key, for systems that
+                honour such keys. A probe, a function `probe(effect)`, finds out and returns
+                `succeeded(result)`, `not_executed()`, `executed_more_than_once()` or `unknown()` of
+                `safeagent_sa.effects`.
+            retry_on: Exception types which prove that the call had no effect, such as a refused connection or a rate
+                limit: they reach the caller, and the request is free for the next attempt.
+            on_success: A function `on_success(session, result)` that writes your rows in the
+                transaction that records the result.
+            result_type: The type of the result; None for the return annotation of the call.
 
         Returns:
-            The effect, to be shared between threads.
+            The effect; share it between threads.
 
         Raises:
             InvalidActionError: The action cannot be stored.
-            ValueError: `lease` or `when_in_doubt` is none.
-            TypeError: `retry_on` holds what is no type of exception.
+            ValueError: `lease` is out of range, or `when_in_doubt` is none of the values above.
+            TypeError: `retry_on` holds something that is not an exception type.
 
         Example:
             ```python
@@ -616,7 +590,7 @@ class ExecutionGuard(ConfiguredGuard):
             execution = charge.execute(SessionLocal, "order:42:charge", do_charge, order, payload={"amount": 100})
             ```
         """
-        from .effects import Effect  # noqa: PLC0415 - see above
+        from .effects import Effect  # noqa: PLC0415 - not every app has effects
 
         return Effect(
             self._settings,
@@ -628,6 +602,55 @@ class ExecutionGuard(ConfiguredGuard):
             result_type=result_type,
         )
 
+    def relay(
+        self,
+        session_factory: SessionFactory,
+        handlers: Mapping[str, Any],
+        *,
+        max_attempts: int = 10,
+        initial_backoff: float = 1.0,
+        max_backoff: float = 3600.0,
+        poll_interval: float = 5.0,
+    ) -> Relay:
+        """Make a relay, which fires the effects that `execution.effects.add` has stored, after their COMMIT.
+
+        Args:
+            session_factory: Makes a session for each of the relay's transactions.
+            handlers: For each action a function `handler(effect, payload)` that gets an EffectContext,
+                or a pair of `guard.effect(action, ...)` and such a function, to set the lease and the errors to
+                retry on. Effects with other actions are left to other relays.
+            max_attempts: Attempts that may fail with an error in `retry_on`. Then the effect is a dead letter: on
+                record as failed, with its payload. `guard.resolve(session, request_id, not_executed(), by=...)` sends
+                it again.
+            initial_backoff: Seconds before the second attempt; each further pause is twice as long.
+            max_backoff: The longest pause, in seconds.
+            poll_interval: Seconds between two looks for due effects.
+
+        Returns:
+            The relay: `run()` fires effects until `stop()`, and `run_once()` fires what is due.
+
+        Raises:
+            ValueError: A number is out of range, or a pair does not fit its action.
+            UnsupportedFunctionError: A handler does not take an effect and a payload.
+
+        Example:
+            ```python
+            relay = guard.relay(SessionLocal, {"email.confirmation": send_confirmation})
+            relay.run()
+            ```
+        """
+        from .relay import Relay  # noqa: PLC0415 - not every app has a relay
+
+        return Relay(
+            self._settings,
+            session_factory,
+            handlers,
+            max_attempts=max_attempts,
+            initial_backoff=initial_backoff,
+            max_backoff=max_backoff,
+            poll_interval=poll_interval,
+        )
+
     def in_doubt(
         self,
         session: Session | scoped_session[Any],
@@ -636,19 +659,23 @@ class ExecutionGuard(ConfiguredGuard):
         scope: str | None = None,
         limit: int = 100,
     ) -> list[Doubt]:
-        """Read the requests of which nobody knows whether they happened, in the session's transaction; nothing is written.
+        """Read the requests that may or may not have happened, in the session's transaction; nothing is written.
 
-        It reads what is open (effects that are leased, due or in doubt) from an index, and nothing else of the table. Claims
-        that were committed without a result are not among them: `safeagent-sa doctor --deep` looks for those.
+        It reads the index of open effects (leased, due or in doubt), not the whole table. Claims that were committed
+        without a result are not in that index: `safeagent-sa doctor --deep` finds them.
 
         Args:
             session: Any session that sees the table.
-            older_than: Only those whose last attempt began at least this long ago, as a timedelta or in seconds.
-            scope: Only this scope; None for all of them.
-            limit: The most to read, the oldest first.
+            older_than: Only requests whose last attempt began at least this long ago: a timedelta, or seconds.
+            scope: Only this scope; None for all scopes.
+            limit: The most requests to read, oldest first.
 
         Returns:
             The requests, with the idempotency keys to look for in the other system.
+
+        Raises:
+            UnsupportedSessionError: This is not a synchronous Session.
+            UnsupportedDialectError: The guard does not support the database.
 
         Example:
             ```python
@@ -656,9 +683,9 @@ class ExecutionGuard(ConfiguredGuard):
                 print(doubt.request_id, doubt.idempotency_key, doubt.error_message)
             ```
         """
-        from ._effects import doubt as doubts  # noqa: PLC0415 - see above
+        from ._effects import doubt as doubts  # noqa: PLC0415 - not every app has effects
 
-        plain = session_watch.plain_session(session)
+        plain = plain_session(session)
         return doubts.in_doubt(self._settings, plain, older_than=older_than, scope=scope, limit=limit)
 
     def resolve(
@@ -672,95 +699,50 @@ class ExecutionGuard(ConfiguredGuard):
         scope: str | None = None,
         result_type: Any = None,
     ) -> Receipt | None:
-        """Record what has become of a request in doubt; it commits with your transaction.
+        """Record what became of a request in doubt; it commits with your transaction.
 
-        Who has found out, and by what, is kept with the request. Saying the same again changes nothing.
+        Who found out, and the evidence, are kept with the request. Recording the same verdict again changes nothing.
 
         Args:
             session: The session of your transaction.
             request_id: The id of the request.
-            verdict: `succeeded(result)`: a retry gets the result. `not_executed()`: the effect is free for its next attempt (a
-                request without an effect is on record as failed). `executed_more_than_once()` and `unknown()` are noted,
-                and the request stays in doubt. All are of `safeagent_sa.effects`.
-            by: Who has found out.
-            evidence: What it was found out by, as plain JSON values.
+            verdict: `succeeded(result)`: a retry gets the result. `not_executed()`: the effect is free for its next
+                attempt (a request without an effect is on record as failed). `executed_more_than_once()` and
+                `unknown()` are noted, and the request stays in doubt. All are functions of `safeagent_sa.effects`.
+            by: Who found out.
+            evidence: What proves it, as plain JSON values.
             scope: The tenant or namespace, instead of the guard's own.
-            result_type: What the result is; None for plain JSON.
+            result_type: The type of the result; None for plain JSON values.
 
         Returns:
-            The receipt where it has succeeded, else None.
+            The receipt if the request has succeeded, else None.
 
         Raises:
-            NotInDoubtError: It is unknown, somebody may still be at it, or it was resolved in another way.
-            InvalidResultError: The result, or the evidence, cannot be stored.
-            TypeError: This is no verdict.
+            NotInDoubtError: The request is unknown, may still be running, or was resolved in another way.
+            InvalidInputError: The id, the scope, the result or the evidence cannot be stored; nothing was sent.
+            TypeError: `verdict` is not a verdict.
             ValueError: `by` is empty.
+            UnsupportedResultTypeError: The result type has no JSON form, or pydantic is not installed.
+            UnsupportedSessionError: This is not a synchronous Session.
+            AutocommitError: The connection commits each statement.
+            SetupError: The guard does not support the database, or the SQLite engine is not configured.
 
         Example:
             ```python
-            with SessionLocal() as session, session.begin():
-                guard.resolve(
-                    session, "order:42:charge", succeeded({"charge": "ch_1"}), by="alice", evidence="dashboard"
-                )
+            with Session(engine) as session, session.begin():
+                result = succeeded({"charge": "ch_1"})
+                guard.resolve(session, "order:42:charge", result, by="alice", evidence="dashboard")
             ```
         """
-        from ._effects import doubt as doubts  # noqa: PLC0415 - see above
+        from ._effects import doubt as doubts  # noqa: PLC0415 - not every app has effects
 
         return doubts.resolve(
             self._settings,
-            session_watch.plain_session(session),
+            plain_session(session),
             request_id,
             verdict,
             by=by,
             evidence=evidence,
             scope=scope,
             result_type=result_type_of(result_type),
-        )
-
-    def relay(
-        self,
-        session_factory: SessionFactory,
-        handlers: Mapping[str, Any],
-        *,
-        max_attempts: int = 10,
-        initial_backoff: float = 1.0,
-        max_backoff: float = 3600.0,
-        poll_interval: float = 5.0,
-    ) -> Relay:
-        """Make a relay: it fires the effects that `execution.effects.add` has stored, after their COMMIT.
-
-        Args:
-            session_factory: What makes a session for each of its transactions.
-            handlers: By action, `handler(effect, payload)` with an EffectContext; or a pair of `guard.effect(action, ...)`,
-                which says how long its lease is and what is safe to retry, and the handler. Effects of other actions are
-                left to other relays.
-            max_attempts: After so many failures of the kinds that `retry_on` names, an effect is a dead letter: on record as
-                failed, with its payload. `guard.resolve(session, request_id, not_executed(), by=...)` sends it again.
-            initial_backoff: Seconds before the second attempt; each further pause is twice as long.
-            max_backoff: The longest pause, in seconds.
-            poll_interval: How often to look for what is due, in seconds, where nobody wakes the relay.
-
-        Returns:
-            The relay, with `run_once()`, `run()` and `stop()`.
-
-        Raises:
-            ValueError: A number is out of range, or a pair does not fit its action.
-            UnsupportedFunctionError: A handler does not take an effect and a payload.
-
-        Example:
-            ```python
-            relay = guard.relay(SessionLocal, {"email.confirmation": send_confirmation})
-            relay.run()
-            ```
-        """
-        from .relay import Relay  # noqa: PLC0415 - see above
-
-        return Relay(
-            self._settings,
-            session_factory,
-            handlers,
-            max_attempts=max_attempts,
-            initial_backoff=initial_backoff,
-            max_backoff=max_backoff,
-            poll_interval=poll_interval,
         )

@@ -1,9 +1,9 @@
-"""The table as SQLAlchemy models; what it must look like in a database is `safeagent_sa.schema`'s business.
+"""The table as SQLAlchemy models; `safeagent_sa.schema` has its migrations.
 
-Three forms of one table: the ready-made `ExecutionRequest` on a MetaData of its own, `ExecutionRequestMixin` for a class
-on your own Base, and `make_model()` for another table name or schema. All columns have plain SQLAlchemy types and all
-constraints have final names, so that `alembic revision --autogenerate` in any app renders them without further imports
-and no naming convention renames them.
+There are three ways to map it: the ready-made `ExecutionRequest` on its own MetaData, `ExecutionRequestMixin` for a
+class on your Base, and `make_model()` for another table name or schema. All columns have plain SQLAlchemy types and all
+constraints have final names, so `alembic revision --autogenerate` renders them without further imports, and no naming
+convention renames them.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from sqlalchemy.util import memoized_property
 
 TABLE_NAME = "execution_requests"
 
-# PostgreSQL cuts identifiers at 63 bytes without a word (manual, section 4.1.1); the longest suffix of ours is added.
+# PostgreSQL silently truncates identifiers to 63 bytes (manual, section 4.1.1); this leaves room for the suffixes.
 _MAX_TABLE_NAME = 40
 
 _STATUSES = ("claimed", "completed", "leased", "failed", "in_doubt", "expired")
 
 
 def _key_type() -> String:
-    # Byte order on PostgreSQL: immune to collation changes of the operating system, and faster.
+    # Byte order on PostgreSQL: independent of the operating system's collations, and faster.
     return String(255).with_variant(String(255, collation="C"), "postgresql")
 
 
 class ExecutionRequestMixin:
-    """The columns and constraints of the execution table, for a class on your own Base.
+    """The columns and constraints of the execution table, for a class on your Base.
 
-    The rows commit with the transaction of the session that claims; the class itself is never written through the ORM
-    by the guard, so it is safe to query and unwise to change.
+    Its rows commit with the transaction of the session that claims. The guard does not write them through the ORM:
+    query the class, but do not change its rows.
 
     Example:
         ```python
@@ -57,7 +57,7 @@ class ExecutionRequestMixin:
         guard = ExecutionGuard(model=ExecutionRequest)
         ```
 
-    On a Base that is a `MappedAsDataclass`, use `make_model()`: SQLAlchemy 2.1 accepts no plain mixin there.
+    With a Base that is a `MappedAsDataclass`, use `make_model()`: SQLAlchemy 2.1 does not accept a plain mixin there.
     """
 
     __tablename__ = TABLE_NAME
@@ -86,9 +86,9 @@ class ExecutionRequestMixin:
 
 
 class _PartialIndex(Index):
-    """An index with a condition on PostgreSQL and SQLite, which are told of it when something asks what they were told.
+    """A partial index on PostgreSQL and SQLite, whose condition is added when the dialect options are first read.
 
-    As `postgresql_where=` it would import both dialects with the model, which takes longer than all the rest.
+    Given as `postgresql_where=`, it would import both dialects with the model, which takes longer than all the rest.
     """
 
     def __init__(self, *arguments: Any, where: Any = None, **options: Any) -> None:
@@ -97,7 +97,7 @@ class _PartialIndex(Index):
 
     @memoized_property
     def dialect_options(self) -> Any:
-        """As every `Index` has it: `index.dialect_options["postgresql"]["where"]`."""
+        """The options by dialect, as every `Index` has them: `index.dialect_options["postgresql"]["where"]`."""
         options = super().dialect_options
         if self._where is not None:
             for dialect in ("postgresql", "sqlite"):
@@ -106,11 +106,11 @@ class _PartialIndex(Index):
 
 
 def table_args(name: str) -> tuple[Any, ...]:
-    """Return the constraints of a table of this name, in the form of `__table_args__`.
+    """Return the constraints and the index of a table of this name, in the form of `__table_args__`.
 
-    There is no index on status, not even a partial one: it would make every completion write to an index. The one that
-    is there holds what is open (effects that are leased, in doubt, due, or dead letters), and no column of it changes with a
-    claim. A constraint sees to it that it misses none.
+    No index has the column `status`: each completion would have to update it. The one index holds the open effects
+    (leased, in doubt, due, or dead letters), and a claim changes no column of it. A check constraint makes sure that
+    the index misses none of them.
     """
     allowed = ", ".join(f"'{status}'" for status in _STATUSES)
     return (
@@ -144,12 +144,12 @@ class ExecutionRequest(ExecutionRequestMixin, _Base):
 def make_model(
     base: type[Any], *, tablename: str = TABLE_NAME, schema: str | None = None
 ) -> type[ExecutionRequestMixin]:
-    """Make a model with another table name or schema on your Base; it neither connects nor creates the table.
+    """Make a model with another table name or schema on your Base; nothing is sent, and no table is created.
 
     Args:
-        base: A declarative Base of yours, dataclass or not; the table is added to its MetaData.
+        base: Your declarative Base, dataclass or not; the table is added to its MetaData.
         tablename: The name of the table, at most 40 characters.
-        schema: The database schema, or None for the connection's own.
+        schema: The database schema; None for the connection's default.
 
     Returns:
         A mapped class for `ExecutionGuard(model=...)`.
@@ -164,7 +164,7 @@ def make_model(
         ```
     """
     if not 0 < len(tablename) <= _MAX_TABLE_NAME:
-        message = f"tablename must have 1 to {_MAX_TABLE_NAME} characters, because constraint names are made from it"
+        message = f"tablename must have 1 to {_MAX_TABLE_NAME} characters, since constraint names are derived from it"
         raise ValueError(message)
     namespace = {
         "__module__": base.__module__,
@@ -172,6 +172,6 @@ def make_model(
         "__table_args__": (*table_args(tablename), {"schema": schema}),
     }
     model = type("ExecutionRequest", (ExecutionRequestMixin,), namespace)
-    # Through the registry instead of by inheritance: a Base that is a dataclass would turn the columns into fields.
+    # By the registry and not by inheritance: a Base that is a dataclass would turn the columns into fields.
     mapped: type[ExecutionRequestMixin] = base.registry.mapped(model)
     return mapped

@@ -1,7 +1,7 @@
 """Retention: drop receipts that nobody will ask for any more, while claims run.
 
-A purge owns its transactions: one short one for each batch, in the order of the key, so that the table is walked once
-without an index of its own. There is no time-to-live anywhere: receipts stay until somebody calls this.
+A purge owns its transactions: a short one for each batch, in the order of the key, so it reads the table once and needs
+no further index. There is no time-to-live: receipts stay until you call it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from sqlalchemy import (
@@ -43,13 +42,13 @@ from .models import ExecutionRequest, ExecutionRequestMixin
 
 __all__ = ["purge", "purge_async"]
 
-# Most clients and brokers give up on a request within a day; whoever is sure of less says so by its own argument.
+# Most clients and brokers stop retrying within a day; `allow_under_24_hours` is for those that stop sooner.
 SHORTEST = dt.timedelta(hours=24)
 
-# What a tombstone does not keep.
+# The columns that a tombstone does not keep.
 _DROPPED = ("result", "error", "payload", "details")
 
-# A transaction that locks more rows for longer than a claim should have to wait.
+# A larger batch would hold its locks longer than a claim should wait.
 _MAX_BATCH = 10_000
 
 
@@ -65,33 +64,35 @@ def purge(
     allow_under_24_hours: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> int:
-    """Drop old receipts in transactions of its own, which commit batch by batch; nothing of yours commits with them.
+    """Drop old receipts in its own transactions, one for each batch; nothing commits with a transaction of yours.
 
-    Only executions that ended are touched: completed and failed ones. A request that is claimed, leased or in doubt
-    stays, however old it is. Rows that another transaction has locked are left for the next purge.
+    It changes only executions that have ended: completed and failed ones. A request that is claimed, leased or in doubt
+    stays, at any age. Rows that another transaction has locked stay until the next purge.
 
     Args:
-        session_factory: Makes the sessions; each is given back after its batch.
-        older_than: How long ago an execution must have ended, by the database's clock, as a timedelta or in seconds; at least 24 hours.
-        tombstone: Keep each row without its result: a retry gets ReceiptExpiredError and never runs again. False deletes
-            the rows, tombstones of the same age too: **a retry that comes after that runs again**.
+        session_factory: Makes a session for each batch, such as `sessionmaker(engine)`.
+        older_than: How long ago an execution must have ended, by the database's clock: a timedelta, or seconds; at
+            least 24 hours.
+        tombstone: Keep each row without its result: a retry gets ReceiptExpiredError and never runs again. False
+            deletes the rows, and tombstones of the same age too: **a later retry runs again**.
         batch_size: Rows of one transaction, 1 to 10,000.
-        scope: Only this scope; None for all of them.
+        scope: Only this scope; None for all scopes.
         model: The model that the guard is configured with.
-        dry_run: Only count, in the same walk.
-        allow_under_24_hours: Accept a shorter `older_than`, because no retry can come that late.
-        on_batch: Called with the number of requests so far, after each batch is committed, or counted.
+        dry_run: Only count, without any change.
+        allow_under_24_hours: Accept a shorter `older_than`, where no retry can come that late.
+        on_batch: Called with the number of requests so far, after each batch is committed or counted.
 
     Returns:
-        How many requests were purged, or would be.
+        The number of requests that were purged, or would be.
 
     Raises:
-        RetentionTooShortError: `older_than` is less than 24 hours, and `allow_under_24_hours` is not set.
+        RetentionTooShortError: `older_than` is less than 24 hours, without `allow_under_24_hours`.
         ValueError: `batch_size` is out of range.
-        UnsupportedSessionError: The factory gives no Session, or one that is in a transaction.
-        AutocommitError: The connection commits every statement by itself.
+        UnsupportedSessionError: The factory did not make a Session, or made one that is in a transaction.
+        AutocommitError: The connection commits each statement.
         EngineNotConfiguredError: A SQLite engine without `sqlite.configure()`.
-        sqlalchemy.exc.IntegrityError: With `tombstone=False`: rows of yours refer to a request. Batches before it are
+        UnsupportedDialectError: The guard does not support the database.
+        sqlalchemy.exc.IntegrityError: With `tombstone=False`, rows of yours refer to a request. Earlier batches are
             committed.
 
     Example:
@@ -108,15 +109,10 @@ def purge(
         is_short_allowed=allow_under_24_hours,
     )
     cutoff = transactions.run(session_factory, plan.cutoff, Attempts(*_ATTEMPTS))
-    step = plan.count if dry_run else plan.purge
-    done, after = 0, plan.beginning
-    while True:
-        batch = transactions.run(session_factory, partial(step, cutoff=cutoff, after=after), Attempts(*_ATTEMPTS))
-        if batch.last is None:
-            return done
-        done, after = done + batch.count, batch.last
-        if on_batch is not None:
-            on_batch(done)
+    walk = _Walk(plan.count if dry_run else plan.purge, cutoff, plan.beginning, on_batch)
+    while walk.goes_on_after(transactions.run(session_factory, walk.step, Attempts(*_ATTEMPTS))):
+        pass
+    return walk.count
 
 
 async def purge_async(
@@ -131,28 +127,40 @@ async def purge_async(
     allow_under_24_hours: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> int:
-    """Do as `purge` does, in transactions of its own, through an `async_sessionmaker`.
+    """Drop old receipts in its own transactions, one for each batch; nothing commits with a transaction of yours.
+
+    It changes only executions that have ended: completed and failed ones. A request that is claimed, leased or in doubt
+    stays, at any age. Rows that another transaction has locked stay until the next purge.
 
     Args:
-        session_factory: Makes the sessions; each is given back after its batch.
-        older_than: As in `purge`, like everything that follows.
-        tombstone: Keep each row without its result.
+        session_factory: Makes a session for each batch, such as `async_sessionmaker(engine)`.
+        older_than: How long ago an execution must have ended, by the database's clock: a timedelta, or seconds; at
+            least 24 hours.
+        tombstone: Keep each row without its result: a retry gets ReceiptExpiredError and never runs again. False
+            deletes the rows, and tombstones of the same age too: **a later retry runs again**.
         batch_size: Rows of one transaction, 1 to 10,000.
-        scope: Only this scope; None for all of them.
+        scope: Only this scope; None for all scopes.
         model: The model that the guard is configured with.
-        dry_run: Only count.
-        allow_under_24_hours: Accept a shorter `older_than`.
-        on_batch: Called with the number of requests so far, after each batch is committed, or counted.
+        dry_run: Only count, without any change.
+        allow_under_24_hours: Accept a shorter `older_than`, where no retry can come that late.
+        on_batch: Called with the number of requests so far, after each batch is committed or counted.
 
     Returns:
-        How many requests were purged, or would be.
+        The number of requests that were purged, or would be.
 
     Raises:
-        Exception: What `purge` raises.
+        RetentionTooShortError: `older_than` is less than 24 hours, without `allow_under_24_hours`.
+        ValueError: `batch_size` is out of range.
+        UnsupportedSessionError: The factory did not make a AsyncSession, or made one that is in a transaction.
+        AutocommitError: The connection commits each statement.
+        EngineNotConfiguredError: A SQLite engine without `sqlite.configure()`.
+        UnsupportedDialectError: The guard does not support the database.
+        sqlalchemy.exc.IntegrityError: With `tombstone=False`, rows of yours refer to a request. Earlier batches are
+            committed.
 
     Example:
         ```python
-        purged = await purge_async(async_sessions, older_than=timedelta(days=90))
+        purged = await purge_async(AsyncSessionLocal, older_than=timedelta(days=90))
         ```
     """
     plan = _Plan.of(
@@ -164,20 +172,15 @@ async def purge_async(
         is_short_allowed=allow_under_24_hours,
     )
 
-    async def run(step: Callable[..., Any], *arguments: Any) -> Any:
-        body = lambda session: session.run_sync(step, *arguments)  # noqa: E731 - a name says no more
-        return await transactions.run_async(session_factory, body, Attempts(*_ATTEMPTS))
+    async def run(step: Callable[[Session], Any]) -> Any:
+        return await transactions.run_async(
+            session_factory, lambda session: session.run_sync(step), Attempts(*_ATTEMPTS)
+        )
 
-    cutoff = await run(plan.cutoff)
-    step = plan.count if dry_run else plan.purge
-    done, after = 0, plan.beginning
-    while True:
-        batch: _Batch = await run(step, cutoff, after)
-        if batch.last is None:
-            return done
-        done, after = done + batch.count, batch.last
-        if on_batch is not None:
-            on_batch(done)
+    walk = _Walk(plan.count if dry_run else plan.purge, await run(plan.cutoff), plan.beginning, on_batch)
+    while walk.goes_on_after(await run(walk.step)):
+        pass
+    return walk.count
 
 
 # Attempts and seconds of one batch: what fails that often is not the bad luck of meeting a claim.
@@ -189,6 +192,30 @@ class _Batch:
     count: int
     last: tuple[str, str] | None
     """The last key, or None where there was nothing more."""
+
+
+@dataclass(slots=True)
+class _Walk:
+    """How far a purge has come; it moves on when a batch is committed, so that a failed batch can be tried again."""
+
+    take: Callable[[Session, dt.datetime, tuple[str, str]], _Batch]
+    cutoff: dt.datetime
+    after: tuple[str, str]
+    on_batch: Callable[[int], None] | None
+    count: int = 0
+
+    def step(self, session: Session) -> _Batch:
+        """Purge or count the next batch."""
+        return self.take(session, self.cutoff, self.after)
+
+    def goes_on_after(self, batch: _Batch) -> bool:
+        """Note a committed batch, and return whether another one may follow."""
+        if batch.last is None:
+            return False
+        self.count, self.after = self.count + batch.count, batch.last
+        if self.on_batch is not None:
+            self.on_batch(self.count)
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,9 +242,9 @@ class _Plan:
     ) -> _Plan:
         if older_than < dt.timedelta(0) or (older_than < SHORTEST and not is_short_allowed):
             raise RetentionTooShortError(
-                f"older_than={older_than} is less than 24 hours: a retry that comes later than that finds no receipt. "
-                "Nothing was purged. Give a longer time, or allow_under_24_hours=True where you know that no client, "
-                "broker or person tries again that late."
+                f"older_than={older_than} is less than 24 hours: a retry after that time finds no receipt. Nothing was "
+                "purged. Give a longer time, or allow_under_24_hours=True if no client, broker or person retries that "
+                "late."
             )
         if not 1 <= batch_size <= _MAX_BATCH:
             raise ValueError(f"batch_size must be 1 to {_MAX_BATCH}, not {batch_size}")
@@ -225,7 +252,7 @@ class _Plan:
         return cls(table, model, older_than, batch_size, scope, tombstone)
 
     def cutoff(self, session: Session) -> dt.datetime:
-        """Return the moment before which executions must have ended: one for the whole purge, so that it ends."""
+        """Return the time before which an execution must have ended: one for all batches, so that the purge ends."""
         now: dt.datetime | None = session.connection(bind_arguments={"mapper": self.model}).scalar(
             select(type_coerce(func.current_timestamp(), DateTime(timezone=True)))
         )
@@ -234,43 +261,43 @@ class _Plan:
 
     @property
     def beginning(self) -> tuple[str, str]:
-        """What is before the first key: no request_id is empty."""
+        """A key before all keys, since no request_id is empty."""
         return (self.scope or "", "")
 
     def count(self, session: Session, cutoff: dt.datetime, after: tuple[str, str]) -> _Batch:
-        """Count the next batch, without a lock; nothing of it is sent here but its last key."""
+        """Count the next batch, without a lock; the database sends only the count and the last key."""
         batch = self._chosen(cutoff, after, _MAX_BATCH).subquery()
         last = select(func.count().over(), *batch.c).order_by(*(column.desc() for column in batch.c)).limit(1)
         row: Any = session.connection(bind_arguments={"mapper": self.model}).execute(last).first()
         return _Batch(0, None) if row is None else _Batch(row[0], (row[1], row[2]))
 
     def purge(self, session: Session, cutoff: dt.datetime, after: tuple[str, str]) -> _Batch:
-        """Purge the next batch in the order of the key."""
+        """Purge the next batch, in the order of the key."""
         connection = session.connection(bind_arguments={"mapper": self.model, "clause": update(self.model)})
         protocol_for(connection.dialect.name, self.table).ensure_transaction(connection)
         key = (self.table.c.scope, self.table.c.request_id)
         chosen = self._chosen(cutoff, after, self.batch_size)
-        # The lock holds until our COMMIT: what is chosen here is still old and ended when it is written below.
+        # Locked until the COMMIT: rows that are chosen here are still old and ended when they are written below.
         rows = connection.execute(chosen.with_for_update(skip_locked=True)).all()
         if not rows:
             return _Batch(0, None)
-        # Row by row, which drivers send as one batch: thousands of keys in one IN exhaust PostgreSQL's parser.
+        # A statement for each row, sent as one batch: thousands of keys in one IN exhaust PostgreSQL's parser.
         owned = (key[0] == bindparam("key_scope"), key[1] == bindparam("key_request_id"))
         if self.tombstone:
             dropped = {"status": ExecutionStatus.EXPIRED.value} | dict.fromkeys(_DROPPED, null())
             change: Update | Delete = update(self.table).where(*owned).values(dropped)
         else:
             change = delete(self.table).where(*owned)
-        # Asked again, for whatever may have happened to the lock: what is written is old and ended now.
+        # Checked again, in case the lock was lost: only rows that are old and ended now are written.
         change = change.where(self._is_old(cutoff))
         connection.execute(change, [{"key_scope": row.scope, "key_request_id": row.request_id} for row in rows])
         return _Batch(len(rows), (rows[-1].scope, rows[-1].request_id))
 
     def _chosen(self, cutoff: dt.datetime, after: tuple[str, str], limit: int) -> Any:
-        """Return the keys of the next batch, in a form that both databases look up in the primary key."""
+        """Return the query for the keys of the next batch, in a form that both databases answer by the primary key."""
         key = (self.table.c.scope, self.table.c.request_id)
         is_next = tuple_(*key) > tuple_(*map(literal, after))
-        if self.scope is not None:  # SQLite would look up the scope alone
+        if self.scope is not None:  # in the form above, SQLite would look up the scope only
             is_next = and_(key[0] == self.scope, key[1] > after[1])
         return select(*key).where(is_next, self._is_old(cutoff)).order_by(*key).limit(limit)
 
@@ -279,5 +306,5 @@ class _Plan:
         ended = [ExecutionStatus.COMPLETED.value, ExecutionStatus.FAILED.value]
         if not self.tombstone:
             ended.append(ExecutionStatus.EXPIRED.value)
-        has_ended = or_(*(columns.status == status for status in ended))  # an IN cannot be sent for many rows at once
+        has_ended = or_(*(columns.status == status for status in ended))  # an IN does not work with executemany
         return and_(has_ended, func.coalesce(columns.completed_at, columns.created_at) < cutoff)

@@ -1,4 +1,4 @@
-"""Sets up a SQLite engine so that what SQLAlchemy calls a transaction is one."""
+"""Sets up a SQLite engine so that each transaction of SQLAlchemy is one transaction of SQLite."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _configured: WeakSet[Engine] = WeakSet()
 
 
 def configure(engine: Any, *, busy_timeout: float = 5.0) -> None:
-    """Make every transaction of a SQLite engine begin at once and hold until its COMMIT; it writes nothing itself.
+    """Make each transaction of a SQLite engine begin at once and last until its COMMIT; nothing is sent or written now.
 
-    Call it directly after `create_engine()` or `create_async_engine()`; a second call does nothing. The driver's own transactions are turned
-    off (they begin before the first write only, and let a savepoint commit), each transaction begins with BEGIN
-    IMMEDIATE (a later upgrade of a read to a write would fail at once, without waiting), and the database is put into
-    WAL mode with synchronous=FULL. Sources: sqlite.org/lang_transaction.html, sqlite.org/wal.html, and the section
+    Call it directly after `create_engine()` or `create_async_engine()`; a second call does nothing. It turns off the
+    driver's own transactions, which begin only before the first write and let a savepoint commit. Each transaction
+    begins with BEGIN IMMEDIATE, since a read that becomes a write later fails without waiting. The database gets WAL
+    mode with synchronous=FULL. Sources: sqlite.org/lang_transaction.html, sqlite.org/wal.html, and the section
     "Serializable isolation / Savepoints / Transactional DDL" of SQLAlchemy's SQLite dialect.
 
     Args:
         engine: An Engine or AsyncEngine on SQLite.
-        busy_timeout: How long a transaction waits for another writer at its BEGIN, in seconds; after that SQLAlchemy
-            raises OperationalError ("database is locked").
+        busy_timeout: Seconds that a transaction waits for another writer at its BEGIN; then SQLAlchemy raises
+            OperationalError ("database is locked").
 
     Raises:
         ValueError: The engine is not on SQLite, or the timeout is negative or not finite.
@@ -38,10 +38,10 @@ def configure(engine: Any, *, busy_timeout: float = 5.0) -> None:
     """
     engine = getattr(engine, "sync_engine", engine)
     if not isinstance(engine, Engine) or engine.dialect.name != "sqlite":
-        message = f"configure() is for SQLite engines; this is {engine!r}"
+        message = f"configure() needs a SQLite engine, not {engine!r}"
         raise ValueError(message)
     if not (math.isfinite(busy_timeout) and busy_timeout >= 0):
-        message = f"busy_timeout is a number of seconds, 0 or more; not {busy_timeout}"
+        message = f"busy_timeout must be a number of seconds, 0 or more, not {busy_timeout}"
         raise ValueError(message)
     if engine in _configured:
         return
@@ -56,20 +56,20 @@ def configure(engine: Any, *, busy_timeout: float = 5.0) -> None:
                 cursor.execute(f"PRAGMA {pragma}")
                 cursor.fetchall()
             cursor.close()
-        except BaseException:  # a cancelled task too: the pool does not know this connection yet, nobody else closes it
+        except BaseException:  # also when a task is cancelled: the pool does not know this connection yet
             driver.close()
             raise
 
     def on_close(driver: Any, _record: Any) -> None:
-        # A statement that a cancelled task never read to its end keeps a closed connection alive, and its transaction
-        # and lock with it, until its cursor is collected (sqlite.org/c3ref/close.html on sqlite3_close_v2).
+        # An unfinished statement of a cancelled task keeps a closed connection alive, with its transaction and its
+        # lock, until the cursor is collected (sqlite.org/c3ref/close.html on sqlite3_close_v2).
         with suppress(Exception):
             driver.rollback()
 
     def on_begin(connection: Connection) -> None:
-        # Again for each transaction: a connection that was lent out as AUTOCOMMIT comes back with the driver's default.
+        # For each transaction: a connection that was used with AUTOCOMMIT comes back with the driver's default.
         driver: Any = connection.connection.dbapi_connection
-        if driver.isolation_level is not None:  # assigning it commits what is open, in CPython 3.11 even None to None
+        if driver.isolation_level is not None:  # an assignment commits, in CPython 3.11 even one of None to None
             driver.isolation_level = None
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 

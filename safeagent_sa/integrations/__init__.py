@@ -1,1 +1,1 @@
-"""One framework, one module, one extra; nothing here is imported by the rest."""
+"""One module and one extra for each framework; no other part of the library imports them."""

@@ -14,7 +14,7 @@ __all__ = ["OpenTelemetryListener"]
 
 _SCOPE = "safeagent_sa"
 
-# What a claim came to, as the attribute `safeagent.outcome` says it.
+# The outcome of a claim, as the attribute `safeagent.outcome`.
 _OUTCOMES: dict[type[Event], str] = {
     Claimed: "claimed",
     Replayed: "replayed",
@@ -25,9 +25,9 @@ _ENDS: dict[type[Event], str] = {Committed: "committed", RolledBack: "rolled_bac
 
 
 class OpenTelemetryListener:
-    """Counts claims, measures waits and executions, and makes a span of each execution; it writes to no transaction.
+    """Counts claims, measures waits and executions, and records each execution as a span; it writes to no transaction.
 
-    Metrics, each with `safeagent.action`; ids stay out of them, as each would be a time series of its own:
+    Metrics, each with `safeagent.action`, and without ids, each of which would be a separate time series:
 
     * `safeagent.claims` (counter): `safeagent.outcome` is claimed, replayed, conflict or in_progress
     * `safeagent.wait.duration` (histogram, seconds)
@@ -35,9 +35,9 @@ class OpenTelemetryListener:
       `safeagent.outcome` is committed or rolled_back
     * `safeagent.lost_claims` (counter)
 
-    A span `safeagent.execution` for each execution, made when its transaction has ended, with the same attributes and
-    `safeagent.request_id` and `safeagent.scope`. Whatever is no new execution becomes an event of the current span.
-    Names and units follow the OpenTelemetry semantic conventions ("Naming", "Metrics semantic conventions").
+    Each execution gets a span `safeagent.execution` when its transaction has ended, with the same attributes and
+    `safeagent.request_id` and `safeagent.scope`. All other outcomes become events of the current span. Names and units
+    follow the OpenTelemetry semantic conventions ("Naming", "Metrics semantic conventions").
 
     Example:
         ```python
@@ -53,16 +53,18 @@ class OpenTelemetryListener:
         tracer_provider: trace.TracerProvider | None = None,
         meter_provider: metrics.MeterProvider | None = None,
     ) -> None:
-        """Take the providers; nothing is registered.
+        """Create the instruments; nothing is registered globally.
 
         Args:
-            tracer_provider: None for the global one.
-            meter_provider: None for the global one.
+            tracer_provider: The tracer provider; None for the global one.
+            meter_provider: The meter provider; None for the global one.
         """
         self._tracer = trace.get_tracer(_SCOPE, tracer_provider=tracer_provider)
         meter = metrics.get_meter(_SCOPE, meter_provider=meter_provider)
-        self._claims = meter.create_counter("safeagent.claims", "{claim}", "Claims, by what came of them")
-        self._lost = meter.create_counter("safeagent.lost_claims", "{claim}", "Claims that left their transaction")
+        self._claims = meter.create_counter("safeagent.claims", "{claim}", "Claims, by their outcome")
+        self._lost = meter.create_counter(
+            "safeagent.lost_claims", "{claim}", "Claims whose transaction ended before the COMMIT"
+        )
         self._waits = meter.create_histogram("safeagent.wait.duration", "s", "Waits for another claim of the request")
         self._executions = meter.create_histogram(
             "safeagent.execution.duration", "s", "From a claim to the end of its transaction"
@@ -94,7 +96,7 @@ class OpenTelemetryListener:
             start_time=now - round(event.seconds * 1e9),
         )
         if isinstance(event, RolledBack):
-            answer = "its COMMIT was not answered" if event.was_commit_sent else "rolled back"
+            answer = "its COMMIT was not confirmed" if event.was_commit_sent else "rolled back"
             span.set_status(Status(StatusCode.ERROR, answer))
         span.end(now)
 

@@ -1,12 +1,12 @@
-"""What the database must look like, as numbered steps that any Alembic revision can call.
+"""The table in the database, as numbered steps that any Alembic revision can call.
 
     step 1          the table
-    commit check    optional, PostgreSQL: the database refuses a COMMIT with an incomplete claim
-    adoption        instead of step 1 where SafeAgent has a table: step 1 with its records
+    commit check    optional, on PostgreSQL: the database refuses a COMMIT with an incomplete claim
+    adoption        instead of step 1, where SafeAgent has a table: step 1 with SafeAgent's records
 
-Your own revision calls `upgrade(op, from_=0, to=1)`; so do the packaged revisions and the lines that
-`safeagent-sa revision` writes. Steps are explicit numbers and read nothing from the database, so they work offline
-(`alembic upgrade head --sql`). A released step never changes.
+Your own revision calls `upgrade(op, from_=0, to=1)`, as the packaged revisions do and those that `safeagent-sa
+revision` writes. Step numbers are explicit and steps read nothing from the database, so they work offline too (`alembic
+upgrade head --sql`). A released step never changes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _STEPS = (_v0001,)
 
-# By which our own table is told from another one of its name.
+# The columns that distinguish the guard's table from another table with its name.
 _EVERY_STEP_HAS = {"scope", "request_id", "fingerprint", "token"}
 
 LATEST = len(_STEPS)
@@ -49,17 +49,18 @@ __all__ = [
 def upgrade(
     op: Operations, from_: int = 0, to: int = LATEST, *, table_name: str = TABLE_NAME, schema: str | None = None
 ) -> None:
-    """Bring the table from one schema step to a later one, in the migration's own transaction.
+    """Upgrade the table from one schema step to a later one; it commits with the migration's transaction.
 
     Args:
         op: Alembic's `op`.
-        from_: The step that the database is at; 0 where there is no table.
-        to: The step to reach. Write the number into your revision: `LATEST` would change its meaning later.
+        from_: The current step; 0 without a table.
+        to: The step to reach. Write the number into your revision, since `LATEST` changes with the version.
         table_name: The name of the table.
-        schema: The database schema, or None for the connection's own.
+        schema: The database schema; None for the connection's default.
 
     Raises:
         ValueError: The steps are out of range or in the wrong order.
+        sqlalchemy.exc.DBAPIError: As the database raised it, such as for a table that exists.
 
     Example:
         ```python
@@ -75,7 +76,7 @@ def upgrade(
         ```
     """
     if not 0 <= from_ <= to <= LATEST:
-        message = f"upgrade(from_={from_}, to={to}): need 0 <= from_ <= to <= {LATEST} in this version of safeagent_sa"
+        message = f"upgrade(from_={from_}, to={to}) needs 0 <= from_ <= to <= {LATEST} in this version of safeagent_sa"
         raise ValueError(message)
     for step in _STEPS[from_:to]:
         step.upgrade(op, table_name, schema)
@@ -84,41 +85,48 @@ def upgrade(
 def downgrade(
     op: Operations, from_: int = LATEST, to: int = 0, *, table_name: str = TABLE_NAME, schema: str | None = None
 ) -> None:
-    """Take the table back to an earlier schema step, in the migration's own transaction.
+    """Downgrade the table to an earlier schema step; it commits with the migration's transaction.
 
-    Going to step 0 drops the table with all receipts: every request in it can then be executed again.
+    Step 0 drops the table with all receipts: every request in it can then be executed again.
 
     Args:
         op: Alembic's `op`.
-        from_: The step that the database is at.
+        from_: The current step.
         to: The step to reach; 0 to drop the table.
         table_name: The name of the table.
-        schema: The database schema, or None for the connection's own.
+        schema: The database schema; None for the connection's default.
 
     Raises:
         ValueError: The steps are out of range or in the wrong order.
+        sqlalchemy.exc.DBAPIError: As the database raised it, such as for a foreign key to the table.
 
     Example:
-        See `upgrade`.
+        ```python
+        def downgrade() -> None:
+            safeagent.downgrade(op, from_=1, to=0)
+        ```
     """
     if not 0 <= to <= from_ <= LATEST:
-        message = f"downgrade(from_={from_}, to={to}): need 0 <= to <= from_ <= {LATEST} in this version"
+        message = f"downgrade(from_={from_}, to={to}) needs 0 <= to <= from_ <= {LATEST} in this version"
         raise ValueError(message)
     for step in reversed(_STEPS[to:from_]):
         step.downgrade(op, table_name, schema)
 
 
 def add_commit_check(op: Operations, *, table_name: str = TABLE_NAME, schema: str | None = None) -> None:
-    """Let PostgreSQL itself refuse a COMMIT with an incomplete claim, in the migration's own transaction.
+    """Make PostgreSQL refuse a COMMIT with an incomplete claim; it commits with the migration's transaction.
 
-    A deferred constraint trigger on the table: it also sees a raw `COMMIT`, AUTOCOMMIT and other programs, which no
-    Python hook does; they get SQLSTATE 23514 (check_violation) and nothing is stored. It costs about a tenth of a
-    claim with its completion. On other databases this does nothing.
+    It adds a deferred constraint trigger, which also sees a raw `COMMIT`, AUTOCOMMIT and other programs, as no Python
+    hook can: they get SQLSTATE 23514 (check_violation), and nothing is stored. It costs about a tenth of a claim with
+    its completion. On other databases it does nothing.
 
     Args:
         op: Alembic's `op`.
         table_name: The name of the table, which must exist.
-        schema: The database schema, or None for the connection's own.
+        schema: The database schema; None for the connection's default.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: As the database raised it, such as for a missing table.
 
     Example:
         ```python
@@ -134,12 +142,21 @@ def add_commit_check(op: Operations, *, table_name: str = TABLE_NAME, schema: st
 
 
 def drop_commit_check(op: Operations, *, table_name: str = TABLE_NAME, schema: str | None = None) -> None:
-    """Take the commit check away, in the migration's own transaction.
+    """Remove the commit check; it commits with the migration's transaction.
 
     Args:
         op: Alembic's `op`.
         table_name: The name of the table.
-        schema: The database schema, or None for the connection's own.
+        schema: The database schema; None for the connection's default.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: As the database raised it, such as for a missing check.
+
+    Example:
+        ```python
+        def downgrade() -> None:
+            safeagent.drop_commit_check(op)
+        ```
     """
     _commit_check.drop(op, table_name, schema)
 
@@ -153,26 +170,27 @@ def adopt_safeagent(
     scope: str = "",
     time_zone: str | None = None,
 ) -> None:
-    """Make schema step 1 out of the table of a SafeAgent store, in the migration's own transaction.
+    """Make schema step 1 from the table of a SafeAgent store; it commits with the migration's transaction.
 
-    SafeAgent's table is renamed to `execution_requests_safeagent` and stays there as it was. An unfinished record becomes
-    `in_doubt` and so is never executed again by itself; a finished one is `completed` with its result, or `failed` where the
-    result says `"ok": false`. Agent and governance columns are kept as JSON in `details`. SafeAgent has recorded no
-    payloads: a retry is compared by its action alone. It works offline, too.
+    SafeAgent's table is renamed to `execution_requests_safeagent` and keeps its rows. An unfinished record becomes
+    `in_doubt`, so the guard does not execute it again. A finished one becomes `completed` with its result, or `failed`
+    if the result has `"ok": false`. Agent and governance columns are kept as JSON in `details`. SafeAgent records no
+    payloads, so a retry is compared by its action only. It works offline too.
 
     Args:
         op: Alembic's `op`.
         store: The class that made the table: `"SQLiteExecutionStore"`, `"PgExecutionStore"` or
             `"PostgresExecutionStore"` of `safeagent-exec-guard`.
-        table_name: The name of the new table. With another one than `execution_requests`, the old table keeps its name.
-        schema: The schema of both tables, or None for the connection's own.
+        table_name: The name of the new table. Unless it is `execution_requests`, the old table keeps its name.
+        schema: The schema of both tables; None for the connection's default.
         scope: The scope of all these requests.
-        time_zone: Where the naive timestamps of `PostgresExecutionStore` were written, such as `"Europe/Paris"`; None
-            for the connection's own `TimeZone`.
+        time_zone: The time zone of the naive timestamps of `PostgresExecutionStore`, such as `"Europe/Paris"`; None for
+            the connection's `TimeZone`.
 
     Raises:
-        SchemaError: The table is missing or another store's, or it holds a request_id that no guard accepts.
-        ValueError: The store is unknown, or keeps its records in another database.
+        SchemaError: The table is missing or of another store, or it holds a request_id that no guard accepts.
+        ValueError: The store is unknown, or keeps its records in another kind of database.
+        sqlalchemy.exc.DBAPIError: As the database raised it.
 
     Example:
         ```python
@@ -196,37 +214,41 @@ def restore_safeagent(
     scope: str = "",
     time_zone: str | None = None,
 ) -> None:
-    """Take `adopt_safeagent` back, in the migration's own transaction: SafeAgent's table gets its name again.
+    """Undo `adopt_safeagent` and give SafeAgent's table its name back; it commits with the migration's transaction.
 
-    What was executed since is copied into it, and what was settled since is settled there; whatever has no result is
-    unfinished there, so that SafeAgent does not execute it. Requests of other scopes are dropped with our table.
+    Requests that were executed or resolved since are copied into SafeAgent's table. A request without a result is
+    unfinished there, so SafeAgent does not execute it. Requests of other scopes are dropped with the guard's table.
 
     Args:
         op: Alembic's `op`.
-        store: As in `adopt_safeagent`, like everything that follows.
-        table_name: The name of the new table.
-        schema: The schema of both tables.
+        store: The class that made SafeAgent's table, as in `adopt_safeagent`.
+        table_name: The name of the guard's table.
+        schema: The schema of both tables; None for the connection's default.
         scope: The scope of the requests.
-        time_zone: Where naive timestamps are read.
+        time_zone: The time zone of the naive timestamps, as in `adopt_safeagent`.
 
     Raises:
         ValueError: The store is unknown.
+        sqlalchemy.exc.DBAPIError: As the database raised it.
 
     Example:
-        See `adopt_safeagent`.
+        ```python
+        def downgrade() -> None:
+            safeagent.restore_safeagent(op, "PgExecutionStore")
+        ```
     """
     _adoption.give_back(op, _store(store), _adoption.Target(table_name, schema, scope, time_zone))
 
 
 def _store(name: str) -> Store:
     if name not in STORES:
-        message = f"no store of SafeAgent is called {name!r}; there are {', '.join(STORES)}"
+        message = f"SafeAgent has no store {name!r}; its stores are {', '.join(STORES)}"
         raise ValueError(message)
     return STORES[name]
 
 
 def verify(bind: Engine | Connection, *, model: type[ExecutionRequestMixin] = ExecutionRequest) -> None:
-    """Check that the database has the table that this version needs; it reads the catalogue and writes nothing.
+    """Check that the database has the table that this version needs; it reads the catalogue, and nothing is written.
 
     Call it when the app starts. For an async engine: `await connection.run_sync(schema.verify)`.
 
@@ -235,8 +257,8 @@ def verify(bind: Engine | Connection, *, model: type[ExecutionRequestMixin] = Ex
         model: The model that the guard is configured with.
 
     Raises:
-        SchemaError: The table is missing, older than this version, or another library's; the message has the lines
-            to paste.
+        SchemaError: The table is missing, too old, or of another library; the message has the lines to paste.
+        sqlalchemy.exc.DBAPIError: As the database raised it.
 
     Example:
         ```python
@@ -269,8 +291,8 @@ def verify(bind: Engine | Connection, *, model: type[ExecutionRequestMixin] = Ex
         )
     else:
         message = (
-            f"{lacks} another library or by hand. SafeAgent's own table is taken over by `safeagent-sa adopt`. Beside any "
-            "other one, give the guard a table of its own: make_model(Base, tablename='safeagent_requests')."
+            f"{lacks} another library or by hand. If it is SafeAgent's table, run `safeagent-sa adopt`. Otherwise give the "
+            "guard a table with another name: make_model(Base, tablename='safeagent_requests')."
         )
     raise SchemaError(message, table=table.fullname, found=None, needed=LATEST)
 
@@ -279,7 +301,7 @@ def _remedy(table: Table) -> str:
     names = "" if table.name == TABLE_NAME else f", table_name={table.name!r}"
     names += f", schema={table.schema!r}" if table.schema else ""
     return f"""
-Add a revision to your app's own Alembic history, with `safeagent-sa revision` or by hand:
+Add a revision to your app's Alembic history, with `safeagent-sa revision` or by hand:
 
     from safeagent_sa import schema as safeagent
 

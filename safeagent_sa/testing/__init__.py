@@ -1,12 +1,12 @@
-"""For your own test suite: prove that your handler runs once under faults, and helpers for everyday tests.
+"""For your test suite: check that your handler runs once under faults, and helpers for everyday tests.
 
-    explore_faults()        one delivery for each boundary of your handler with a fault there, and what came of it
+    explore_faults()        deliver a request once for each fault at each boundary of your handler, and compare
     assert_executed_once    one completed execution under a request_id
     deliver_at_once         the same delivery from many threads or tasks at the same moment
     rolled_back_session     a session whose commits are undone when the test ends
-    in_progress, put_in_doubt, expire_lease     what other workers would leave behind
+    in_progress, put_in_doubt, expire_lease     states that other workers would leave behind
 
-Extra `testing`. With pytest, the fixture `explore_faults` is there by itself.
+Needs the extra `testing`. With pytest, the fixture `explore_faults` needs no import.
 """
 
 from ._boundaries import Boundary, Fault, InjectedFault

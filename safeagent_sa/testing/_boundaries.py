@@ -1,4 +1,4 @@
-"""The places where a delivery can be hit, as the engine, the session and the effects report them; and the hits."""
+"""The boundaries of a delivery, as engine, session and effects report them, and the faults that are injected there."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .._transaction.commit_guard import install
 from ._effects import EffectRecorder
 
 
-class InjectedFault(Exception):  # noqa: N818 - the name of what it is, as users see it in their tracebacks
-    """What an exploration raises in your handler in the place of any error."""
+class InjectedFault(Exception):  # noqa: N818 - users see this name in their tracebacks
+    """The exception that an exploration raises in your handler, in place of any other error."""
 
 
 class Fault(StrEnum):
-    """What happens at a boundary."""
+    """A fault that can happen at a boundary."""
 
     EXCEPTION_BEFORE = "exception before"
     EXCEPTION_AFTER = "exception after"
@@ -40,10 +40,10 @@ EXIT_STATUS = 86
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """A place in one delivery.
+    """A place in one delivery where a fault can happen.
 
     Attributes:
-        number: Counted from 1, in the order of the delivery.
+        number: Its number in the order of the delivery, from 1.
         kind: "statement", "flush", "savepoint", "commit" or "effect".
         text: The SQL, or the name of the effect.
     """
@@ -53,7 +53,7 @@ class Boundary:
     text: str
 
     def faults(self, *, has_server: bool, can_fork: bool) -> list[Fault]:
-        """Return what can happen here."""
+        """Return the faults that can happen here."""
         found = [Fault.EXCEPTION_BEFORE]
         if self.kind in ("statement", "effect"):
             found.append(Fault.EXCEPTION_AFTER)
@@ -69,7 +69,7 @@ class Boundary:
 
 
 class Watch:
-    """Sees every boundary of the deliveries on an engine, and strikes at one of them."""
+    """Notes every boundary of the deliveries on an engine, and injects a fault at one of them."""
 
     def __init__(self, engine: Engine, terminate: Callable[[Connection], None]) -> None:
         self._engine = engine
@@ -82,7 +82,7 @@ class Watch:
 
     @contextmanager
     def delivery(self, number: int = 0, fault: Fault | None = None) -> Iterator[None]:
-        """Count the boundaries of one delivery from 1; strike at one of them, where one is named."""
+        """Number the boundaries of one delivery from 1, and inject the fault, if any, at one of them."""
         self.seen, self.struck = [], None
         self._target = None if fault is None else (number, fault)
         self._is_armed = True
@@ -93,7 +93,7 @@ class Watch:
 
     @contextmanager
     def listening(self, sessions: Any, effects: EffectRecorder | None) -> Iterator[None]:
-        """Listen for as long as the exploration runs, to this engine and the sessions of this factory alone."""
+        """Listen to this engine and the sessions of this factory for the block."""
         listeners: list[tuple[Any, str, Callable[..., Any]]] = [
             (self._engine, "before_cursor_execute", self._before_statement),
             (self._engine, "after_cursor_execute", self._after_statement),
@@ -106,7 +106,7 @@ class Watch:
         guard: Any = install(self._engine.dialect)
         guard.send = partial(self._send, guard.send)
         if effects is not None:
-            effects._hook = self._effect  # noqa: SLF001 - one mechanism in two modules
+            effects._hook = self._effect  # noqa: SLF001 - a part of this mechanism
         try:
             yield
         finally:
@@ -133,15 +133,15 @@ class Watch:
         self._committing = connection
 
     def _send(self, send: Callable[..., None], pooled: Any, *batch: Any) -> None:
-        """Stand where nothing comes before the COMMIT any more: no flush, no hook, no completion."""
+        """Report the boundary directly before the COMMIT: after every flush, hook and completion."""
         connection, self._committing = self._committing, None
-        if connection is None:  # a pool's own
+        if connection is None:  # a COMMIT of the pool
             send(pooled, *batch)
             return
         try:
             self._reach("commit", "COMMIT", connection)
         except InjectedFault:
-            pooled.rollback()  # a COMMIT that fails is a rollback; SQLAlchemy sends nothing more after an error here
+            pooled.rollback()  # a COMMIT that fails rolls back; SQLAlchemy sends nothing after an error here
             raise
         send(pooled, *batch)
         self._leave("commit", connection)
@@ -178,7 +178,7 @@ class Watch:
             os._exit(EXIT_STATUS)
         if fault is Fault.CONNECTION_LOST:
             assert connection is not None
-            self._terminate(connection)  # what is sent next finds out by itself
+            self._terminate(connection)  # the next statement fails
         elif fault is Fault.ANSWER_LOST:
             assert connection is not None
             lost = connection.dialect.loaded_dbapi.OperationalError("the connection was lost (injected)")
@@ -189,12 +189,12 @@ class Watch:
 
 
 def terminate_backend(monitor: Engine) -> Callable[[Connection], None]:
-    """Return what ends the server's side of a connection, as a network or an administrator does."""
+    """Return a function that ends the server's side of a connection, as a network or an administrator can."""
 
     def terminate(connection: Connection) -> None:
         driver: Any = connection.connection.driver_connection
         pid = driver.get_server_pid() if hasattr(driver, "get_server_pid") else driver.info.backend_pid
-        # AUTOCOMMIT: one transaction sees one state of pg_stat_activity (manual, section 27.2.2)
+        # AUTOCOMMIT, since a transaction sees one snapshot of pg_stat_activity (manual, section 27.2.2).
         with monitor.connect().execution_options(isolation_level="AUTOCOMMIT") as other:
             other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
             while other.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid}):

@@ -1,4 +1,4 @@
-"""What is in the user's database: looked at, compared and put back, over connections that no exploration listens to."""
+"""The contents of the user's database: read, compared and restored, over connections that no exploration listens to."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..execution import ExecutionStatus
 from ..models import ExecutionRequestMixin
 
 
-# A fixture's worth of rows; what is larger wants a `reset` of its own.
+# More rows would be slow to restore after each delivery; give `reset` then.
 MAX_ROWS = 10_000
 
-# Seconds; on one machine it takes milliseconds.
+# Seconds in which a server notices that a client was killed; on one machine it takes milliseconds.
 _NOTICED_AFTER = 3.0
 
 Contents = dict[str, list[dict[str, Any]]]
@@ -27,7 +27,7 @@ _VERSION_TABLES = {"alembic_version", "safeagent_sa_version"}
 
 @dataclass(slots=True)
 class Database:
-    """All tables that the engine's user sees in the default schema, and the guard's own."""
+    """All tables that the engine's user sees in the default schema, and the table of the guard."""
 
     quiet: Engine
     tables: list[Table]
@@ -36,13 +36,13 @@ class Database:
 
     @classmethod
     def of(cls, engine: Engine, model: type[ExecutionRequestMixin], ignored: frozenset[str]) -> Database:
-        """Look at the catalogue of an engine's database."""
+        """Read the catalogue of an engine's database."""
         if engine.dialect.name == "sqlite" and not engine.url.database:
             raise ValueError(
-                "explore_faults() needs a database that other connections see as well, such as a SQLite file in "
-                "tmp_path; this engine's is in memory"
+                "explore_faults() needs a database that other connections can see, and this one is in memory: use a "
+                "SQLite file, such as one in tmp_path"
             )
-        # The same pool anew, so that it connects as the engine does, and without the engine's listeners.
+        # A new pool of the same kind, so that it connects as the engine does, without the engine's listeners.
         quiet = Engine(engine.pool.recreate(), engine.dialect, engine.url)
         requests: Table = model.__table__  # type: ignore[attr-defined]
         metadata = MetaData()
@@ -55,7 +55,7 @@ class Database:
 
     @property
     def business(self) -> list[Table]:
-        """The tables whose rows must be there once."""
+        """The tables that must hold the rows of one delivery."""
         left_out = {self.requests.fullname, *self.ignored}
         return [table for table in self.tables if table.fullname not in left_out]
 
@@ -63,7 +63,7 @@ class Database:
         """Return every row of every table.
 
         Raises:
-            ValueError: There are too many to be put back after each delivery.
+            ValueError: A table has too many rows to restore after each delivery.
         """
         contents: Contents = {}
         with self.quiet.connect() as connection:
@@ -72,13 +72,13 @@ class Database:
                 contents[table.fullname] = [dict(row) for row in rows]
                 if len(contents[table.fullname]) > MAX_ROWS:
                     raise ValueError(
-                        f"{table.fullname} has more than {MAX_ROWS} rows, too many to be put back after each delivery: use "
-                        "a database with the rows that the handler needs, or give reset="
+                        f"{table.fullname} has more than {MAX_ROWS} rows, too many to restore after each delivery: use a "
+                        "database with only the rows that the handler needs, or give reset="
                     )
         return contents
 
     def write(self, contents: Contents) -> None:
-        """Put the rows back as they were."""
+        """Restore the rows as they were."""
         with self.quiet.connect() as connection:
             for table in reversed(self.tables):
                 connection.execute(table.delete())
@@ -95,7 +95,7 @@ class Database:
             return {tuple(row) for row in connection.execute(query)}
 
     def completed(self) -> Counter[tuple[str, str]]:
-        """Return the statuses of the guard's rows by (scope, request_id)."""
+        """Return the completed requests."""
         return self._statuses(ExecutionStatus.COMPLETED)
 
     def in_doubt(self) -> Counter[tuple[str, str]]:
@@ -109,7 +109,7 @@ class Database:
             return Counter((scope, request_id) for scope, request_id in connection.execute(query))
 
     def open_transactions(self, engine: Engine) -> str | None:
-        """Say what a delivery has left open, or None."""
+        """Return in words what a delivery has left open, or None."""
         if engine.pool.checkedout():  # type: ignore[attr-defined]
             return "a connection was not given back to the pool"
         if engine.dialect.name == "sqlite":
@@ -118,7 +118,8 @@ class Database:
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%' "
             "AND pid <> pg_backend_pid()"
         )
-        # The server notices a moment later that a process was killed. AUTOCOMMIT: see _boundaries.
+        # A server notices a killed client a moment later. AUTOCOMMIT, since a transaction sees one snapshot of
+        # pg_stat_activity (manual, section 27.2.2).
         deadline = time.monotonic() + _NOTICED_AFTER
         with self.quiet.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             while connection.scalar(query):
@@ -128,7 +129,7 @@ class Database:
 
 
 def stable_columns(tables: list[Table], one: Contents, other: Contents) -> dict[str, list[str]]:
-    """Return the columns that two equal deliveries fill alike: not generated keys, times, random numbers."""
+    """Return the columns with equal values after two equal deliveries: no generated keys, times or random numbers."""
     stable = {}
     for table in tables:
         rows, others = one[table.fullname], other[table.fullname]
@@ -141,7 +142,7 @@ def stable_columns(tables: list[Table], one: Contents, other: Contents) -> dict[
 
 
 def state_of(contents: Contents, stable: dict[str, list[str]]) -> State:
-    """Return what is compared of the rows."""
+    """Return the values to compare: those of the stable columns, with the number of equal rows."""
     return {
         table: Counter(tuple(repr(row[name]) for name in names) for row in contents[table])
         for table, names in stable.items()
@@ -149,10 +150,10 @@ def state_of(contents: Contents, stable: dict[str, list[str]]) -> State:
 
 
 def difference(expected: State, found: State) -> str | None:
-    """Say in words where two states differ, or None."""
-    told = []
+    """Return in words how two states differ, or None."""
+    differences = []
     for table in expected:
         more, fewer = found[table] - expected[table], expected[table] - found[table]
         if more.total() or fewer.total():
-            told.append(f"{table}: {more.total()} row(s) too many, {fewer.total()} missing")
-    return "; ".join(told) or None
+            differences.append(f"{table}: {more.total()} row(s) too many, {fewer.total()} missing")
+    return "; ".join(differences) or None

@@ -1,4 +1,4 @@
-"""Stands for the outside world in an exploration: counts what a handler has fired, also from a process that was killed."""
+"""Stands for other systems in an exploration: counts the effects of a handler, also those of a killed process."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 class EffectRecorder:
-    """Counts effects: your fake of a payment provider or mail server calls it; nothing of it is in any transaction.
+    """Counts effects: your fake of a payment provider or mail server calls it; it takes part in no transaction.
 
-    It writes to a file, so that what a killed process has fired is counted, too.
+    It writes to a file, so that the effects of a killed process are counted too.
 
     Example:
         ```python
@@ -26,18 +26,18 @@ class EffectRecorder:
     """
 
     def __init__(self) -> None:
-        """Begin with nothing fired."""
+        """Begin without effects."""
         handle, name = tempfile.mkstemp(prefix="safeagent_sa-effects-")
         os.close(handle)
         self._path = Path(name)
         self._hook: Callable[[str, str], None] | None = None
 
     def __call__(self, name: str, key: str | None = None) -> None:
-        """Note that an effect is fired.
+        """Count an effect.
 
         Args:
             name: What is done.
-            key: The idempotency key that the provider is given: firing again with the same key is no second effect.
+            key: The idempotency key that the provider gets: a second call with the same key is no second effect.
         """
         if self._hook is not None:
             self._hook("before", name)
@@ -48,14 +48,14 @@ class EffectRecorder:
 
     @property
     def fired(self) -> Counter[str]:
-        """How often each effect was done: by name, once for each key, and each time without one."""
+        """The number of effects by name: one for each key, and one for each call without a key."""
         lines = [line.partition("\t") for line in self._path.read_text().splitlines()]
         done = Counter(name for name, _, key in lines if not key)
         done.update(name for name, _ in {(name, key) for name, _, key in lines if key})
         return done
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget all effects."""
         self._path.write_text("")
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Delivers a request once for each boundary of its handler with a fault there, delivers it again, and compares."""
+"""Delivers a request with a fault at each boundary of its handler, delivers it again, and compares the results."""
 
 from __future__ import annotations
 
@@ -29,36 +29,36 @@ def explore_faults(
     reset: Callable[[], None] | None = None,
     check: bool = True,
 ) -> FaultReport:
-    """Deliver a request again and again with a fault at each of its boundaries; what it commits is undone after each.
+    """Deliver a request with each fault at each boundary of its handler; all rows are restored after each delivery.
 
-    One undisturbed delivery shows the boundaries: every statement, flush, savepoint, COMMIT and declared effect. Then,
-    for each of them and for each fault that can happen there, the request is delivered with the fault, and twice more
-    without one. Whatever came out must be as if it had been delivered once: the business rows are there once; a receipt
-    is there if and only if they are; all answers are equal; effects were done at most once, or the request is in doubt;
-    no transaction is left open; every delivery claims the same request_id.
+    A delivery without a fault shows the boundaries: every statement, flush, savepoint, COMMIT and declared effect.
+    Then, for each boundary and each fault that can happen there, the request is delivered with the fault, and twice
+    more without one. The outcome must be that of one delivery: its business rows; a receipt if and only if they are
+    there; equal answers; each effect at most once, or the request in doubt; no open transaction; and the same
+    request_id in every delivery.
 
-    All tables that the database has are compared, but for generated values (columns that two undisturbed deliveries
-    fill differently), and put back to what they held before. Never point it at a database whose rows you need.
+    It compares and restores all tables of the database, except columns with generated values (those that two deliveries
+    without a fault fill differently). Never use it on a database whose rows you need.
 
     Args:
-        deliver: Delivers the request once, as in production, in a transaction of its own; it may be a coroutine
+        deliver: Delivers the request once, as in production, in its own transaction; a function or a coroutine
             function. Its return value is the answer.
-        session_factory: The `sessionmaker` or `async_sessionmaker` that the handler uses; faults are injected into its
-            engine.
-        effects: What stands for the outside world in the handler.
+        session_factory: The `sessionmaker` or `async_sessionmaker` that the handler uses; the faults are injected into
+            its engine.
+        effects: The recorder that the handler's fakes of other systems call.
         ignore: Tables that may change on every delivery, such as an audit log.
-        at_once: How many deliveries come at the same moment after the fault, from threads or tasks.
+        at_once: The number of deliveries at the same moment after the fault, from threads or tasks.
         model: The model that the guard is configured with.
-        reset: Brings the database back to where the first delivery found it; None to put all rows back.
-        check: Raise at the end if the promise did not hold.
+        reset: Restores the database before each delivery; None to restore the rows that were there.
+        check: Raise Violation at the end if the promise did not hold.
 
     Returns:
-        The report: what was tried at each boundary and what came out.
+        The report: each fault that was tried at each boundary, and its outcome.
 
     Raises:
         Violation: The handler does not keep the promise; the message is the report with a timeline.
-        ValueError: The undisturbed delivery does nothing, or the database cannot be explored.
-        Exception: What the undisturbed delivery raises.
+        ValueError: The delivery reaches no boundary, or the database cannot be explored.
+        Exception: What the delivery raises without a fault.
 
     Example:
         ```python
@@ -66,7 +66,7 @@ def explore_faults(
             explore_faults(lambda: handle_payment("order-1", 100), SessionLocal)
         ```
     """
-    __tracebackhide__ = True  # pytest shows the caller's line and the report, and nothing in between
+    __tracebackhide__ = True  # pytest shows the caller's line and the report only
     explorer = _Explorer(deliver, session_factory, _Options(effects, frozenset(ignore), at_once, model, reset))
     try:
         report = explorer.explore()
@@ -118,7 +118,7 @@ class _Explorer:
             self._state_once = state_of(first, self._stable)
             if not clean:
                 raise ValueError(
-                    "the delivery reached no boundary: does the handler use this session_factory's engine?"
+                    "the delivery reached no boundary: check that the handler uses the engine of this session_factory"
                 )
             report = FaultReport(tuple(clean))
             for boundary in clean:
@@ -140,9 +140,9 @@ class _Explorer:
         violations += self._check_the_hit()
         deliveries += [self._deliver_again(answers, violations, at_once) for at_once in (self._options.at_once, 1)]
         violations += self._check_once(answers)
-        claimed_anew = self._claimed_anew()
-        if claimed_anew:
-            violations.insert(0, different_ids(claimed_anew))
+        unstable_ids = self._unstable_ids()
+        if unstable_ids:
+            violations.insert(0, different_ids(unstable_ids))
         return Trial(boundary, fault, tuple(deliveries), tuple(dict.fromkeys(violations)))
 
     def _hit(self, boundary: Boundary, fault: Fault, answers: list[Any]) -> Delivery:
@@ -155,8 +155,8 @@ class _Explorer:
             try:
                 answers.append(self._handler.call())
                 outcome = f"answered {answers[-1]!r}"
-            except Exception as error:  # noqa: BLE001 - whatever the handler makes of the fault
-                outcome = _told(error)
+            except Exception as error:  # noqa: BLE001 - any error that the handler raises after the fault
+                outcome = _summary(error)
         return Delivery(tuple(self._watch.seen), outcome, self._watch.struck)
 
     def _deliver_again(self, answers: list[Any], violations: list[str], at_once: int) -> Delivery:
@@ -166,72 +166,72 @@ class _Explorer:
                 answers += found
                 outcome = f"answered {', '.join(sorted({repr(answer) for answer in found}))}"
             except ExecutionInDoubtError as error:
-                outcome = _told(error)
+                outcome = _summary(error)
                 if self._effects is None:
-                    violations.append("the request is in doubt, without an effect that could be")
-            except Exception as error:  # noqa: BLE001 - whatever the handler raises
-                outcome = _told(error)
+                    violations.append("the request is in doubt, although it has no effect")
+            except Exception as error:  # noqa: BLE001 - any error of the handler
+                outcome = _summary(error)
                 violations.append(f"a later delivery failed: {outcome}")
         return Delivery(tuple(self._watch.seen), outcome)
 
     def _check_the_hit(self) -> list[str]:
-        """Look at what the delivery with the fault has left."""
-        told = self._left_open()
+        """Return what is wrong after the delivery with the fault."""
+        wrong = self._left_open()
         found = state_of(self._do(self._database.read), self._stable)
         is_none, is_once = found == self._state_before, found == self._state_once
         if not is_none and not is_once:
-            told.append(
-                f"a part of the business rows was committed ({difference(self._state_once, found)}, of one delivery): "
-                "all writes of a request belong into the one transaction that claims it"
+            wrong.append(
+                f"only a part of the business rows was committed ({difference(self._state_once, found)}): make all writes "
+                "of a request in the transaction that claims it"
             )
         completed = self._do(self._database.completed)
         if self._completed_once and self._state_before != self._state_once:
             if is_once and completed != self._completed_once and not self._do(self._database.in_doubt):
-                told.append(
-                    "business rows were committed without a receipt: write them inside the block that claims the request"
+                wrong.append(
+                    "business rows were committed without a receipt: write them in the block that claims the request"
                 )
             if is_none and sum(completed.values()) >= sum(self._completed_once.values()):
-                told.append(
-                    "a receipt was committed without the business rows, so no retry will ever write them: claim in the "
-                    "session and transaction that writes them, and let errors out of the block"
+                wrong.append(
+                    "a receipt was committed without the business rows, so no retry will write them: claim in the session "
+                    "and transaction that writes them, and do not catch errors inside the block"
                 )
-        return told
+        return wrong
 
     def _left_open(self) -> list[str]:
-        told = self._do(lambda: self._database.open_transactions(self._engine))
-        if told is None:
+        found = self._do(lambda: self._database.open_transactions(self._engine))
+        if found is None:
             return []
-        gc.collect()  # a session that nobody holds gives its connection back now, and not in the middle of another trial
+        gc.collect()  # a session without references returns its connection now, and not in another trial
         if self._do(lambda: self._database.open_transactions(self._engine)) is not None:
-            told += ", and is still held, so that later deliveries may have to wait for it"
-        return [told]
+            found += ", and later deliveries may have to wait for it"
+        return [found]
 
     def _check_once(self, answers: list[Any]) -> list[str]:
-        """Look at what all deliveries together have left."""
-        told = self._left_open()
+        """Return what is wrong after all deliveries."""
+        wrong = self._left_open()
         is_in_doubt = bool(self._do(self._database.in_doubt))
         differs = difference(self._state_once, state_of(self._do(self._database.read), self._stable))
         if differs is not None and not is_in_doubt:
-            told.append(f"the business rows are not those of one delivery: {differs}")
+            wrong.append(f"the business rows are not those of one delivery: {differs}")
         if any(answer != answers[0] for answer in answers):
-            told.append(
-                f"the answers differ: {', '.join(sorted({repr(answer) for answer in answers}))[:300]}; answer with the "
-                "execution's result, which is the same for the first delivery and every retry"
+            wrong.append(
+                f"the answers differ: {', '.join(sorted({repr(answer) for answer in answers}))[:300]}; return the result "
+                "of the execution, which is the same for the first delivery and every retry"
             )
         if self._effects is not None and self._fired_once is not None:
             for name, times in (self._effects.fired - self._fired_once).items():
-                told.append(
-                    f"the effect {name!r} was done {times} time(s) too often: no transaction can take it back, so give the "
-                    "provider an idempotency key that is the same on every attempt"
+                wrong.append(
+                    f"the effect {name!r} was done {times} time(s) too often: no rollback can undo it, so give the provider "
+                    "an idempotency key that is the same on every attempt"
                 )
-        return told
+        return wrong
 
-    def _claimed_anew(self) -> list[str]:
-        """Return the request_ids of what was claimed under another one than by the undisturbed delivery."""
+    def _unstable_ids(self) -> list[str]:
+        """Return the request_ids, if this trial claimed a payload of the first delivery with another request_id."""
         once = self._claims_once
         payloads = {(scope, action, fingerprint) for scope, _, action, fingerprint in once}
-        anew = {each for each in self._do(self._database.claims) - once if (each[0], *each[2:]) in payloads}
-        return sorted({request_id for _, request_id, *_ in anew | once}) if anew else []
+        others = {each for each in self._do(self._database.claims) - once if (each[0], *each[2:]) in payloads}
+        return sorted({request_id for _, request_id, *_ in others | once}) if others else []
 
     def _put_back(self) -> None:
         if self._options.reset is None:
@@ -242,6 +242,6 @@ class _Explorer:
             self._effects.reset()
 
 
-def _told(error: BaseException) -> str:
+def _summary(error: BaseException) -> str:
     first = str(error).strip().splitlines()
     return f"{type(error).__name__}: {first[0][:160] if first else ''}"

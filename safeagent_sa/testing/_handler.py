@@ -1,4 +1,4 @@
-"""Calls the user's handler: in this thread, from many at once, in a process that may die, on a loop where it is async."""
+"""Calls the user's handler: in this thread, many times at once, in a child process, on an event loop if it is async."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ._helpers import deliver_at_once
 
 
 class Handler:
-    """The handler, and the loop that its engine's connections belong to where the driver is async."""
+    """The handler and, for an async driver, the event loop that the engine's connections belong to."""
 
     def __init__(self, deliver: Callable[[], Any], session_factory: Any) -> None:
         bind = session_factory.kw["bind"]
@@ -27,15 +27,15 @@ class Handler:
         self._session_factory = session_factory
         self._runner = asyncio.Runner() if bind is not self.engine else None
         if self._runner is not None:
-            self.engine.dispose(close=False)  # connections belong to the loop that made them
+            self.engine.dispose(close=False)  # a connection belongs to the loop that made it
 
     def close(self) -> None:
-        """End the loop."""
+        """Close the event loop."""
         if self._runner is not None:
             self._runner.close()
 
     def do(self, function: Callable[[], Any]) -> Any:
-        """Call a function where the engine's driver can be used."""
+        """Call a function where it can use the engine's driver."""
         return function() if self._runner is None else self._runner.run(greenlet_spawn(function))
 
     def call(self) -> Any:
@@ -47,7 +47,7 @@ class Handler:
         return await_only(answer) if inspect.isawaitable(answer) else answer
 
     def call_at_once(self, times: int) -> list[Any]:
-        """Deliver from many threads or tasks; that somebody else is at it is an answer as good as any, for now."""
+        """Deliver from many threads or tasks, and return the answers; a request in progress has none yet."""
         if self._runner is None:
             ended = deliver_at_once(lambda: _ended(self._deliver), times)
         else:
@@ -58,7 +58,7 @@ class Handler:
         return [each for each in ended if not isinstance(each, BaseException)]
 
     def call_in_a_process(self) -> int:
-        """Deliver once in a child, and return its exit status: 0 where the delivery ended, somehow."""
+        """Deliver once in a child process, and return its exit status: 0 if the delivery ended, also with an error."""
         child = os.fork()
         if child == 0:
             try:
@@ -73,7 +73,7 @@ class Handler:
 
     @contextmanager
     def listened(self) -> Iterator[Any]:
-        """Give what takes listeners for the handler's sessions: its factory, or for an async one a class of its own."""
+        """Yield the target for session listeners: the factory or, for an async factory, a new sync session class."""
         factory = self._session_factory
         if isinstance(factory, sessionmaker):
             yield factory
@@ -93,7 +93,7 @@ class Handler:
 def _ended(deliver: Callable[[], Any]) -> Any:
     try:
         return deliver()
-    except Exception as error:  # noqa: BLE001 - looked at by the caller
+    except Exception as error:  # noqa: BLE001 - the caller raises it
         return error
 
 

@@ -1,4 +1,4 @@
-"""Helpers for everyday tests: what other workers do at the same moment, or have left behind."""
+"""Helpers for everyday tests: other workers at the same moment, and the states that they leave behind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def assert_executed_once(
         model: The model that the guard is configured with.
 
     Raises:
-        AssertionError: It has none, or one that is not completed, or more than one attempt was made.
+        AssertionError: It has none, it is not completed, or it took more than one attempt.
 
     Example:
         ```python
@@ -49,17 +49,19 @@ def assert_executed_once(
 
 
 def deliver_at_once(deliver: Callable[[], Any], times: int = 8) -> list[Any]:
-    """Call a function many times at the same moment, each in a thread of its own, or a coroutine function in tasks.
+    """Deliver many times at the same moment, from threads or tasks, each delivery in its own transaction.
+
+    Call it outside of a running event loop.
 
     Args:
-        deliver: Delivers a request once, as in production, in a transaction of its own.
-        times: How many deliveries.
+        deliver: Delivers a request once, as in production; a function or a coroutine function.
+        times: The number of deliveries.
 
     Returns:
-        The answers. For a coroutine function call it outside of any running loop.
+        The answers.
 
     Raises:
-        Exception: What the first delivery that failed has raised, once all have ended.
+        Exception: The first error of a delivery, after all deliveries have ended.
 
     Example:
         ```python
@@ -87,9 +89,9 @@ def deliver_at_once(deliver: Callable[[], Any], times: int = 8) -> list[Any]:
 
 @contextmanager
 def rolled_back_session(engine: Engine, **options: Any) -> Iterator[Session]:
-    """Give a session in a transaction that is rolled back at the end, whatever it commits; the guard works in it.
+    """Open a session in a transaction that is rolled back at the end, even after a commit; the guard works in it.
 
-    It is SQLAlchemy's recipe "Joining a Session into an External Transaction": the session's commits are savepoints.
+    This is SQLAlchemy's recipe "Joining a Session into an External Transaction": commits of the session end savepoints.
 
     Args:
         engine: Your engine.
@@ -117,15 +119,15 @@ def rolled_back_session(engine: Engine, **options: Any) -> Iterator[Session]:
 
 @contextmanager
 def in_progress(engine: Engine, request_id: str, *, action: str, guard: ExecutionGuard | None = None) -> Iterator[None]:
-    """Let another transaction hold the claim of a request for the block; it is rolled back at the end.
+    """Hold the claim of a request in another transaction for the block; it is rolled back at the end.
 
-    On SQLite it holds the database's only write lock, so that a claim waits as long as the engine's busy timeout.
+    On SQLite it holds the only write lock of the database, so a claim waits for the engine's busy timeout.
 
     Args:
         engine: Your engine.
         request_id: The id of the request.
         action: What is done.
-        guard: Its scope and model are used; the default guard otherwise.
+        guard: The guard whose scope and model are used; None for a default one.
 
     Example:
         ```python
@@ -143,13 +145,13 @@ def in_progress(engine: Engine, request_id: str, *, action: str, guard: Executio
 
 
 def put_in_doubt(connection: Connection, request_id: str, *, action: str, guard: ExecutionGuard | None = None) -> None:
-    """Store a request as one that may have happened, in the connection's transaction; you commit.
+    """Store a request that may or may not have happened; it commits with the connection's transaction.
 
     Args:
         connection: A connection of your engine.
         request_id: The id of the request.
         action: What was done.
-        guard: Its scope and model are used; the default guard otherwise.
+        guard: The guard whose scope and model are used; None for a default one.
 
     Example:
         ```python
@@ -157,7 +159,7 @@ def put_in_doubt(connection: Connection, request_id: str, *, action: str, guard:
             put_in_doubt(connection, "order-1:charge", action="stripe.charge")
         ```
     """
-    settings = (guard or ExecutionGuard())._settings  # noqa: SLF001 - another face of the guard
+    settings = (guard or ExecutionGuard())._settings  # noqa: SLF001 - a part of the guard
     table: Any = settings.model.__table__  # type: ignore[attr-defined]
     values = {
         "scope": settings.scope,
@@ -172,17 +174,23 @@ def put_in_doubt(connection: Connection, request_id: str, *, action: str, guard:
 
 
 def expire_lease(connection: Connection, request_id: str, *, guard: ExecutionGuard | None = None) -> None:
-    """Let the lease of an effect end now, as if the time had passed; it commits with the connection's transaction.
+    """End the lease of an effect, as if its time had passed; it commits with the connection's transaction.
 
-    Leases are told by the database's clock, which no test can move; so the lease is moved instead.
+    Leases follow the database's clock, which a test cannot move, so this moves the lease.
 
     Args:
         connection: A connection of your engine.
         request_id: The id of the request.
-        guard: Its scope and model are used; the default guard otherwise.
+        guard: The guard whose scope and model are used; None for a default one.
 
     Raises:
         AssertionError: The request has no lease.
+
+    Example:
+        ```python
+        with engine.begin() as connection:
+            expire_lease(connection, "order-1:charge")
+        ```
     """
     settings = (guard or ExecutionGuard())._settings  # noqa: SLF001
     table: Any = settings.model.__table__  # type: ignore[attr-defined]
@@ -195,7 +203,7 @@ def expire_lease(connection: Connection, request_id: str, *, guard: ExecutionGua
 
 
 class _Enough(Exception):  # noqa: N818
-    """Ends the block of a claim that is not to be completed."""
+    """Leaves the block of a claim without a result."""
 
 
 def _value(ended: Any) -> Any:

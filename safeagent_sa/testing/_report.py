@@ -1,4 +1,4 @@
-"""What an exploration found, as text and as a picture."""
+"""The report of an exploration, as text and as a picture."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Delivery:
     """One delivery of a trial: the boundaries that it reached, and how it ended.
 
     Attributes:
-        boundaries: In their order; none where a process of its own was killed.
+        boundaries: The boundaries in order; in a killed process only the one of the fault.
         outcome: "answered ...", or the error.
-        struck: The boundary where the fault was, if it was in this delivery.
+        struck: The boundary of the fault, or None in a delivery without a fault.
     """
 
     boundaries: tuple[Boundary, ...]
@@ -25,13 +25,13 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One fault at one boundary, the deliveries after it, and what came out.
+    """One fault at one boundary, the deliveries with and after it, and the outcome.
 
     Attributes:
-        boundary: Where.
-        fault: What.
-        deliveries: The one that was hit, and those after it.
-        violations: What must not be, in words; empty where the promise held.
+        boundary: The boundary of the fault.
+        fault: The fault.
+        deliveries: The delivery with the fault, and those after it.
+        violations: How the promise was broken, in words; empty if it held.
     """
 
     boundary: Boundary
@@ -41,16 +41,16 @@ class Trial:
 
     @property
     def was_struck(self) -> bool:
-        """Whether the delivery reached the boundary this time: one that takes another way each time may not."""
+        """Whether the delivery reached the boundary; a handler that varies may not reach it every time."""
         return self.deliveries[0].struck is not None
 
     @property
     def verdict(self) -> str:
-        """What came out, in a word."""
+        """The outcome in a word."""
         return "VIOLATION" if self.violations else "ok" if self.was_struck else "missed"
 
     def timeline(self) -> str:
-        """Return what happened, line by line, with the SQL."""
+        """Return the deliveries line by line, with their SQL."""
         lines = [f"{self.fault} at boundary {self.boundary.number}, {_short(self.boundary)}"]
         for number, delivery in enumerate(self.deliveries, 1):
             lines.append(f"  delivery {number}")
@@ -62,7 +62,7 @@ class Trial:
         return "\n".join(lines)
 
 
-class Violation(AssertionError):  # noqa: N818 - what it is; pytest shows it as a failed assertion
+class Violation(AssertionError):  # noqa: N818 - pytest shows it as a failed assertion
     """A handler did not keep the promise under a fault; the message is the whole report.
 
     Attributes:
@@ -74,11 +74,11 @@ class Violation(AssertionError):  # noqa: N818 - what it is; pytest shows it as 
 
 @dataclass(slots=True)
 class FaultReport:
-    """What was tried at each boundary, and what came out.
+    """The faults that were tried at each boundary, and their outcomes.
 
     Attributes:
-        boundaries: Those of one undisturbed delivery.
-        trials: Each fault at each of them.
+        boundaries: The boundaries of a delivery without a fault.
+        trials: One trial for each fault at each boundary.
     """
 
     boundaries: tuple[Boundary, ...]
@@ -91,7 +91,7 @@ class FaultReport:
 
     @property
     def headline(self) -> str:
-        """One sentence: did the promise hold."""
+        """One sentence that says whether the promise held."""
         if self.violations:
             return f"the promise did not hold under {len(self.violations)} of {len(self.trials)} faults"
         return f"the promise held under {len(self.trials)} faults"
@@ -113,7 +113,10 @@ class FaultReport:
         """Draw a trial as a timeline: one lane for each delivery, one mark for each boundary.
 
         Args:
-            trial: Which one; None for the first violation, or the first trial where there is none.
+            trial: The trial to draw; None for the first violation, or the first trial if there is none.
+
+        Returns:
+            The SVG document.
         """
         trial = trial or (self.violations or self.trials)[0]
         lane, line, top = 420, 22, 64

@@ -1,4 +1,4 @@
-"""A task is cancelled wherever it stands: nothing is left open, and a retry agrees with what was committed."""
+"""A task can be cancelled at any point: nothing is left open, and a retry agrees with what was committed."""
 
 import asyncio
 import random
@@ -38,7 +38,7 @@ async def deliver_whole(port, name):
 
 
 async def cancelled_after(turns, coroutine):
-    """Run a coroutine, cancel it after so many turns of the loop; return its answer, or None, and the turns it had."""
+    """Run a coroutine and cancel it after so many turns of the loop; return its answer or None, and the turns it took."""
     loop, taken = asyncio.get_running_loop(), 0
     task = loop.create_task(coroutine)
 
@@ -60,7 +60,7 @@ async def cancelled_after(turns, coroutine):
 
 
 async def nothing_is_open(port):
-    """Wait until every connection is back; SQLAlchemy ends a cancelled session in a task of its own."""
+    """Wait until every connection is returned; SQLAlchemy ends a cancelled session in another task."""
     deadline = time.monotonic() + 30
     while port.engine.pool.checkedout():
         assert time.monotonic() < deadline, "a connection is still out"
@@ -68,7 +68,7 @@ async def nothing_is_open(port):
     if port.name == "postgresql":
         with port.twin.engine.connect() as connection:
             query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
-            while connection.scalar(text(query)):  # the server ends what it was told to a moment later
+            while connection.scalar(text(query)):  # the server ends a transaction a moment later
                 assert time.monotonic() < deadline, "a transaction is still open"
                 connection.rollback()
 
@@ -78,7 +78,7 @@ async def nothing_is_open(port):
 async def test_a_task_cancelled_at_a_random_point_leaves_nothing_open(async_port, points, delivery):
     chance = random.Random(SEED)
     turns = [(await cancelled_after(10**9, delivery(async_port, f"warm-{number}")))[1] for number in range(12)]
-    usual = int(statistics.median(turns[2:]))  # the first ones connect
+    usual = int(statistics.median(turns[2:]))  # the first two include connecting
     cancelled = stored = 0
     for number in range(points):
         name = f"order-{number}"
@@ -92,15 +92,17 @@ async def test_a_task_cancelled_at_a_random_point_leaves_nothing_open(async_port
         assert async_port.payments(name) == 1
         cancelled += answer is None
         stored += answer is None and before == 1
-    print(f"\n{points} points, seed {SEED}: {cancelled} cancelled, {stored} of them committed all the same")
+    print(f"\n{points} points, seed {SEED}: {cancelled} cancelled, {stored} of them after the COMMIT")
 
-    assert cancelled > points / 10  # a loaded machine takes other numbers of turns than the ones that were counted
+    assert cancelled > points / 10  # the number of turns varies on a loaded machine
 
 
-@ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")  # the claim of a lease is plain
+@ports(
+    "aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port"
+)  # a lease is not claimed by the pipeline
 @pytest.mark.parametrize("points", [40, pytest.param(500, marks=[pytest.mark.stress, pytest.mark.timeout(1800)])])
 async def test_an_effect_cancelled_at_a_random_point_is_called_at_most_once(async_port, points):
-    """What was cancelled after the mark is in doubt, and a delivery that comes then makes no second call."""
+    """An effect that was cancelled after its start mark is in doubt, and a later delivery makes no second call."""
     chance = random.Random(SEED)
     effect = guard.effect("charge")
     calls = []
@@ -143,7 +145,7 @@ async def test_an_effect_cancelled_at_a_random_point_is_called_at_most_once(asyn
 
 
 @pytest.mark.parametrize("driver", ["psycopg_async", "asyncpg"])
-def test_a_waiter_that_is_cancelled_waits_no_more(request, driver):
+def test_a_cancelled_waiter_stops_waiting(request, driver):
     port = request.getfixturevalue(driver)
 
     def waiting():
@@ -172,7 +174,7 @@ def test_a_waiter_that_is_cancelled_waits_no_more(request, driver):
     assert port.requests() == []
 
 
-async def test_a_block_that_is_cancelled_cannot_be_committed(async_port):
+async def test_a_cancelled_block_cannot_be_committed(async_port):
     async with async_port.async_sessions() as session:
         reached = asyncio.Event()
 

@@ -22,7 +22,7 @@ async def test_a_task_is_not_refused_for_a_transaction_that_an_ended_task_left_o
         return "sent"
 
     async def fire_at(address):
-        """Fire it in a task that lies where the ended one lay."""
+        """Fire the effect in a task that has the memory address of the ended task."""
         if id(asyncio.current_task()) == address:
             return (await guard.effect("mail").execute(psycopg_async.async_sessions, "mail-1", mail)).result
         return None

@@ -1,4 +1,4 @@
-"""The verbs of AsyncExecutionGuard as an app writes them; the conformance suite goes through them as well."""
+"""The verbs of AsyncExecutionGuard as an app uses them; the conformance suite runs through them too."""
 
 import asyncio
 
@@ -66,7 +66,7 @@ async def test_run_transaction_commits(async_port):
 
 
 @ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")
-async def test_claim_many_and_get(async_port):
+async def test_claim_many_claims_new_requests_and_get_reads_their_receipts(async_port):
     async with async_port.async_sessions() as session, session.begin():
         async with guard.claim_many(session, {"a": 1, "b": 2}, action="pay") as batch:
             for execution in batch.new:
@@ -85,7 +85,7 @@ async def test_tasks_that_race_execute_once(async_port):
     assert async_port.payments("hot") == 1
 
 
-async def test_a_scoped_session_is_a_session(async_port):
+async def test_a_scoped_session_is_accepted(async_port):
     scoped = async_scoped_session(async_port.async_sessions, asyncio.current_task)
     async with scoped.begin():
         async with guard.claim(scoped, "order-1", action="pay") as execution:
@@ -119,7 +119,7 @@ async def test_commit_is_refused_after_an_exception_that_was_caught_outside_the_
 
 
 @ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")
-async def test_a_savepoint_undoes_the_block_alone(async_port):
+async def test_a_savepoint_undoes_only_the_block(async_port):
     async with async_port.async_sessions() as session, session.begin():
         await pay(session, "before")
         with pytest.raises(ZeroDivisionError):
@@ -161,7 +161,7 @@ async def test_the_wrong_kind_of_session_is_refused_before_any_sql(async_port):
 
 
 @ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")
-async def test_factories_of_something_else_or_of_open_transactions_are_refused(async_port):
+async def test_a_factory_of_other_objects_or_of_open_transactions_is_refused(async_port):
     with pytest.raises(UnsupportedSessionError, match="async_sessionmaker"):
         await guard.run_transaction(Session, "order-1", pay, "order-1", action="pay")
     async with async_port.async_sessions() as session, session.begin():

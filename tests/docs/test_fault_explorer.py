@@ -46,7 +46,7 @@ def test_the_explorer_finds_the_mistake_and_passes_the_mended_handler(project):
     assert status == 1
     assert "1 failed, 1 passed" in output
     told = "".join(f"{line[8:].rstrip()}\n" for line in output.splitlines() if line.startswith("E"))
-    assert "VIOLATION: a part of the business rows was committed (invoices: 0 row(s) too many, 1 missing" in told
+    assert "VIOLATION: only a part of the business rows was committed (invoices: 0 row(s) too many, 1 missing" in told
     if project.database == "sqlite":  # what the page shows is what comes out
         assert REPORT.strip() in told, told
     mend(project)

@@ -82,7 +82,9 @@ def test_the_sdist_has_all_to_work_on_the_library(dist):
 
     assert {"alembic.ini", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile"} <= inside
     assert (
-        tracked("docs", "tests", "migrations", "examples", "benchmarks", "safeagent_sa", "pytest_safeagent_sa.py")
+        tracked(
+            "docs", "tests", "tools", "migrations", "examples", "benchmarks", "safeagent_sa", "pytest_safeagent_sa.py"
+        )
         <= inside
     )
 

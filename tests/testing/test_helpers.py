@@ -1,4 +1,4 @@
-"""Helpers for everyday tests."""
+"""The helpers for everyday tests do what their names say."""
 
 import asyncio
 
@@ -22,7 +22,7 @@ def database(request):
     return request.getfixturevalue(request.param)
 
 
-def test_assert_executed_once(database):
+def test_assert_executed_once_accepts_only_one_completed_attempt(database):
     with database.sessions() as session:
         with pytest.raises(AssertionError, match="'order-1' in scope '' was never executed; there are \\[\\]"):
             assert_executed_once(session, "order-1")
@@ -40,7 +40,7 @@ def test_assert_executed_once(database):
         session.rollback()
 
 
-def test_deliver_at_once_from_threads(database):
+def test_deliver_at_once_delivers_from_threads(database):
     answers = deliver_at_once(lambda: deliver(database, "order-1").result["receipt"], times=8)
     assert len(answers) == 8
     assert len(set(answers)) == 1
@@ -49,12 +49,12 @@ def test_deliver_at_once_from_threads(database):
         deliver_at_once(lambda: 1 / 0, times=2)
 
 
-def test_deliver_at_once_from_tasks():
+def test_deliver_at_once_delivers_from_tasks():
     running = []
 
     async def one():
         running.append(1)
-        while len(running) < 5:  # all of them are there before the first one ends
+        while len(running) < 5:  # all of them run before the first one ends
             await asyncio.sleep(0)
         return len(running)
 
@@ -78,7 +78,7 @@ def test_a_rolled_back_session_keeps_nothing_and_the_guard_works_in_it(database)
     assert database.requests() == []
 
 
-def test_a_claim_that_looks_in_progress(postgresql):
+def test_in_progress_holds_the_claim_for_the_block(postgresql):
     with in_progress(postgresql.engine, "order-1", action="pay"):
         with pytest.raises(ExecutionInProgressError):
             deliver(postgresql, "order-1", ExecutionGuard(wait_timeout=0))
@@ -86,13 +86,13 @@ def test_a_claim_that_looks_in_progress(postgresql):
     assert not deliver(postgresql, "order-1").is_replay
 
 
-def test_a_failure_while_it_looks_in_progress_is_the_tests_own(postgresql):
+def test_an_error_inside_in_progress_reaches_the_test(postgresql):
     with pytest.raises(ZeroDivisionError), in_progress(postgresql.engine, "order-1", action="pay"):
         raise ZeroDivisionError
     assert postgresql.requests() == []
 
 
-def test_a_request_that_is_in_doubt(database):
+def test_put_in_doubt_stores_a_request_in_doubt(database):
     with database.engine.begin() as connection:
         put_in_doubt(connection, "order-1", action="pay", guard=ExecutionGuard(scope="acme"))
     with database.sessions() as session:
@@ -100,7 +100,7 @@ def test_a_request_that_is_in_doubt(database):
             ExecutionGuard(scope="acme").get(session, "order-1")
 
 
-def test_a_lease_that_ends(database):
+def test_expire_lease_ends_a_lease_now(database):
     with database.engine.begin() as connection:
         with pytest.raises(AssertionError, match="has no lease"):
             expire_lease(connection, "order-1")

@@ -1,4 +1,4 @@
-"""The fault explorer finds every handler that is wrong, and blames none that is right."""
+"""The fault explorer finds every wrong handler, and finds no violation in a right one."""
 
 import asyncio
 import time
@@ -39,7 +39,7 @@ def effects():
     made.close()
 
 
-# --- right ones
+# --- right handlers
 
 
 def claims(sessions, effects):
@@ -83,7 +83,7 @@ def changes_a_row(sessions, effects):
 RIGHT = [claims, executes_in_a_savepoint, runs_a_transaction, claims_two, changes_a_row]
 
 
-# --- wrong ones
+# --- wrong handlers
 
 
 def without_a_guard(sessions, effects):
@@ -200,19 +200,19 @@ def seed(sessions):
 
 @pytest.mark.parametrize("handler", RIGHT, ids=lambda handler: handler.__name__)
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_right_handlers_are_not_blamed(sessions, effects, handler, at_once):
+def test_a_right_handler_has_no_violation(sessions, effects, handler, at_once):
     seed(sessions)
     report = explore_faults(lambda: handler(sessions, effects), sessions, effects=effects, at_once=at_once)
     print(f"\n{report}")
     assert report.violations == []
     assert {trial.boundary for trial in report.trials} == set(report.boundaries)
     assert f"boundaries explored: {len(report.boundaries)}/{len(report.boundaries)}" in str(report)
-    with sessions() as session:  # everything was put back
+    with sessions() as session:  # the rows are restored
         assert [payment.reference for payment in session.query(Payment)] == ["seed"]
 
 
 @pytest.mark.parametrize(("handler", "match"), WRONG.items(), ids=lambda value: getattr(value, "__name__", ""))
-def test_wrong_handlers_are_found(sessions, effects, handler, match):
+def test_every_wrong_handler_is_found(sessions, effects, handler, match):
     seed(sessions)
     with pytest.raises(Violation, match=match) as caught:
         explore_faults(lambda: handler(sessions, effects), sessions, effects=effects)
@@ -222,8 +222,8 @@ def test_wrong_handlers_are_found(sessions, effects, handler, match):
     assert caught.value.report.to_svg().startswith("<svg")
 
 
-def test_it_sees_claims_that_travel_with_begin(postgresql, effects, monkeypatch):
-    """Those are no statements of the engine's; what they have left is seen all the same."""
+def test_pipelined_claims_are_explored_too(postgresql, effects, monkeypatch):
+    """They are no statements of the engine, but their outcome is checked."""
     monkeypatch.setitem(globals(), "guard", ExecutionGuard(pipeline="auto"))
     seed(postgresql.sessions)
     report = explore_faults(lambda: claims(postgresql.sessions, effects), postgresql.sessions, effects=effects)
@@ -234,7 +234,7 @@ def test_it_sees_claims_that_travel_with_begin(postgresql, effects, monkeypatch)
             explore_faults(lambda h=handler: h(postgresql.sessions, effects), postgresql.sessions, effects=effects)
 
 
-# --- the same over async drivers
+# --- the same with async drivers
 
 
 async def apay(session):
@@ -295,7 +295,7 @@ def async_sessions(request):
 
 @pytest.mark.parametrize("handler", [async_claims, async_runs], ids=lambda handler: handler.__name__)
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_right_async_handlers_are_not_blamed(async_sessions, effects, handler, at_once):
+def test_a_right_async_handler_has_no_violation(async_sessions, effects, handler, at_once):
     async def deliver():
         return await handler(async_sessions, effects)
 
@@ -314,12 +314,12 @@ ASYNC_WRONG = {
 
 
 @pytest.mark.parametrize(("handler", "match"), ASYNC_WRONG.items(), ids=lambda value: getattr(value, "__name__", ""))
-def test_wrong_async_handlers_are_found(async_sessions, effects, handler, match):
+def test_every_wrong_async_handler_is_found(async_sessions, effects, handler, match):
     with pytest.raises(Violation, match=match):
         explore_faults(lambda: handler(async_sessions, effects), async_sessions, effects=effects)
 
 
-# --- what the report says
+# --- the report
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_the_report_says_why_an_id_is_not_stable(sqlite, make, because):
         explore_faults(deliver, sqlite.sessions)
 
 
-def test_several_requests_with_equal_payloads_in_one_delivery_are_no_unstable_ids(sqlite):
+def test_several_requests_with_equal_payloads_in_one_delivery_have_stable_ids(sqlite):
     def deliver():
         with sqlite.sessions() as session, session.begin():
             return [guard.execute(session, each, pay, each, action="pay").result for each in ("order-1", "order-2")]
@@ -354,13 +354,13 @@ def test_several_requests_with_equal_payloads_in_one_delivery_are_no_unstable_id
     assert explore_faults(deliver, sqlite.sessions).violations == []
 
 
-def test_a_boundary_that_a_delivery_did_not_come_to_is_told_as_missed(sqlite):
+def test_a_boundary_that_a_delivery_does_not_reach_is_reported_as_missed(sqlite):
     deliveries = []
 
     def deliver():
         deliveries.append(1)
         with sqlite.sessions() as session, session.begin():
-            if len(deliveries) <= 2:  # as a cache does that is filled by now
+            if len(deliveries) <= 2:  # as with a cache that is filled after that
                 session.get(Payment, 1)
             return guard.execute(session, "order-1", pay, action="pay").result
 
@@ -412,6 +412,6 @@ def test_tables_that_may_change_are_left_out_by_name(sessions):
     assert explore_faults(noisy, sessions, ignore=["payments"]).violations == []
 
 
-def test_the_fixture_is_there_and_prints_the_report(sqlite, explore_faults, capsys):
+def test_the_fixture_prints_the_report(sqlite, explore_faults, capsys):
     report = explore_faults(lambda: claims(sqlite.sessions, None), sqlite.sessions)
     assert f"boundaries explored: {len(report.boundaries)}/{len(report.boundaries)}" in capsys.readouterr().out

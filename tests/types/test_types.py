@@ -1,4 +1,4 @@
-"""Type checkers, strict, agree with `verbs.py`: on whichever SQLAlchemy line the suite runs."""
+"""Strict type checkers agree with `verbs.py`, on the SQLAlchemy line that the suite runs with."""
 
 import subprocess
 import sys
@@ -27,15 +27,15 @@ def strict(tmp_path):
     return config
 
 
-def test_mypy_strict():
+def test_mypy_agrees_strictly():
     check("mypy", "--strict", "--warn-unused-ignores", str(HERE / "verbs.py"))
 
 
-def test_pyright_strict(strict):
+def test_pyright_agrees_strictly(strict):
     assert "0 errors" in check("pyright", "--project", str(strict), "--pythonpath", sys.executable)
 
 
-def test_a_wrong_expectation_is_seen(strict, tmp_path):
+def test_both_report_a_wrong_type(strict, tmp_path):
     wrong = tmp_path / "wrong.py"
     text = (HERE / "verbs.py").read_text()
     wrong.write_text(text.replace("assert_type(opened(7), PaymentReceipt)", "assert_type(opened(7), str)"))

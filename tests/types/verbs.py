@@ -1,4 +1,4 @@
-"""Checked, not run: what type checkers say of every public verb. `test_types.py` runs them on this file, strictly."""
+"""The types of every public verb: `test_types.py` checks this file with strict type checkers, and does not run it."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def decorators(session: Session, asession: AsyncSession) -> None:
 
 
 def mistakes(session: Session) -> None:
-    # Each of these must stay an error: an ignore that is not needed is one, too.
+    # Each of these must be an error: an unneeded ignore is an error too.
     decorated(session, "seven")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     opened(session, 7)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
     guard.claim(session, 7, action="b")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]

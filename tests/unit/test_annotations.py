@@ -1,4 +1,4 @@
-"""Annotations that are for type checkers only: as texts, and, from Python 3.14 on, as names that are evaluated late."""
+"""Annotations may be for type checkers only: as strings and, from Python 3.14 on, as names that are evaluated late."""
 
 import sys
 
@@ -21,7 +21,7 @@ def charge(effect: Effect, amount: Unknown) -> Receipt:
 
 @pytest.fixture(params=[TEXTS, ""] if sys.version_info >= (3, 14) else [TEXTS])
 def functions(request):
-    """Functions whose annotations name what is not there."""
+    """Functions whose annotations name missing objects."""
     names = {"Session": Session, "pay": pay}
     exec(compile(request.param + SOURCE, "annotated", "exec", dont_inherit=True), names)
     return names
@@ -38,7 +38,7 @@ def test_a_decorated_function_may_be_annotated_for_type_checkers_only(sqlite, fu
     assert sqlite.payments("order-1") == 1
 
 
-def test_so_may_one_that_is_given_a_session(sqlite, functions):
+def test_a_function_that_gets_its_session_may_be_annotated_for_type_checkers_only(sqlite, functions):
     send = ExecutionGuard().idempotent(request_id="{order}", action="pay", session_factory=sessionmaker(sqlite.engine))(
         functions["send"]
     )
@@ -47,7 +47,7 @@ def test_so_may_one_that_is_given_a_session(sqlite, functions):
     assert sqlite.payments("order-1") == 1
 
 
-def test_so_may_the_functions_of_the_other_verbs(sqlite, functions):
+def test_the_functions_of_other_verbs_may_be_annotated_for_type_checkers_only(sqlite, functions):
     guard = ExecutionGuard()
     with sqlite.sessions() as session, session.begin():
         guard.execute(session, "order-1", functions["send"], "order-1", action="pay")

@@ -1,4 +1,4 @@
-"""configure(): what SQLAlchemy calls a transaction is one, and an engine without it is refused."""
+"""configure() makes each transaction of SQLAlchemy one of SQLite, and an engine without it is refused."""
 
 import pytest
 from sqlalchemy import create_engine, event, text
@@ -33,7 +33,7 @@ def autocommit_of_the_driver(url):
 def test_an_engine_that_is_not_configured_is_refused(sqlite, make, savepoint, written_before):
     engine = make(sqlite.url)
     with Session(engine) as session:
-        if written_before:  # the driver then has begun a transaction, which a savepoint could still end
+        if written_before:  # then the driver has begun a transaction, which a savepoint can still end
             session.execute(text("UPDATE payments SET amount = 0"))
         with pytest.raises(EngineNotConfiguredError, match=r"safeagent_sa\.sqlite\.configure\(engine\)"):
             with guard.claim(session, "order-1", action="pay", savepoint=savepoint):
@@ -43,8 +43,8 @@ def test_an_engine_that_is_not_configured_is_refused(sqlite, make, savepoint, wr
     assert sqlite.requests() == []
 
 
-def test_what_the_refusal_protects_from(sqlite):
-    """The control: without configure(), RELEASE of a first savepoint commits, and ROLLBACK comes too late."""
+def test_without_configure_a_savepoint_commits(sqlite):
+    """The reason for the refusal: the RELEASE of a first savepoint commits, and the ROLLBACK comes too late."""
     engine = create_engine(sqlite.url)
     with Session(engine) as session:
         with session.begin_nested():
@@ -60,7 +60,7 @@ def test_what_the_refusal_protects_from(sqlite):
     assert sqlite.payments("order-2") == 0
 
 
-def test_a_recipe_of_the_callers_own_is_accepted(sqlite):
+def test_the_callers_own_recipe_is_accepted(sqlite):
     engine = create_engine(sqlite.url)
     event.listen(engine, "connect", lambda driver, _: setattr(driver, "isolation_level", None))
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
@@ -71,7 +71,7 @@ def test_a_recipe_of_the_callers_own_is_accepted(sqlite):
     assert sqlite.requests() == [("order-1", "completed")]
 
 
-def test_a_connection_that_was_lent_out_as_autocommit_comes_back_right(sqlite):
+def test_a_connection_that_was_used_with_autocommit_is_restored(sqlite):
     with sqlite.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("SELECT 1"))
     with sqlite.sessions() as session, session.begin():
@@ -80,14 +80,14 @@ def test_a_connection_that_was_lent_out_as_autocommit_comes_back_right(sqlite):
     assert sqlite.requests() == [("order-1", "completed")]
 
 
-def test_the_settings_are_on_each_connection(sqlite):
+def test_each_connection_has_the_settings(sqlite):
     with sqlite.engine.connect() as connection:
         found = [connection.scalar(text(f"PRAGMA {name}")) for name in ("journal_mode", "synchronous", "busy_timeout")]
 
     assert found == ["wal", 2, 1000 * PATIENCE]
 
 
-def test_a_second_writer_waits_at_begin_and_then_fails_as_sqlalchemy_says(sqlite):
+def test_a_second_writer_waits_at_begin_and_fails_with_the_error_of_sqlalchemy(sqlite):
     impatient = create_engine(sqlite.url)
     configure(impatient, busy_timeout=0)
     with sqlite.sessions() as holder:
@@ -121,7 +121,7 @@ def test_an_async_engine_is_configured_through_its_sync_engine(sqlite):
     assert list(engine.sync_engine.pool.dispatch.connect)
 
 
-def test_configuring_twice_is_configuring_once(sqlite):
+def test_a_second_configure_changes_nothing(sqlite):
     configure(sqlite.engine)
     with sqlite.sessions() as session, session.begin():
         guard.execute(session, "order-1", pay, "order-1", action="pay")

@@ -1,4 +1,7 @@
-"""What is read and done on SQLite: how each statement finds its rows, and what a batch costs, counted in steps of its virtual machine: so much for each id, whatever else there is."""
+"""On SQLite every statement finds its rows by an index, and the work of a batch grows only with its ids.
+
+Work is counted in steps of SQLite's virtual machine.
+"""
 
 import datetime as dt
 
@@ -21,7 +24,7 @@ SELECT '', 'receipt-' || n, 'pay', 'f', 'completed', lower(hex(randomblob(16))),
 
 @pytest.fixture
 def steps_of_sqlite(sqlite):
-    """How many steps SQLite has taken; those of its loops, which is where work grows."""
+    """The steps that SQLite has taken in loops, where work grows."""
     count = [0]
 
     def step():
@@ -45,7 +48,7 @@ def ingest(port, names):
 
 
 def work_for_each(port, count, size, name):
-    """Return the steps for each id of a batch that is new, and of the same one again."""
+    """Return the steps per id of a new batch, and of the same batch again."""
     names = [f"{name}-{number}" for number in range(size)]
     found = []
     for part in ("new", "replayed"):
@@ -67,7 +70,7 @@ def test_the_work_for_an_id_grows_with_neither_the_batch_nor_the_table(sqlite, s
             (10_000, "SELECT 1"),
             (10, MANY_RECEIPTS),
             (1000, "SELECT 1"),
-            (1000, "ANALYZE"),  # SQLite chooses by what it has counted, where an app lets it count
+            (1000, "ANALYZE"),  # its statistics may change the query plans
         )
     ):
         change(statement)
@@ -76,8 +79,8 @@ def test_the_work_for_an_id_grows_with_neither_the_batch_nor_the_table(sqlite, s
 
 
 @pytest.mark.parametrize("is_analyzed", [False, True])
-def test_no_statement_walks_the_table(sqlite, is_analyzed):
-    """What SQLite says of each statement that is sent: a search by the key or by place, or the index of what is open."""
+def test_no_statement_scans_the_table(sqlite, is_analyzed):
+    """The query plan of every statement is a search by the key or the rowid, or by the index of open effects."""
     found = []
 
     def explain(connection, cursor, statement, parameters, _context, is_many):
@@ -103,18 +106,18 @@ def test_no_statement_walks_the_table(sqlite, is_analyzed):
             found.clear()
             run()
             for statement, line in found:
-                # Tables of the statement's own: a JSON object, the scopes so far, a batch that is counted, what is due.
+                # Tables inside the statement: a JSON object, the scopes so far, a counted batch, the effects that are due.
                 own = ("json_each", "given", "anon_", "scopes", "due", "CONSTANT", "(")
                 is_own = any(f"SCAN {name}" in line for name in own)
                 is_open = "USING INDEX ix_execution_requests_open" in line
                 assert not line.startswith("SCAN") or is_own or is_open, (name, statement, line)
-                # By the scope alone is a walk, too: a scope may be the whole table. `list` counts to 1000.
+                # A search by the scope only is a scan too: a scope may be the whole table. `list` counts to 1000.
                 assert not line.endswith("(scope=?)") or "list" in name, (name, statement, line)
     finally:
         event.remove(Engine, "before_cursor_execute", explain)
 
 
-def test_the_work_of_a_purge_for_a_row_does_not_grow(sqlite, steps_of_sqlite):
+def test_the_work_of_a_purge_per_row_does_not_grow(sqlite, steps_of_sqlite):
     def work(size, scope):
         with sqlite.engine.begin() as connection:
             connection.execute(text("DELETE FROM execution_requests"))

@@ -1,4 +1,4 @@
-"""The handle, the receipt, the errors and the guard's configuration: all that needs no database."""
+"""Handles, receipts, errors and the configuration of a guard, without a database."""
 
 import datetime as dt
 import inspect
@@ -70,7 +70,7 @@ def test_complete_is_called_once_and_never_on_a_replay():
         new(receipt=RECEIPT, stored="1").complete(2)
 
 
-def test_a_replay_has_its_receipt():
+def test_a_replay_has_the_stored_result():
     execution = new(receipt=RECEIPT, stored='{"n": 7}')
 
     assert execution.is_replay
@@ -101,7 +101,7 @@ def test_errors_survive_pickling_with_their_data(error):
     assert (again.request_id, again.retry_after) == ("order-1", 1.5)
 
 
-def test_every_error_is_public_documented_and_in_the_drawn_tree():
+def test_every_error_is_public_documented_and_in_the_tree():
     for error in ERRORS:
         assert getattr(safeagent_sa, error.__name__) is error
         assert error.__doc__

@@ -1,0 +1,80 @@
+"""The decorator that `idempotent` returns: each call of the function becomes a call of another verb of the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, Protocol, TypeVar, overload
+
+from .ids import validate_action
+from .signature import ParamsT, Plan, SelfT
+
+
+_ResultT = TypeVar("_ResultT")
+_SessionT_co = TypeVar("_SessionT_co", covariant=True)
+
+
+class OpensSession(Protocol[_SessionT_co]):
+    """A decorator that removes the session from the parameters of a function or a method, and supplies it itself."""
+
+    @overload
+    def __call__(
+        self, fn: Callable[Concatenate[_SessionT_co, ParamsT], _ResultT], /
+    ) -> Callable[ParamsT, _ResultT]: ...
+
+    @overload
+    def __call__(
+        self, fn: Callable[Concatenate[SelfT, _SessionT_co, ParamsT], _ResultT], /
+    ) -> Callable[Concatenate[SelfT, ParamsT], _ResultT]: ...
+
+
+def decorator(
+    guard: Any,
+    session_factory: Any,
+    *,
+    request_id: str | Callable[..., str],
+    action: str,
+    payload: Sequence[str] | Callable[..., Any] | None,
+    scope: str | Callable[..., str] | None,
+    result_type: Any,
+    wait_timeout: Any,
+    savepoint: bool,
+    max_attempts: int,
+    timeout: float,
+    is_async: bool,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the decorator for the verb that fits: `run_transaction` with a session factory, `execute` without one."""
+    validate_action(action)
+    options: dict[str, Any] = {"action": action, "wait_timeout": wait_timeout}
+    if session_factory is None:
+        verb = guard.execute
+        options |= {"savepoint": savepoint}
+    elif savepoint:
+        raise ValueError("savepoint=True needs the caller's session: with session_factory each call is a transaction")
+    else:
+        verb = guard.run_transaction
+        options |= {"max_attempts": max_attempts, "timeout": timeout}
+
+    def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
+        plan = Plan(
+            fn,
+            request_id=request_id,
+            payload=payload,
+            scope=scope,
+            result_type=result_type,
+            opens_session=session_factory is not None,
+            is_async=is_async,
+        )
+
+        def call_once(*args: Any, **kwargs: Any) -> Any:
+            call = plan.call(args, kwargs)
+            where = call.session if session_factory is None else session_factory
+            return verb(where, call.request_id, call.fn, **options, **call.options).result
+
+        async def await_once(*args: Any, **kwargs: Any) -> Any:
+            call = plan.call(args, kwargs)
+            where = call.session if session_factory is None else session_factory
+            return (await verb(where, call.request_id, call.fn, **options, **call.options)).result
+
+        return plan.dress(await_once if is_async else call_once)
+
+    return decorate
