@@ -1,4 +1,4 @@
-"""Retention: drop receipts that nobody will ask for any more, while claims run.
+"""Retention: drop old receipts while claims run, or what one request has stored of a person.
 
 A purge owns its transactions: a short one for each batch, in the order of the key, so it reads the table once and needs
 no further index. There is no time-to-live: receipts stay until you call it.
@@ -31,22 +31,28 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
+from ._claim.outcome import in_doubt, in_progress
 from ._dialects import protocol_for
+from ._request.ids import validate_key
 from ._settings import seconds_of
 from ._transaction import run as transactions
+from ._transaction import session_watch
 from ._transaction.run import AsyncSessionFactory, Attempts, SessionFactory
 from .errors import RetentionTooShortError
 from .execution import ExecutionStatus
 from .models import ExecutionRequest, ExecutionRequestMixin
 
 
-__all__ = ["purge", "purge_async"]
+__all__ = ["erase", "purge", "purge_async"]
 
 # Most clients and brokers stop retrying within a day; `allow_under_24_hours` is for those that stop sooner.
 SHORTEST = dt.timedelta(hours=24)
 
 # The columns that a tombstone does not keep.
 _DROPPED = ("result", "error", "payload", "details")
+_TOMBSTONE = {"status": ExecutionStatus.EXPIRED.value} | dict.fromkeys(_DROPPED, null())
+
+_ENDED = (ExecutionStatus.COMPLETED.value, ExecutionStatus.FAILED.value, ExecutionStatus.EXPIRED.value)
 
 # A larger batch would hold its locks longer than a claim should wait.
 _MAX_BATCH = 10_000
@@ -183,6 +189,55 @@ async def purge_async(
     return walk.count
 
 
+def erase(
+    session: Session, request_id: str, *, scope: str = "", model: type[ExecutionRequestMixin] = ExecutionRequest
+) -> bool:
+    """Erase what one request has stored of a person, and keep its tombstone; it commits with your transaction.
+
+    Result, error, payload and details go. The id, the action and the fingerprint stay, so that a retry gets
+    ReceiptExpiredError and never runs again. Effects that the request has stored for a relay are requests with their own
+    ids: erase each of them. On an AsyncSession: `await session.run_sync(erase, request_id, scope=...)`.
+
+    Args:
+        session: The session of your transaction, such as the one that erases the person's other rows.
+        request_id: The id of the request.
+        scope: The tenant or namespace of the request.
+        model: The model that the guard is configured with.
+
+    Returns:
+        True where the request is a tombstone now, False where there is no such request.
+
+    Raises:
+        ExecutionInProgressError: The request has not ended; erase it afterwards.
+        ExecutionInDoubtError: It is not known whether the request was executed; resolve it first.
+        InvalidInputError: The id or the scope cannot be stored; nothing was sent.
+        UnsupportedSessionError: This is no Session.
+        AutocommitError: The connection commits each statement.
+        EngineNotConfiguredError: A SQLite engine without `sqlite.configure()`.
+
+    Example:
+        ```python
+        with SessionLocal() as session, session.begin():
+            session.delete(customer)
+            for payment in customer.payments:
+                erase(session, payment.request_id, scope=customer.tenant)
+        ```
+    """
+    key = validate_key(scope, request_id)
+    session = session_watch.plain_session(session)
+    table: Table = model.__table__  # type: ignore[attr-defined]
+    connection = session.connection(bind_arguments={"mapper": model, "clause": update(model)})
+    protocol_for(connection.dialect.name, table).ensure_transaction(connection)
+    is_it = and_(table.c.scope == key.scope, table.c.request_id == key.request_id)
+    has_ended = or_(*(table.c.status == status for status in _ENDED))
+    if connection.execute(update(table).where(is_it, has_ended).values(_TOMBSTONE)).rowcount:
+        return True
+    status = connection.scalar(select(table.c.status).where(is_it))
+    if status is None:
+        return False
+    raise in_doubt(key) if status == ExecutionStatus.IN_DOUBT else in_progress(key, 0.0)
+
+
 # Attempts and seconds of one batch: what fails that often is not the bad luck of meeting a claim.
 _ATTEMPTS = (5, 60.0)
 
@@ -284,8 +339,7 @@ class _Plan:
         # A statement for each row, sent as one batch: thousands of keys in one IN exhaust PostgreSQL's parser.
         owned = (key[0] == bindparam("key_scope"), key[1] == bindparam("key_request_id"))
         if self.tombstone:
-            dropped = {"status": ExecutionStatus.EXPIRED.value} | dict.fromkeys(_DROPPED, null())
-            change: Update | Delete = update(self.table).where(*owned).values(dropped)
+            change: Update | Delete = update(self.table).where(*owned).values(_TOMBSTONE)
         else:
             change = delete(self.table).where(*owned)
         # Checked again, in case the lock was lost: only rows that are old and ended now are written.
@@ -303,8 +357,6 @@ class _Plan:
 
     def _is_old(self, cutoff: dt.datetime) -> ColumnElement[bool]:
         columns = self.table.c
-        ended = [ExecutionStatus.COMPLETED.value, ExecutionStatus.FAILED.value]
-        if not self.tombstone:
-            ended.append(ExecutionStatus.EXPIRED.value)
+        ended = [status for status in _ENDED if status != ExecutionStatus.EXPIRED.value or not self.tombstone]
         has_ended = or_(*(columns.status == status for status in ended))  # an IN does not work with executemany
         return and_(has_ended, func.coalesce(columns.completed_at, columns.created_at) < cutoff)

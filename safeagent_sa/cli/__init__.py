@@ -7,7 +7,7 @@
     in-doubt    _doubts                     what may have happened, and `resolve`: what has become of it
     relay       _relay                      fires stored effects
     doctor      _doctor ─► _doctor_requests what is wrong with a database, and what to do
-    purge       _purge                      drop old receipts
+    purge       _purge                      drop old receipts; `erase`: what one request has stored
     demo        _demo ─► _demo_scenes ─► _demo_stage ─► _demo_worker
 
 `_app` lists the commands; `_console`, `_options` and `_urls` are what they share.

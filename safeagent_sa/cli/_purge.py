@@ -1,30 +1,44 @@
-"""`safeagent-sa purge`: drop old receipts, batch by batch, and show how many so far."""
+"""`safeagent-sa purge` drops old receipts, batch by batch; `safeagent-sa erase` drops what one request has stored."""
 
 from __future__ import annotations
 
 import datetime as dt
 import functools
 import re
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, sessionmaker
 
 from .. import retention
 from ..models import TABLE_NAME
-from ._console import err, in_sentences, out
+from ._console import Stop, err, in_sentences, out
 from ._database import opened
 from ._options import Schema, TableName, Url
+from ._requests import cell
 
 
-_UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def _parse_age(text: str) -> dt.timedelta:
-    found = re.fullmatch(r"(\d{1,6})([hdw])", text)
+    return _duration(text, "hdw", "90d")
+
+
+def _parse_interval(text: str) -> dt.timedelta:
+    return _duration(text, "smhd", "24h")
+
+
+def _duration(text: str, units: str, example: str) -> dt.timedelta:
+    found = re.fullmatch(rf"([1-9]\d{{0,5}}|0)([{units}])", text)
     if found is None:
-        raise typer.BadParameter("a number and h, d or w, such as 90d")
+        raise typer.BadParameter(f"a number and one of the letters {', '.join(units)}, such as {example}")
     return dt.timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
@@ -49,10 +63,21 @@ def purge(
     allow_under_24_hours: Annotated[
         bool, typer.Option("--allow-under-24-hours", help="Accept a shorter age: no retry comes that late.")
     ] = False,
+    every: Annotated[
+        dt.timedelta | None,
+        typer.Option(
+            "--every",
+            parser=_parse_interval,
+            metavar="TIME",
+            help="Purge again after this time, such as 24h, until stopped.",
+        ),
+    ] = None,
 ) -> None:
     """Drop old receipts, and keep tombstones: a purged request is never executed again.
 
-    Only executions that ended are touched. Each batch commits by itself, so the command can be stopped and started again.
+    Only executions that ended are touched. Each batch commits separately, so the command can be stopped and started again.
+    With --every it goes on until Ctrl-C or SIGTERM, which let the batch at hand end; an error of the database is shown, and
+    the next round tries again.
     """
     with opened(url, schema, table_name) as (engine, model):
         run = functools.partial(
@@ -67,12 +92,61 @@ def purge(
             allow_under_24_hours=allow_under_24_hours,
         )
         what = "row(s)" if is_deleting else "receipt(s)"
-        with Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), console=err, disable=not err.is_terminal, transient=True
-        ) as progress:
-            task = progress.add_task(f"0 {what}")
-            done = run(on_batch=lambda so_far: progress.update(task, description=f"{so_far} {what}"))
+        if every is None:
+            _purge_once(run, what, is_dry_run=is_dry_run)
+            return
+        stop = threading.Event()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, lambda *_: stop.set())
+        while not stop.is_set():
+            try:
+                _purge_once(run, what, is_dry_run=is_dry_run, stop=stop)
+            except DBAPIError as error:
+                err.print(f"the database said: {str(error.orig).strip()}", markup=False, soft_wrap=True)
+            stop.wait(every.total_seconds())
+
+
+class _Stopped(Exception):  # noqa: N818 - ends a round between two batches
+    pass
+
+
+def _purge_once(run: Callable[..., int], what: str, *, is_dry_run: bool, stop: threading.Event | None = None) -> None:
+    done = 0
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), console=err, disable=not err.is_terminal, transient=True
+    ) as progress:
+        task = progress.add_task(f"0 {what}")
+
+        def show(so_far: int) -> None:
+            nonlocal done
+            done = so_far
+            progress.update(task, description=f"{so_far} {what}")
+            if stop is not None and stop.is_set():
+                raise _Stopped
+
+        with suppress(_Stopped):
+            done = run(on_batch=show)
+    deleted = what == "row(s)"
     if is_dry_run:
-        out.print(f"{done} {what} would be {'deleted' if is_deleting else 'purged'}; nothing was changed")
+        out.print(f"{done} {what} would be {'deleted' if deleted else 'purged'}; nothing was changed")
         return
-    out.print(f"{done} {what} {'deleted' if is_deleting else 'purged; tombstones are kept'}")
+    out.print(f"{done} {what} {'deleted' if deleted else 'purged; tombstones are kept'}")
+
+
+@in_sentences
+def erase(
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="The id of the request.")],
+    *,
+    url: Url = None,
+    schema: Schema = None,
+    table_name: TableName = TABLE_NAME,
+    scope: Annotated[str, typer.Option("--scope", help="The scope of the request.")] = "",
+) -> None:
+    """Erase what one request has stored of a person, and keep its tombstone. Exits with 1 where there is no such request.
+
+    Result, error, payload and details go; a retry gets ReceiptExpiredError and never runs again.
+    """
+    with opened(url, schema, table_name) as (engine, model), Session(engine) as session, session.begin():
+        if not retention.erase(session, request_id, scope=scope, model=model):
+            raise Stop(f"no request {request_id!r} in scope {scope!r}; nothing was changed")
+    out.print(cell(f"{request_id}: erased; its tombstone is kept"), soft_wrap=True)

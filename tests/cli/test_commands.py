@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, func, inspect, update
 from support.app import deliver
+from support.patience import PATIENCE
 from support.ports import before_any_sql
 from typer.testing import CliRunner
 
@@ -260,3 +262,49 @@ def test_purge_refuses_what_is_too_short_or_no_age(port):
     done = run("purge", "--url", port.url, "--older-than", "soon")
     assert done.exit_code == 2
     assert "such as 90d" in done.output
+
+
+def make_old(port, request_id):
+    deliver(port, request_id)
+    with port.sessions() as session, session.begin():
+        then = dt.datetime.now(dt.timezone.utc) - dt.timedelta(days=100)
+        session.execute(
+            update(ExecutionRequest).where(ExecutionRequest.request_id == request_id).values(completed_at=then)
+        )
+
+
+def test_a_purge_on_a_schedule_goes_on_until_it_is_stopped(port):
+    make_old(port, "order-1")
+    purge = [sys.executable, "-m", "safeagent_sa", "purge", "--url", port.url, "--older-than", "90d", "--every", "1s"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(purge, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout.readline() == "1 receipt(s) purged; tombstones are kept\n"
+            make_old(port, "order-2")
+            while (line := process.stdout.readline()) == "0 receipt(s) purged; tombstones are kept\n":
+                pass
+            assert line == "1 receipt(s) purged; tombstones are kept\n"
+            process.send_signal(signal.SIGTERM)
+            rest = process.stdout.read()
+            assert set(rest.splitlines()) <= {"0 receipt(s) purged; tombstones are kept"}
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+
+
+@before_any_sql
+def test_an_interval_of_a_purge_has_a_unit(port):
+    for interval in ("often", "1w", "-1h", "10"):
+        done = run("purge", "--url", port.url, "--older-than", "90d", "--every", interval)
+        assert done.exit_code == 2
+        assert "such as 24h" in done.output
+
+
+def test_erase(port):
+    deliver(port, "order-1")
+    done = run("erase", "order-1", "--url", port.url)
+    assert (done.exit_code, done.output) == (0, "order-1: erased; its tombstone is kept\n")
+    assert port.requests() == [("order-1", "expired")]
+    done = run("erase", "order-1", "--url", port.url, "--scope", "acme")
+    assert done.exit_code == 1
+    assert "no request 'order-1' in scope 'acme'" in done.output

@@ -15,13 +15,15 @@ from support.app import deliver
 from safeagent_sa import (
     AutocommitError,
     ExecutionGuard,
+    ExecutionInDoubtError,
+    ExecutionInProgressError,
     ExecutionRequest,
     ReceiptExpiredError,
     RequestConflictError,
     RetentionTooShortError,
     UnsupportedSessionError,
 )
-from safeagent_sa.retention import purge, purge_async
+from safeagent_sa.retention import erase, purge, purge_async
 
 
 QUARTER = dt.timedelta(days=90)
@@ -299,3 +301,80 @@ def test_a_purge_over_an_async_driver(request, driver):
     assert asyncio.run(run()) == 5
     assert reported == [2, 4, 5]
     assert {status for status, _ in stored(port).values()} == {"expired"}
+
+
+ALL_THAT_MAY_BE_PERSONAL = {
+    "result": None,
+    "error": '{"type": "Declined"}',
+    "payload": '"Ann"',
+    "details": '{"by": "Ann"}',
+}
+
+
+def personal(port, request_id):
+    with port.sessions() as session:
+        names = [getattr(ExecutionRequest, name) for name in ("status", *ALL_THAT_MAY_BE_PERSONAL)]
+        return tuple(session.execute(select(*names).where(ExecutionRequest.request_id == request_id)).one())
+
+
+def test_one_request_is_erased_and_never_runs_again(database):
+    for name in ("ann", "failed", "bob"):
+        deliver(database, name)
+    age(database, 0, "ann", payload='"Ann"', details='{"by": "Ann"}')
+    age(database, 0, "failed", status="failed", **ALL_THAT_MAY_BE_PERSONAL)
+    with database.sessions() as session, session.begin():
+        assert erase(session, "ann")
+        assert erase(session, "failed")
+        assert not erase(session, "unknown")
+        assert not erase(session, "bob", scope="other")
+    for name in ("ann", "failed"):
+        assert personal(database, name) == ("expired", None, None, None, None)
+    with pytest.raises(ReceiptExpiredError):
+        deliver(database, "ann")
+    with pytest.raises(RequestConflictError):
+        deliver(database, "ann", amount=7)
+    assert deliver(database, "bob").is_replay
+    assert database.payments("ann") == 1
+    with database.sessions() as session, session.begin():
+        assert erase(session, "ann")  # once more changes nothing
+
+
+def test_an_erasure_commits_or_rolls_back_with_the_caller(database):
+    deliver(database, "ann")
+    with database.sessions() as session:
+        assert erase(session, "ann")
+        session.rollback()
+    assert deliver(database, "ann").is_replay
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        ("claimed", ExecutionInProgressError),
+        ("leased", ExecutionInProgressError),
+        ("in_doubt", ExecutionInDoubtError),
+    ],
+)
+def test_a_request_that_has_not_ended_is_not_erased(database, status, error):
+    deliver(database, "ann")
+    age(database, 0, "ann", status=status, lease_expires_at=func.now(), payload='"Ann"')
+    with database.sessions() as session, session.begin():
+        with pytest.raises(error):
+            erase(session, "ann")
+    assert personal(database, "ann")[0] == status
+    assert personal(database, "ann")[3] == '"Ann"'
+
+
+def test_an_erasure_in_autocommit_is_refused(postgresql):
+    deliver(postgresql, "ann")
+    engine = postgresql.engine.execution_options(isolation_level="AUTOCOMMIT")
+    with sessionmaker(engine)() as session, pytest.raises(AutocommitError):
+        erase(session, "ann")
+    assert deliver(postgresql, "ann").is_replay
+
+
+async def test_an_erasure_by_an_async_session(aiosqlite):
+    async with aiosqlite.async_sessions() as session, session.begin():
+        assert not await session.run_sync(erase, "unknown")
+        with pytest.raises(UnsupportedSessionError):
+            erase(session, "unknown")
