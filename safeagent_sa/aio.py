@@ -15,6 +15,7 @@ from typing import Any, Concatenate, Protocol, TypeVar, overload
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
 from ._claim import block as blocks
+from ._claim import contain
 from ._effects import doubt as doubts
 from ._effects.doubt import Doubt
 from ._effects.verdict import Verdict
@@ -275,6 +276,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         kwargs: dict[str, Any],
         *,
         result_type: Any,
+        service_factory: AsyncSessionFactory | None = None,
         **options: Any,
     ) -> Execution[Any]:
         session = _plain_session(session)
@@ -284,14 +286,13 @@ class AsyncExecutionGuard(ConfiguredGuard):
             result_type=annotation_of(fn) if result_type is None else result_type,
             **options,
         ) as execution:
-            if not execution.is_replay:
-                returned: Any = fn(session, *args, **kwargs)
-                if not inspect.isawaitable(returned):
-                    raise UnsupportedFunctionError(
-                        f"AsyncExecutionGuard awaits what it runs, and {fn!r} returned something else. Write it with "
-                        "`async def`, or run it through session.run_sync under an ExecutionGuard."
-                    )
-                execution.complete(await returned)
+            if execution.is_replay:
+                return execution
+            if service_factory is None:
+                execution.complete(await _called(fn, session, args, kwargs))
+            else:
+                async with contain.contained_async(service_factory, session, self._settings) as service:
+                    execution.complete(await _called(fn, service, args, kwargs))
         return execution
 
     @overload
@@ -309,6 +310,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
         **kwargs: Any,
     ) -> Execution[ResultT]: ...
 
@@ -327,6 +329,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
         **kwargs: Any,
     ) -> Execution[Any]: ...
 
@@ -344,6 +347,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
         **kwargs: Any,
     ) -> Execution[Any]:
         """Await a function under a claim in a transaction of its own, which is committed when this returns.
@@ -360,6 +364,9 @@ class AsyncExecutionGuard(ConfiguredGuard):
             wait_timeout: Seconds to wait for another claim of the same request, for each attempt.
             max_attempts: The most attempts, the first one included.
             timeout: No attempt begins after so many seconds.
+            contain_commits: Give `fn` a second session of the factory whose `commit()` releases a savepoint, for services that
+                commit; claim, rows and receipt commit together when this returns. The session's `after_commit` hooks fire
+                early, and locks are held until then.
             **kwargs: Keyword arguments of `fn`. One with the name of an option above is the verb's, so `fn` must have no such
                 parameter, unless it is given by position or with `functools.partial`.
 
@@ -384,6 +391,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
             "scope": scope,
             "result_type": result_type,
             "wait_timeout": wait_timeout,
+            "service_factory": session_factory if contain_commits else None,
         }
         return await run.run_async(
             session_factory,
@@ -418,6 +426,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
     ) -> _AsyncOpensSession: ...
 
     def idempotent(
@@ -433,6 +442,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         savepoint: bool = False,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
     ) -> Any:
         """Make a decorator: each call is a request, and its writes and return value commit with the session's transaction.
 
@@ -456,6 +466,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
             savepoint: As in `claim`; not with `session_factory`.
             max_attempts: As in `run_transaction`, with `session_factory`.
             timeout: As in `run_transaction`, in seconds, with `session_factory`.
+            contain_commits: As in `run_transaction`, with `session_factory`.
 
         Returns:
             A decorator. For type checkers the session is the first parameter, or the second of a method, where
@@ -501,7 +512,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
                         call.session, call.request_id, call.fn, savepoint=savepoint, **options
                     )
                 else:
-                    options |= {"max_attempts": max_attempts, "timeout": timeout}
+                    options |= {"max_attempts": max_attempts, "timeout": timeout, "contain_commits": contain_commits}
                     execution = await self.run_transaction(session_factory, call.request_id, call.fn, **options)
                 return execution.result
 
@@ -687,6 +698,16 @@ class AsyncExecutionGuard(ConfiguredGuard):
             max_backoff=max_backoff,
             poll_interval=poll_interval,
         )
+
+
+async def _called(fn: Callable[..., Any], session: AsyncSession, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    returned = fn(session, *args, **kwargs)
+    if not inspect.isawaitable(returned):
+        raise UnsupportedFunctionError(
+            f"AsyncExecutionGuard awaits what it runs, and {fn!r} returned something else. Write it with "
+            "`async def`, or run it through session.run_sync under an ExecutionGuard."
+        )
+    return await returned
 
 
 @asynccontextmanager

@@ -27,6 +27,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Concatenate, Protocol, overload
 
 from ._claim import block as blocks
+from ._claim import contain
 from ._request.arguments import refuse_shared_names
 from ._request.ids import validate_action
 from ._request.results import annotation_of
@@ -308,6 +309,7 @@ class ExecutionGuard(ConfiguredGuard):
         kwargs: dict[str, Any],
         *,
         result_type: Any,
+        service_factory: SessionFactory | None = None,
         **options: Any,
     ) -> Execution[Any]:
         session = session_watch.plain_session(session)
@@ -322,8 +324,13 @@ class ExecutionGuard(ConfiguredGuard):
             result_type=annotation_of(fn) if result_type is None else result_type,
             **options,
         ) as execution:
-            if not execution.is_replay:
+            if execution.is_replay:
+                return execution
+            if service_factory is None:
                 execution.complete(fn(session, *args, **kwargs))
+            else:
+                with contain.contained(service_factory, session, self._settings) as service:
+                    execution.complete(fn(service, *args, **kwargs))
         return execution
 
     @overload
@@ -341,6 +348,7 @@ class ExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
         **kwargs: Any,
     ) -> Execution[ResultT]: ...
 
@@ -359,6 +367,7 @@ class ExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
         **kwargs: Any,
     ) -> Execution[Any]: ...
 
@@ -376,6 +385,7 @@ class ExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
         **kwargs: Any,
     ) -> Execution[Any]:
         """Run a function under a claim in a transaction of its own, which is committed when this returns.
@@ -397,6 +407,9 @@ class ExecutionGuard(ConfiguredGuard):
             wait_timeout: As in `claim`, in seconds for each attempt.
             max_attempts: The most attempts, the first one included.
             timeout: No attempt begins after so many seconds.
+            contain_commits: Give `fn` a second session of the factory whose `commit()` releases a savepoint, for services that
+                commit; claim, rows and receipt commit together when this returns. The session's `after_commit` hooks fire
+                early, and locks are held until then.
             **kwargs: Keyword arguments of `fn`. One with the name of an option above is the verb's, so `fn` must have no such
                 parameter, unless it is given by position or with `functools.partial`.
 
@@ -421,6 +434,7 @@ class ExecutionGuard(ConfiguredGuard):
             "scope": scope,
             "result_type": result_type,
             "wait_timeout": wait_timeout,
+            "service_factory": session_factory if contain_commits else None,
         }
         return run.run(
             session_factory,
@@ -455,6 +469,7 @@ class ExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
     ) -> _OpensSession: ...
 
     def idempotent(
@@ -470,6 +485,7 @@ class ExecutionGuard(ConfiguredGuard):
         savepoint: bool = False,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
     ) -> Any:
         """Make a decorator: each call is a request, and its writes and return value commit with the session's transaction.
 
@@ -493,6 +509,7 @@ class ExecutionGuard(ConfiguredGuard):
             savepoint: As in `claim`; not with `session_factory`.
             max_attempts: As in `run_transaction`, with `session_factory`.
             timeout: As in `run_transaction`, in seconds, with `session_factory`.
+            contain_commits: As in `run_transaction`, with `session_factory`.
 
         Returns:
             A decorator. For type checkers the session is the first parameter, or the second of a method, where
@@ -538,7 +555,7 @@ class ExecutionGuard(ConfiguredGuard):
                 if session_factory is None:
                     execution = self.execute(call.session, call.request_id, call.fn, savepoint=savepoint, **options)
                 else:
-                    options |= {"max_attempts": max_attempts, "timeout": timeout}
+                    options |= {"max_attempts": max_attempts, "timeout": timeout, "contain_commits": contain_commits}
                     execution = self.run_transaction(session_factory, call.request_id, call.fn, **options)
                 return execution.result
 
