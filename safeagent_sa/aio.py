@@ -15,6 +15,7 @@ from typing import Any, Concatenate, TypeVar, overload
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
 from ._claim import block as blocks
+from ._claim import contain
 from ._effects import doubt as doubts
 from ._effects.doubt import Doubt
 from ._effects.verdict import Verdict
@@ -263,19 +264,19 @@ class AsyncExecutionGuard(ConfiguredGuard):
         kwargs: dict[str, Any],
         *,
         result_type: Any,
+        service_factory: AsyncSessionFactory | None = None,
         **options: Any,
     ) -> Execution[Any]:
         session = _plain_session(session)
         result_type = annotation_of(fn) if result_type is None else result_type
         async with self.claim(session, request_id, result_type=result_type, **options) as execution:
-            if not execution.is_replay:
-                returned: Any = fn(session, *args, **kwargs)
-                if not inspect.isawaitable(returned):
-                    raise UnsupportedFunctionError(
-                        f"{fn!r} does not return an awaitable, and AsyncExecutionGuard awaits what it runs. Write it "
-                        "with `async def`, or run it with an ExecutionGuard inside session.run_sync()."
-                    )
-                execution.complete(await returned)
+            if execution.is_replay:
+                return execution
+            if service_factory is None:
+                execution.complete(await _called(fn, session, args, kwargs))
+            else:
+                async with contain.contained_async(service_factory, session, self._settings) as service:
+                    execution.complete(await _called(fn, service, args, kwargs))
         return execution
 
     @overload
@@ -293,6 +294,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
         **kwargs: Any,
     ) -> Execution[ResultT]: ...
 
@@ -311,6 +313,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
         **kwargs: Any,
     ) -> Execution[Any]: ...
 
@@ -328,6 +331,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
         **kwargs: Any,
     ) -> Execution[Any]:
         """Run a function under a claim in a new transaction, which this verb begins and commits.
@@ -348,6 +352,8 @@ class AsyncExecutionGuard(ConfiguredGuard):
             wait_timeout: Seconds that each attempt waits for another claim of the same request; as in `claim`.
             max_attempts: The most attempts, including the first one.
             timeout: Seconds after which no further attempt begins.
+            contain_commits: Give `fn` a second session of the factory whose `commit()` releases a savepoint, for services
+                that commit. Their `after_commit` hooks run early, and locks are held until this returns.
             **kwargs: Keyword arguments of `fn`. A parameter of `fn` must not have the name of an option of this verb,
                 unless its value is given by position or bound with `functools.partial`.
 
@@ -376,6 +382,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
             "scope": scope,
             "result_type": result_type,
             "wait_timeout": wait_timeout,
+            "service_factory": session_factory if contain_commits else None,
         }
         return await run.run_async(
             session_factory,
@@ -410,6 +417,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
     ) -> OpensSession[AsyncSession]: ...
 
     def idempotent(
@@ -425,6 +433,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         savepoint: bool = False,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
     ) -> Any:
         """Return a decorator: each call is a request; its writes and result commit with the session's transaction.
 
@@ -447,6 +456,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
             savepoint: Run each call in a SAVEPOINT, as in `claim`; not with `session_factory`.
             max_attempts: The most attempts, as in `run_transaction`; with `session_factory`.
             timeout: Seconds after which no further attempt begins, as in `run_transaction`; with `session_factory`.
+            contain_commits: For functions that commit, as in `run_transaction`; with `session_factory`.
 
         Returns:
             A decorator. For type checkers, `session_factory` removes the first parameter (of a method the second one).
@@ -481,6 +491,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
             savepoint=savepoint,
             max_attempts=max_attempts,
             timeout=timeout,
+            contain_commits=contain_commits,
             is_async=True,
         )
 
@@ -750,6 +761,16 @@ class AsyncExecutionGuard(ConfiguredGuard):
                 self._settings, plain, request_id, verdict, by=by, evidence=evidence, scope=scope, result_type=kind
             )
         )
+
+
+async def _called(fn: Callable[..., Any], session: AsyncSession, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    returned = fn(session, *args, **kwargs)
+    if not inspect.isawaitable(returned):
+        raise UnsupportedFunctionError(
+            f"{fn!r} does not return an awaitable, and AsyncExecutionGuard awaits what it runs. Write it "
+            "with `async def`, or run it with an ExecutionGuard inside session.run_sync()."
+        )
+    return await returned
 
 
 @asynccontextmanager

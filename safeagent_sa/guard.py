@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, overload
 from sqlalchemy.orm import Session, scoped_session
 
 from ._claim import block as blocks
+from ._claim import contain
 from ._request.arguments import refuse_shared_names
 from ._request.results import annotation_of, result_type_of
 from ._settings import USE_DEFAULT, ConfiguredGuard, UseDefault
@@ -255,6 +256,7 @@ class ExecutionGuard(ConfiguredGuard):
         kwargs: dict[str, Any],
         *,
         result_type: Any,
+        service_factory: SessionFactory | None = None,
         **options: Any,
     ) -> Execution[Any]:
         session = plain_session(session)
@@ -265,8 +267,13 @@ class ExecutionGuard(ConfiguredGuard):
             )
         result_type = annotation_of(fn) if result_type is None else result_type
         with self.claim(session, request_id, result_type=result_type, **options) as execution:
-            if not execution.is_replay:
+            if execution.is_replay:
+                return execution
+            if service_factory is None:
                 execution.complete(fn(session, *args, **kwargs))
+            else:
+                with contain.contained(service_factory, session, self._settings) as service:
+                    execution.complete(fn(service, *args, **kwargs))
         return execution
 
     @overload
@@ -284,6 +291,7 @@ class ExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
         **kwargs: Any,
     ) -> Execution[ResultT]: ...
 
@@ -302,6 +310,7 @@ class ExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
         **kwargs: Any,
     ) -> Execution[Any]: ...
 
@@ -319,6 +328,7 @@ class ExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
         **kwargs: Any,
     ) -> Execution[Any]:
         """Run a function under a claim in a new transaction, which this verb begins and commits.
@@ -339,6 +349,8 @@ class ExecutionGuard(ConfiguredGuard):
             wait_timeout: Seconds that each attempt waits for another claim of the same request; as in `claim`.
             max_attempts: The most attempts, including the first one.
             timeout: Seconds after which no further attempt begins.
+            contain_commits: Give `fn` a second session of the factory whose `commit()` releases a savepoint, for services
+                that commit. Their `after_commit` hooks run early, and locks are held until this returns.
             **kwargs: Keyword arguments of `fn`. A parameter of `fn` must not have the name of an option of this verb,
                 unless its value is given by position or bound with `functools.partial`.
 
@@ -365,6 +377,7 @@ class ExecutionGuard(ConfiguredGuard):
             "scope": scope,
             "result_type": result_type,
             "wait_timeout": wait_timeout,
+            "service_factory": session_factory if contain_commits else None,
         }
         return run.run(
             session_factory,
@@ -399,6 +412,7 @@ class ExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
     ) -> OpensSession[Session]: ...
 
     def idempotent(
@@ -414,6 +428,7 @@ class ExecutionGuard(ConfiguredGuard):
         savepoint: bool = False,
         max_attempts: int = 5,
         timeout: float = 30.0,
+        contain_commits: bool = False,
     ) -> Any:
         """Return a decorator: each call is a request; its writes and result commit with the session's transaction.
 
@@ -436,6 +451,7 @@ class ExecutionGuard(ConfiguredGuard):
             savepoint: Run each call in a SAVEPOINT, as in `claim`; not with `session_factory`.
             max_attempts: The most attempts, as in `run_transaction`; with `session_factory`.
             timeout: Seconds after which no further attempt begins, as in `run_transaction`; with `session_factory`.
+            contain_commits: For functions that commit, as in `run_transaction`; with `session_factory`.
 
         Returns:
             A decorator. For type checkers, `session_factory` removes the first parameter (of a method the second one).
@@ -472,6 +488,7 @@ class ExecutionGuard(ConfiguredGuard):
             savepoint=savepoint,
             max_attempts=max_attempts,
             timeout=timeout,
+            contain_commits=contain_commits,
             is_async=False,
         )
 

@@ -15,13 +15,13 @@ from .._transaction import session_watch
 
 def reach(session: Session, settings: Settings, key: Key | None = None) -> tuple[Connection, ClaimProtocol]:
     """Return the session's connection for the table."""
-    connection = session.connection(bind_arguments=_bind_arguments(session, settings, key))
+    connection = session.connection(bind_arguments=arguments(session, settings, key))
     return connection, protocol_for(connection.dialect.name, settings.model.__table__)  # type: ignore[attr-defined]
 
 
 def expected_protocol(session: Session, settings: Settings, key: Key | None) -> ClaimProtocol:
     """Return the protocol that the session's connection will have; nothing is connected or begun."""
-    bind = session.get_bind(**_bind_arguments(session, settings, key))
+    bind = session.get_bind(**arguments(session, settings, key))
     return protocol_for(bind.dialect.name, settings.model.__table__)  # type: ignore[attr-defined]
 
 
@@ -30,7 +30,7 @@ def protocol_of(connection: Connection, table: Table) -> ClaimProtocol:
     return protocol_for(connection.dialect.name, table)
 
 
-def _bind_arguments(session: Session, settings: Settings, key: Key | None) -> dict[str, Any]:
+def arguments(session: Session, settings: Settings, key: Key | None) -> dict[str, Any]:
     # By mapper, so that sessions with several binds answer with the engine that the table is on; by a clause that
     # writes, so that sessions which split reads from writes answer with the primary.
     found: dict[str, Any] = {"mapper": settings.mapper, "clause": settings.write}

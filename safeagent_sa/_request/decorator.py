@@ -40,6 +40,7 @@ def decorator(
     savepoint: bool,
     max_attempts: int,
     timeout: float,
+    contain_commits: bool,
     is_async: bool,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the decorator for the verb that fits: `run_transaction` with a session factory, `execute` without one."""
@@ -52,7 +53,7 @@ def decorator(
         raise ValueError("savepoint=True needs the caller's session: with session_factory each call is a transaction")
     else:
         verb = guard.run_transaction
-        options |= {"max_attempts": max_attempts, "timeout": timeout}
+        options |= {"max_attempts": max_attempts, "timeout": timeout, "contain_commits": contain_commits}
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
         plan = Plan(

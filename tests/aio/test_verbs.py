@@ -189,3 +189,30 @@ def test_a_coroutine_function_is_refused_by_the_synchronous_guard_before_any_sql
             ExecutionGuard().execute(session, "order-1", pay, "order-1", action="pay")
 
     assert statements == []
+
+
+async def test_commits_of_a_service_are_one_transaction_with_the_claim(async_port):
+    async def service(session, reference, *, fails=False):
+        for amount in (1, 2):
+            session.add(Payment(reference=reference, amount=amount))
+            await session.commit()
+        session.add(Payment(reference="taken back", amount=3))
+        await session.rollback()
+        async with session.begin():
+            session.add(Payment(reference=reference, amount=4))
+        if fails:
+            raise ZeroDivisionError
+        return {"paid": reference}
+
+    async def deliver(**options):
+        guard = AsyncExecutionGuard()
+        return await guard.run_transaction(
+            async_port.async_sessions, "order-1", service, "order-1", action="pay", contain_commits=True, **options
+        )
+
+    with pytest.raises(ZeroDivisionError):
+        await deliver(fails=True)
+    assert async_port.requests() == []
+    assert not (await deliver()).is_replay
+    assert (await deliver()).is_replay
+    assert (async_port.payments("order-1"), async_port.payments("taken back")) == (3, 0)
