@@ -24,7 +24,7 @@ MODULES = sorted((ROOT / "safeagent_sa").rglob("*.py"))
 LIMIT = 160
 
 # They own the transactions that they end: that of a whole run, and that of the connection that listens.
-OWNERS = {"_transaction/run.py", "_effects/notifications.py"}
+OWNERS = {"_transaction/run.py", "_effects/notifications.py", "_claim/contain.py"}
 PROGRAMS = {"cli", "testing"}
 # Below any transaction of the caller's, or no transaction at all.
 NO_TRANSACTION = {"cursor", "driver", "notifications", "pipeline"}
