@@ -14,26 +14,30 @@ class Mutant(NamedTuple):
     """The names of tests, or of their modules, that are run first."""
 
 
-CLAIM, BATCH, OUTCOME, SAFETY, GUARD = "_claim.py", "_batch.py", "_outcome.py", "_safety.py", "_commit_guard.py"
-BASE, SQL, STEPS = "_dialects/_base.py", "_dialects/_postgresql_sql.py", "_dialects/steps.py"
-POSTGRESQL, SQLITE = "_dialects/postgresql.py", "_dialects/sqlite.py"
-PIPELINED, PIPELINE = "_dialects/_pipelined.py", "_dialects/psycopg_pipeline.py"
-PREPARED = "_dialects/psycopg_prepared.py"
-OPEN, GUARDED, ROWS = "_open_claim.py", "_guarded_transaction.py", "_lease_rows.py"
-LEASE, DOUBT, FLOW, RELAY = "_lease.py", "_doubt.py", "_effect_flow.py", "_relay_steps.py"
-KEYS, CODEC, RESULTS, VERDICTS = "_keys.py", "_codec.py", "_results.py", "_verdicts.py"
-IDEMPOTENT, TEMPLATE, SIGNATURE = "_idempotent.py", "_template.py", "_signature.py"
-RETENTION, RETRY = "retention.py", "_retry.py"
+ACQUIRE, COMPLETE = "_claim/acquire.py", "_claim/complete.py"
+BATCH, OUTCOME = "_claim/batch.py", "_claim/outcome.py"
+GUARD, GUARDED = "_transaction/commit_guard.py", "_transaction/guarded_transaction.py"
+OPEN, WATCH = "_transaction/open_claim.py", "_transaction/session_watch.py"
+FOREIGN, RUN = "_transaction/foreign_writes.py", "_transaction/run.py"
+BASE, STEPS, SQLITE = "_dialects/base.py", "_dialects/steps.py", "_dialects/sqlite.py"
+POSTGRESQL, SQL = "_dialects/postgresql/__init__.py", "_dialects/postgresql/statements.py"
+FAST_PATH, PIPELINE = "_dialects/postgresql/fast_path.py", "_dialects/postgresql/pipeline.py"
+PREPARED = "_dialects/postgresql/prepared.py"
+LEASE, ROWS = "_effects/lease.py", "_effects/lease_rows.py"
+DOUBT, FLOW, RELAY = "_effects/doubt.py", "_effects/flow.py", "_effects/relaying.py"
+IDS, JSON_TEXT, RESULTS = "_request/ids.py", "_request/json_text.py", "_request/results.py"
+SIGNATURE, ARGUMENTS, TEMPLATE = "_request/signature.py", "_request/arguments.py", "_request/template.py"
+RETENTION, EXECUTION = "retention.py", "execution.py"
 
 CLAIMING = {
     "SELECT before INSERT": Mutant(
-        CLAIM,
+        ACQUIRE,
         "found = begun.found if begun else dialect.insert_or_find(connection, row)",
         "found = dialect.find(connection, row.scope, row.request_id) or dialect.insert(connection, row)",
         "test_a_new_claim_takes_no_predicate_lock test_a_new_execution_adds_two_statements",
     ),
     "a claim that shows no row is not looked for again": Mutant(
-        CLAIM,
+        ACQUIRE,
         "    if found is None and wait_timeout == 0:\n        found = dialect.find(connection, row.scope, row.request_id)",
         "    if found is None and wait_timeout == 0:\n        pass",
         "test_fail_fast_is_two_statements",
@@ -45,7 +49,7 @@ CLAIMING = {
         "test_a_new_claim_takes_no_predicate_lock",
     ),
     "no row is taken for ours": Mutant(
-        CLAIM,
+        ACQUIRE,
         "        raise in_progress(Key(row",
         "        return None, Inserted('0', is_durable=True)\n        raise in_progress(Key(row",
         "test_fail_fast_leaves_the_transaction_usable",
@@ -84,13 +88,13 @@ CLAIMING = {
         "test_autocommit_is_refused_in_all_its_forms_and_leaves_no_row",
     ),
     "AUTOCOMMIT is not looked for again": Mutant(
-        CLAIM,
+        ACQUIRE,
         "if not dialect.is_in_transaction(connection):\n        dialect",
         "if False:\n        dialect",
         "test_autocommit_that_comes_after_the_look_is_found_and_the_row_taken_back",
     ),
     "an AUTOCOMMIT row is left behind": Mutant(
-        CLAIM,
+        ACQUIRE,
         "dialect.delete(connection, row)",
         "pass",
         "test_autocommit_that_comes_after_the_look_is_found_and_the_row_taken_back",
@@ -99,7 +103,7 @@ CLAIMING = {
         SQLITE, "if managed or", "if False and managed or False and", "test_an_engine_that_is_not_configured_is_refused"
     ),
     "pending writes are not looked for": Mutant(
-        "_other_writes.py", "    if pending:\n", "    if False:\n", "test_changes_that_a_replay_would_write_are_refused"
+        FOREIGN, "    if pending:\n", "    if False:\n", "test_changes_that_a_replay_would_write_are_refused"
     ),
 }
 
@@ -126,7 +130,7 @@ WAITING = {
         "test_the_lock_is_handed_on_without_the_waiters_clients test_a_waiter_that_lost_gives_the_lock_back_at_once",
     ),
     "a waiter that has lost takes the lock": Mutant(
-        CLAIM,
+        ACQUIRE,
         "dialect.find(connection, row.scope, row.request_id) or dialect.insert_or_find(connection, row)\n            waited",
         "dialect.insert_or_find(connection, row)\n            waited",
         "test_a_waiter_that_lost_gives_the_lock_back_at_once",
@@ -138,7 +142,7 @@ WAITING = {
         "test_a_waiter_that_wins_keeps_its_lock_timeout",
     ),
     "a waiter that was overtaken gives up": Mutant(
-        CLAIM,
+        ACQUIRE,
         "has_time = dialect.wait(",
         "has_time = not dialect.wait(",
         "test_a_waiter_that_was_overtaken_waits_again",
@@ -171,7 +175,7 @@ COMPLETING = {
         "test_a_rollback_of_the_driver_behind_the_block",
     ),
     "the completion's row count is ignored": Mutant(
-        CLAIM,
+        COMPLETE,
         "result, is_forced=is_forced) == 1",
         "result, is_forced=is_forced) >= 0",
         "test_a_rollback_of_the_driver_behind_the_block",
@@ -228,7 +232,7 @@ COMPLETING = {
         "test_whoever_looks_before_the_commit_sees_the_receipt test_a_retry_in_the_same_transaction_is_a_replay_too",
     ),
     "whoever looks before the COMMIT sees no receipt": Mutant(
-        CLAIM,
+        ACQUIRE,
         "return look_again() if held is not None and held.send_early(connection, (found.token,)) else found",
         "return found",
         "test_a_retry_in_the_same_transaction_is_a_replay_too",
@@ -252,7 +256,7 @@ COMPLETING = {
         "test_a_retry_in_the_same_transaction_is_a_replay_too",
     ),
     "an early completion is proved without the transaction": Mutant(
-        PIPELINED,
+        FAST_PATH,
         "        return (IS_SAME,)",
         "        return ()",
         "test_a_receipt_of_another_transaction_covers_nothing",
@@ -276,7 +280,7 @@ COMPLETING = {
         "test_a_savepoint_as_text_behind_the_block_is_no_harm test_savepoints_as_text_are_followed",
     ),
     "a joined session completes nothing at its own commit": Mutant(
-        SAFETY,
+        WATCH,
         "if isinstance(session.bind, Connection):",
         "if False:",
         "test_a_session_in_an_outer_transaction_completes_at_its_own_commit test_sessions_joined_to_an_outer_transaction_of_a_test_suite_work",
@@ -294,7 +298,7 @@ COMPLETING = {
         "test_a_commit_that_could_be_lost_is_made_durable_for_this_transaction_alone",
     ),
     "synchronous_commit is forced where it was only to be warned of": Mutant(
-        CLAIM, "is_forced = settings.is_forced", "is_forced = True", "test_or_it_is_warned_about_once"
+        COMPLETE, "is_forced = settings.is_forced", "is_forced = True", "test_or_it_is_warned_about_once"
     ),
     "a batch's synchronous_commit is forced where it was only to be warned of": Mutant(
         BATCH,
@@ -309,7 +313,7 @@ COMPLETING = {
         "test_a_batch_is_made_durable_as_well",
     ),
     "synchronous_commit is not warned of": Mutant(
-        CLAIM, "if not (inserted.is_durable or settings.is_forced):", "if False:", "test_or_it_is_warned_about_once"
+        ACQUIRE, "if not (inserted.is_durable or settings.is_forced):", "if False:", "test_or_it_is_warned_about_once"
     ),
     "a stronger synchronous_commit is weakened": Mutant(
         SQL,
@@ -318,7 +322,7 @@ COMPLETING = {
         "test_what_is_durable_is_left_as_it_is",
     ),
     "forgetting to complete is no error": Mutant(
-        CLAIM,
+        COMPLETE,
         "        if result is None:\n            raise",
         "        if False:\n            raise",
         "test_a_block_that_forgets_to_complete_is_an_error",
@@ -330,31 +334,31 @@ COMPLETING = {
         "test_one_that_is_not_completed_is_an_error_and_commit_is_refused",
     ),
     "an exception in the block discharges the claim": Mutant(
-        CLAIM,
-        "    if claim.open_claim is not None:\n        _safety.abandon(claim.open_claim)",
+        COMPLETE,
+        "    if claim.open_claim is not None:\n        session_watch.abandon(claim.open_claim)",
         "    if claim.open_claim is not None:\n        pass",
         "test_an_exception_after_that_savepoint_does_not_let_later_writes_commit test_rollback_inside_the_block_and_nothing_after_it_leaves_the_session_free",
     ),
     "an exception in the block does not tell that the claim was lost": Mutant(
-        SAFETY,
+        WATCH,
         "(not claim.is_same_transaction or claim.is_undone):\n        lose(claim)",
         "(not claim.is_same_transaction or claim.is_undone):\n        pass",
         "test_an_exception_after_that_savepoint_does_not_let_later_writes_commit",
     ),
     "a savepoint that took the claim back in the block is not noticed": Mutant(
-        CLAIM,
+        COMPLETE,
         "is_gone = open_claim.is_undone or open_claim.is_lost",
         "is_gone = open_claim.is_lost",
         "test_a_savepoint_around_the_claim_that_ends_inside_the_block_loses_it",
     ),
     "business writes wait for the COMMIT": Mutant(
-        CLAIM,
+        COMPLETE,
         "        session.flush()\n        held",
         "        held",
         "test_business_writes_are_flushed_when_the_block_ends_and_fail_there",
     ),
     "the first caller gets what was given": Mutant(
-        "execution.py",
+        EXECUTION,
         "return self._decoded(self._stored)\n\n    def _decoded",
         "return result\n\n    def _decoded",
         "test_complete_takes_and_gives_the_type test_values.py test_changing_a_result_changes_nothing_for_others test_the_first_answer_is_what_the_replay_gives",
@@ -381,7 +385,7 @@ LAST_WORD = {
         "test_an_exception_after_a_rollback_inside_the_block_does_not_let_later_writes_commit",
     ),
     "a transaction that is begun in the block may commit": Mutant(
-        SAFETY,
+        WATCH,
         "            lose(claim)  # another transaction",
         "            pass  # another transaction",
         "test_a_transaction_that_is_begun_in_the_block_cannot_commit",
@@ -399,10 +403,10 @@ LAST_WORD = {
         "test_a_rollback_of_the_driver_in_a_block_that_fails_stops_the_commit",
     ),
     "the Session's commit is not watched": Mutant(
-        SAFETY, 'event.listen(session, "before_commit", _before_commit)', "pass", "test_last_word.py test_misuse.py"
+        WATCH, 'event.listen(session, "before_commit", _before_commit)', "pass", "test_last_word.py test_misuse.py"
     ),
     "savepoint releases are taken for commits": Mutant(
-        SAFETY,
+        WATCH,
         "    if session.in_nested_transaction():\n        return\n",
         "",
         "test_a_savepoint_of_the_caller_inside_the_block_may_fail test_claim.py",
@@ -420,7 +424,7 @@ LAST_WORD = {
         "test_last_word.py test_commit.py test_savepoints.py test_unseen.py",
     ),
     "a refused commit of the Session ends its transaction": Mutant(
-        SAFETY, "        held.refuse_or_allow(connection)\n", "", "test_misuse.py test_claim_many.py"
+        WATCH, "        held.refuse_or_allow(connection)\n", "", "test_misuse.py test_claim_many.py"
     ),
     "the engine's COMMIT is not guarded": Mutant(
         GUARD, '_STEPS = (\n    "do_commit",\n', "_STEPS = (\n", "test_commit_of_the_connection_is_refused_too"
@@ -474,7 +478,7 @@ LAST_WORD = {
         "test_a_hook_on_the_last_statement_of_all_is_seen_by_the_driver_s_status",
     ),
     "an error that was swallowed in the block is not told at its end": Mutant(
-        CLAIM,
+        COMPLETE,
         "            refuse_aborted(open_claim, connection)\n",
         "",
         "test_an_error_swallowed_in_the_block_is_told_by_its_end",
@@ -504,15 +508,15 @@ LAST_WORD = {
         "test_a_second_database_that_a_hook_writes_to_is_refused test_a_second_database_that_an_engine_s_commit_hook_writes_to test_business_rows_on_another_shard_are_refused",
     ),
     "a second database that joins later is not looked at": Mutant(
-        SAFETY,
+        WATCH,
         "    if current is not None:\n        guard_transaction(connection).join(current)",
         "    if current is not None:\n        pass",
         "test_a_second_database_that_a_hook_writes_to_is_refused test_other_writes.py",
     ),
     "a second database that was there before is not looked at": Mutant(
-        SAFETY,
-        "            guard_transaction(connection).join(current)\n        _open_here",
-        "            pass\n        _open_here",
+        WATCH,
+        "            guard_transaction(connection).join(current)\n        open_guarded",
+        "            pass\n        open_guarded",
         "test_business_rows_in_another_database_are_refused_before_anything_is_committed test_sharded.py",
     ),
     "a second database that was only read is refused": Mutant(
@@ -624,7 +628,7 @@ AS_TEXT = {
         "test_a_statement_behind_a_rollback_as_text_is_not_sent",
     ),
     "a claim behind a ROLLBACK as text is sent": Mutant(
-        SAFETY,
+        WATCH,
         "        held.refuse_ended()\n        return",
         "        return",
         "test_a_statement_behind_a_rollback_as_text_is_not_sent",
@@ -699,10 +703,13 @@ AS_TEXT = {
 
 STANDBY = {
     "psycopg's warning of a local commit is not heard": Mutant(
-        POSTGRESQL, "            driver.add_notice_handler(note)\n", "", "test_psycopg test_async_drivers"
+        POSTGRESQL,
+        "            driver.add_notice_handler(note)\n",
+        "",
+        "test_a_commit_whose_wait_was_cancelled_is_no_answer test_nor_is_it_one_on_async_drivers",
     ),
     "asyncpg's warning of a local commit is not heard": Mutant(
-        POSTGRESQL, "            driver.add_log_listener(hear)\n", "", "test_async_drivers"
+        POSTGRESQL, "            driver.add_log_listener(hear)\n", "", "test_nor_is_it_one_on_async_drivers"
     ),
     "psycopg2's warning of a local commit is not heard": Mutant(
         POSTGRESQL, "                    _note(noted, message, None)\n", "", "test_psycopg2_keeps_its_notices"
@@ -714,16 +721,19 @@ STANDBY = {
         GUARD,
         "        self._forget(pooled)\n        if noted:",
         "        self._forget(pooled)\n        if False:",
-        "test_psycopg",
+        "test_a_commit_whose_wait_was_cancelled_is_no_answer",
     ),
     "a COMMIT as text that only this server has stored is no error": Mutant(
-        OPEN, "        stop()\n    if noted:", "        stop()\n    if False:", "test_a_commit_as_text"
+        OPEN,
+        "        stop()\n    if noted:",
+        "        stop()\n    if False:",
+        "test_a_commit_as_text_whose_wait_was_cancelled_is_no_answer",
     ),
 }
 
 PIPELINES = {
     "a two-phase transaction is pipelined": Mutant(
-        CLAIM,
+        ACQUIRE,
         ' == "auto" and not isinstance(connection.get_transaction(), TwoPhaseTransaction)',
         ' == "auto"',
         "test_two_phase_sessions_take_the_plain_path",
@@ -753,7 +763,7 @@ PIPELINES = {
         "test_a_read_only_transaction_is_named_as_on_the_plain_path",
     ),
     "the COMMIT trusts names that the transaction has not met": Mutant(
-        CLAIM,
+        COMPLETE,
         "names = claim.begun.names if claim.begun else None",
         "names = (claim.begun.names if claim.begun else connection.connection.driver_connection.safeagent_sa_pipeline._prepared._there.get(dialect._texts))",
         "test_completions_do_not_trust_names_of_earlier_transactions",
@@ -777,7 +787,7 @@ PIPELINES = {
         "test_names_do_not_pile_up_where_claims_fail_with_0a000",
     ),
     "a cancel is not heard": Mutant(
-        PIPELINED, "if error.sqlstate in _NOT_AGAIN:", "if False:", "test_a_claim_that_was_cancelled_is_not_sent_again"
+        FAST_PATH, "if error.sqlstate in _NOT_AGAIN:", "if False:", "test_a_claim_that_was_cancelled_is_not_sent_again"
     ),
     "the client's encoding is not looked at": Mutant(
         PIPELINE,
@@ -807,46 +817,46 @@ BATCHES = {
 
 WORDS = {
     "ids are normalised": Mutant(
-        KEYS,
+        IDS,
         "    return Key(scope, request_id)",
         "    return Key(scope, request_id.lower())",
         "test_ids_are_compared_byte_by_byte",
     ),
     "the scope is ignored": Mutant(
-        KEYS, "    return Key(scope, request_id)", '    return Key("", request_id)', "test_scopes_are_separate"
+        IDS, "    return Key(scope, request_id)", '    return Key("", request_id)', "test_scopes_are_separate"
     ),
     "a scope that is a template is one constant": Mutant(
-        KEYS,
+        IDS,
         'if "{" in scope and (field',
         "if False and (field",
         "test_templates_that_nothing_fills_in_are_no_scope_and_no_action",
     ),
     "an action that is a template is taken": Mutant(
-        KEYS,
+        IDS,
         'if "{" in action and (field',
         "if False and (field",
         "test_templates_that_nothing_fills_in_are_no_scope_and_no_action",
     ),
     "the scope of a decorated function is not filled in": Mutant(
-        IDEMPOTENT,
+        SIGNATURE,
         '"scope": self._scope(arguments), "result_type"',
         '"scope": None, "result_type"',
         "test_scope_is_a_template_as_the_id_is",
     ),
     "a scope with the name of a parameter is a plain text": Mutant(
-        IDEMPOTENT,
+        SIGNATURE,
         "        if root in names:",
         "        if False:",
         "test_each_of_the_three_ways_that_a_refused_scope_is_told_works test_idempotent.py",
     ),
     "a function that returns no scope gives the guard's own": Mutant(
-        IDEMPOTENT,
+        SIGNATURE,
         '        if value is None or value == "":',
         "        if False:",
         "test_a_scope_that_names_no_tenant_is_an_error_before_any_sql",
     ),
     "a template without an argument is an id": Mutant(
-        IDEMPOTENT,
+        SIGNATURE,
         "    if template.is_constant:\n        raise ValueError(",
         "    if False:\n        raise ValueError(",
         "test_idempotent.py",
@@ -870,19 +880,19 @@ WORDS = {
         "test_a_part_that_names_nothing_is_an_error_before_any_sql",
     ),
     "a keyword with the name of an option does not reach the function": Mutant(
-        SIGNATURE,
+        ARGUMENTS,
         "(each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and not is_given:",
         "() and not is_given:",
         "test_a_parameter_with_the_name_of_an_option_is_refused_by_name",
     ),
     "a keyword is refused although its value is given": Mutant(
-        SIGNATURE,
+        ARGUMENTS,
         "(each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and not is_given:",
         "(each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):",
         "test_the_ways_that_the_error_tells_reach_the_function",
     ),
     "an effect whose function does not fit is begun": Mutant(
-        SIGNATURE,
+        ARGUMENTS,
         "        signature.bind(None, *args, **kwargs)",
         "        pass",
         "test_mistakes_are_named_before_anything_is_sent test_a_handler_that_cannot_be_called_is_refused_before_anything_is_taken",
@@ -891,25 +901,27 @@ WORDS = {
 
 STORED = {
     "results are not checked for a round trip": Mutant(
-        CODEC, "if _dump(decode(text)) != text:", "if False:", "test_results_that_cannot_be_given_back_are_refused"
+        JSON_TEXT, "if _dump(decode(text)) != text:", "if False:", "test_results_that_cannot_be_given_back_are_refused"
     ),
     "one key twice is read": Mutant(
-        CODEC,
+        JSON_TEXT,
         "    if len(found) != len(pairs):",
         "    if False:",
         "test_what_no_reader_may_give_a_value_for_is_not_read",
     ),
-    "NaN is read": Mutant(CODEC, "        _dump(value)\n", "", "test_what_no_reader_may_give_a_value_for_is_not_read"),
+    "NaN is read": Mutant(
+        JSON_TEXT, "        _dump(value)\n", "", "test_what_no_reader_may_give_a_value_for_is_not_read"
+    ),
     "the error for what cannot be read holds it": Mutant(
-        CODEC,
+        JSON_TEXT,
         "        pass\n    else:",
         "        raise UnreadableError from None\n    else:",
         "test_what_no_reader_may_give_a_value_for_is_not_read",
     ),
     "a receipt that cannot be read has no name": Mutant(
         OUTCOME,
-        "        return _codec.read(stored.result)",
-        "        return _codec.decode(stored.result)",
+        "        return json_text.read(stored.result)",
+        "        return json_text.decode(stored.result)",
         "test_a_receipt_that_cannot_be_read_is_an_error_by_name_and_nothing_runs_again",
     ),
     "a receipt that cannot be read ends the whole batch": Mutant(
@@ -919,14 +931,14 @@ STORED = {
         "test_one_broken_receipt_leaves_the_rest_of_a_batch_readable",
     ),
     "what was recorded about a failure decides what it is": Mutant(
-        VERDICTS,
+        JSON_TEXT,
         '        found = {"message": "what was recorded about it cannot be read"}',
         "        raise",
         "test_a_failure_is_one_whatever_was_recorded_about_it",
     ),
     "details that cannot be read are lost": Mutant(
-        VERDICTS,
-        'found if isinstance(found, dict) else {"unreadable": _text(details)}',
+        JSON_TEXT,
+        'found if isinstance(found, dict) else {"unreadable": cut_text(details)}',
         "found if isinstance(found, dict) else {}",
         "test_a_doubt_can_be_listed_and_resolved_whatever_is_known_about_it",
     ),
@@ -939,7 +951,7 @@ STORED = {
     "typed results come back plain": Mutant(
         RESULTS,
         'self._adapter.validate_json(f"[{text}]")[0]',
-        "_codec.decode(text)",
+        "json_text.decode(text)",
         "test_a_replay_equals_the_first_answer_in_type_and_value",
     ),
 }
@@ -1091,7 +1103,7 @@ EFFECTS = {
     ),
     "effects are fired in an open transaction": Mutant(
         FLOW,
-        "if _open_here.is_guarded_transaction_open():",
+        "if open_guarded.is_guarded_transaction_open():",
         "if False:",
         "test_an_effect_is_refused_while_a_guarded_transaction_is_open",
     ),
@@ -1109,8 +1121,8 @@ EFFECTS = {
     ),
     "a payload that breaks after the call has begun is a failure": Mutant(
         RELAY,
-        "        if found.is_started:\n            _lease.doubt",
-        "        if False:\n            _lease.doubt",
+        "        if found.is_started:\n            leases.doubt",
+        "        if False:\n            leases.doubt",
         "test_a_payload_that_breaks_after_the_call_has_begun_leaves_the_effect_in_doubt",
     ),
 }
@@ -1142,18 +1154,18 @@ RUNNING = {
     ),
     "40001 is not worth another attempt": Mutant(
         POSTGRESQL,
-        '_TRANSIENT = {"40001", "40P01"',
+        '_TRANSIENT = {"40001", "40P01", ',
         "_TRANSIENT = {",
         "test_a_serialization_failure_is_retried_until_it_passes",
     ),
     "a lost COMMIT is not run again": Mutant(
-        RETRY,
+        RUN,
         "worth_it = error.connection_invalidated or",
         "worth_it =",
         "test_a_lost_commit_is_settled_by_running_it_again",
     ),
     "attempts are not bounded": Mutant(
-        RETRY, "or self._left == 0 or", "or", "test_attempts_are_bounded_and_the_last_error_is_the_databases_own"
+        RUN, "or self._left == 0 or", "or", "test_attempts_are_bounded_and_the_last_error_is_the_databases_own"
     ),
 }
 

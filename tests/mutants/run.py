@@ -9,6 +9,7 @@ fit the code any more, before anything is run.
 """
 
 import argparse
+import ast
 import os
 import re
 import shutil
@@ -34,6 +35,8 @@ from support.servers import start  # noqa: E402
 SUITE = [
     "tests/unit",
     "tests/effects/test_effects.py",
+    "tests/effects/test_between.py",
+    "tests/effects/test_durability.py",
     "tests/effects/test_fence.py",
     "tests/effects/test_outbox.py",
     "tests/conformance",
@@ -93,14 +96,26 @@ def choose():
 
 
 def misfits(mutants):
-    """Return what does not fit the code, or names no test."""
+    """Return what does not fit the code, makes no Python of it, or names no test."""
     problems = []
     for name, mutant in mutants.items():
-        count = (ROOT / "safeagent_sa" / mutant.file).read_text().count(mutant.old)
+        path = ROOT / "safeagent_sa" / mutant.file
+        source = path.read_text() if path.exists() else ""
+        count = source.count(mutant.old)
         if count != 1:
-            problems.append(f"{name}: its text stands {count} times in {mutant.file}")
+            problems.append(f"{name}: its text occurs {count} times in {mutant.file}")
+        elif not is_python(source.replace(mutant.old, mutant.new)):
+            problems.append(f"{name}: the mutated {mutant.file} is not Python")
         problems += [f"{name}: the suite has no {test}" for test in mutant.tests.split() if not find(test)]
     return problems
+
+
+def is_python(source):
+    try:
+        ast.parse(source)
+    except SyntaxError:
+        return False
+    return True
 
 
 def nodes_of(mutant):
