@@ -58,7 +58,7 @@ def test_a_healthy_database(own):
     assert examine(own.url, "--deep")[1]["incomplete-claims"]["found"] == "no request is claimed"
 
 
-def test_a_server_without_fsync_is_told(own):
+def test_the_doctor_reports_a_server_without_fsync(own):
     with own.engine.connect() as connection:
         is_off = connection.scalar(text("SHOW fsync")) == "off"  # as on every server that the suite starts
     own.engine.dispose()
