@@ -1,4 +1,4 @@
-"""`safeagent-sa purge`: drop old receipts, batch by batch, and show how many so far."""
+"""`safeagent-sa purge`: drops old receipts, batch by batch, and shows how many so far."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 def _parse_age(text: str) -> dt.timedelta:
     found = re.fullmatch(r"(\d{1,6})([hdw])", text)
     if found is None:
-        raise typer.BadParameter("a number and h, d or w, such as 90d")
+        raise typer.BadParameter("write a number and h, d or w, such as 90d")
     return dt.timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
@@ -34,7 +34,10 @@ def purge(
     older_than: Annotated[
         dt.timedelta,
         typer.Option(
-            "--older-than", parser=_parse_age, metavar="AGE", help="How long ago it ended, such as 90d or 36h."
+            "--older-than",
+            parser=_parse_age,
+            metavar="AGE",
+            help="The least time since the end of an execution, such as 90d or 36h.",
         ),
     ],
     url: Url = None,
@@ -42,17 +45,20 @@ def purge(
     table_name: TableName = TABLE_NAME,
     scope: Annotated[str | None, typer.Option("--scope", help="Only receipts of this scope.")] = None,
     is_deleting: Annotated[
-        bool, typer.Option("--delete", help="Delete the rows; their requests can run again. Default: tombstones.")
+        bool,
+        typer.Option(
+            "--delete", help="Delete the rows, so that their requests can run again. Default: keep tombstones."
+        ),
     ] = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=10_000, help="Rows of one transaction.")] = 1000,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=10_000, help="Rows per transaction.")] = 1000,
     is_dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
     allow_under_24_hours: Annotated[
-        bool, typer.Option("--allow-under-24-hours", help="Accept a shorter age: no retry comes that late.")
+        bool, typer.Option("--allow-under-24-hours", help="Accept a shorter age: no retry will come that late.")
     ] = False,
 ) -> None:
-    """Drop old receipts, and keep tombstones: a purged request is never executed again.
+    """Drop old receipts and keep tombstones: a purged request never runs again.
 
-    Only executions that ended are touched. Each batch commits by itself, so the command can be stopped and started again.
+    Affects only executions that have ended. Each batch is a separate transaction, so you can stop and restart the command.
     """
     with opened(url, schema, table_name) as (engine, model):
         run = functools.partial(

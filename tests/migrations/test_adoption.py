@@ -391,7 +391,7 @@ def test_the_command_counts_and_writes_a_revision_that_works(case, tmp_path, mon
     assert done.exit_code == 0, done.output
     alembic(app, "upgrade", "head")
     assert {row["scope"] for row in case.ours().values()} == {"legacy"}
-    assert run(command_line, ["revision"]).output.startswith("✓ execution_requests is at schema step 1")
+    assert run(command_line, ["revision"]).output.startswith("✓ execution_requests is already at schema step 1")
     assert run(command_line, ["adopt", "--store", case.name]).exit_code == 1
     assert "INSERT INTO execution_requests" in alembic(app, "upgrade", "head", "--sql")
     alembic(app, "downgrade", "base")
