@@ -1,4 +1,4 @@
-"""The mutants: each breaks one promise, and names the tests that are to notice."""
+"""The mutants: each breaks one promise, and names the tests that must fail."""
 
 from typing import NamedTuple
 
@@ -8,10 +8,10 @@ class Mutant(NamedTuple):
 
     file: str
     old: str
-    """What stands there, once."""
+    """The text to replace, which occurs once in the file."""
     new: str
     tests: str
-    """The names of tests, or of their modules, that are run first."""
+    """The names of the tests, or of their modules, that run first."""
 
 
 ACQUIRE, COMPLETE = "_claim/acquire.py", "_claim/complete.py"
@@ -231,13 +231,13 @@ COMPLETING = {
         "            claim.is_sent = True",
         "test_whoever_looks_before_the_commit_sees_the_receipt test_a_retry_in_the_same_transaction_is_a_replay_too",
     ),
-    "whoever looks before the COMMIT sees no receipt": Mutant(
+    "a claim before the COMMIT sees no receipt": Mutant(
         ACQUIRE,
         "return look_again() if held is not None and held.send_early(connection, (found.token,)) else found",
         "return found",
         "test_a_retry_in_the_same_transaction_is_a_replay_too",
     ),
-    "a batch that looks before the COMMIT sees no receipt": Mutant(
+    "a batch before the COMMIT sees no receipt": Mutant(
         BATCH,
         "if held is not None and held.send_early(connection, {row.token for row in stored.values()}):",
         "if False:",
@@ -339,7 +339,7 @@ COMPLETING = {
         "    if claim.open_claim is not None:\n        pass",
         "test_an_exception_after_that_savepoint_does_not_let_later_writes_commit test_rollback_inside_the_block_and_nothing_after_it_leaves_the_session_free",
     ),
-    "an exception in the block does not tell that the claim was lost": Mutant(
+    "an exception in the block hides that the claim was lost": Mutant(
         WATCH,
         "(not claim.is_same_transaction or claim.is_undone):\n        lose(claim)",
         "(not claim.is_same_transaction or claim.is_undone):\n        pass",
@@ -396,7 +396,7 @@ LAST_WORD = {
         "                if False:\n                    raise why",
         "test_commit_is_refused_after_an_exception_that_was_caught_outside_the_block",
     ),
-    "a claim whose row has gone is told to be completed": Mutant(
+    "a claim without a row is reported as not completed": Mutant(
         OPEN,
         "    if not is_left:\n        return lost(claim)",
         "    if False:\n        return lost(claim)",
@@ -477,7 +477,7 @@ LAST_WORD = {
         "        for claim in ():  # as in refuse_or_allow",
         "test_a_hook_on_the_last_statement_of_all_is_seen_by_the_driver_s_status",
     ),
-    "an error that was swallowed in the block is not told at its end": Mutant(
+    "an error that was swallowed in the block is not reported at its end": Mutant(
         COMPLETE,
         "            refuse_aborted(open_claim, connection)\n",
         "",
