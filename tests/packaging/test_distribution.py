@@ -80,9 +80,19 @@ def test_the_sdist_has_all_files_to_work_on_the_library(dist):
     with tarfile.open(next(dist.glob("*.tar.gz"))) as sdist:
         inside = {name.partition("/")[2] for name in sdist.getnames()}
 
-    assert {"alembic.ini", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile"} <= inside
+    assert {
+        "alembic.ini",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "Makefile",
+    } <= inside
     assert (
-        tracked("docs", "tests", "migrations", "examples", "benchmarks", "safeagent_sa", "pytest_safeagent_sa.py")
+        tracked(
+            "docs", "tests", "tools", "migrations", "examples", "benchmarks", "safeagent_sa", "pytest_safeagent_sa.py"
+        )
         <= inside
     )
 
