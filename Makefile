@@ -31,12 +31,13 @@ test: $(READY)  ## the suite with a real PostgreSQL: each test on the ports that
 test-all: $(READY)  ## the suite on every port, with coverage
 	$(SUITE) --cov -m 'not stress and not pgbouncer' $(ARGS)
 
-check: $(READY)  ## formatting, lint, layers, types
+check: $(READY)  ## formatting, lint, layers, types, words
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python tools/words.py
 
 words: $(READY)  ## find the words that the style page rules out
 	$(BIN)/python tools/words.py $(ARGS)
