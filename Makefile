@@ -1,6 +1,6 @@
-# The two commands of the README are `make demo` and `make test`; each does all of its own set-up.
-# SQLALCHEMY=2.0 (or 2.1) runs a target against the newest release of that line, in an environment of its own; so does
-# ALEMBIC=1.14.
+# The README's two commands are `make demo` and `make test`. Each target sets up everything that it needs.
+# SQLALCHEMY=2.0 (or 2.1) runs a target with the newest release of that line, in a separate environment; ALEMBIC=1.14 does the
+# same for Alembic.
 
 PYTHON ?= python3
 SQLALCHEMY ?=
@@ -10,53 +10,57 @@ VENV := .venv$(PINNED)
 BIN := $(VENV)/bin
 PIN := $(if $(SQLALCHEMY),'sqlalchemy==$(SQLALCHEMY).*') $(if $(ALEMBIC),'alembic==$(ALEMBIC).*')
 READY := $(VENV)/.ready
-# Whole tests are stolen: a worker that dies takes one test with it, and no file.
-# More processes than a small machine has cores: half of the time is spent waiting for servers and programs.
+# Workers take single tests, so that a worker that dies loses one test and no file.
+# More processes than a small machine has cores, since tests spend half of their time waiting for servers and programs.
 SUITE = $(BIN)/python -m pytest -n 4 --dist worksteal
 BENCH_VENV := .venv-bench$(PINNED)
 BENCH_BIN := $(BENCH_VENV)/bin
 BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: help demo test test-all check aio format changelog bench bench-full field stress pgbouncer roads mutants matrix nightly clean
+.PHONY: help demo test test-all check words aio format changelog bench bench-full field stress pgbouncer roads mutants matrix nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(READY)  ## the guard at work, on a SQLite file or on DATABASE_URL
+demo: $(READY)  ## show retries, races and crashes, on a SQLite file or DATABASE_URL
 	$(BIN)/safeagent-sa demo
 
-test: $(READY)  ## the suite, with a real PostgreSQL: every promise, on the ports that can change it
+test: $(READY)  ## the suite with a real PostgreSQL: each test on the ports that can change its outcome
 	$(SUITE) $(ARGS)
 
-test-all: $(READY)  ## the same on every port, with the coverage
+test-all: $(READY)  ## the suite on every port, with coverage
 	$(SUITE) --cov -m 'not stress and not pgbouncer' $(ARGS)
 
-check: $(READY)  ## formatting, lint, layers, types, async docstrings
+check: $(READY)  ## formatting, lint, layers, types, async docstrings, words
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python tools/aio.py --check
+	$(BIN)/python tools/words.py
 
 aio: $(READY)  ## write the signatures and docstrings of the async verbs from the sync ones
 	$(BIN)/python tools/aio.py
 
-format: $(READY)  ## mend what ruff can mend
+words: $(READY)  ## find the words that the style page rules out
+	$(BIN)/python tools/words.py $(ARGS)
+
+format: $(READY)  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-changelog: $(READY)  ## what the files in changelog.d make together
+changelog: $(READY)  ## show the changelog that the files in changelog.d make
 	$(BIN)/towncrier build --draft $(ARGS)
 
-bench: $(BENCH_READY)  ## what it costs, beside what others cost: the short form
+bench: $(BENCH_READY)  ## measure what the guard and other libraries cost, in about three minutes
 	$(BENCH_BIN)/python -m benchmarks $(ARGS)
 
-bench-full: $(BENCH_READY)  ## the long form, and the results page in the docs
+bench-full: $(BENCH_READY)  ## the same with longer turns, and write docs/benchmarks.md
 	$(BENCH_BIN)/python -m benchmarks --full --json docs/benchmarks/results.json $(ARGS)
 	$(BENCH_BIN)/python -m benchmarks.page
 
-field: $(BENCH_READY)  ## the same races and crashes against every such library: docs/field.md
+field: $(BENCH_READY)  ## compare with other libraries under races and crashes, and write docs/field.md
 	$(BENCH_BIN)/python -m benchmarks.field --json build/field.json $(ARGS)
 	$(BENCH_BIN)/python -m benchmarks.field.page build/field.json > docs/field.md
 
@@ -66,22 +70,23 @@ stress: $(READY)  ## the long runs
 pgbouncer: $(READY)  ## the protocol through PgBouncer, which must be installed
 	$(BIN)/python -m pytest -m pgbouncer $(ARGS)
 
-roads: $(READY)  ## every way into an app's migrations, such as with ALEMBIC=1.14
+roads: $(READY)  ## every migration setup, such as with ALEMBIC=1.14
 	$(SUITE) tests/migrations tests/cli/test_revision.py tests/docs/test_migrations.py tests/docs/test_adopt_safeagent.py $(ARGS)
 
-mutants: $(READY)  ## break the protocol on purpose, and see that the suite notices
+mutants: $(READY)  ## break the promises, one at a time, and check that a test fails
 	$(BIN)/python tests/mutants/run.py $(ARGS)
 
-matrix: $(READY)  ## the promises on every pair of Python, PostgreSQL and SQLAlchemy lines
+matrix: $(READY)  ## the promises on the supported versions of Python, PostgreSQL and SQLAlchemy
 	$(BIN)/python tests/matrix/run.py $(ARGS)
 
-nightly: $(READY)  ## mutants, stress, field and matrix, and one table of what came of them
+nightly: $(READY)  ## mutants, stress, field and matrix, with one table of results
 	$(BIN)/python tests/nightly/run.py $(ARGS)
 
-clean:  ## remove everything that was made
+clean:  ## remove everything that these targets create
 	rm -rf .venv* build dist *.egg-info .coverage* .*_cache .hypothesis
 
-# The peers stay out of the environment that the tests run in. Set up again when the dependencies change. --group needs pip 25.1, which a new environment may not have.
+# The other libraries are not in the environment of the tests. Both are set up again when the dependencies change.
+# --group needs pip 25.1, which a new environment may not have.
 $(BENCH_READY): GROUPS := --group dev --group bench
 $(READY): GROUPS := --group dev
 $(READY) $(BENCH_READY): pyproject.toml

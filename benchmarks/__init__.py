@@ -1,4 +1,4 @@
-"""What the guard costs (`python -m benchmarks`), and what its peers get right (`benchmarks.field`); nothing is installed."""
+"""What the guard costs (`python -m benchmarks`), and a comparison with other libraries (`benchmarks.field`). Not installed."""
 
 import sys
 from pathlib import Path
@@ -6,5 +6,5 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# The server and the proxy that counts messages are the tests' own.
+# The server and the proxy that counts messages come from the tests.
 sys.path.insert(0, str(ROOT / "tests"))

@@ -1,4 +1,4 @@
-"""The command line: starts a server, runs the sections, prints one table."""
+"""The command line: starts a server, runs the sections, prints their tables."""
 
 from __future__ import annotations
 
@@ -44,16 +44,18 @@ def postgresql_url(text: str) -> sa.URL:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks", description="What the guard costs, and what others cost.")
-    parser.add_argument("--full", action="store_true", help="take longer turns, and tables of up to 10^7 rows")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description="Measure what the guard and other libraries cost."
+    )
+    parser.add_argument("--full", action="store_true", help="longer turns, and tables of up to 10^7 rows")
     parser.add_argument("--rounds", type=int, default=30, help="turns of each contestant, at least 2")
-    parser.add_argument("--transactions", type=int, help="of each turn")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the shuffling")
+    parser.add_argument("--transactions", type=int, help="transactions of each turn")
+    parser.add_argument(
+        "--seed", type=int, default=random.SystemRandom().randrange(10**6), help="seed of the shuffled order"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures of every round")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
-    parser.add_argument(
-        "--url", type=postgresql_url, help="a server that is there, and a role that may CREATE DATABASE"
-    )
+    parser.add_argument("--url", type=postgresql_url, help="a running server, with a role that may CREATE DATABASE")
     options = parser.parse_args()
     if options.transactions is None:
         options.transactions = 30 if options.full else 8
@@ -72,7 +74,7 @@ def versions() -> dict[str, str]:
 
 
 def rounded(value: Any) -> Any:
-    """Leave out the digits that no clock has."""
+    """Drop the digits that no clock measures."""
     if isinstance(value, float):
         return round(value, 6)
     if isinstance(value, dict):
@@ -82,7 +84,7 @@ def rounded(value: Any) -> Any:
 
 def main() -> None:
     options = arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that server and database go with the run
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the run removes its server and database
     settings = Settings(options.full, options.rounds, options.transactions, options.seed)
     started = time.monotonic()
     sections: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""`claim_many`: how long a whole transaction takes for each id, and how many statements it is."""
+"""`claim_many`: how long a whole transaction takes for each id, and how many statements it sends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZES = (100, 1_000)
 
 
 def run(url: sa.URL, settings: Settings) -> dict[str, Any]:
-    """Measure each size by itself: they are compared by the id, not with each other."""
+    """Measure each size alone: the figures are per id, and sizes are not compared."""
     guard, receipt, sent = ExecutionGuard(), receipt_of(Payment(id=1)), [0]
 
     def count(*_: Any) -> None:
@@ -46,9 +46,8 @@ def run(url: sa.URL, settings: Settings) -> dict[str, Any]:
             known = [new_id() for _ in range(size)]
             makers = {"new": partial(_new_ids, size), "replayed": lambda known=known: known}
             assert batch(makers["replayed"]) == (size, 0)
-            with (
-                opened.engine.begin() as connection
-            ):  # what autovacuum does within a minute: a plan of old counts is slow
+            with opened.engine.begin() as connection:
+                # As autovacuum would within a minute; a plan from old counts is slow.
                 connection.exec_driver_sql("ANALYZE execution_requests")
             statements = {}
             for name, ids in makers.items():

@@ -1,4 +1,4 @@
-"""Eight clients at once, two processes of four threads: how much of the bare throughput is left."""
+"""Eight clients at once, in two processes of four threads: their throughput, compared with the bare transaction."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = ["bare", *GUARDS, "handwritten"]
 
 
 def run(url: sa.URL, settings: Settings) -> dict[str, Any]:
-    """Take turns on each network."""
+    """Measure on each network."""
     with delay.delayed(url, 0.001) as distant:
         return {"0 ms": _network(url, settings), "1 ms": _network(distant, settings)}
 
@@ -35,13 +35,15 @@ def _network(url: sa.URL, settings: Settings) -> dict[str, Any]:
     with _crowd(url) as together:
         for name in NAMES:
             together(name, PREPARED)
-        times = max(2, settings.transactions // 2)  # eight clients need fewer each for a turn as long
+        times = max(
+            2, settings.transactions // 2
+        )  # eight clients need fewer transactions each for a turn of the same length
         turns = {name: partial(together, name, times) for name in NAMES}
         found = measure.rounds(turns, settings.rounds, settings.shuffled)
     count = PROCESSES * THREADS * times
     found = measure.scaled(found, dict.fromkeys(NAMES, count))
     for row in found.values():
-        del row["round_cpu_ms"]  # this process has only waited
+        del row["round_cpu_ms"]  # this process only waits
         row["per_second"] = 1000 / statistics.median(row["round_ms"])
         row["throughput_ratio"] = measure.ratio(found["bare"]["round_ms"], row["round_ms"])
     return {"transactions": count, "contestants": found}
@@ -49,7 +51,7 @@ def _network(url: sa.URL, settings: Settings) -> dict[str, Any]:
 
 @contextmanager
 def _crowd(url: sa.URL) -> Iterator[Callable[[str, int], None]]:
-    """Start the processes; yield what makes each of their threads do so many transactions."""
+    """Start the processes; yield a function that lets each of their threads do a number of transactions."""
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(PROCESSES)]
     address = url.render_as_string(hide_password=False)
@@ -89,7 +91,7 @@ def _obey(contestant: Contestant, times: int) -> str | None:
     def client() -> None:
         try:
             contestant.repeat(times)
-        except Exception as error:  # noqa: BLE001 - the other process is to know of any
+        except Exception as error:  # noqa: BLE001 - the other process reports all of them
             failures.append(repr(error))
 
     threads = [threading.Thread(target=client) for _ in range(THREADS)]

@@ -1,10 +1,10 @@
-"""The business transaction, bare and guarded: each contestant does the same work, one ORM insert and COMMIT.
+"""The business transaction, bare and guarded. Each contestant does the same work: one ORM insert and COMMIT.
 
-* bare: without any guard                        * guarded: in a claim, a new request_id each time
+* bare: without a guard                          * guarded: in a claim, with a new request_id each time
 * pk-select: one read of a Payment by its key    * replay: a claim of a request_id that has a receipt
 * async-bare, async-guarded: the same through AsyncSession and AsyncExecutionGuard, on the same driver
 
-A guard with other options is one more line in `GUARDS`.
+To add a guard with other options, add a line to `GUARDS`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _numbers = itertools.count()
 
 
 class Base(DeclarativeBase):
-    """The application's own tables."""
+    """The base of the app's tables."""
 
 
 class Payment(Base):
@@ -59,11 +59,11 @@ class Contestant:
     """A kind of transaction that takes its turn.
 
     Attributes:
-        repeat: Does a number of whole transactions, one after the other.
-        against: The contestant that it is compared with.
-        payments: How many a transaction stores.
-        receipts: How many of ours a transaction stores.
-        is_slow: It takes so long that its turns are shorter.
+        repeat: Runs a number of whole transactions, one after the other.
+        against: The contestant to compare it with.
+        payments: How many payments a transaction stores.
+        receipts: How many of our receipts a transaction stores.
+        is_slow: Whether it is so slow that its turns are shorter.
     """
 
     repeat: Callable[[int], Any]
@@ -74,13 +74,13 @@ class Contestant:
     done: int = field(default=0, init=False)
 
     def __call__(self, times: int) -> None:
-        """Do the transactions, and keep count."""
+        """Run the transactions and count them."""
         self.repeat(times)
         self.done += times
 
 
 def new_id() -> str:
-    """Return ids in order of time, as UUIDv7 keys are, and different in every process."""
+    """Return an id: time-ordered like a UUIDv7, and different in every process."""
     return f"{time.time_ns():016x}-{os.getpid():07x}-{next(_numbers):07x}"
 
 
@@ -91,7 +91,7 @@ def receipt_of(payment: Payment) -> dict[str, Any]:
 
 
 def pay(session: Session) -> dict[str, Any]:
-    """Do the business work that all share."""
+    """Do the business work that all contestants share."""
     payment = Payment(**PAYLOAD)
     session.add(payment)
     session.flush()
@@ -99,14 +99,16 @@ def pay(session: Session) -> dict[str, Any]:
 
 
 def create_tables(engine: sa.Engine) -> None:
-    """Create what the contestants write to; those of the peers are known by then."""
+    """Create the tables of all contestants; call it after those of the peers are defined."""
     with engine.begin() as connection:
-        schema.upgrade(Operations(MigrationContext.configure(connection)))  # as in production: create_all() knows less
+        schema.upgrade(
+            Operations(MigrationContext.configure(connection))
+        )  # as in production; create_all() sets no fillfactor
         Base.metadata.create_all(connection)
 
 
 def repeated(transaction: Callable[[], Any]) -> Callable[[int], None]:
-    """Make a contestant's `repeat` of one transaction."""
+    """Return a contestant's `repeat` for a transaction."""
 
     def repeat(times: int) -> None:
         for _ in range(times):
@@ -116,7 +118,7 @@ def repeated(transaction: Callable[[], Any]) -> Callable[[int], None]:
 
 
 def guarded(engine: sa.Engine, guard: ExecutionGuard, request_id: str) -> bool:
-    """Do one guarded transaction; return whether it was a replay."""
+    """Run one guarded transaction; return whether it was a replay."""
     with (
         Session(engine) as session,
         session.begin(),
@@ -128,7 +130,7 @@ def guarded(engine: sa.Engine, guard: ExecutionGuard, request_id: str) -> bool:
 
 
 def own(place: Place) -> dict[str, Contestant]:
-    """Return the bare transaction and the guarded ones; what the readers read exists by then."""
+    """Return the bare transaction and the guarded ones, and store the rows that the readers read."""
     engine = place.engine
 
     def bare() -> None:

@@ -1,4 +1,4 @@
-"""What one transaction costs where it can be counted: round trips, statements, WAL bytes, dead row versions."""
+"""What one transaction costs, counted: round trips, statements, WAL bytes, dead row versions."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import sqlalchemy as sa
 from support.wire import MessageProxy
 
 from .contestants import Contestant
-from .latency import PREPARED, everybody
+from .latency import PREPARED, all_contestants
 from .settings import Settings
 
 
 COUNTED, COUNTED_SLOW = 60, 20
 FLUSHED, FLUSHED_SLOW = 1, 10
-"""Transactions after a pause, which make the server processes report; one for each connection."""
+"""Transactions after a pause, one for each connection, which make the server processes report."""
 REPORTED = 1.1
-"""Seconds: a server process reports its counters of tables once a second at most."""
+"""Seconds. A server process reports its table counters at most once a second."""
 
 _TABLES = "SELECT format('%I.%I', schemaname, relname) FROM pg_stat_user_tables"
 _VERSIONS = "SELECT sum(n_dead_tup), sum(n_tup_upd), sum(n_tup_hot_upd) FROM pg_stat_user_tables"
@@ -27,16 +27,16 @@ _HERE = "SELECT pg_current_wal_insert_lsn() - '0/0'"
 
 
 def run(url: sa.URL, settings: Settings) -> dict[str, Any]:
-    """Send everybody's transactions through a proxy that counts messages; look at the server past it."""
+    """Send all transactions through a proxy that counts messages; read the server's counters directly."""
     proxy = MessageProxy(url.render_as_string(hide_password=False))
     dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(dsn, autocommit=True) as direct, everybody(sa.make_url(proxy.url), settings) as everyone:
+    with psycopg.connect(dsn, autocommit=True) as direct, all_contestants(sa.make_url(proxy.url), settings) as everyone:
         for contestant in everyone.values():
             contestant(PREPARED)
         time.sleep(REPORTED)
         for contestant in everyone.values():
-            contestant(FLUSHED)  # an idle server process would report later, while others are counted
-        _set_autovacuum(direct, "SET (autovacuum_enabled = off)")  # it would take dead rows away while they are counted
+            contestant(FLUSHED)  # otherwise an idle server process would report while others are counted
+        _set_autovacuum(direct, "SET (autovacuum_enabled = off)")  # it would remove dead rows while they are counted
         found = {name: _count(proxy, direct, contestant) for name, contestant in everyone.items()}
         _set_autovacuum(direct, "RESET (autovacuum_enabled)")
     proxy.close()
@@ -61,9 +61,9 @@ def _count(proxy: MessageProxy, direct: psycopg.Connection[Any], contestant: Con
     time.sleep(REPORTED)
     contestant(flushed)
     dead, updated, hot = (after - first for after, first in zip(versions(), before, strict=True))
-    # The median: now and then a page is split, or somebody's background process is counted as well.
+    # The median: a page split or a background process is counted now and then.
     figures = {name: statistics.median(each[name] for each in seen) for name in seen[0]}
-    # Fewer than before is possible: the server prunes pages while it works.
+    # The number can shrink: the server prunes pages while it works.
     return figures | {
         "dead_rows": round(max(0, dead) / (counted + flushed), 2),
         "hot_share": hot / updated if updated else None,

@@ -1,7 +1,7 @@
-"""A network of a given round trip, as a proxy in a process of its own: python -m benchmarks.delay SECONDS HOST PORT.
+"""A network with a given round trip, as a proxy in a separate process: python -m benchmarks.delay SECONDS HOST PORT.
 
-It prints its port and ends when its standard input does. Each direction of a connection is one thread, which forwards
-every chunk half the round trip after it came in. It sleeps: a selector's time-outs are whole milliseconds.
+The process prints its port and ends when its standard input does. Each direction of a connection has a thread, which
+forwards every chunk after half the round trip. It sleeps, because a selector's time-outs are whole milliseconds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from . import ROOT
 
 @contextmanager
 def delayed(url: sa.URL, round_trip: float) -> Iterator[sa.URL]:
-    """Put a network of so many seconds of round trip between the client and the server of the URL."""
+    """Put a network with this round trip, in seconds, between the client and the server of the URL."""
     host, port = url.query.get("host", url.host), str(url.port or 5432)
     command = [sys.executable, "-m", "benchmarks.delay", str(round_trip), str(host), port]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
@@ -32,14 +32,14 @@ def delayed(url: sa.URL, round_trip: float) -> Iterator[sa.URL]:
         assert process.stdout is not None
         local = url.set(host="127.0.0.1", port=int(process.stdout.readline()))
         try:
-            # No negotiation before the first message: it would be a round trip of the opening alone.
+            # Without TLS negotiation, which would add a round trip to each connect.
             yield local.difference_update_query(["host"]).update_query_dict({"sslmode": "disable"})
         finally:
             process.stdin.close()
 
 
 def measured(url: sa.URL, times: int = 100) -> float:
-    """Return the median milliseconds of `SELECT 1`, the round trip that there really is."""
+    """Return the median milliseconds of `SELECT 1`: the real round trip."""
     taken = []
     with psycopg.connect(url.set(drivername="postgresql").render_as_string(hide_password=False)) as connection:
         for _ in range(times):
@@ -50,7 +50,7 @@ def measured(url: sa.URL, times: int = 100) -> float:
 
 
 def _overshoot(times: int = 50) -> float:
-    """Return by how much this machine's sleeps are too long."""
+    """Return by how many seconds a sleep is too long here."""
     taken = []
     for _ in range(times):
         started = time.perf_counter()

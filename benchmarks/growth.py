@@ -1,4 +1,4 @@
-"""Does a claim take longer where millions of receipts are? Time-ordered ids, as UUIDv7 are, and random ones."""
+"""Whether a claim takes longer in a table of millions of receipts, with time-ordered ids (like UUIDv7) and random ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SAMPLE = 2_000  # stored ids that are replayed
 
 
 def run(url: sa.URL, settings: Settings) -> dict[str, Any]:
-    """Fill a table of each size, then let them take turns."""
+    """Fill a table of each size, then measure them in turns."""
     sizes = (10**4, 10**6, 10**7) if settings.full else (10**4, 10**5)
     found: dict[str, Any] = {"transactions": settings.transactions, "sizes": sizes}
     with place(url) as opened:
@@ -63,7 +63,7 @@ def _turns(
     opened: Place, ids: tuple[str, Callable[[], str]], size: int, table: str, transactions: int
 ) -> dict[str, Callable[[], float]]:
     class Own(DeclarativeBase):
-        """So that every table has a registry of its own."""
+        """A separate registry for each table."""
 
     model = make_model(Own, tablename=table)
     engine, guard, (stored, fresh) = opened.engine, ExecutionGuard(model=model), ids
@@ -81,7 +81,7 @@ def _turns(
 
 
 def _fill(dsn: str, stored: str, size: int, table: str) -> list[str]:
-    """Multiply the one receipt that is there; return some of the ids."""
+    """Copy the one stored receipt many times; return some of the ids."""
     same = "scope, action, fingerprint, status, result, created_at, completed_at"
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(
@@ -96,7 +96,7 @@ def _fill(dsn: str, stored: str, size: int, table: str) -> list[str]:
 
 
 def _median(times: int, transaction: Callable[[], bool]) -> float:
-    """Return the median seconds of a transaction: a rare checkpoint or page split is not what is asked for."""
+    """Return the median seconds of a transaction, which a rare checkpoint or page split does not change."""
     taken = []
     for _ in range(times):
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""One new id, 32 callers at once: one executes, 31 get its receipt. And a caller who will not wait at all."""
+"""One new id and 32 callers at once: one executes, 31 get its receipt. Then a caller that does not wait."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from .settings import Settings
 
 CALLERS = 32
 Caller = Callable[[int, str], bool]
-"""Does one transaction for the caller of that number; returns whether it was a replay."""
+"""Runs one transaction for the caller with this number; returns whether it was a replay."""
 
 
 def run(url: sa.URL, settings: Settings) -> dict[str, Any]:
-    """Take turns with a hot id, then with a busy one."""
+    """Measure a hot id, then a busy one."""
     with ExitStack() as stack:
         engine = sa.create_engine(url, pool_size=CALLERS)
         stack.callback(engine.dispose)
         pool = stack.enter_context(ThreadPoolExecutor(CALLERS))
         callers: dict[str, Caller] = {"raw": stack.enter_context(_raw(url))}
-        callers["pk-select"] = _reader(engine)  # what the sessions alone cost: they share one interpreter
+        callers["pk-select"] = _reader(engine)  # what the sessions alone cost, since they share one interpreter
         for name, options in GUARDS.items():
             callers[name] = partial(_guarded, engine, ExecutionGuard(**options))
         turns = {name: partial(_at_once, pool, caller) for name, caller in callers.items()}
@@ -48,7 +48,7 @@ def run(url: sa.URL, settings: Settings) -> dict[str, Any]:
 
 
 def _at_once(pool: ThreadPoolExecutor, caller: Caller) -> float:
-    """Release all callers at once; return the seconds until the last one is answered."""
+    """Release all callers at once; return the seconds until the last one has its answer."""
     began: list[float] = []
     barrier = threading.Barrier(CALLERS, action=lambda: began.append(time.perf_counter()))
     request_id = new_id()
@@ -84,7 +84,7 @@ def _guarded(engine: sa.Engine, guard: ExecutionGuard, _number: int, request_id:
 
 @contextmanager
 def _raw(url: sa.URL) -> Iterator[Caller]:
-    """Let the row itself be the lock: an INSERT of the same key waits until the other transaction ends."""
+    """Use the row as the lock: an INSERT of the same key waits until the other transaction ends."""
     dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
     connections = [psycopg.connect(dsn, autocommit=True) for _ in range(CALLERS)]
     receipt = str(receipt_of(Payment(id=1)))
@@ -129,7 +129,7 @@ def _fail_fast(url: sa.URL, settings: Settings) -> dict[str, Any]:
                         pass
                 except ExecutionInProgressError:
                     return
-            raise AssertionError("somebody else's claim was granted")
+            raise AssertionError("the claim was granted although another transaction holds it")
 
         def pk_select() -> None:
             with Session(opened.engine) as session, session.begin():

@@ -1,4 +1,4 @@
-"""How long `import safeagent_sa` takes beyond the part of SQLAlchemy that an app has imported anyway."""
+"""How long `import safeagent_sa` takes, beyond the part of SQLAlchemy that an app imports anyway."""
 
 from __future__ import annotations
 

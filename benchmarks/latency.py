@@ -14,16 +14,16 @@ from .server import place
 from .settings import Settings
 
 
-PREPARED = 8  # psycopg prepares a statement at its sixth execution; that costs a round trip once
+PREPARED = 8  # psycopg prepares a statement at its sixth execution, which costs one round trip
 
 
 @contextmanager
-def everybody(url: sa.URL, settings: Settings) -> Iterator[dict[str, contestants.Contestant]]:
-    """Open every contestant on one way to the database; in the end see that they have stored what they were to."""
+def all_contestants(url: sa.URL, settings: Settings) -> Iterator[dict[str, contestants.Contestant]]:
+    """Open every contestant on one URL; at the end check that they have stored what they should."""
     with place(url) as opened:
         before = stored(opened.engine)
         own = contestants.own(opened)
-        before["payments"] += contestants.KNOWN  # those that pk-select reads
+        before["payments"] += contestants.KNOWN  # the rows that pk-select reads
         with peers.peers(opened) as others:
             everyone = own | others
             yield everyone
@@ -35,26 +35,26 @@ def everybody(url: sa.URL, settings: Settings) -> Iterator[dict[str, contestants
 
 
 def stored(engine: sa.Engine) -> dict[str, int]:
-    """Return what is in the tables."""
+    """Return the number of rows of each table."""
     with engine.connect() as connection:
         counts = "SELECT (SELECT count(*) FROM payments), (SELECT count(result) FROM execution_requests)"
         return dict(zip(("payments", "receipts"), connection.exec_driver_sql(counts).one(), strict=True))
 
 
 def run(url: sa.URL, settings: Settings) -> dict[str, Any]:
-    """Take turns on each network."""
+    """Measure on each network."""
     return {"0 ms": _network(url, settings, settings.transactions)} | _delayed(url, settings)
 
 
 def _delayed(url: sa.URL, settings: Settings) -> dict[str, Any]:
-    # A third: what is slow for a known reason needs fewer of them, and the turns are as long.
+    # A third: each takes longer, so turns stay about as long.
     transactions = max(2, settings.transactions // 3)
     with delay.delayed(url, 0.001) as distant:
         return {"1 ms": _network(distant, settings, transactions)}
 
 
 def _network(url: sa.URL, settings: Settings, transactions: int) -> dict[str, Any]:
-    with everybody(url, settings) as everyone:
+    with all_contestants(url, settings) as everyone:
         for contestant in everyone.values():
             contestant(PREPARED)
         sizes = {name: max(2, transactions // 5) if each.is_slow else transactions for name, each in everyone.items()}

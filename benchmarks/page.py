@@ -1,4 +1,4 @@
-"""The results page of the docs, from the JSON of a run alone: python -m benchmarks.page [results.json]."""
+"""Makes the results page of the docs from the JSON of a run: python -m benchmarks.page [results.json]."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ RESULTS = FOLDER / "results.json"
 INTRODUCTION = """\
 # What it costs
 
-`make bench` prints these tables in about three minutes, `make bench-full` takes longer turns and larger tables and writes
-this page. Both start a PostgreSQL of their own, with fsync and synchronous_commit on. This page is made from
-[the figures of one run](benchmarks/results.json); no figure on it was typed.
+`make bench` prints these tables in about three minutes. `make bench-full` takes longer turns and larger tables, and writes this
+page from [the figures of one run](benchmarks/results.json). Both start a separate PostgreSQL with fsync and synchronous_commit
+on.
 
-Absolute times are of one machine, so look at the ratios. All contestants take turns in shuffled order, and a ratio is
-the median of the rounds' own ratios, so that what drifts on the machine meets all alike. Each of them does the same
-business work: one ORM insert of a payment, and COMMIT.
+The absolute times belong to one machine, so look at the ratios. All contestants take turns in shuffled order, so that a drift of
+the machine affects all of them alike; a ratio is the median of the ratios of the rounds. Each contestant does the same business
+work: one ORM insert of a payment, and COMMIT.
 
 | contestant | what it is |
 |---|---|
-| `bare` | the business transaction without any guard |
+| `bare` | the business transaction without a guard |
 | `guarded` | the same in `guard.claim`, a new `request_id` each time |
 | `replay` | a whole transaction with a claim that finds its receipt |
 | `pk-select` | a whole transaction with one `session.get_one` |
 | `async-bare`, `async-guarded` | the same through `AsyncSession` and `AsyncExecutionGuard`, on the same driver |
-| `raw` | the guard's very statements through psycopg, without SQLAlchemy |
-| `handwritten` | what people write today: an ORM table of keys, `session.get`, or `add` and `flush` |
-| `handwritten-savepoint` | the same, adding first, in a savepoint, and catching the IntegrityError |
+| `raw` | the guard's own statements through psycopg, without SQLAlchemy |
+| `handwritten` | a typical hand-written guard: an ORM table of keys, `session.get`, or `add` and `flush` |
+| `handwritten-savepoint` | the same, but it adds the key first, in a savepoint, and catches the IntegrityError |
 | `safeagent` | safeagent-exec-guard's `PostgresExecutionStore` around the transaction; it is not atomic with it |
 | `dbos` | a DBOS workflow with one datasource transaction |
 """
 MISSED = """\
-What is missed is missed for computing time. Client and server share this machine's two cores, and its disk answers an fsync
-in a fraction of a millisecond, so that the bare transaction has little to wait for. What a guarded one adds are the two
-statements that any such record needs (`raw` sends the same ones without SQLAlchemy), SQLAlchemy's execution of them, a
-fingerprint, JSON, and the look before the COMMIT. Over a network the round trips count for more: the pipelined guard adds none. The callers
-of the hot id share one interpreter; `pk-select` beside them is what their sessions take to read one row.
+Computing time explains every missed target. Client and server share the machine's two cores, and its disk answers an fsync in a
+fraction of a millisecond, so the bare transaction has little to wait for. A guarded one adds the two statements that any such
+record needs (`raw` sends them without SQLAlchemy), SQLAlchemy's execution of them, a fingerprint, JSON, and the check before the
+COMMIT. Over a network round trips matter more, and the pipelined guard adds none. The callers of the hot id share one
+interpreter; `pk-select` shows how long their sessions take to read one row.
 """
 PIPELINED = """\
 | `pipelined`, `pipelined-replay`, `async-pipelined` | the guard with `pipeline="auto"` |
@@ -53,11 +53,11 @@ PIPELINED = """\
 
 
 def markdown(figures: dict[str, Any]) -> str:
-    """Return the page; its plots are files beside it."""
+    """Return the page; its plots are separate files."""
     has_pipelined = "pipelined" in json.dumps(figures["sections"])
     parts = [INTRODUCTION + (PIPELINED if has_pipelined else ""), f"Measured on {report.about(figures)}.\n"]
     tables = dict(report.tables(figures))
-    shown = {"Targets": tables.pop("Targets")} | tables  # what the reader looks for comes first
+    shown = {"Targets": tables.pop("Targets")} | tables  # readers look for the targets first
     for heading, rows in shown.items():
         lines = [f"| {' | '.join(row)} |" for row in rows]
         lines.insert(1, f"|{'---|' * len(rows[0])}")
@@ -69,7 +69,7 @@ def markdown(figures: dict[str, Any]) -> str:
 
 
 def plots(figures: dict[str, Any]) -> Iterator[tuple[str, str, Callable[[Any], None]]]:
-    """Return name and title of each plot that the run has figures for, and what draws it on axes."""
+    """Yield the name and the title of each plot that the run has figures for, and a function that draws it."""
     sections = figures["sections"]
     if "latency" in sections:
         yield (
@@ -90,8 +90,8 @@ def plots(figures: dict[str, Any]) -> Iterator[tuple[str, str, Callable[[Any], N
 
 
 def svg(title: str, draw: Callable[[Any], None]) -> str:
-    """Draw; the same figures make the same text."""
-    import matplotlib as mpl  # noqa: PLC0415 - the tables are made without it
+    """Return a plot as SVG; the same figures give the same text."""
+    import matplotlib as mpl  # noqa: PLC0415 - the tables do not need it
 
     mpl.use("svg")
     from matplotlib import pyplot as plt  # noqa: PLC0415

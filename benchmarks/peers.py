@@ -1,8 +1,8 @@
-"""What others do for the same promise or a part of it: peers of the guard, in the same database.
+"""The peers of the guard, in the same database: other ways to keep the same promise, or a part of it.
 
-* raw: the guard's very statements through psycopg, without SQLAlchemy around them
+* raw: the guard's own statements through psycopg, without SQLAlchemy
 * handwritten, handwritten-replay: a table of idempotency keys as ORM objects: get, or add and flush
-* handwritten-savepoint: the same, adding first, in a SAVEPOINT, and catching the IntegrityError
+* handwritten-savepoint: the same, but it adds the key first, in a SAVEPOINT, and catches the IntegrityError
 * safeagent: `insert_if_not_exists` and `complete` of safeagent-exec-guard's PostgresExecutionStore, around the transaction
 * dbos: a workflow with one datasource transaction, as the documentation of DBOS has it, at READ COMMITTED
 """
@@ -38,11 +38,11 @@ except ImportError:
     dbos = None
 
 PACKAGES = {"safeagent": ("safeagent-exec-guard", PostgresExecutionStore), "dbos": ("dbos", dbos)}
-"""The peers that are packages: what to install, and whether it is."""
+"""The peers that are packages: the name on PyPI, and the import or None."""
 
 
 class IdempotencyKey(Base):
-    """The table that people write by hand."""
+    """A typical hand-written table of keys."""
 
     __tablename__ = "idempotency_keys"
 
@@ -54,7 +54,7 @@ class IdempotencyKey(Base):
 
 @contextmanager
 def peers(place: Place, *, packages: bool = True) -> Iterator[dict[str, Contestant]]:
-    """Open all of them; the packages only where they are wanted and installed."""
+    """Open all peers; the packages only if they are asked for and installed."""
     with ExitStack() as stack:
         found = {"raw": stack.enter_context(_raw(place))} | _handwritten(place.engine)
         if packages and PostgresExecutionStore is not None:
@@ -91,7 +91,7 @@ def _raw(place: Place) -> Iterator[Contestant]:
 
 
 def _recorded(engine: sa.Engine) -> list[tuple[str, dict[str, Any]]]:
-    """Return the statements of a guarded transaction, as the driver is given them."""
+    """Return the statements of a guarded transaction as the driver gets them."""
     sent: list[tuple[str, dict[str, Any]]] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: dict[str, Any], *_: Any) -> None:

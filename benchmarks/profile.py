@@ -1,4 +1,4 @@
-"""Where the client's CPU of a transaction goes, by package. Waiting is left out: the clock is the process's own."""
+"""Where the client's CPU goes in a transaction, by package. The clock is the process's CPU time, so waits do not count."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .server import place
 from .settings import Settings
 
 
-# The first that fits. Functions in C have no file: those of psycopg are known by their name, others are their callers'.
+# The first match counts. Functions in C have no file: psycopg's are known by name, all others count for their callers.
 PARTS = {
     "safeagent_sa": ("safeagent_sa/",),
     "ORM": ("sqlalchemy/orm/",),
@@ -30,7 +30,7 @@ BUILT_IN = "~"
 
 
 def run(url: sa.URL, settings: Settings) -> dict[str, Any]:
-    """Profile one contestant after the other: a profile adds to itself whatever runs beside it."""
+    """Profile one contestant at a time: a profile includes everything that runs meanwhile."""
     times = 20 * settings.transactions
     with place(url) as opened:
         everyone = own(opened)

@@ -1,4 +1,4 @@
-"""The tables of a run, as rows of text: one list for the terminal and for the page in the docs."""
+"""The tables of a run, as rows of text, for the terminal and the page in the docs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from . import targets
 
 Row = Sequence[str]
 Table = tuple[str, list[Row]]
-"""A heading, and rows of which the first one names the columns."""
+"""A heading, and rows; the first row names the columns."""
 
 
 def text(figures: dict[str, Any]) -> str:
-    """Return everything as one table of text, with a heading for each part."""
+    """Return all tables as text, each under its heading."""
     lines = [about(figures)]
     for heading, rows in tables(figures):
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -26,7 +26,7 @@ def text(figures: dict[str, Any]) -> str:
 
 
 def about(figures: dict[str, Any]) -> str:
-    """Return what the figures were measured on."""
+    """Return the versions, the turns and the server of the run."""
     run = figures["run"]
     versions = ", ".join(f"{name} {value}" for name, value in run["versions"].items())
     turns = f"{run['rounds']} rounds of {run['transactions']} transactions, seed {run['seed']}, {run['seconds']} s"
@@ -34,7 +34,7 @@ def about(figures: dict[str, Any]) -> str:
 
 
 def tables(figures: dict[str, Any]) -> Iterator[Table]:
-    """Return the tables of those sections that were run."""
+    """Yield the tables of the sections that were run."""
     makers: dict[str, Callable[[Any], Iterator[Table]]] = {
         "latency": _latency,
         "counts": _counts,

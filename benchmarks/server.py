@@ -1,4 +1,4 @@
-"""A PostgreSQL that keeps what it has answered, and a database of the run's own on it."""
+"""A durable PostgreSQL, and a new database on it for the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support import servers
 
 @dataclass(frozen=True)
 class Place:
-    """One way to the database, with an engine of each kind."""
+    """A URL of the database, with a sync and an async engine."""
 
     url: sa.URL
     engine: sa.Engine
@@ -25,13 +25,13 @@ class Place:
 
     @property
     def dsn(self) -> str:
-        """What a bare psycopg takes."""
+        """The URL in psycopg's form."""
         return self.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 @contextmanager
 def database(url: sa.URL | None) -> Iterator[tuple[sa.URL, str]]:
-    """Start a server, or take the one of the URL; make a database there, and drop it in the end."""
+    """Start a server, or use that of the URL; create a database there, and drop it at the end."""
     server = servers.Server(url, "--url", lambda: None) if url else servers.start(durable=True)
     admin = sa.create_engine(server.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     name = f"safeagent_sa_bench_{uuid.uuid4().hex[:8]}"
@@ -49,7 +49,7 @@ def database(url: sa.URL | None) -> Iterator[tuple[sa.URL, str]]:
 
 @contextmanager
 def place(url: sa.URL) -> Iterator[Place]:
-    """Open the engines of one way to the database."""
+    """Open the engines of a URL."""
     engine, async_engine = sa.create_engine(url), create_async_engine(url)
     with asyncio.Runner() as runner:
         try:
@@ -60,7 +60,7 @@ def place(url: sa.URL) -> Iterator[Place]:
 
 
 def settings(engine: sa.Engine) -> dict[str, str]:
-    """Return what the server says about itself."""
+    """Return the server's version and settings."""
     shown = {"PostgreSQL": "server_version"} | {
         name: name for name in ("fsync", "full_page_writes", "synchronous_commit", "shared_buffers")
     }

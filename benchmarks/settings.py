@@ -1,4 +1,4 @@
-"""How a run measures."""
+"""The settings of a run."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Settings:
-    """What the command line asks for.
+    """The options of the command line.
 
     Attributes:
-        full: The long form.
+        full: Whether to take the long form.
         rounds: How many turns each contestant has.
-        transactions: How many transactions a turn is.
-        seed: Of the order of turns.
-        work: What was stored in all, as the sections counted it.
+        transactions: How many transactions a turn has.
+        seed: The seed for the order of turns.
+        work: The rows stored in total, as the sections have counted them.
     """
 
     full: bool
@@ -26,5 +26,5 @@ class Settings:
 
     @property
     def shuffled(self) -> random.Random:
-        """The order of turns of one section, whichever sections ran before."""
+        """A new source for the order of turns: the same for each section, whatever ran before."""
         return random.Random(self.seed)

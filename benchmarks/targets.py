@@ -1,4 +1,4 @@
-"""What the figures are for: each target, and what a run has found for it."""
+"""The targets, and the figures of a run for them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Sections = dict[str, Any]
 
 @dataclass(frozen=True)
 class Target:
-    """A limit, and where the figure for it is in a run.
+    """A limit, and the function that finds its figure in a run.
 
     Attributes:
-        what: What is measured.
-        figure: Finds it; KeyError where the run has no such section or contestant.
-        limit: The last value that hits.
-        is_least: Whether the figure is to be at least that.
-        unit: Of both.
+        what: The name of the figure.
+        figure: Returns the figure, or raises KeyError if the run has no such section or contestant.
+        limit: The last value that hits the target.
+        is_least: Whether the limit is a minimum.
+        unit: The unit of figure and limit.
     """
 
     what: str
@@ -31,7 +31,7 @@ class Target:
     unit: str = "x"
 
     def verdict(self, sections: Sections) -> dict[str, Any] | None:
-        """Return figure and verdict, or None where it was not measured."""
+        """Return figure and verdict, or None if it was not measured."""
         try:
             found = self.figure(sections)
         except KeyError:
@@ -42,7 +42,7 @@ class Target:
 
 
 def verdicts(sections: Sections) -> list[dict[str, Any]]:
-    """Return what is known of every target."""
+    """Return the verdict for each target that was measured."""
     return [found for target in TARGETS if (found := target.verdict(sections)) is not None]
 
 

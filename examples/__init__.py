@@ -1,1 +1,1 @@
-"""Apps to read and to copy from; installed with the library, because `safeagent-sa demo` runs them."""
+"""Apps to read and copy from; they are installed because `safeagent-sa demo` runs one of them."""

@@ -1,1 +1,1 @@
-"""The packaged migrations of the standalone road; installed as `safeagent_sa.migrations`."""
+"""The packaged migrations, for databases without an Alembic history of the app; installed as `safeagent_sa.migrations`."""

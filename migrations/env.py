@@ -1,8 +1,8 @@
-"""Runs the packaged revisions: on a URL, a Connection or an Engine, sync or async, or offline as SQL.
+"""Runs the packaged revisions on a URL, a Connection or an Engine, sync or async, or offline as SQL.
 
-The URL is `-x url=...`, else SAFEAGENT_DATABASE_URL, else DATABASE_URL, else `sqlalchemy.url` in the ini file.
-`-x schema=...` puts table and version table into a PostgreSQL schema, which is made where it is missing.
-The history has a version table of its own, so that it never meets the one of the app.
+The URL is the first of `-x url=...`, SAFEAGENT_DATABASE_URL, DATABASE_URL and `sqlalchemy.url` in the ini file.
+`-x schema=...` puts table and version table into a PostgreSQL schema, and creates it if it is missing.
+The history has a separate version table, so that it never conflicts with that of the app.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from safeagent_sa.cli._drivers import normalise
 from safeagent_sa.models import ExecutionRequestMixin, make_model
 
 
-# Any number that is no one else's: two upgrades at once would otherwise both create the table, and one would die of it.
+# An arbitrary number. Without this lock, two upgrades at once would both create the table, and one would fail.
 LOCK_KEY = 7233173002
 
-# Everybody queues behind a migration that waits for a lock on the table. A limit that was set already is kept.
+# All other transactions queue behind a migration that waits for a lock on the table. An existing limit is kept.
 LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', '5s', true) WHERE current_setting('lock_timeout') = '0'")
 
 config = context.config
@@ -32,7 +32,7 @@ schema: str | None = config.attributes.get("schema") or arguments.get("schema")
 
 
 class Base(DeclarativeBase):
-    """A Base of its own, because the metadata must carry the schema of this run."""
+    """A separate Base, because the metadata must have the schema of this run."""
 
     metadata = MetaData()
 
@@ -41,7 +41,7 @@ model: type[ExecutionRequestMixin] = make_model(Base, schema=schema)
 
 
 def include_name(name: str | None, kind: str, _parents: Any) -> bool:
-    """Look at our table only: the database belongs to an app, too."""
+    """Return whether Alembic should look at a name: only at our table, since an app may share the database."""
     if kind == "schema":
         return name == schema
     return kind != "table" or name == model.__tablename__
@@ -59,7 +59,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def database_url() -> URL:
-    """Return the URL of this run, or raise with the ways to give one."""
+    """Return the URL of this run; exit with the ways to pass one if there is none."""
     url = (
         arguments.get("url")
         or os.environ.get("SAFEAGENT_DATABASE_URL")
@@ -67,20 +67,20 @@ def database_url() -> URL:
         or config.get_main_option("sqlalchemy.url")
     )
     if not url:
-        message = "no database: give `-x url=postgresql+psycopg://...`, or set SAFEAGENT_DATABASE_URL or DATABASE_URL"
+        message = "no database: pass `-x url=postgresql+psycopg://...`, or set SAFEAGENT_DATABASE_URL or DATABASE_URL"
         raise SystemExit(message)
     return normalise(url)
 
 
 def migrate() -> None:
-    """Run the revisions, online or offline, in a schema that may be new."""
+    """Run the revisions, online or offline; create the schema if it is missing."""
     if schema is not None:
         context.execute(CreateSchema(schema, if_not_exists=True))
     context.run_migrations()
 
 
 def run(connection: Connection) -> None:
-    """Run the revisions on a connection, under a lock where the database has one."""
+    """Run the revisions on a connection, under a lock on PostgreSQL."""
     context.configure(connection=connection, render_as_batch=connection.dialect.name == "sqlite", **OPTIONS)
     with context.begin_transaction():
         if connection.dialect.name == "postgresql":
@@ -101,7 +101,7 @@ async def run_async(url: URL) -> None:
 
 
 def main() -> None:
-    """Choose between offline, the connection or engine that was handed in, and the URL."""
+    """Run the revisions offline, on the given connection or engine, or on the URL."""
     given = config.attributes.get("connection")
     if context.is_offline_mode():
         context.configure(url=database_url(), literal_binds=True, dialect_opts={"paramstyle": "named"}, **OPTIONS)

@@ -1,8 +1,8 @@
-"""Run every scenario against every contestant that is installed, and print who passes what.
+"""Run every scenario against every installed contestant, and print which ones pass.
 
     python -m benchmarks.field [--json FILE] [--only NAME]
 
-It starts a PostgreSQL as the tests do, and gives each contestant a database of its own on it.
+It starts a PostgreSQL as the tests do, and creates a database for each contestant.
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ def run(only: str | None) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that the page is made of")
-    parser.add_argument("--only", metavar="NAME", help="one contestant, by its name on PyPI or its class")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the data from which the page is made")
+    parser.add_argument("--only", metavar="NAME", help="run one contestant, by its name on PyPI or its class")
     options = parser.parse_args()
-    logging.disable(logging.CRITICAL)  # the libraries tell of the faults that were put in on purpose
+    logging.disable(logging.CRITICAL)  # the libraries log the injected faults
     report = run(options.only)
     print(page.terminal(report))
     if options.json:

@@ -1,4 +1,4 @@
-"""What a scenario needs of a library, and the ways in which a library may answer."""
+"""What a scenario needs from a library, and the ways in which a library may answer."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PAUSE = 0.1  # between two deliveries while a lease runs
 
 
 class Refused(Exception):  # noqa: N818
-    """The library answered, in its own way of saying so, that it has no success to report."""
+    """The library has answered in its own way that this is no success."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one delivery got: `kind` is "success", "refusal" (one that the library documents) or "error"."""
+    """The answer to one delivery: `kind` is "success", "refusal" (a documented one) or "error"."""
 
     kind: str
     receipt: Any = None
@@ -46,25 +46,25 @@ class Adapter(ABC):
 
     Args:
         work: The business code.
-        url: PostgreSQL, for what the library stores on connections of its own.
-        business_url: The same database, maybe through a proxy, for what commits the business row.
-        lease: Seconds after which an abandoned claim may be taken over, where the library has such a thing.
+        url: PostgreSQL, for the library's separate connections.
+        business_url: The same database, possibly through a proxy, for the connection that commits the business row.
+        lease: Seconds after which another caller may take over an abandoned claim, if the library has leases.
     """
 
     name: ClassVar[str]
     distribution: ClassVar[str]
-    """Its name on PyPI, by which its version is read."""
+    """Its name on PyPI."""
     documentation: ClassVar[str]
     """The page that the adapter follows."""
     remark: ClassVar[str] = ""
-    """What a reader of the table should know about how it is used."""
+    """What readers of the table should know about its use."""
     refusals: ClassVar[tuple[type[Exception], ...]] = ()
-    """The exceptions by which it refuses a delivery."""
+    """The exceptions with which it refuses a delivery."""
     has_lease: ClassVar[bool] = False
     returns_value: ClassVar[bool] = True
-    """Its answer is the value of the business code."""
+    """Whether its answer is the value of the business code."""
     not_applicable: ClassVar[dict[str, str]] = {}
-    """Names of scenarios that make no sense for it, and why."""
+    """Scenarios that make no sense for it, and why."""
 
     def __init__(self, work: Work, url: sa.URL, business_url: sa.URL, lease: float) -> None:
         self.work = work
@@ -83,11 +83,11 @@ class Adapter(ABC):
 
     @classmethod  # noqa: B027
     def create_tables(cls, url: sa.URL) -> None:
-        """Create what the library stores, where it does not do so itself."""
+        """Create the library's tables, if it does not do that on its own."""
 
     @classmethod  # noqa: B027
     def clean_up(cls, url: sa.URL) -> None:
-        """Remove what the library keeps outside of the database."""
+        """Remove what the library keeps outside the database."""
 
     def deliver(self, request_id: str, amount: int) -> Any:
         """Deliver a request and return its answer, or raise."""
@@ -99,7 +99,7 @@ class Adapter(ABC):
         return self.guard(pay, request_id, amount)
 
     def deliver_in(self, session: Session, request_id: str, amount: int) -> Any:
-        """Deliver a request inside of a transaction that belongs to the caller, who ends it."""
+        """Deliver a request inside the caller's transaction, which the caller ends."""
 
         def pay(request_id: str, amount: int) -> Any:
             return self.work(session, request_id, amount)
@@ -118,7 +118,7 @@ class Adapter(ABC):
         self.engine.dispose()
 
     def attempt(self, request_id: str, amount: int) -> Answer:
-        """Deliver once and say what came of it."""
+        """Deliver once and return the answer."""
         try:
             return Answer("success", self.deliver(request_id, amount))
         except Refused as refusal:
@@ -129,16 +129,16 @@ class Adapter(ABC):
             return Answer("error", name=type(error).__name__)
 
     def redeliver(self, request_id: str, amount: int) -> Answer:
-        """Deliver as a patient client does: again and again, until success or well after any lease has ended."""
+        """Deliver like a patient client: again and again, until success or until well after the lease has ended."""
         deadline = time.monotonic() + (3 * self.lease if self.has_lease else 0)
         never = threading.Event()
         while not (answer := self.attempt(request_id, amount)).is_success and time.monotonic() < deadline:
-            never.wait(PAUSE)  # a lease is made of time; nothing could be waited for
+            never.wait(PAUSE)  # a lease is a span of time, so there is no event to wait for
         return answer
 
 
 class SqliteAdapter(Adapter):
-    """A library that keeps its records in a SQLite file; the payments are on PostgreSQL all the same."""
+    """A library that keeps its records in a SQLite file; the payments are on PostgreSQL nevertheless."""
 
     @classmethod
     def file(cls, url: sa.URL) -> Path:
@@ -151,7 +151,7 @@ class SqliteAdapter(Adapter):
 
 
 class TransactionAdapter(Adapter):
-    """A library that works inside of the caller's transaction."""
+    """A library that works inside the caller's transaction."""
 
     def deliver(self, request_id: str, amount: int) -> Any:
         with self.sessions.begin() as session:

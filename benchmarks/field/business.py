@@ -1,4 +1,4 @@
-"""The business work that every library guards, with named points at which a scenario puts its fault."""
+"""The business work that every library guards, with named points at which a scenario injects its fault."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ AMOUNT = 100
 
 
 class Base(DeclarativeBase):
-    """The application's own tables."""
+    """The base of the app's tables."""
 
 
 class Payment(Base):
-    """The business row. Nothing but the library under test keeps one request from having two."""
+    """The business row. Only the library under test prevents a second row for a request."""
 
     __tablename__ = "payments"
 
@@ -28,11 +28,11 @@ class Payment(Base):
 
 
 class BusinessError(Exception):
-    """The business code refuses: no money was moved."""
+    """The business code refuses: no money has moved."""
 
 
 def receipt_of(payment: Payment) -> dict[str, Any]:
-    """Return the one right answer for this row: nested, and different for every row."""
+    """Return the one correct answer for this row: nested, and different for every row."""
     line = {"sku": "café", "prices": [payment.amount, payment.amount / 8], "gift": None}
     return {"status": "sent", "receipt_id": f"rcpt_{payment.id}", "lines": [line], "final": True}
 
@@ -42,10 +42,10 @@ def payments_of(session: Session, request_id: str) -> list[Payment]:
 
 
 class Work:
-    """Writes one payment into a session that somebody else commits.
+    """Writes one payment into a session that the adapter commits.
 
-    `faults` maps a point to what happens there: "written" is after the INSERT and before the COMMIT, "committed" is
-    right after the COMMIT of that row, before its caller learns of it.
+    `faults` maps a point to the fault there: "written" is after the INSERT and before the COMMIT, "committed" directly after
+    the COMMIT of that row, before the caller gets its answer.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Two guards that are none: each scenario must fail at least one of them, or it checks nothing."""
+"""Two guards that do not guard: each scenario must fail for one of them, or it checks nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Unguarded(Adapter):
 
 
 class RecordFirst(Adapter):
-    """Commits "done" in a transaction of its own, and does the work after it."""
+    """Commits "done" in a separate transaction, and does the work after it."""
 
     name = "record first"
     distribution = "sqlalchemy"

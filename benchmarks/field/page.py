@@ -1,4 +1,4 @@
-"""Renders the table from the JSON of a run alone: for the terminal, and as docs/field.md.
+"""Renders the table from the JSON of a run: for the terminal, and as docs/field.md.
 
 python -m benchmarks.field.page FILE > docs/field.md
 """
@@ -16,15 +16,15 @@ Report = dict[str, Any]
 HEAD = """\
 # The field
 
-The same races and crashes, run against the idempotency libraries for Python that install from PyPI and run on PostgreSQL
-without a server of their own. A delivery is always the same business: one row of `payments` on PostgreSQL, written as the
-library's own documentation writes business rows. Processes are really killed, and a proxy really loses the answer.
+This page compares the idempotency libraries for Python that install from PyPI and run on PostgreSQL without a separate server.
+Each faces the same races and crashes. A delivery always does the same business: one row of `payments` on PostgreSQL, written as
+the library's own documentation writes business rows. Processes are really killed, and a proxy really drops the answer.
 
-Most of these libraries are made for calls of something outside of the database, and are right to say that they cannot know
-what happened there. This table asks one question only: what becomes of a *business row* that is written under them?
-Where a library guards any function, "rolled back" calls that function inside of the caller's own transaction. A race is a
-matter of chance: a pass of "double claim" says that nothing was seen in 240 deliveries. A lease is one second where a process
-is killed, and thirty where threads race.
+Most of these libraries are made for calls outside the database, and they are right to say that they cannot know what happened
+there. This table asks only one question: what becomes of a *business row* that is written under them? If a library guards any
+function, "rolled back" calls that function inside the caller's transaction. A race is a matter of chance: a pass of "double
+claim" means that 240 deliveries showed no failure. The lease is one second in scenarios that kill a process, and thirty seconds
+in races of threads.
 """
 
 TAIL = """
@@ -34,22 +34,22 @@ TAIL = """
 make field
 ```
 
-It makes an environment of its own (`.venv-bench`), starts a PostgreSQL as the tests do, and writes this page, in about four
-minutes. One contestant alone: `.venv-bench/bin/python -m benchmarks.field --only idemkit`.
+The command creates a separate environment (`.venv-bench`), starts a PostgreSQL as the tests do, and writes this page in about
+four minutes. To run one contestant: `.venv-bench/bin/python -m benchmarks.field --only idemkit`.
 
 ## Is an adapter unfair?
 
-Each is a small file in `benchmarks/field/adapters/`, and names the page of the library's documentation that it follows. If
-the library documents a better way to guard a database write, send a change of that file: the verdicts follow by themselves.
-A library that is missing is one more such file, and a line in `adapters/__init__.py`.
+Each adapter is a small file in `benchmarks/field/adapters/` and names the page of the library's documentation that it follows.
+If the library documents a better way to guard a database write, send a change to that file; the next run produces the new
+verdicts. To add a library, add such a file and a line in `adapters/__init__.py`.
 
-Left out: Powertools for AWS Lambda and idempotency-kit (their stores are DynamoDB and Redis), fastapi-effects (a whole
-FastAPI app with roles and row security around it), seal-kernel (no open-source licence).
+Left out: Powertools for AWS Lambda and idempotency-kit (their stores are DynamoDB and Redis), fastapi-effects (a whole FastAPI
+app with roles and row security around it), seal-kernel (no open-source licence).
 """
 
 
 class Notes:
-    """Numbers the footnotes in the order in which they are first used."""
+    """Numbers the footnotes in the order of their first use."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -61,7 +61,7 @@ class Notes:
 
 
 def rows(report: Report, notes: Notes, mark: str) -> list[list[str]]:
-    """Return the head and a row for each contestant; `mark` is how a footnote is put, with its number in it."""
+    """Return the header and a row for each contestant; `mark` formats the number of a footnote."""
 
     def noted(text: str, note: str) -> str:
         return text + mark.format(notes.number(note)) if note else text
@@ -89,14 +89,15 @@ def terminal(report: Report) -> str:
 def markdown(report: Report) -> str:
     notes = Notes()
     head, *body = rows(report, notes, "<sup>{}</sup>")
-    lines = [HEAD, "| scenario | what is done, and what must hold |", "|---|---|"]
+    lines = [HEAD, "| scenario | what happens, and what must hold |", "|---|---|"]
     lines += [f"| {name} | {' '.join(text.split())} |" for name, text in report["scenarios"].items()]
     lines += ["", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     lines += ["| " + " | ".join(_bold(row)) + " |" for row in body]
     lines += ["", *(f"{number}. {text}" for number, text in enumerate(notes.texts, 1))]
     lines += [
         "",
-        "A pass with a note passes: the note says what it leaves open. `n/a`: the note says why. " + _versions(report),
+        "A pass with a note is a pass; the note says what it leaves open. For `n/a`, the note says why. "
+        + _versions(report),
     ]
     lines += ["", "| library | the adapter follows |", "|---|---|"]
     installed = [contestant for contestant in report["contestants"] if contestant["version"]]

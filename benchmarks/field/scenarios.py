@@ -1,4 +1,4 @@
-"""The faults. Each scenario delivers one request, lets something go wrong, delivers again, and counts payments."""
+"""The faults. Each scenario delivers a request, makes something fail, delivers again, and counts payments."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Failed(Exception):  # noqa: N818
 
 
 def double_claim(stage: Stage) -> str:
-    """Eight threads deliver the same id at the same moment, for 30 ids: one payment for each id, and nobody is told anything else."""
+    """Eight threads deliver the same id at the same moment, for 30 ids: one payment for each id, and every caller gets its receipt or a refusal."""
     barrier = threading.Barrier(THREADS)
     ids = [f"double-{number}" for number in range(IDS)]
 
@@ -52,18 +52,18 @@ def double_claim(stage: Stage) -> str:
         raise Failed(f"{twice} of {IDS} ids paid more than once, up to {max(paid.values())} times")
     if never := sum(count == 0 for count in paid.values()):
         raise Failed(f"{never} of {IDS} ids never paid")
-    everybody = [answer for answers in by_caller for answer in answers]
-    if errors := Counter(answer.name for answer in everybody if answer.kind == "error"):
+    received = [answer for answers in by_caller for answer in answers]
+    if errors := Counter(answer.name for answer in received if answer.kind == "error"):
         raise Failed("callers got " + ", ".join(f"{count} {name}" for name, count in sorted(errors.items())))
     for answers in by_caller:
         for request_id, answer in zip(ids, answers, strict=True):
             _compare(stage, request_id, answer)
-    refused = Counter(answer.name for answer in everybody if answer.kind == "refusal")
+    refused = Counter(answer.name for answer in received if answer.kind == "refusal")
     return f"duplicates in flight are refused: {', '.join(sorted(refused))}" if refused else ""
 
 
 def crash_after_commit(stage: Stage) -> str:
-    """The process is killed after the COMMIT of the payment and before anything else; delivered again, there is one payment."""
+    """The process is killed directly after the COMMIT of the payment; after another delivery there is one payment."""
     stage.crash("after", "committed")
     answer = stage.redeliver("after")
     _one_payment(stage, "after", answer)
@@ -72,7 +72,7 @@ def crash_after_commit(stage: Stage) -> str:
 
 
 def crash_before_commit(stage: Stage) -> str:
-    """The process is killed before the payment is committed; delivered again, the request is still executed: one payment."""
+    """The process is killed before the payment is committed; another delivery executes the request: one payment."""
     stage.crash("before", "written")
     answer = stage.redeliver("before")
     _one_payment(stage, "before", answer)
@@ -92,7 +92,7 @@ def other_arguments(stage: Stage) -> str:
 
 
 def failure_replayed(stage: Stage) -> str:
-    """The business code raises; delivered again, the request is executed or reported as failed, never as done without a payment."""
+    """The business code raises; another delivery executes the request or reports a failure, never a success without a payment."""
     work = Work()
 
     def refuse() -> None:
@@ -111,7 +111,7 @@ def failure_replayed(stage: Stage) -> str:
 
 
 def rolled_back(stage: Stage) -> str:
-    """The caller rolls back the transaction in which the guarded call was; delivered again, it is executed: one payment."""
+    """The caller rolls back the transaction of the guarded call; another delivery executes it: one payment."""
     with stage.open(Work()) as adapter:
         with adapter.sessions() as session:
             adapter.deliver_in(session, "rolled-back", AMOUNT)
@@ -122,12 +122,12 @@ def rolled_back(stage: Stage) -> str:
 
 
 def answer_lost(stage: Stage) -> str:
-    """The network loses the answer of the COMMIT of the payment; delivered again, there is one payment and its receipt."""
+    """The network loses the answer to the COMMIT of the payment; after another delivery there is one payment and its receipt."""
     proxy = Proxy(stage.url)
     work = Work()
 
     def lose_answer() -> None:
-        del work.faults["written"]  # once: some run the business code again by themselves
+        del work.faults["written"]  # once: some libraries run the business code again
         proxy.lose = "answer"
 
     work.faults["written"] = lose_answer
@@ -148,7 +148,7 @@ def answer_lost(stage: Stage) -> str:
 
 
 def same_receipt(stage: Stage) -> str:
-    """Delivered twice, both get the value of the business code, a nested JSON value, unchanged."""
+    """Both of two deliveries get the value of the business code, a nested JSON value, unchanged."""
     with stage.open(Work()) as adapter:
         first, second = adapter.deliver("receipt", AMOUNT), adapter.deliver("receipt", AMOUNT)
     (payment,) = stage.payments("receipt")[:1]
@@ -196,7 +196,7 @@ SCENARIOS: dict[str, Scenario] = {
 
 
 def judge(stage: Stage, name: str) -> Verdict:
-    """Run one scenario. An exception that is not a verdict is a fault of the adapter or of this code, and is raised."""
+    """Run one scenario. An exception that is no verdict is a fault of the adapter or of this code, and is raised."""
     if reason := stage.contestant.not_applicable.get(name):
         return Verdict("n/a", reason)
     try:

@@ -1,4 +1,4 @@
-"""The stage of one contestant: its database, its processes, and a look at the payments from outside."""
+"""The stage of one contestant: its database, its processes, and a view of the payments from outside."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from benchmarks.field.business import Base, Payment, Work, payments_of
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = 30.0
-SHORT = 1.0  # nothing but a killed process is ever that late
+SHORT = 1.0  # only a killed process is that late
 
 
 class Stage:
-    """A database for one library; each scenario uses request ids of its own."""
+    """A database for one library; each scenario uses different request ids."""
 
     def __init__(self, contestant: type[Adapter], url: sa.URL) -> None:
         self.contestant = contestant
@@ -35,7 +35,7 @@ class Stage:
         return self.contestant(work, self.url, business_url or self.url, lease)
 
     def payments(self, request_id: str) -> list[Payment]:
-        """Return the rows that were committed, as anybody else sees them."""
+        """Return the committed rows, as other connections see them."""
         with Session(self._engine) as session:
             return payments_of(session, request_id)
 

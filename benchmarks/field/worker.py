@@ -1,4 +1,4 @@
-"""Delivers one request in a process of its own, which may kill itself at a point of the business code.
+"""Delivers one request in a separate process, which may kill itself at a point of the business code.
 
     python -m benchmarks.field.worker ADAPTER URL LEASE REQUEST_ID [POINT]
 
@@ -21,7 +21,7 @@ from benchmarks.field.business import AMOUNT, Work
 
 
 def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)  # no handler, no rollback, no goodbye to the server
+    os.kill(os.getpid(), signal.SIGKILL)  # no handler, no rollback, no Terminate message
 
 
 def load(path: str) -> type[Adapter]:

@@ -1,11 +1,11 @@
-"""A small app with accounts and payments, as it may have existed before safeagent_sa; and what it took to add it.
+"""A small app with accounts and payments, and what safeagent_sa adds to it.
 
-    models.py      its tables, and one class more: the execution table on the app's own Base
-    database.py    its engine, and one line more for SQLite
+    models.py      the app's tables, and one more class: the execution table on the app's Base
+    database.py    its engine, and one more line for SQLite
     payments.py    its business function, inside `guard.claim(...)`
-    worker.py      delivers one request in a process of its own
-    migrations/    its own Alembic history; `safeagent-sa revision` adds one revision to it
+    worker.py      delivers one request in a separate process
+    migrations/    its Alembic history, to which `safeagent-sa revision` adds one revision
 
-To run it, in this folder: `alembic upgrade head`, `safeagent-sa revision`, `alembic upgrade head`; then, in the folder
-above, twice: `python -m payments.worker pay-1 2500`.
+To run it, in this folder: `alembic upgrade head`, `safeagent-sa revision`, `alembic upgrade head`. Then run
+`python -m payments.worker pay-1 2500` twice in the folder above.
 """

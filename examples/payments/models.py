@@ -11,7 +11,7 @@ from safeagent_sa import ExecutionRequestMixin
 
 
 class Base(DeclarativeBase):
-    """The app's own Base, with the app's own names for constraints."""
+    """The app's Base, with its naming convention."""
 
     metadata = MetaData(
         naming_convention={
@@ -25,7 +25,7 @@ class Base(DeclarativeBase):
 
 
 class Account(Base):
-    """Somebody's money, in cents."""
+    """An account with its balance in cents."""
 
     __tablename__ = "accounts"
 
@@ -47,4 +47,4 @@ class Payment(Base):
 
 
 class ExecutionRequest(ExecutionRequestMixin, Base):
-    """The claims and receipts of the guard; on this Base, so that autogenerate knows the table."""
+    """The guard's table of requests; on this Base, so that autogenerate knows it."""

@@ -1,4 +1,4 @@
-"""The business of the app: sending a payment, once per request_id."""
+"""The business of the app: it sends a payment once per request_id."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ guard = ExecutionGuard(model=ExecutionRequest)
 
 
 class InsufficientFundsError(Exception):
-    """The account has less than the payment needs; nothing was written, so a later retry may succeed."""
+    """The balance is too small; nothing was written, so a later retry may succeed."""
 
 
 def send_payment(session: Session, request_id: str, *, account_id: int, payee: str, amount_cents: int) -> Execution:
@@ -22,15 +22,15 @@ def send_payment(session: Session, request_id: str, *, account_id: int, payee: s
     Args:
         session: The session whose transaction claims, pays and stores the receipt.
         request_id: Names the intent to pay, the same on every retry.
-        account_id: Who pays.
-        payee: Who is paid.
-        amount_cents: How much.
+        account_id: The account that pays.
+        payee: The recipient.
+        amount_cents: The amount.
 
     Returns:
         The execution; its `result` is the receipt, the same for the first caller and for every retry.
 
     Raises:
-        InsufficientFundsError: The account has less than that.
+        InsufficientFundsError: The balance is too small.
     """
     payload = {"account_id": account_id, "payee": payee, "amount_cents": amount_cents}
     with guard.claim(session, request_id, action="send_payment", payload=payload) as execution:
@@ -42,6 +42,6 @@ def send_payment(session: Session, request_id: str, *, account_id: int, payee: s
             account.balance_cents -= amount_cents
             payment = Payment(account_id=account_id, payee=payee, amount_cents=amount_cents)
             session.add(payment)
-            session.flush()  # the receipt wants the payment's id
+            session.flush()  # the receipt needs the payment's id
             execution.complete({"payment_id": payment.id, "amount_cents": amount_cents})
     return execution

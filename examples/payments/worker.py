@@ -1,13 +1,13 @@
-"""Delivers one request in a process of its own, as a queue's worker would, and answers with one line of JSON.
+"""Delivers one request as a queue's worker would, in a separate process, and prints the answer as one line of JSON.
 
     python -m payments.worker pay-1 2500
 
-`--stop-at` is for the crash scenes of `safeagent-sa demo`: the worker says on stdout where it has stopped, and goes on
-when it gets a line on stdin. Whoever watches can kill it there, at a moment that is certain and not guessed by a clock.
+`--stop-at` serves the crash scenes of `safeagent-sa demo`: the worker reports on stdout where it has stopped, and continues
+when it gets a line on stdin. The demo can kill it there, at an exact point instead of after a guessed time.
 
     ready        connected; nothing is sent
-    inserted     the payment's INSERT was sent; the COMMIT was not
-    committed    the COMMIT has succeeded; nobody has the answer
+    inserted     the payment's INSERT was sent, the COMMIT was not
+    committed    the COMMIT has succeeded; the caller has no answer
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ def deliver(request_id: str, amount_cents: int, stop_at: str | None) -> dict[str
         if point == stop_at:
             print(f"stopped at {point}", flush=True)
             if not sys.stdin.readline():
-                sys.exit("nobody is there to say go on")
+                sys.exit("stdin was closed while the worker waited for a line")
 
     engine.connect().close()
     reach("ready")
-    # From outside, so that the business code stays as it is in production.
+    # As an event, so that the business code is the same as in production.
     event.listen(Payment, "after_insert", lambda *_: reach("inserted"))
     try:
         with SessionLocal.begin() as session:
             execution = send_payment(session, request_id, account_id=ACCOUNT_ID, payee=PAYEE, amount_cents=amount_cents)
-    except OutcomeError as error:  # the guard's answer was not "go on"; see safeagent_sa.errors
+    except OutcomeError as error:  # the guard has refused; see safeagent_sa.errors
         return {"refused": type(error).__name__, "why": str(error)}
     reach("committed")
     return {"replay": execution.is_replay, "receipt": execution.result}

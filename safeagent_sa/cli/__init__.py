@@ -1,23 +1,23 @@
-"""The command line `safeagent-sa`; the library never imports it, and it needs the extra `cli`.
+"""The command line `safeagent-sa`, in the extra `cli`; the library never imports it.
 
-    revision    _revision ─► _history       one revision for an app's own Alembic history
-    adopt       _adopt ─► _revision         the same for a database that has a table of SafeAgent's
-    migrate     _migrate ─► _standalone     the packaged revisions, for those who have none
-    list, show  _requests ─► _reads         a look at stored requests, in a table of any size ─► _stretches
-    in-doubt    _doubts                     what may have happened, and `resolve`: what has become of it
-    relay       _relay                      fires stored effects
-    doctor      _doctor ─► _doctor_requests what is wrong with a database, and what to do
-    purge       _purge                      drop old receipts; `erase`: what one request has stored
-    demo        _demo ─► _demo_scenes ─► _demo_stage ─► _demo_worker
+    revision    _revision ─► _history        one revision in an app's own Alembic history
+    adopt       _adopt ─► _revision          the same for a database with a table of SafeAgent's
+    migrate     _migrate ─► _standalone      the packaged revisions, for databases without an Alembic history
+    list, show  _requests ─► _reads          stored requests, in a table of any size ─► _stretches
+    in-doubt    _doubts                      requests that may have happened; `resolve` records what happened
+    relay       _relay                       fires stored effects
+    doctor      _doctor ─► _doctor_requests  checks a database and gives advice
+    purge       _purge                       drops old receipts; `erase` drops what one request has stored
+    demo        demo ─► scenes ─► stage ─► worker
 
-`_app` lists the commands; `_console`, `_options` and `_urls` are what they share.
+`_app` lists the commands; they share `_console`, `_options` and `_urls`.
 """
 
 from __future__ import annotations
 
 
 def main() -> None:
-    """Run the command line; exit with a sentence where its libraries are not installed."""
+    """Run the command line; exit with a message if its libraries are not installed."""
     try:
         from ._app import app  # noqa: PLC0415 - typer and rich are an extra
     except ModuleNotFoundError as error:

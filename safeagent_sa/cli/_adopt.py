@@ -1,4 +1,4 @@
-"""`safeagent-sa adopt`: one revision that turns the table of a SafeAgent store into ours; before that, what it would do."""
+"""`safeagent-sa adopt`: writes a revision that converts the table of a SafeAgent store; first counts what would change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ._revision import app_config, options_text, write
 
 
 class StoreName(StrEnum):
-    """The stores of SafeAgent, as a choice on the command line."""
+    """The stores of SafeAgent, as choices on the command line."""
 
     SQLITE = "SQLiteExecutionStore"
     PG = "PgExecutionStore"
@@ -33,7 +33,7 @@ class StoreName(StrEnum):
 _BECOMES: dict[str, str] = {
     ExecutionStatus.COMPLETED: "finished: a retry gets the result",
     ExecutionStatus.FAILED: "recorded as failed: a retry gets ExecutionFailedError",
-    ExecutionStatus.IN_DOUBT: "unfinished or unreadable: not executed again before somebody has found out",
+    ExecutionStatus.IN_DOUBT: "unfinished or unreadable: not executed again until it is resolved",
 }
 
 
@@ -42,14 +42,14 @@ def adopt(
     *,
     url: Url = None,
     store: Annotated[
-        StoreName | None, typer.Option("--store", help="The store that made the table; found out by default.")
+        StoreName | None, typer.Option("--store", help="The store that made the table; detected by default.")
     ] = None,
     is_dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would become what.")] = False,
-    scope: Annotated[str, typer.Option("--scope", help="The scope of all these requests.")] = "",
+    scope: Annotated[str, typer.Option("--scope", help="The scope for all adopted requests.")] = "",
     time_zone: Annotated[
         str | None,
         typer.Option(
-            "--time-zone", help="Where PostgresExecutionStore wrote its timestamps; the connection's own by default."
+            "--time-zone", help="The time zone of PostgresExecutionStore's timestamps; the connection's by default."
         ),
     ] = None,
     config: AlembicConfig = Path("alembic.ini"),
@@ -58,10 +58,10 @@ def adopt(
     schema: Schema = None,
     message: Message = None,
 ) -> None:
-    """Turn the table of a SafeAgent store into ours, by one revision in your app's Alembic history.
+    """Convert the table of a SafeAgent store, by one revision in your app's Alembic history.
 
-    Counts first what would become what, where it is told a database. The old table is kept under another name, and
-    `alembic downgrade` takes it all back. With --store no database is needed.
+    Given a database, first counts what would become what. The old table is kept under another name, and
+    `alembic downgrade` restores it. With --store no database is needed.
     """
     model_of(table_name, schema)  # refuses names that would fail much later
     if store is None or is_dry_run or url is not None:
@@ -72,8 +72,8 @@ def adopt(
     script = ScriptDirectory.from_config(app_config(config))
     if reached_step(script, table_name, schema):
         raise Stop(
-            f"the history makes {table_name} already, empty; the adoption must be what makes it. Take that revision back "
-            "and remove it, or adopt into a table of another name: --table-name safeagent_requests."
+            f"a revision of this history already creates an empty {table_name}, and the adoption must create it. Downgrade "
+            "and delete that revision, or adopt into a table with another name: --table-name safeagent_requests."
         )
     options = options_text(table_name, schema)
     options += f", scope={json.dumps(scope)}" if scope else ""
@@ -83,7 +83,7 @@ def adopt(
 
 
 def _examine(url: str | None, schema: str | None, wanted: StoreName | None) -> StoreName:
-    """Print what would become what, and return which store made the table."""
+    """Print what would become what, and return the store that made the table."""
     with connected(url, schema, TABLE_NAME) as (engine, _), engine.connect() as connection:
         store = STORES[wanted] if wanted else _adoption.detect(connection, schema)
         counts = _adoption.counts(connection, store, schema)

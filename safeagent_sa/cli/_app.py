@@ -12,12 +12,12 @@ from ._console import forgive_unprintable
 
 
 app = typer.Typer(
-    help="Run a business transaction once per request_id: the schema, a look at stored requests, a demo.",
-    epilog="Exit codes: 0 done, 1 not done or not found (stderr says why), 2 wrong arguments.",
+    help="Run a business transaction once per request_id: migrations, stored requests, effects, checks and a demo.",
+    epilog="Exit codes: 0 done, 1 not done or not found (see stderr), 2 wrong arguments.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,  # the help has square brackets of its own
-    pretty_exceptions_enable=False,  # they print local variables, and a URL with its password is one
+    rich_markup_mode=None,  # the help texts contain square brackets
+    pretty_exceptions_enable=False,  # they print local variables, and a URL with its password is one of them
 )
 
 

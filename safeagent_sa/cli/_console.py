@@ -1,4 +1,4 @@
-"""How commands speak: results on stdout, all else on stderr, and expected errors as sentences and not as tracebacks."""
+"""The output of commands: results on stdout, everything else on stderr, expected errors as sentences without traceback."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..errors import SafeAgentError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Comfortable to read; also what a pipe gets, which has no width of its own.
+# For pipes, which have no width; also comfortable to read.
 WIDTH = 100
 
 _DRIVERS = {"psycopg": '"safeagent_sa[postgresql]"', "asyncpg": "asyncpg", "aiosqlite": "aiosqlite"}
@@ -37,26 +37,26 @@ out = _console(stderr=False)
 err = _console(stderr=True)
 
 
-class Stop(Exception):  # noqa: N818 - a way to end a command, more than an error
-    """Ends a command with exit code 1 and a message for a person: what happened, why, what to do."""
+class Stop(Exception):  # noqa: N818 - ends a command; nothing has failed inside
+    """Ends a command with exit code 1 and a message: what happened, why, what to do."""
 
 
 def in_sentences(command: Callable[P, T]) -> Callable[P, T]:
-    """Make a command report the errors that are expected of it on stderr, with exit code 1."""
+    """Make a command report its expected errors on stderr, with exit code 1."""
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return command(*args, **kwargs)
         except DBAPIError as error:
-            message = f"the database said: {str(error.orig).strip()}"
+            message = f"the database reports: {str(error.orig).strip()}"
         except (Stop, SafeAgentError, CommandError, SQLAlchemyError) as error:
             message = str(error)
         except ModuleNotFoundError as error:
             if error.name not in _DRIVERS:
                 raise
             message = f"the database driver {error.name!r} is not installed: pip install {_DRIVERS[error.name]}"
-        # Text, because messages may hold square brackets; soft_wrap, because they may hold lines to paste.
+        # Text, because messages may contain square brackets; soft_wrap, because they may contain lines to paste.
         err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
         raise typer.Exit(1)
 
@@ -64,7 +64,7 @@ def in_sentences(command: Callable[P, T]) -> Callable[P, T]:
 
 
 def forgive_unprintable() -> None:
-    """Let a character that the terminal's encoding lacks become a question mark instead of a crash."""
+    """Print a question mark for a character that the terminal's encoding lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -1,4 +1,4 @@
-"""Connects a command to the database that it is about, and checks that the table there is ours."""
+"""Connects a command to its database, and checks the table there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ._options import model_of
 def opened(
     url: str | None, schema: str | None, table_name: str
 ) -> Generator[tuple[Engine, type[ExecutionRequestMixin]]]:
-    """Give an engine and the model of the table, which is there and ours."""
+    """Yield an engine and the model of the table, after checking that the table exists and is ours."""
     with connected(url, schema, table_name) as (engine, model):
         with engine.connect() as connection:
             verify(connection, model=model)
@@ -31,13 +31,13 @@ def opened(
 def connected(
     url: str | None, schema: str | None, table_name: str
 ) -> Generator[tuple[Engine, type[ExecutionRequestMixin]]]:
-    """Give an engine and the model of the table, whether it is there or not."""
+    """Yield an engine and the model of the table, whether the table exists or not."""
     model = model_of(table_name, schema)
     database = _urls.synchronous(_urls.required(url))
     name = database.database
     is_sqlite = database.get_backend_name() == "sqlite"
     if is_sqlite and name and not name.startswith(("file:", ":")) and not Path(name).is_file():
-        raise Stop(f"there is no SQLite database {name}")  # SQLite would make an empty one
+        raise Stop(f"there is no SQLite database {name}")  # SQLite would create an empty one
     engine = create_engine(database)
     if is_sqlite:
         sqlite.configure(engine)

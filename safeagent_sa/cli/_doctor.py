@@ -1,4 +1,4 @@
-"""`safeagent-sa doctor`: looks at a database with the eyes of the guard, and says what to do. Reads only."""
+"""`safeagent-sa doctor`: checks a database as the guard sees it, and gives advice. Only reads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ._options import Schema, TableName, Url
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
-# An index on one of these makes every completion write to it, too (manual, section 73.7: heap-only tuples).
+# An index on one of these costs every completion a write to it (manual, section 73.7: heap-only tuples).
 _CHANGING = {"status", "result", "completed_at"}
 
 
@@ -34,18 +34,21 @@ def doctor(
     schema: Schema = None,
     table_name: TableName = TABLE_NAME,
     is_deep: Annotated[
-        bool, typer.Option("--deep", help="Look at every row, for claims that were committed without a result.")
+        bool, typer.Option("--deep", help="Look at every row for claims that were committed without a result.")
     ] = False,
     time_limit: Annotated[
-        float, typer.Option("--time-limit", min=0, metavar="SECONDS", help="With --deep: how long, newest rows first.")
+        float,
+        typer.Option(
+            "--time-limit", min=0, metavar="SECONDS", help="With --deep: the longest time, newest rows first."
+        ),
     ] = 60.0,
-    is_strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings, too.")] = False,
+    is_strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings as well.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Look at the database as the app's role, and say what to do. Exits with 1 where the guard's promise is in danger.
+    """Check the database as the app's role sees it, and give advice. Exits with 1 if the guard's promise is in danger.
 
-    Give it the URL that the app uses: grants, poolers and settings of a role are seen only that way. Without --deep it reads a
-    few pages of a table of any size.
+    Use the app's URL: only that way can the command see grants, poolers and a role's settings. Without --deep it reads a few
+    pages of a table of any size.
     """
     with connected(url, schema, table_name) as (engine, model):
         findings = list(_look(engine, model.__table__, model, time_limit if is_deep else None))  # type: ignore[attr-defined]
@@ -69,9 +72,9 @@ def _look(engine: Engine, table: Table, model: Any, seconds: float | None) -> It
         try:
             verify(connection, model=model)
         except SchemaError as error:
-            yield Finding("schema", "problem", f"{table.fullname} is not what this version needs", str(error))
+            yield Finding("schema", "problem", f"{table.fullname} does not fit this version", str(error))
             return
-        yield Finding("schema", "ok", f"{table.fullname} is what this version needs")
+        yield Finding("schema", "ok", f"{table.fullname} fits this version")
         if connection.dialect.name == "postgresql":
             yield from _settings(connection)
             yield from _server(connection)
@@ -95,39 +98,39 @@ def _settings(connection: Connection) -> Iterator[Finding]:
         shown["synchronous_commit"],
         ""
         if is_durable
-        else "the guard turns it on for its own transactions; with synchronous_commit='warn' a crash loses some",
+        else "the guard turns it on for its transactions; with synchronous_commit='warn' a crash can lose some",
     )
     timeout = shown["idle_in_transaction_session_timeout"]
     yield Finding(
         "idle-timeout",
         "warning" if timeout == "0" else "ok",
         f"idle_in_transaction_session_timeout = {timeout}",
-        "a client that goes silent holds its claims for ever: ALTER ROLE ... SET idle_in_transaction_session_timeout = '60s'"
+        "a silent client holds its claims without limit: ALTER ROLE ... SET idle_in_transaction_session_timeout = '60s'"
         if timeout == "0"
         else "",
     )
     if shown["fsync"] == "off":
         yield Finding(
-            "fsync", "problem", "fsync is off", "a crash of the server can lose or damage anything: turn it on"
+            "fsync", "problem", "fsync is off", "a crash of the server can lose or damage any data: turn it on"
         )
 
 
 def _server(connection: Connection) -> Iterator[Finding]:
     if connection.scalar(text("SELECT pg_is_in_recovery()")):
-        yield Finding("primary", "problem", "this is a replica", "claims write, replays included: use the primary")
+        yield Finding("primary", "problem", "this is a replica", "claims write, even for replays: use the primary")
     elif connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "on":
-        yield Finding("primary", "problem", "transactions are read-only", "look for default_transaction_read_only")
+        yield Finding("primary", "problem", "transactions are read-only", "check default_transaction_read_only")
     else:
         yield Finding("primary", "ok", "this is a primary, and transactions may write")
-    # A pooler gives its clients a process id of its own, to be cancelled by.
+    # A pooler gives its clients another process id, for cancel requests.
     driver: Any = connection.connection.driver_connection
     if driver.info.backend_pid != connection.scalar(text("SELECT pg_backend_pid()")):
         advice = (
             "in transaction pooling set prepare_threshold=None for psycopg, or let the pooler keep prepared statements"
         )
-        yield Finding("pooler", "warning", "a pooler stands between this client and the server", advice)
+        yield Finding("pooler", "warning", "there is a pooler between this client and the server", advice)
     else:
-        yield Finding("pooler", "ok", "no pooler in between")
+        yield Finding("pooler", "ok", "there is no pooler")
 
 
 def _grants(connection: Connection, table: Table) -> Iterator[Finding]:
@@ -162,8 +165,8 @@ def _storage(connection: Connection, table: Table) -> Iterator[Finding]:
         if _CHANGING & {*index["column_names"], *index.get("dialect_options", {}).get("postgresql_include", ())}
         or any(column in str(index.get("dialect_options", {}).get("postgresql_where", "")) for column in _CHANGING)
     ]
-    advice = f"every completion writes to it, and old row versions stay longer: DROP INDEX {', '.join(spoiling)}"
-    found = ", ".join(spoiling) if spoiling else "no index that a completion would write to"
+    advice = f"every completion writes to it, and old row versions last longer: DROP INDEX {', '.join(spoiling)}"
+    found = ", ".join(spoiling) if spoiling else "no completion writes to an index"
     yield Finding("indexes", "warning" if spoiling else "ok", found, advice if spoiling else "")
 
 
@@ -172,6 +175,6 @@ def _sqlite(connection: Connection) -> Iterator[Finding]:
     advice = (
         ""
         if mode == "wal"
-        else "safeagent_sa.sqlite.configure(engine) turns WAL on, in which readers do not block claims"
+        else "safeagent_sa.sqlite.configure(engine) turns on WAL, so that readers do not block claims"
     )
     yield Finding("journal", "ok" if mode == "wal" else "warning", f"journal_mode = {mode}", advice)

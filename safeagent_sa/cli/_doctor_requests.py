@@ -1,4 +1,4 @@
-"""What `safeagent-sa doctor` finds in the stored requests: claims without a result, doubts, and effects that wait."""
+"""Checks the stored requests for `safeagent-sa doctor`: claims without a result, requests in doubt, waiting effects."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from ._console import err
 from ._finding import Finding
 
 
-# Seconds: a relay that runs would have fired it.
+# Seconds. A running relay would have fired the effect by then.
 _LONG_DUE = 600.0
 
-# With so many claims without a result, the look ends: they have one cause.
+# The search ends after so many claims without a result: they have one cause.
 _SHOWN = 20
 
 _UNSEEN = (
-    "they were committed without a result, by a COMMIT that the guard could not see: look for their business rows, then tell "
-    "with `safeagent-sa resolve`; schema.add_commit_check() lets PostgreSQL refuse such a COMMIT"
+    "a COMMIT that the guard could not see has stored them without a result: look for their business rows, then run "
+    "`safeagent-sa resolve`; schema.add_commit_check() lets PostgreSQL refuse such a COMMIT"
 )
 
 
 def findings_of(connection: Connection, table: Table, seconds: float | None) -> Iterator[Finding]:
-    """Yield what the stored requests tell; every row is looked at for so many seconds, or none where it is None."""
+    """Yield findings about the stored requests; look at every row for at most so many seconds, or at none if it is None."""
     try:
         yield _incomplete(connection, table, seconds)
         yield _in_doubt(connection, table)
         yield _outbox(connection, table)
     except DBAPIError as error:
-        # insufficient_privilege: told by `grants`; psycopg2 has its own name for SQLSTATE
+        # insufficient_privilege: `grants` reports it. psycopg2 has its own name for the SQLSTATE.
         if "42501" not in (getattr(error.orig, "sqlstate", None), getattr(error.orig, "pgcode", None)):
             raise
 
@@ -43,7 +43,7 @@ def findings_of(connection: Connection, table: Table, seconds: float | None) -> 
 def _incomplete(connection: Connection, table: Table, seconds: float | None) -> Finding:
     code = "incomplete-claims"
     if seconds is None:
-        return Finding(code, "ok", "not looked for; with --deep every row is looked at")
+        return Finding(code, "ok", "not checked; --deep looks at every row")
     seen = _reads.Seen([], 1.0)
     columns = (TextColumn("looking at every row"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
@@ -58,7 +58,7 @@ def _incomplete(connection: Connection, table: Table, seconds: float | None) -> 
             code, "problem", f"{len(seen.claims)} claimed{where}, the oldest from {oldest}: {names}", _UNSEEN
         )
     if where:
-        advice = "the time was over before every row was looked at: give a longer --time-limit"
+        advice = "the time limit was reached before every row was checked: use a longer --time-limit"
         return Finding(code, "warning", f"no request is claimed{where}", advice)
     return Finding(code, "ok", "no request is claimed")
 
@@ -70,7 +70,7 @@ def _in_doubt(connection: Connection, table: Table) -> Finding:
     count, oldest = connection.execute(query).one()
     if not count:
         return Finding("in-doubt", "ok", "no request is in_doubt")
-    advice = "they may or may not have happened: `safeagent-sa in-doubt` lists them with what to look for, `resolve` settles them"
+    advice = "they may or may not have happened: `safeagent-sa in-doubt` lists their keys, `safeagent-sa resolve` settles them"
     return Finding("in-doubt", "warning", f"{count} in_doubt, the oldest from {oldest}", advice)
 
 

@@ -1,4 +1,4 @@
-"""What `safeagent-sa doctor` says of one thing that it has looked at."""
+"""One finding of `safeagent-sa doctor`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        code: Stable, for scripts.
-        severity: "problem": the promise does not hold or claims fail; "warning": it costs or will hurt; "ok".
-        found: What is there.
+        code: The name of the check, stable for scripts.
+        severity: "problem": the promise does not hold, or claims fail; "warning": it costs time or can cause trouble; "ok".
+        found: What the check has found.
         advice: What to do, or "".
     """
 

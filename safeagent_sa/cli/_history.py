@@ -1,7 +1,6 @@
-"""Reads how far an app's Alembic history has come, from the text of its revisions; it runs none of them.
+"""Finds the schema step that an app's Alembic history reaches, from the text of its revisions; runs none of them.
 
-Revisions pin explicit step numbers, so the history itself says which step it reaches: no database is asked, and the
-answer is the same on every machine.
+The revisions have explicit step numbers, so no database is needed, and the answer is the same on every machine.
 """
 
 from __future__ import annotations
@@ -20,26 +19,26 @@ from ..models import TABLE_NAME
 from ._console import Stop
 
 
-# upgrade() has a default for `to` as well, which is not the same in every version and so says nothing.
+# upgrade() has a default for `to` as well, but it changes with the version.
 _REACHED_BY_DEFAULT: dict[str, dict[str, Any]] = {"upgrade": {}, "downgrade": {"to": 0}, "adopt_safeagent": {"to": 1}}
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A call of `safeagent_sa.schema` that moves the table to a step, in a revision on its way up."""
+    """A call of `safeagent_sa.schema` in a revision's upgrade, which moves the table to a step."""
 
     line: int
     table: tuple[str, str | None] | None
-    """Name and schema, None where they are not written out."""
+    """Name and schema; None if they are not literals."""
     to: int | None
-    """The schema step that it reaches, None where it is not written out."""
+    """The schema step that it reaches; None if it is not a literal."""
 
 
 def reached_step(script: ScriptDirectory, table_name: str, schema: str | None) -> int:
-    """Return the schema step that the app's revisions bring the table to, 0 where they do not know it.
+    """Return the schema step that the app's revisions bring the table to; 0 if they do not create it.
 
     Raises:
-        Stop: A revision cannot be read well enough to tell; the message asks for `--from`.
+        Stop: The text of a revision does not show its step; the message asks for `--from`.
     """
     for revision in script.walk_revisions():  # newest first
         path = Path(revision.path)
@@ -49,25 +48,25 @@ def reached_step(script: ScriptDirectory, table_name: str, schema: str | None) -
         for move in reversed(moves_in(source)):
             if move.table is None or (move.table == (table_name, schema) and move.to is None):
                 raise Stop(
-                    f"line {move.line} of {path.name} calls safeagent_sa.schema with values that are not written out "
-                    "there, so nobody can read which step it reaches. Give the step as --from."
+                    f"line {move.line} of {path.name} calls safeagent_sa.schema with values that are not literals, so its "
+                    "text does not show which step it reaches. Pass the step as --from."
                 )
             if move.table == (table_name, schema) and move.to is not None:
                 return move.to
         if _creates(source, table_name, schema):
             raise Stop(
-                f"{path.name} creates the table {table_name} itself, so autogenerate looks after it: go on with "
-                "`alembic revision --autogenerate`. To go on by steps from here, give the step as --from."
+                f"{path.name} creates the table {table_name} without safeagent_sa.schema, as autogenerate does: continue with "
+                "`alembic revision --autogenerate`. To continue with steps from here, pass the step as --from."
             )
     return 0
 
 
 def moves_in(source: str) -> list[Move]:
-    """Return what a revision does on its way up, under whatever name it has imported `safeagent_sa.schema`."""
+    """Return the moves in a revision's upgrade, under any name that `safeagent_sa.schema` is imported as."""
     tree = ast.parse(source)
     names = dict(_imported_names(tree))
     moves = []
-    for call in _calls_on_the_way_up(tree):
+    for call in _calls_of_upgrade(tree):
         module, _, verb = _dotted(call.func, names).rpartition(".")
         if module == "safeagent_sa.schema" and verb in _REACHED_BY_DEFAULT:
             given = _arguments(call, verb)
@@ -79,7 +78,7 @@ def moves_in(source: str) -> list[Move]:
 
 
 def _arguments(call: ast.Call, verb: str) -> dict[str, Any]:
-    """Return the arguments whose values can be read, defaults included; none at all where some are unpacked."""
+    """Return the arguments with literal values, and the defaults; none if arguments are unpacked."""
     if any(isinstance(node, ast.Starred) for node in call.args) or any(word.arg is None for word in call.keywords):
         return {}
     words = {word.arg: word.value for word in call.keywords if word.arg}
@@ -90,7 +89,7 @@ def _arguments(call: ast.Call, verb: str) -> dict[str, Any]:
 
 
 def _creates(source: str, table_name: str, schema: str | None) -> bool:
-    for call in _calls_on_the_way_up(ast.parse(source)):
+    for call in _calls_of_upgrade(ast.parse(source)):
         if isinstance(call.func, ast.Attribute) and call.func.attr == "create_table" and call.args:
             schemas = [value for word in call.keywords if word.arg == "schema" for value in _literal(word.value)]
             if list(_literal(call.args[0])) == [table_name] and (schemas or [None]) == [schema]:
@@ -98,15 +97,15 @@ def _creates(source: str, table_name: str, schema: str | None) -> bool:
     return False
 
 
-def _calls_on_the_way_up(tree: ast.Module) -> Iterator[ast.Call]:
+def _calls_of_upgrade(tree: ast.Module) -> Iterator[ast.Call]:
     for function in tree.body:
-        # also upgrade_engine1(), as the template `multidb` has it
+        # also upgrade_engine1(), as in the template `multidb`
         if isinstance(function, ast.FunctionDef) and function.name.startswith("upgrade"):
             yield from (node for node in ast.walk(function) if isinstance(node, ast.Call))
 
 
 def _imported_names(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Yield each name that an import binds, and what it stands for."""
+    """Yield each name that an import binds, and what it refers to."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             yield from ((alias.asname or alias.name, f"{node.module}.{alias.name}") for alias in node.names)
@@ -123,7 +122,7 @@ def _dotted(node: ast.expr, names: dict[str, str]) -> str:
 
 
 def _literal(node: ast.expr) -> Iterator[Any]:
-    """Yield the value of an expression that is written out, or nothing."""
+    """Yield the value of a literal, or nothing."""
     try:
         yield ast.literal_eval(node)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The options that several commands have."""
+"""The options that several commands share."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ Url = Annotated[
     ),
 ]
 Schema = Annotated[
-    str | None, typer.Option("--schema", help="The PostgreSQL schema of the table; the connection's own by default.")
+    str | None,
+    typer.Option("--schema", help="The PostgreSQL schema of the table; the connection's default schema if not given."),
 ]
 AlembicConfig = Annotated[
     Path, typer.Option("--config", "-c", envvar="ALEMBIC_CONFIG", help="The app's Alembic configuration.")
 ]
-Head = Annotated[str, typer.Option("--head", help="The head to add to, where there are several.")]
+Head = Annotated[str, typer.Option("--head", help="The head to add to, if there are several.")]
 Message = Annotated[str | None, typer.Option("--message", "-m", help="The message of the revision.")]
 TableName = Annotated[str, typer.Option("--table-name", help="The name of the table.")]
 
 
 def model_of(table_name: str, schema: str | None) -> type[ExecutionRequestMixin]:
-    """Return a model for the table, on a Base that nobody else has; a wrong name is a wrong argument."""
+    """Return a model for the table on a new Base; a wrong name is a wrong argument."""
 
     class Base(DeclarativeBase):
         pass

@@ -38,7 +38,7 @@ def _parse_interval(text: str) -> dt.timedelta:
 def _duration(text: str, units: str, example: str) -> dt.timedelta:
     found = re.fullmatch(rf"([1-9]\d{{0,5}}|0)([{units}])", text)
     if found is None:
-        raise typer.BadParameter(f"a number and one of the letters {', '.join(units)}, such as {example}")
+        raise typer.BadParameter(f"write a number and one of the letters {', '.join(units)}, such as {example}")
     return dt.timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
@@ -48,7 +48,10 @@ def purge(
     older_than: Annotated[
         dt.timedelta,
         typer.Option(
-            "--older-than", parser=_parse_age, metavar="AGE", help="How long ago it ended, such as 90d or 36h."
+            "--older-than",
+            parser=_parse_age,
+            metavar="AGE",
+            help="The least time since the end of an execution, such as 90d or 36h.",
         ),
     ],
     url: Url = None,
@@ -56,12 +59,15 @@ def purge(
     table_name: TableName = TABLE_NAME,
     scope: Annotated[str | None, typer.Option("--scope", help="Only receipts of this scope.")] = None,
     is_deleting: Annotated[
-        bool, typer.Option("--delete", help="Delete the rows; their requests can run again. Default: tombstones.")
+        bool,
+        typer.Option(
+            "--delete", help="Delete the rows, so that their requests can run again. Default: keep tombstones."
+        ),
     ] = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=10_000, help="Rows of one transaction.")] = 1000,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=10_000, help="Rows per transaction.")] = 1000,
     is_dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
     allow_under_24_hours: Annotated[
-        bool, typer.Option("--allow-under-24-hours", help="Accept a shorter age: no retry comes that late.")
+        bool, typer.Option("--allow-under-24-hours", help="Accept a shorter age: no retry will come that late.")
     ] = False,
     every: Annotated[
         dt.timedelta | None,
@@ -73,10 +79,10 @@ def purge(
         ),
     ] = None,
 ) -> None:
-    """Drop old receipts, and keep tombstones: a purged request is never executed again.
+    """Drop old receipts and keep tombstones: a purged request never runs again.
 
-    Only executions that ended are touched. Each batch commits separately, so the command can be stopped and started again.
-    With --every it goes on until Ctrl-C or SIGTERM, which let the batch at hand end; an error of the database is shown, and
+    Affects only executions that have ended. Each batch is a separate transaction, so you can stop and restart the command.
+    With --every it goes on until Ctrl-C or SIGTERM, which let the current batch end. An error of the database is shown, and
     the next round tries again.
     """
     with opened(url, schema, table_name) as (engine, model):

@@ -1,4 +1,4 @@
-"""What commands read of a table of any size: by an index, or from the end of the table. Nothing here reads all of it."""
+"""The queries of the commands, for a table of any size: by an index, or from the end of the table."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ..execution import ExecutionStatus
 from ._stretches import from_the_end
 
 
-# What `list` looks at where nothing but a look finds it: 32 MB of the table, or 127,000 rows.
+# How far `list` searches without an index: 32 MB of the table, or 127,000 rows.
 _STRETCHES = 7
 
-# A scope with no more requests than these is read as a whole.
+# A scope with at most so many requests is read completely.
 _SMALL = 1000
 
 SCOPES = 200
-"""How many scopes a request_id is looked for in."""
+"""How many scopes are searched for a request_id."""
 
-# The index of what is open holds each of them.
+# The index of open requests contains each of them.
 _OPEN = {ExecutionStatus.LEASED, ExecutionStatus.IN_DOUBT}
 
 
 class Newest(NamedTuple):
-    """Requests, the newest first, and how much of the table they were looked for in, 0 to 1."""
+    """Requests, the newest first, and the share of the table that was searched, 0 to 1."""
 
     rows: list[RowMapping]
     share: float
@@ -42,10 +42,10 @@ def newest(
     scope: str | None,
     limit: int,
 ) -> Newest:
-    """Return the newest requests of these values, None for any."""
+    """Return the newest requests with these values; None stands for any."""
     columns = table.c
     query = select(table).order_by(columns.created_at.desc(), columns.scope, columns.request_id).limit(limit)
-    # An expression in place of the scope, for which no database prefers the key: a scope may be the whole table.
+    # An expression instead of the scope, so that no database chooses the key: a scope may be the whole table.
     for column, value in ((columns.status, status), (columns.action, action), (columns.scope.concat(""), scope)):
         query = query if value is None else query.where(column == value)
     if status in _OPEN:
@@ -69,26 +69,26 @@ def _rows(connection: Connection, query: Any) -> list[RowMapping]:
 
 
 def _is_small(connection: Connection, table: Table, scope: str) -> bool:
-    # In the order of the key, or PostgreSQL reads the table for a scope that has much of it.
+    # In the order of the key: otherwise PostgreSQL reads the table for a scope that has much of it.
     some = select(table.c.request_id).where(table.c.scope == scope).order_by(table.c.request_id).limit(_SMALL + 1)
     return (connection.scalar(select(func.count()).select_from(some.subquery())) or 0) <= _SMALL
 
 
 class Scopes(NamedTuple):
-    """The scopes that have a request_id, and whether all scopes were looked into."""
+    """The scopes that have a request_id, and whether all scopes were searched."""
 
     found: list[str]
     is_all: bool
 
 
 def scopes_of(connection: Connection, table: Table, request_id: str) -> Scopes:
-    """Return where a request_id is, by stepping in the key from scope to scope; at most `SCOPES` of them are looked into."""
+    """Return the scopes that have a request_id, by stepping through the key; search at most `SCOPES` of them."""
     first = select(func.min(table.c.scope).label("scope"), literal(1).label("number")).cte("scopes", recursive=True)
     later, own = table.alias("later"), table.alias("own")
     after = select(func.min(later.c.scope)).where(later.c.scope > first.c.scope).scalar_subquery()
     step = select(after, first.c.number + 1).where(first.c.scope.is_not(None), first.c.number <= SCOPES)
     scopes = first.union_all(step)
-    # Scalar, and so looked up in each scope: as an EXISTS it could be joined, which reads the table.
+    # A scalar subquery is looked up in each scope; an EXISTS could become a join, which reads the table.
     has = (
         select(own.c.request_id).where(own.c.scope == scopes.c.scope, own.c.request_id == request_id).scalar_subquery()
     )
@@ -98,16 +98,16 @@ def scopes_of(connection: Connection, table: Table, request_id: str) -> Scopes:
 
 
 class Seen(NamedTuple):
-    """Claims without a result so far, as (scope, request_id, action, created_at), and how much of the table was read."""
+    """Claims without a result so far, as (scope, request_id, action, created_at), and the share of the table that was read."""
 
     claims: list[Any]
     share: float
 
 
 def claims_without_a_result(connection: Connection, table: Table, *, seconds: float, limit: int) -> Iterator[Seen]:
-    """Look at every row, the newest first, until so many are found or the time is over; yield after each stretch.
+    """Look at every row, the newest first, until `limit` claims are found or the time is over; yield after each stretch.
 
-    What is seen here was committed: a claim whose transaction is open cannot be seen.
+    These claims were committed: a claim in an open transaction is invisible here.
     """
     columns = table.c
     query = select(columns.scope, columns.request_id, columns.action, columns.created_at)
@@ -115,7 +115,7 @@ def claims_without_a_result(connection: Connection, table: Table, *, seconds: fl
     until, found = time.monotonic() + seconds, list[Any]()
     for stretch in from_the_end(connection, table):
         found += connection.execute(query.where(stretch.rows)).all()
-        connection.rollback()  # no lock and no snapshot stays until the end of the walk
+        connection.rollback()  # keeps no lock and no snapshot until the end of the search
         yield Seen(found[:limit], stretch.share)
         if len(found) >= limit or time.monotonic() >= until:
             return

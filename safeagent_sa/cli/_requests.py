@@ -1,4 +1,4 @@
-"""`safeagent-sa list` and `show`: stored requests, for the person who is asked what happened to one. Reads only."""
+"""`safeagent-sa list` and `show`: stored requests, for people who must find out what happened to one. Only reads."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def list_requests(
     url: Url = None,
     schema: Schema = None,
     table_name: TableName = TABLE_NAME,
-    status: Annotated[ExecutionStatus | None, typer.Option("--status", help="Only requests in this state.")] = None,
+    status: Annotated[ExecutionStatus | None, typer.Option("--status", help="Only requests with this status.")] = None,
     action: Annotated[str | None, typer.Option("--action", help="Only requests of this action.")] = None,
     scope: Annotated[str | None, typer.Option("--scope", help="Only requests of this scope.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many, newest first.")] = 20,
@@ -49,9 +49,9 @@ def list_requests(
 ) -> None:
     """List recent requests, newest first, from the end of the table.
 
-    Committed requests only: a claim whose transaction is still open cannot be seen. No index orders the requests by time, so
-    that claims stay cheap; where the end of a large table has too few that fit, the rest is not read, and the command says so.
-    Effects that are leased or in doubt, and the requests of a scope with up to 1000 of them, are found wherever they are.
+    Shows only committed requests: a claim in an open transaction is invisible. No index orders the requests by time, which
+    keeps claims cheap. If the end of a large table has too few matches, the command does not read the rest, and says so. It
+    finds leased and in-doubt effects, and the requests of a scope with up to 1000 of them, anywhere in the table.
     """
     with _opened(url, schema, table_name) as (connection, table):
         found = _reads.newest(connection, table, status=status, action=action, scope=scope, limit=limit)
@@ -62,8 +62,8 @@ def list_requests(
         out.print(_as_table(rows) if rows else "no requests")
     if len(rows) < limit and found.share < 1:
         err.print(
-            f"Only the end of the table was looked at, {found.share:.1%} of it. Older requests are not shown: "
-            "`safeagent-sa show` finds each by its id.",
+            f"Only the end of the table was searched, {found.share:.1%} of it. Older requests are not shown; "
+            "`safeagent-sa show` finds each one by its id.",
             soft_wrap=True,
         )
 
@@ -78,7 +78,7 @@ def show_request(
     scope: Annotated[str, typer.Option("--scope", help="The scope of the request.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Show one request with its result. Exits with 1 where there is none."""
+    """Show one request with its result. Exits with 1 if there is none."""
     with _opened(url, schema, table_name) as (connection, table):
         found = connection.execute(select(table).where(table.c.request_id == request_id, table.c.scope == scope))
         row = found.mappings().one_or_none()
@@ -103,7 +103,7 @@ def _as_table(rows: list[dict[str, Any]]) -> RichTable:
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     names = ["scope", "request_id", "action"] if any(row["scope"] for row in rows) else ["request_id", "action"]
     for name in names:
-        table.add_column(name, overflow="fold")  # whole, to be copied
+        table.add_column(name, overflow="fold")  # in full, so that it can be copied
     table.add_column("status", no_wrap=True)
     table.add_column("created (UTC)", no_wrap=True)
     table.add_column("result")
@@ -126,7 +126,7 @@ def _opened(url: str | None, schema: str | None, table_name: str) -> Generator[t
 def _plain(row: RowMapping) -> dict[str, Any]:
     """Return a row as JSON values, without the token, which is the secret of a running claim.
 
-    What cannot be read stays the text that is stored, and its column is named under `unreadable`.
+    A value that cannot be read stays the stored text, and `unreadable` names its column.
     """
     fields = {name: _utc(value) if isinstance(value, dt.datetime) else value for name, value in row.items()}
     unreadable = []
@@ -142,21 +142,21 @@ def _plain(row: RowMapping) -> dict[str, Any]:
 
 
 def _utc(moment: dt.datetime) -> str:
-    # SQLite stores UTC without saying so.
+    # SQLite stores UTC without a time zone.
     aware = moment if moment.tzinfo else moment.replace(tzinfo=dt.timezone.utc)
     return aware.astimezone(dt.timezone.utc).isoformat()
 
 
 def _not_found(request_id: str, scope: str, others: _reads.Scopes) -> Stop:
     message = f"no request {request_id!r} in scope {scope!r}"
-    message += f"; there is one in scope {', '.join(map(repr, others.found[:5]))}: give --scope" if others.found else ""
-    message += "" if others.is_all else f". Only the first {_reads.SCOPES} scopes were looked into: give --scope"
-    return Stop(message + ". A claim whose transaction is still open, or was rolled back, cannot be seen.")
+    message += f"; there is one in scope {', '.join(map(repr, others.found[:5]))}: use --scope" if others.found else ""
+    message += "" if others.is_all else f". Only the first {_reads.SCOPES} scopes were searched: use --scope"
+    return Stop(message + ". A claim whose transaction is open or was rolled back is invisible.")
 
 
 def cell(text: str, style: str = "") -> Text:
-    """Return what stands in a row, as it may be shown."""
-    # Rows can be written by anybody: no brackets become colours, no control character reaches the terminal.
+    """Return a value of a row as text that is safe to print."""
+    # A row may contain anything: brackets must not become colours, and control characters must not reach the terminal.
     return Text(_CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", text), style)
 
 
@@ -165,5 +165,5 @@ def _json(value: Any, indent: int | None = None) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Print for programs."""
+    """Print JSON for programs."""
     typer.echo(json.dumps(value, indent=2))

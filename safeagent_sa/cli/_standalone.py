@@ -1,6 +1,6 @@
-"""The packaged migrations: where they lie, and the Alembic configuration that runs them. Needs neither typer nor rich.
+"""The packaged migrations: their folder, and the Alembic configuration that runs them. Needs neither typer nor rich.
 
-Their history has a version table of its own. An app with an Alembic history uses `safeagent-sa revision` instead.
+Their history has a separate version table. An app with an Alembic history uses `safeagent-sa revision` instead.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from alembic.config import Config
 
 
 def packaged_folder(name: str) -> Path:
-    """Return a folder that is installed as `safeagent_sa.<name>` and lies beside the package in a checkout.
+    """Return a folder that is installed as `safeagent_sa.<name>`; in a checkout it is next to the package.
 
     Raises:
-        FileNotFoundError: The folder was left out of the installation.
+        FileNotFoundError: The installation lacks the folder.
     """
     spec = find_spec(f"safeagent_sa.{name}")
     found = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
@@ -25,7 +25,7 @@ def packaged_folder(name: str) -> Path:
         if (folder / "__init__.py").is_file():
             return folder
     raise FileNotFoundError(
-        f"safeagent_sa was installed without its {name}; install it again from a wheel or a checkout"
+        f"safeagent_sa is installed without its {name}; install it again from a wheel or a checkout"
     )
 
 
@@ -38,11 +38,11 @@ def alembic_config(url: str | None = None, *, schema: str | None = None, connect
     """Return a configuration for `alembic.command` that runs the packaged migrations.
 
     Args:
-        url: The database; None to let the environment decide, as migrations/env.py does.
-        schema: The PostgreSQL schema for table and version table, made where it is missing.
+        url: The database; None to let migrations/env.py read the environment.
+        schema: The PostgreSQL schema for table and version table, created if it is missing.
         connection: A Connection or Engine to run on, instead of a URL.
     """
-    # As `-x url=...`: it wins over the environment, and unlike an option of the file it knows no %-interpolation.
+    # As `-x url=...`, which overrides the environment and, unlike an option of the file, has no %-interpolation.
     config = Config(cmd_opts=Namespace(x=[f"url={url}"] if url else []))
     config.set_main_option("script_location", script_location().replace("%", "%%"))
     config.set_main_option("path_separator", "newline")

@@ -1,7 +1,7 @@
 """Walks a table from its end to its beginning, in stretches that take the same time in a table of any size.
 
-A row is found by where it stands, which needs no index: its page on PostgreSQL, its rowid on SQLite. New rows go to the end,
-or nearly: PostgreSQL also uses the room that deleted rows have left.
+It finds rows by their place, which needs no index: the page on PostgreSQL, the rowid on SQLite. New rows are at the end, or
+near it: PostgreSQL also fills the space of deleted rows.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ class Stretch(NamedTuple):
     """A part of the table.
 
     Attributes:
-        rows: What is true of the rows that stand in it.
-        share: How much of the table has been walked with it, 0 to 1.
+        rows: The condition that is true for its rows.
+        share: The share of the table that has been walked, this stretch included, 0 to 1.
     """
 
     rows: Any
     share: float
 
 
-# Pages of 8 kB, rows: the first stretch, and the longest one. Each is twice as long as the one before.
+# In pages of 8 kB, and in rows: the first stretch and the longest one. Each is twice as long as the one before.
 _PAGES = (32, 8192)
 _ROWS = (1000, 256_000)
 
 
 def from_the_end(connection: Connection, table: Table) -> Iterator[Stretch]:
-    """Yield stretches, the newest rows first; those that come later in the walk are not in it."""
+    """Yield stretches, the newest rows first; rows that are added during the walk are in none."""
     dialect: Any = connection.dialect
     if dialect.name == "sqlite":
         (size, longest), end, rows = _ROWS, _last_rowid(connection, table), _rowids
@@ -49,13 +49,13 @@ def _rowids(bottom: int, top: int) -> TextClause:
 
 
 def _pages(bottom: int, top: int) -> TextClause:
-    # As values: PostgreSQL looks for no range whose ends are calculated in the same statement.
+    # As parameters: PostgreSQL scans no range whose ends are calculated in the same statement.
     ends = {"bottom": f"({bottom},0)", "top": f"({top},0)"}
     return text("ctid >= CAST(:bottom AS tid) AND ctid < CAST(:top AS tid)").bindparams(**ends)
 
 
 def _lines(bottom: int, top: int) -> TextClause:
-    # PostgreSQL 13 looks for no range at all, and fetches what is named: here each line that a page may have.
+    # PostgreSQL 13 scans no range of them, but fetches named ones: here each line that a page may have.
     return text("""ctid = ANY (ARRAY(
         SELECT CAST('(' || page || ',' || line || ')' AS tid)
         FROM generate_series(CAST(:bottom AS bigint), CAST(:top AS bigint) - 1) AS page,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-pytestmark = pytest.mark.timeout(600)  # whole programs run here, beside other tests
+pytestmark = pytest.mark.timeout(600)  # these tests run whole programs, next to other tests
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["latency", "hot", "clients", "profile", "imports"]
@@ -29,7 +29,7 @@ def page_of(results):
 
 @pytest.fixture
 def run(server, tmp_path):
-    """Run sections in as few turns as can be; return the run, what it printed, and its page."""
+    """Run sections with the fewest turns; return the run, its output and its page."""
 
     def run(sections):
         results = tmp_path / "results.json"
@@ -53,10 +53,10 @@ def test_a_short_run_has_every_figure_and_makes_a_page(run):
         for row in part["contestants"].values():
             assert len(row["round_ms"]) == 2
             assert all(value > 0 for value in row["round_ms"])
-    # the network is there: at least three round trips of 1 ms each
+    # the network delay is real: at least three round trips of 1 ms each
     assert sections["latency"]["1 ms"]["round_trip_ms"] >= 1
     assert min(sections["latency"]["1 ms"]["contestants"]["bare"]["round_ms"]) >= 3
-    # the run itself has compared the tables with what was asked for, and counted this many
+    # the run has compared the tables with its work, and counted the rows
     assert found["run"]["stored"]["payments"] > found["run"]["stored"]["receipts"] > 0
     for shares in sections["profile"]["shares"].values():
         assert abs(sum(shares.values()) - 1) < 1e-4

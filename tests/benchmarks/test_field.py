@@ -1,4 +1,4 @@
-"""The field's scenarios: ours passes all of them, and no scenario is one that cannot fail."""
+"""The scenarios of the field: our library passes all of them, and each of them can fail."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ from benchmarks.field.scenarios import SCENARIOS, judge
 from benchmarks.field.stage import Stage
 
 
-pytestmark = pytest.mark.timeout(600)  # whole programs run here, beside other tests
+pytestmark = pytest.mark.timeout(600)  # these tests run whole programs, next to other tests
 
 
 def outcomes(contestant, url, scenarios=SCENARIOS):
@@ -30,7 +30,7 @@ def test_ours_passes_every_scenario_without_a_note(new_database):
         assert (verdict.outcome, verdict.note) == ("pass", ""), name
 
 
-def test_a_hand_written_table_fails_only_where_it_does_not_look(new_database):
+def test_a_hand_written_table_fails_only_where_it_compares_no_arguments(new_database):
     verdicts = outcomes(Handwritten, new_database())
     assert verdicts.pop("other arguments").note == "answered with the old receipt"
     assert {verdict.outcome for verdict in verdicts.values()} == {"pass"}
@@ -55,7 +55,7 @@ FAILING = {
 
 
 @pytest.mark.parametrize("control", FAILING)
-def test_guards_that_are_none_fail(new_database, control):
+def test_guards_that_do_not_guard_fail(new_database, control):
     expected = FAILING[control]
     verdicts = outcomes(control, new_database(), expected)
     assert {name: verdict.note for name, verdict in verdicts.items()} == expected
@@ -66,7 +66,7 @@ def test_every_scenario_fails_a_control():
     assert set().union(*FAILING.values()) == set(SCENARIOS)
 
 
-def test_the_page_is_made_from_the_json_alone():
+def test_the_page_is_made_from_the_json():
     verdicts = {name: {"outcome": "pass", "note": ""} for name in SCENARIOS}
     verdicts["answer lost"] = {"outcome": "FAIL", "note": "2 payments"}
     about = {"name": "peer", "distribution": "peer", "documentation": "README", "remark": "", "version": "1.2"}

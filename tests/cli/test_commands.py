@@ -1,4 +1,4 @@
-"""`migrate`, `list`, `show` and `demo`, as a person or a script calls them."""
+"""`migrate`, `list`, `show`, `purge` and `demo`, as a person or a script calls them."""
 
 import datetime as dt
 import json
@@ -23,7 +23,7 @@ from safeagent_sa.cli._app import app as command_line
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
-    """A terminal that shows whole words; its width is read when the command line is imported."""
+    """A terminal that is wide enough for whole words; the command line reads its width when it is imported."""
     monkeypatch.setattr(_console.out, "width", 120)
 
 
@@ -80,9 +80,9 @@ def test_migrate_into_a_schema(new_database):
         (("migrate", "--url", "mysql://localhost/x"), 1, "PostgreSQL and SQLite"),
         (("migrate", "--url", "nonsense"), 1, "URL"),
         (("migrate", "--url", "sqlite:///x.db", "--schema", "s"), 2, "only PostgreSQL has schemas"),
-        (("migrate", "--url", "sqlite:///x.db", "--downgrade"), 2, "how far back"),
+        (("migrate", "--url", "sqlite:///x.db", "--downgrade"), 2, "go back to"),
         (("list", "--url", "sqlite:///nothing-here.db"), 1, "no SQLite database"),
-        (("list", "--url", "postgresql://127.0.0.1:1/none"), 1, "the database said"),
+        (("list", "--url", "postgresql://127.0.0.1:1/none"), 1, "the database reports"),
         (("show", "x", "--url", "oracle+oracledb_async://h/x"), 1, "PostgreSQL and SQLite"),
     ],
 )
@@ -105,7 +105,7 @@ def test_a_missing_table_gets_the_lines_to_paste(empty_url, tmp_path):
     assert "safeagent.upgrade(op, from_=0, to=1)" in done.output
 
 
-def test_rows_that_cannot_be_read_are_shown_all_the_same(port):
+def test_rows_that_cannot_be_read_are_shown_nevertheless(port):
     for number in (1, 2):
         deliver(port, f"order-{number}")
     broken = {"result": "{broken \x1b[31m", "error": "NaN", "details": "[", "payload": ""}
@@ -151,7 +151,7 @@ def test_list_and_show(port):
     assert "token" not in shown
 
 
-def test_show_names_the_scope_that_has_it(port):
+def test_show_names_the_scope_that_has_the_request(port):
     deliver(port, "order-1", ExecutionGuard(scope="tenant-a"))
     done = run("show", "order-1", "--url", port.url)
 
@@ -159,7 +159,7 @@ def test_show_names_the_scope_that_has_it(port):
     assert "'tenant-a'" in done.output
 
 
-def test_show_says_where_it_has_not_looked(port):
+def test_show_reports_the_scopes_that_it_has_not_searched(port):
     with port.engine.begin() as connection:
         values = {"request_id": "order-1", "action": "pay", "fingerprint": "f", "status": "failed"}
         rows = [values | {"scope": f"tenant-{number:03}", "token": uuid.uuid4()} for number in range(200)]
@@ -169,12 +169,12 @@ def test_show_says_where_it_has_not_looked(port):
 
     deliver(port, "order-2", ExecutionGuard(scope="tenant-last"))
     done = run("show", "order-2", "--url", port.url)
-    assert "Only the first 200 scopes were looked into" in done.output
+    assert "Only the first 200 scopes were searched" in done.output
     assert "'tenant-last'" not in done.output
     assert "'tenant-000', 'tenant-001'" in run("show", "order-1", "--url", port.url).output
 
 
-def test_list_says_where_it_has_not_looked(sqlite, monkeypatch):
+def test_list_reports_the_part_of_the_table_that_it_has_not_searched(sqlite, monkeypatch):
     monkeypatch.setattr(_stretches, "_ROWS", (2, 2))
     monkeypatch.setattr(_reads, "_SMALL", 3)
     for number in range(20):
@@ -207,7 +207,7 @@ def test_show_a_request_without_a_result(port):
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg_async", "aiosqlite"])
-def test_an_asynchronous_url_works_for_looking(request, driver):
+def test_list_takes_an_asynchronous_url(request, driver):
     port = request.getfixturevalue("sqlite" if driver == "aiosqlite" else "postgresql")
     deliver(port, "order-1")
     url = port.url.replace("sqlite://", "sqlite+aiosqlite://").replace("+psycopg", f"+{driver}")
@@ -254,7 +254,7 @@ def test_purge(port):
 
 
 @before_any_sql
-def test_purge_refuses_what_is_too_short_or_no_age(port):
+def test_purge_refuses_an_age_that_is_too_short_or_none(port):
     done = run("purge", "--url", port.url, "--older-than", "23h")
     assert done.exit_code == 1
     assert "allow_under_24_hours" in done.output

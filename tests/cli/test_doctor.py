@@ -1,4 +1,4 @@
-"""`safeagent-sa doctor`: each finding is made for real, and told with what to do."""
+"""`safeagent-sa doctor`: each finding has a real cause, and advice."""
 
 import json
 
@@ -12,7 +12,7 @@ from safeagent_sa.cli._app import app as command_line
 
 @pytest.fixture
 def own(new_database):
-    """A database of this test's own, whose settings it may change."""
+    """A new database, whose settings the test may change."""
     url = new_database().render_as_string(hide_password=False)
     port = Port("postgresql", url, make_engine(url))
     port.create_tables()
@@ -37,7 +37,7 @@ def test_a_healthy_database(own):
     name = make_url(own.url).database
     change(own, f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '60s'")
     _, findings = examine(own.url)
-    # the suite's own server runs without fsync, for speed, and that is told
+    # the suite's server runs without fsync, for speed, and the doctor reports that
     assert {code for code, finding in findings.items() if finding["severity"] != "ok"} <= {"fsync"}
     assert set(findings) - {"fsync"} == {
         "schema",
@@ -58,13 +58,13 @@ def test_a_healthy_database(own):
     assert examine(own.url, "--deep")[1]["incomplete-claims"]["found"] == "no request is claimed"
 
 
-def test_a_server_without_fsync_is_told(own):
+def test_the_doctor_reports_a_server_without_fsync(own):
     with own.engine.connect() as connection:
         is_off = connection.scalar(text("SHOW fsync")) == "off"  # as on every server that the suite starts
     own.engine.dispose()
-    told = examine(own.url)[1].get("fsync")
+    found = examine(own.url)[1].get("fsync")
 
-    assert (told is not None and told["severity"] == "problem") is is_off
+    assert (found is not None and found["severity"] == "problem") is is_off
 
 
 SICK = {
@@ -94,7 +94,7 @@ SICK = {
 
 
 @pytest.mark.parametrize("code", SICK)
-def test_each_finding_is_told_with_what_to_do(own, code):
+def test_each_finding_has_advice(own, code):
     severity, statements, advice = SICK[code]
     deliver(own, "order-1")
     change(own, *(statement.format(db=make_url(own.url).database) for statement in statements))
@@ -110,7 +110,7 @@ def test_each_finding_is_told_with_what_to_do(own, code):
 
 
 @pytest.mark.parametrize("index", ["(created_at) WHERE status = 'claimed'", "(action) INCLUDE (completed_at)"])
-def test_partial_and_covering_indexes_are_seen_as_well(own, index):
+def test_partial_and_covering_indexes_are_found(own, index):
     change(own, f"CREATE INDEX spoiling ON execution_requests {index}")
     assert "spoiling" in examine(own.url)[1]["indexes"]["found"]
 
@@ -149,7 +149,7 @@ def test_the_text_form(sqlite):
     assert done.exit_code == 1
     assert "problem incomplete-claims: 1 claimed, the oldest from " in done.output
     assert "'order-1' (scope '', pay)" in done.output
-    assert "→ they were committed without a result" in done.output
+    assert "→ a COMMIT that the guard could not see" in done.output
 
 
 MANY = """
@@ -161,7 +161,7 @@ SELECT '', 'order-' || n, 'pay', 'f', {token}, 'completed', '1' FROM numbers
 
 @pytest.fixture(params=["sqlite", "own"])
 def with_many(request):
-    """A table of more than one stretch: the first rows stand at its beginning, the last ones at its end."""
+    """A table of more than one stretch; the first rows are at its beginning, the last ones at its end."""
     port = request.getfixturevalue(request.param)
     token = "gen_random_uuid()" if port.name == "postgresql" else "lower(hex(randomblob(16)))"
     with port.engine.begin() as connection:
@@ -169,7 +169,7 @@ def with_many(request):
     return port
 
 
-def test_a_deep_look_ends_with_the_time_or_when_it_has_seen_enough(with_many):
+def test_a_deep_look_ends_with_its_time_limit_or_after_enough_claims(with_many):
     finding = examine(with_many.url, "--deep", "--time-limit", "0")[1]["incomplete-claims"]
     assert finding["severity"] == "warning"
     assert "in the newest " in finding["found"]

@@ -34,7 +34,7 @@ def put_in_doubt(port, request_id, scope=""):
     return provider.keys[0]
 
 
-def test_what_is_in_doubt_is_listed(port):
+def test_in_doubt_lists_requests_with_their_keys(port):
     assert run(port, "in-doubt").output == "nothing is in doubt\n"
     key = put_in_doubt(port, "charge-1")
     put_in_doubt(port, "charge-2", scope="tenant")
@@ -54,7 +54,7 @@ def test_what_is_in_doubt_is_listed(port):
     assert run(port, "in-doubt", "--older-than", "3600").exit_code == 0
 
 
-def test_a_person_resolves(port):
+def test_resolve_records_who_has_found_what_and_by_what_evidence(port):
     put_in_doubt(port, "charge-1")
     put_in_doubt(port, "charge-2", scope="tenant")
     done = run(
@@ -74,7 +74,7 @@ def test_a_person_resolves(port):
     assert provider.attempts == [2]
 
 
-def test_wrong_arguments_of_resolve(port):
+def test_resolve_refuses_wrong_arguments(port):
     put_in_doubt(port, "charge-1")
     for arguments in (
         ("succeeded", "--result", "{"),
@@ -117,7 +117,7 @@ def store(port, number):
 
 @pytest.fixture
 def relay(tmp_path):
-    """Start the command in the folder of the app; what still runs at the end is killed, or it would go on for ever."""
+    """Start the command in the app's folder; a process that still runs at the end is killed."""
     started = []
     errors = (tmp_path / "stderr").open("w")
 
@@ -141,7 +141,7 @@ def relay(tmp_path):
     errors.close()
 
 
-def test_a_relay_of_the_app_runs_until_it_is_told_to_stop(port, tmp_path, relay):
+def test_a_relay_of_the_app_runs_until_sigterm(port, tmp_path, relay):
     (tmp_path / "shop.py").write_text(APP.format(url=port.url))
     store(port, 1)
     process = relay("shop:relay")
@@ -154,7 +154,7 @@ def test_a_relay_of_the_app_runs_until_it_is_told_to_stop(port, tmp_path, relay)
     assert process.returncode == 0
 
 
-def test_a_relay_that_fires_what_is_due_and_ends(port, tmp_path):
+def test_once_fires_due_effects_and_ends(port, tmp_path):
     (tmp_path / "shop.py").write_text(APP.format(url=port.url))
     store(port, 1)
     for expected in ("sent 1\n1 effect(s)\n", "0 effect(s)\n"):
@@ -171,7 +171,7 @@ def test_a_relay_that_fires_what_is_due_and_ends(port, tmp_path):
         ("shop", "package.module:name"),
     ],
 )
-def test_a_target_that_is_no_relay(sqlite, tmp_path, target, words):
+def test_a_target_that_is_no_relay_is_refused(sqlite, tmp_path, target, words):
     (tmp_path / "shop.py").write_text(APP.format(url=sqlite.url))
     done = commands.run("safeagent-sa", "relay", target, cwd=tmp_path)
     assert done.returncode != 0

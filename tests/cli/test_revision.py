@@ -1,4 +1,4 @@
-"""`safeagent-sa revision` in apps made by `alembic init`, then the app's own alembic commands."""
+"""`safeagent-sa revision` in apps made by `alembic init`, followed by the app's own alembic commands."""
 
 import re
 
@@ -33,7 +33,7 @@ def revision(*arguments):
 
 
 def make_app(folder, url="sqlite:///app.db", template="generic"):
-    """An app that has a history of its own already: one table with a row in it."""
+    """Return the folder of an app with a history: one table with a row."""
     alembic(folder, "init", "-t", template, "migrations")
     ini = folder / "alembic.ini"
     escaped = url.replace("%", "%%")
@@ -115,7 +115,7 @@ def test_the_steps_are_written_as_numbers_and_a_second_call_writes_nothing(folde
     assert len(list((folder / "migrations" / "versions").glob("*.py"))) == 2
 
 
-def test_another_table_is_another_history(folder):
+def test_a_table_with_another_name_starts_at_step_zero(folder):
     make_app(folder)
     assert revision().exit_code == 0
     assert revision("--table-name", "trade_requests", "--schema", "trading").exit_code == 0
@@ -168,7 +168,7 @@ def test_a_template_without_our_variables_gets_the_lines_to_paste(folder):
     assert set((folder / "migrations" / "versions").glob("*.py")) == before
 
 
-def test_a_step_that_cannot_be_read_is_asked_for(folder):
+def test_a_step_that_is_no_literal_is_asked_for(folder):
     make_app(folder)
     revision()
     path = next((folder / "migrations" / "versions").glob("*add_execution_requests.py"))
@@ -183,7 +183,7 @@ def test_a_step_that_cannot_be_read_is_asked_for(folder):
     assert "newer" in done.output
 
 
-def test_a_table_that_autogenerate_has_made_is_left_to_autogenerate(folder):
+def test_a_table_that_autogenerate_created_is_left_to_autogenerate(folder):
     make_app(folder)
     path = next((folder / "migrations" / "versions").glob("*_orders.py"))
     path.write_text(path.read_text().replace('"orders"', '"execution_requests"'))

@@ -1,4 +1,4 @@
-"""docs/adopt-safeagent.md, followed to the letter in an app that has a table of SafeAgent's."""
+"""docs/adopt-safeagent.md, followed exactly in an app with a table of SafeAgent's."""
 
 import re
 import shlex

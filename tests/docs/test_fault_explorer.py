@@ -1,4 +1,4 @@
-"""The tutorial of docs/fault-explorer.md, followed to the letter in a project of its own."""
+"""The tutorial of docs/fault-explorer.md, followed exactly in a new project."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "fault-explorer.md").read_text()
 FILES = dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
-MENDED = re.search(r"^```python\n# in tickets.py\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL).group(1)
+FIXED = re.search(r"^```python\n# in tickets.py\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL).group(1)
 REPORT, CLOSING = re.findall(r"^```text\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
@@ -36,20 +36,20 @@ def project(request, tmp_path):
     return run
 
 
-def mend(project):
+def fix(project):
     tickets = FILES["tickets.py"]
-    (project.folder / "tickets.py").write_text(tickets[: tickets.index("def sell_ticket")] + MENDED)
+    (project.folder / "tickets.py").write_text(tickets[: tickets.index("def sell_ticket")] + FIXED)
 
 
-def test_the_explorer_finds_the_mistake_and_passes_the_mended_handler(project):
+def test_the_explorer_finds_the_mistake_and_passes_the_fixed_handler(project):
     status, output = project("-m", "pytest", "test_tickets.py")
     assert status == 1
     assert "1 failed, 1 passed" in output
-    told = "".join(f"{line[8:].rstrip()}\n" for line in output.splitlines() if line.startswith("E"))
-    assert "VIOLATION: only a part of the business rows was committed (invoices: 0 row(s) too many, 1 missing" in told
-    if project.database == "sqlite":  # what the page shows is what comes out
-        assert REPORT.strip() in told, told
-    mend(project)
+    report = "".join(f"{line[8:].rstrip()}\n" for line in output.splitlines() if line.startswith("E"))
+    assert "VIOLATION: only a part of the business rows was committed (invoices: 0 row(s) too many, 1 missing" in report
+    if project.database == "sqlite":  # the page shows the real output
+        assert REPORT.strip() in report, report
+    fix(project)
     status, output = project("-m", "pytest", "-rP", "test_tickets.py")
     assert status == 0, output
     assert "2 passed" in output
@@ -59,7 +59,7 @@ def test_the_explorer_finds_the_mistake_and_passes_the_mended_handler(project):
 
 
 @pytest.mark.parametrize("project", ["sqlite"], indirect=True)
-def test_the_picture_of_the_page_is_what_the_report_draws(project):
+def test_the_page_shows_the_picture_that_the_report_draws(project):
     code = (
         "import safeagent_sa; from tickets import *; from safeagent_sa.testing import explore_faults;"
         "safeagent_sa.metadata.create_all(engine); Base.metadata.create_all(engine);"
@@ -76,8 +76,8 @@ def test_an_effect_inside_the_transaction_is_found(project):
 
 
 @pytest.mark.parametrize("project", ["postgresql"], indirect=True)
-def test_each_worker_has_a_database_of_its_own(project):
-    mend(project)
+def test_each_worker_has_its_own_database(project):
+    fix(project)
     (project.folder / "conftest.py").write_text(FILES["conftest.py"])
     status, output = project("-m", "pytest", "-n", "2", "test_tickets.py", "test_charges.py")
     assert status == 0, output

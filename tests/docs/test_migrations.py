@@ -1,4 +1,4 @@
-"""The pages of docs/migrations, followed to the letter on each database; afterwards the guard works, and no row is lost."""
+"""The pages of docs/migrations, followed exactly on each database; afterwards the guard works, and no row is lost."""
 
 import pytest
 from sqlalchemy import create_engine, inspect, text
@@ -14,14 +14,14 @@ def app(tmp_path, empty_url):
 
 
 def follow(app, page, *sections):
-    """Follow the blocks of some sections, all where none is named; return what each command printed."""
+    """Follow the blocks of these sections, or of the whole page; return the output of each command."""
     chosen = [block for block in blocks(page) if not sections or block.section in sections]
     assert {block.section for block in chosen} >= set(sections)
     return [said for block in chosen for said in app.follow(block)]
 
 
 def assert_usable(app, model=ExecutionRequest):
-    """The guard executes once and replays, and the app's own row is where it was."""
+    """The guard executes once and replays, and the app's row is still there."""
     engine = create_engine(app.url)
     if engine.dialect.name == "sqlite":
         sqlite.configure(engine)
@@ -57,19 +57,19 @@ def test_own_history(app):
     assert receipts(app) == 1
 
 
-def test_own_history_by_the_programs_themselves(tmp_path):
-    """Every other page here is followed in this process."""
+def test_own_history_with_real_processes(tmp_path):
+    """The other tests run the commands in this process."""
     app = App(tmp_path / "app", f"sqlite:///{tmp_path / 'app.db'}", starts_processes=True)
     said = follow(app, "migrations/own-history.md", "One revision in your own Alembic history")
     assert any("No new upgrade operations" in each for each in said)
     assert_usable(app)
 
 
-@pytest.mark.parametrize("road", ["The ready model", "The mixin on your own Base", "Another name, with make_model"])
-def test_autogenerate(app, road):
-    said = follow(app, "migrations/autogenerate.md", road, "Then")
+@pytest.mark.parametrize("way", ["The ready model", "The mixin on your own Base", "Another name, with make_model"])
+def test_autogenerate(app, way):
+    said = follow(app, "migrations/autogenerate.md", way, "Then")
     assert any("No new upgrade operations" in each for each in said)
-    name = "trade_requests" if "make_model" in road else "execution_requests"
+    name = "trade_requests" if "make_model" in way else "execution_requests"
     assert f"CREATE TABLE {name}" in said[-1]
 
     class Base(DeclarativeBase):
@@ -98,7 +98,7 @@ def test_an_async_env(tmp_path, new_database):
 
 
 def test_several_databases(tmp_path):
-    """The template multidb has functions of its own; the command prints what is to be pasted into them."""
+    """The template multidb has a function for each database; the command prints the lines to paste."""
     folder = tmp_path / "app"
     app = App.__new__(App)
     app.folder, app.url, app.starts_processes = folder, f"sqlite:///{tmp_path / 'one.db'}", False
@@ -132,7 +132,7 @@ def test_several_databases(tmp_path):
 
 
 def test_packaged_history(app):
-    said = follow(app, "migrations/packaged-history.md", "The packaged history, beside your app's")
+    said = follow(app, "migrations/packaged-history.md", "The packaged history")
     assert "CREATE TABLE execution_requests" in said[3]
     assert "No new upgrade operations" in said[-1]
     assert_usable(app)
@@ -145,10 +145,10 @@ def test_without_the_filter_autogenerate_would_drop_it(app):
         app.run("alembic check")
 
 
-def test_packaged_history_in_a_schema_of_its_own(tmp_path, new_database):
+def test_packaged_history_in_a_separate_schema(tmp_path, new_database):
     app = App(tmp_path / "app", new_database().render_as_string(hide_password=False))
     app.edit("migrations/env.py", "target_metadata = None", "from models import Base\ntarget_metadata = Base.metadata")
-    section = "In a PostgreSQL schema of its own"
+    section = "In a separate PostgreSQL schema"
     said = follow(app, "migrations/packaged-history.md", section)
     assert "No new upgrade operations" in said[-1]
     namespace = {}

@@ -1,4 +1,4 @@
-"""Every Python block of the README runs as pasted, in order, as one session of a reader."""
+"""Every Python block of the README runs as pasted, in order, in one session."""
 
 import re
 import subprocess
@@ -19,14 +19,14 @@ def test_there_are_blocks():
     assert len(BLOCKS) >= 4
 
 
-def test_the_first_example_is_short_and_runs_by_itself(tmp_path):
+def test_the_first_example_is_short_and_runs_alone(tmp_path):
     lines = [line for line in BLOCKS[0].splitlines() if line.strip()]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", BLOCKS[0]], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert len(lines) <= 30
-    # the output that the README shows is the output
+    # the README shows the real output
     shown = re.search(r"^```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL).group(1)
     assert done.stdout == shown
 
@@ -52,7 +52,7 @@ def test_all_blocks_run_in_order(database, tmp_path, monkeypatch, request):
 
 
 def migrate(namespace):
-    """Do what `alembic upgrade head` does at this point of the README, with the README's own functions."""
+    """Do what `alembic upgrade head` does at this point of the README, with the functions shown there."""
     with namespace["engine"].begin() as connection:
         context = MigrationContext.configure(connection)
         with Operations.context(context):

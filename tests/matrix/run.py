@@ -1,7 +1,8 @@
-"""Runs the promises on every pair of lines that is supported, each in an environment of its own: `make matrix`.
+"""Runs the promises on combinations of Python, PostgreSQL and SQLAlchemy, each in a new environment: `make matrix`.
 
-The last line names every cell that ran and every one that was left out. A cell that fails, or is left out unasked, makes this
-script fail. `make matrix ARGS="--leave-out floors"` leaves cells out on purpose, `--short` runs one file for each promise.
+The last line names every cell that ran and every one that was left out. The script fails if a cell fails, or cannot run
+although it was not left out. `make matrix ARGS="--leave-out floors"` leaves a cell out, `--short` runs one file for each
+promise.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from matrix.parts import NotToBeHad, python, server  # noqa: E402
+from matrix.parts import UnavailableError, python, server  # noqa: E402
 
 
 WHOLE = ["tests/conformance", "tests/postgresql"]
@@ -37,7 +38,7 @@ SHORT = [
 
 @dataclass(frozen=True)
 class Cell:
-    """Versions that are run together, and the tests that only they are given."""
+    """Versions to run together, and the tests that only this cell runs."""
 
     name: str
     python: str
@@ -63,33 +64,33 @@ CELLS = [
 
 
 def floors() -> list[str]:
-    """Return every floor that pyproject.toml declares as the one version of its package."""
+    """Return every lowest version that pyproject.toml declares, as the one version of its package."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    # Pydantic asks for a newer typing-extensions, and the suite for a newer pytest.
+    # Pydantic needs a newer typing-extensions, and the suite a newer pytest.
     declared = [*project["dependencies"], *(entry for name in extras if name != "testing" for entry in extras[name])]
     found = [re.match(r"([\w-]+(?:\[\w+\])?)>=([\d.]+)$", entry) for entry in declared]
     pinned = ["==".join(match.groups()) for match in found if match and match[1] != "typing-extensions"]
-    return [*pinned, "click==8.1.*"]  # which was the newest one when that Typer came; it is Typer's own affair
+    return [*pinned, "click==8.1.*"]  # the newest one when that Typer was released; only Typer depends on it
 
 
 def run(cell: Cell, *, short: bool) -> bool:
-    """Set a cell up, run it, and tell whether it passed; raise NotToBeHad where this machine has not what it needs."""
+    """Set up a cell and run it; return whether it passed, or raise UnavailableError if a part is missing."""
     interpreter, programs = python(cell.python), server(cell.postgresql)
     environment = ROOT / f".venv-matrix-{cell.name}"
     inside = environment / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", inside, "install", "--quiet", "--editable", ".", "--group", "test"]
     for command in ([interpreter, "-m", "venv", "--without-pip", "--clear", environment], [*pip, *cell.requirements]):
         if subprocess.run(command, check=False, cwd=ROOT).returncode != 0:
-            raise NotToBeHad("its environment cannot be made")
+            raise UnavailableError("its environment cannot be created")
     tests = [*(SHORT if short else WHOLE), *cell.also]
     command = [inside, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-n", "2", "--dist", "loadfile", *tests]
-    told = {"SAFEAGENT_TEST_PG": "local", "SAFEAGENT_PG_BIN": str(programs)}
-    return subprocess.run(command, check=False, cwd=ROOT, env=os.environ | told).returncode == 0
+    names = {"SAFEAGENT_TEST_PG": "local", "SAFEAGENT_PG_BIN": str(programs)}
+    return subprocess.run(command, check=False, cwd=ROOT, env=os.environ | names).returncode == 0
 
 
 def summary(results: dict[str, str]) -> str:
-    """Return the last line: every cell under what has become of it."""
+    """Return the last line: the names of the cells by their result."""
     became: dict[str, list[str]] = {}
     for name, result in results.items():
         became.setdefault(result, []).append(name)
@@ -99,10 +100,8 @@ def summary(results: dict[str, str]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     names = [cell.name for cell in CELLS]
-    parser.add_argument(
-        "--leave-out", action="append", default=[], choices=names, help="a cell to leave out on purpose"
-    )
-    parser.add_argument("--short", action="store_true", help="one file for each promise instead of all")
+    parser.add_argument("--leave-out", action="append", default=[], choices=names, help="a cell to leave out")
+    parser.add_argument("--short", action="store_true", help="run one file for each promise")
     options = parser.parse_args(arguments)
     results = {}
     for cell in CELLS:
@@ -113,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         begun = time.monotonic()
         try:
             results[cell.name] = "passed" if run(cell, short=options.short) else "FAILED"
-        except NotToBeHad as reason:
+        except UnavailableError as reason:
             results[cell.name] = f"LEFT OUT ({reason})"
         print(f"{cell.name}: {results[cell.name]}, {time.monotonic() - begun:.0f} s", flush=True)
     print(summary(results))

@@ -1,4 +1,4 @@
-"""Adopting the tables of SafeAgent's own stores: nothing lost, nothing free to run again, and back."""
+"""Adoption of the tables of SafeAgent's stores, and the way back: nothing is lost, and nothing is free to run again."""
 
 import datetime as dt
 import io
@@ -33,7 +33,7 @@ from safeagent_sa.cli._app import app as command_line
 
 DONE = {"ok": True, "reason": "executed", "amount": 12.5, "text": 'é "quoted" \\'}
 FAILED = {"ok": False, "reason": "execute_failed:TimeoutError", "request_id": "failed"}
-# json.dumps writes it, and no database reads it: what it is can be seen by nobody
+# json.dumps writes it, and no database can read it
 UNREADABLE = {"ok": False, "score": float("nan")}
 GOVERNANCE = {
     "envelope_hash": "hash",
@@ -48,7 +48,7 @@ NAMES = ["SQLiteExecutionStore", "PgExecutionStore", "PostgresExecutionStore"]
 
 
 class Case:
-    """One of SafeAgent's stores, with a database that its own code has made and filled."""
+    """One of SafeAgent's stores, with a database that SafeAgent's code has created and filled."""
 
     def __init__(self, name, url):
         self.name = name
@@ -88,7 +88,7 @@ class Case:
             store.attach_governance("done", **GOVERNANCE)
 
     def rows(self):
-        """What the store's own code reads."""
+        """Return what SafeAgent's code reads."""
         store = self.open()
         return {request_id: store.get(request_id) for request_id in self.ids("execution_requests")}
 
@@ -128,14 +128,14 @@ def claim(case, request_id, action="pay", payload=None):
 def test_what_was_finished_is_replayed_and_nothing_else_is_executed(case):
     case.migrate(schema.adopt_safeagent)
 
-    replay = claim(case, "done", payload={"nobody": "has written it down"})
+    replay = claim(case, "done", payload={"amount": "which SafeAgent has not recorded"})
     assert replay.is_replay
     assert replay.result == DONE
     assert claim(case, "null").result is None
     with pytest.raises(ExecutionFailedError) as failed:
         claim(case, "failed")
-    told = failed.value
-    assert (told.error_type, told.error_message, told.data) == ("SafeAgentFailure", FAILED["reason"], FAILED)
+    error = failed.value
+    assert (error.error_type, error.error_message, error.data) == ("SafeAgentFailure", FAILED["reason"], FAILED)
     with pytest.raises(ExecutionInDoubtError):
         claim(case, "pending", "trade")
     if case.name != "PostgresExecutionStore":
@@ -174,12 +174,12 @@ def test_times_tokens_and_further_columns_are_kept(case):
 
 
 def same(one, other):
-    """The same moment, but for the last microsecond, which an epoch float of today cannot hold."""
+    """Return whether two moments are equal up to a microsecond, the precision of an epoch float."""
     return abs(moment(one) - moment(other)) <= 1
 
 
 def moment(value):
-    """A moment in microseconds, from whatever a database gives; naive ones are UTC."""
+    """Return a moment in microseconds, from any type that a database returns; naive ones are UTC."""
     if isinstance(value, float):
         return round(value * 1_000_000)
     found = dt.datetime.fromisoformat(value) if isinstance(value, str) else value
@@ -187,7 +187,7 @@ def moment(value):
     return round(found.timestamp() * 1_000_000)
 
 
-def test_naive_timestamps_are_read_where_they_were_written(new_database):
+def test_naive_timestamps_are_read_in_their_time_zone(new_database):
     case = Case("PostgresExecutionStore", new_database().render_as_string(hide_password=False))
     with case.engine.begin() as connection:
         connection.execute(text("UPDATE execution_requests SET created_at = '2026-07-01 12:00:00'"))
@@ -214,7 +214,7 @@ def comparable(rows):
     return {request_id: repr(sorted(row.items())) for request_id, row in rows.items()}  # by text: NaN differs from NaN
 
 
-def test_what_happened_in_between_is_given_back_and_never_free(case):
+def test_the_downgrade_keeps_what_happened_since_the_upgrade_and_frees_nothing(case):
     case.migrate(schema.adopt_safeagent)
     claim(case, "new")
     with case.engine.begin() as connection:
@@ -258,7 +258,7 @@ def test_old_code_that_still_runs_is_refused_and_executes_nothing(case):
         assert "execution_requests" in str(error) or "column" in str(error) or "constraint" in str(error)  # noqa: PT017
 
 
-def test_a_record_that_is_written_meanwhile_is_not_lost(new_database):
+def test_a_record_that_is_written_during_the_migration_is_not_lost(new_database):
     """SafeAgent's insert waits for the migration, or the migration for the insert."""
     case = Case("PgExecutionStore", new_database().render_as_string(hide_password=False))
     with psycopg.connect(case.dsn) as writer:
@@ -304,23 +304,23 @@ def test_offline_sql_does_the_same(name, tmp_path, new_database):
         with psycopg.connect(offline.dsn) as raw:
             raw.execute(script.getvalue())
 
-    def told(case):
+    def contents(case):
         return {
             request_id: (row["scope"], row["status"], row["result"], row["error"], row["details"])
             for request_id, row in case.ours().items()
         }
 
-    assert told(offline) == told(online)
+    assert contents(offline) == contents(online)
     for case in (online, offline):
         case.engine.dispose()
 
 
-def test_an_error_in_the_middle_leaves_everything_as_it_was(case):
+def test_an_error_during_the_migration_changes_nothing(case):
     before = comparable(case.rows())
     with case.engine.begin() as connection:
-        connection.execute(text("CREATE TABLE pk_execution_requests (id INTEGER)"))  # its name is wanted by the step
+        connection.execute(text("CREATE TABLE pk_execution_requests (id INTEGER)"))  # the step needs this name
         connection.execute(text("CREATE TABLE ix_execution_requests_open (id INTEGER)"))
-    plain = create_engine(case.url)  # as in the app's env.py: nothing is configured
+    plain = create_engine(case.url)  # not configured, as in the app's env.py
     with pytest.raises(Exception, match="already"):
         with plain.begin() as connection:
             schema.adopt_safeagent(Operations(MigrationContext.configure(connection)), case.name)
@@ -330,7 +330,7 @@ def test_an_error_in_the_middle_leaves_everything_as_it_was(case):
 
 
 @pytest.mark.parametrize("request_id", ["", "x" * 256, "é" * 128])
-def test_ids_that_no_guard_accepts_are_named_before_anything_happens(case, request_id):
+def test_ids_that_no_guard_accepts_are_refused_before_any_change(case, request_id):
     case.claim(case.open(), request_id)
     with pytest.raises(SchemaError, match="1 record"):
         case.migrate(schema.adopt_safeagent)
@@ -351,7 +351,7 @@ def test_the_wrong_store_is_named(case, tmp_path):
     empty.dispose()
 
 
-def test_another_table_name_leaves_the_old_table_where_it_is(case):
+def test_another_table_name_leaves_the_old_table_unchanged(case):
     case.migrate(schema.adopt_safeagent, table_name="safeagent_requests")
     assert set(inspect(case.engine).get_table_names()) == {"execution_requests", "safeagent_requests"}
     assert case.ids("safeagent_requests") == case.ids("execution_requests")
@@ -391,7 +391,7 @@ def test_the_command_counts_and_writes_a_revision_that_works(case, tmp_path, mon
     assert done.exit_code == 0, done.output
     alembic(app, "upgrade", "head")
     assert {row["scope"] for row in case.ours().values()} == {"legacy"}
-    assert run(command_line, ["revision"]).output.startswith("✓ execution_requests is at schema step 1")
+    assert run(command_line, ["revision"]).output.startswith("✓ execution_requests is already at schema step 1")
     assert run(command_line, ["adopt", "--store", case.name]).exit_code == 1
     assert "INSERT INTO execution_requests" in alembic(app, "upgrade", "head", "--sql")
     alembic(app, "downgrade", "base")

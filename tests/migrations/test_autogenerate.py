@@ -1,4 +1,4 @@
-"""`alembic revision --autogenerate` in an app that uses the mixin, on each database, applied on each database."""
+"""`alembic revision --autogenerate` in an app with the mixin: generated on each database, applied on each database."""
 
 import pytest
 from sqlalchemy import create_engine, inspect
@@ -33,7 +33,7 @@ def alembic(app, *arguments):
 
 @pytest.fixture
 def app(tmp_path):
-    """An app as `alembic init` leaves it, with models of its own and one line of env.py changed."""
+    """An app as `alembic init` creates it, with models and one changed line in env.py."""
     folder = tmp_path / "app"
     folder.mkdir()
     alembic(folder, "init", "migrations")

@@ -1,4 +1,4 @@
-"""env.py: every way to say where the database is, offline, in a schema, and two upgrades at once."""
+"""env.py: every way to name the database, offline, in a schema, and two upgrades at once."""
 
 import io
 import subprocess
@@ -38,7 +38,7 @@ def alembic(*arguments, **environment):
 
 
 def start(url):
-    """Start an upgrade as a process of its own."""
+    """Start an upgrade in a new process."""
     return subprocess.Popen(
         [sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), "upgrade", "head"],
         cwd=ROOT,
@@ -98,7 +98,7 @@ def test_an_async_url_works(empty_url, driver):
     assert tables(empty_url) == TABLES
 
 
-def test_a_connection_that_is_handed_in_keeps_its_transaction(new_database):
+def test_a_given_connection_keeps_its_transaction(new_database):
     engine = create_engine(new_database())
     with engine.connect() as connection:
         connection.begin()
@@ -109,7 +109,7 @@ def test_a_connection_that_is_handed_in_keeps_its_transaction(new_database):
     engine.dispose()
 
 
-def test_an_engine_that_is_handed_in(empty_url):
+def test_a_given_engine_is_migrated(empty_url):
     engine = create_engine(empty_url)
     command.upgrade(config(connection=engine), "head")
     engine.dispose()
@@ -117,7 +117,7 @@ def test_an_engine_that_is_handed_in(empty_url):
     assert tables(empty_url) == TABLES
 
 
-def test_a_schema_of_its_own_is_made(new_database):
+def test_a_missing_schema_is_created(new_database):
     url = new_database().render_as_string(hide_password=False)
     done = alembic("-x", "schema=safe agent", "upgrade", "head", DATABASE_URL=url)
     assert done.returncode == 0, done.stderr
@@ -131,7 +131,7 @@ def test_a_schema_of_its_own_is_made(new_database):
     assert "execution_requests" not in tables(url, "safe agent")
 
 
-def test_tables_of_the_app_are_none_of_our_business(empty_url):
+def test_tables_of_the_app_are_left_alone(empty_url):
     engine = create_engine(empty_url)
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE orders (id integer primary key)"))
@@ -159,7 +159,7 @@ def test_offline_sql_can_be_run_by_hand(empty_url):
     assert tables(empty_url) == TABLES
 
 
-def test_offline_sql_makes_the_schema_too(new_database):
+def test_offline_sql_creates_the_schema_too(new_database):
     url = new_database().render_as_string(hide_password=False)
     done = alembic("-x", "schema=safe agent", "upgrade", "head", "--sql", DATABASE_URL=url)
     assert done.returncode == 0, done.stderr
@@ -174,7 +174,7 @@ def test_offline_sql_makes_the_schema_too(new_database):
 
 
 def test_two_upgrades_at_once_both_succeed(new_database):
-    """Both stand before the lock when it is given back; without it, both would go on to create the table."""
+    """Both wait for the lock when it is released; without it, both would create the table."""
     url = new_database()
     engine = create_engine(url)
     with engine.connect() as holder:
@@ -191,7 +191,7 @@ def test_two_upgrades_at_once_both_succeed(new_database):
 
 
 def test_an_upgrade_waits_for_one_that_runs_and_finds_nothing_to_do(new_database):
-    """The lock itself: while a first upgrade is not committed, a second one waits for it."""
+    """While a first upgrade is not committed, a second one waits for its lock."""
     url = new_database()
     engine = create_engine(url)
     with engine.connect() as first:

@@ -1,6 +1,6 @@
-"""A later schema step on a live app: nobody is hurt, nobody waits for long; and two upgrades at once.
+"""A later schema step on a live app: claims go on and wait only briefly; and two upgrades at once.
 
-The later step is made for these tests: it adds a column and an index, as a real one would.
+The later step exists for these tests only: it adds a column, as a real one would.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from support.waiting import wait_for_the_lock
 from safeagent_sa import ExecutionGuard, ExecutionRequestMixin, SchemaError, schema
 
 
-# Put beside the app: whoever imports it lives in the future.
+# A module of the app: a process that imports it has the later step.
 LATER = """
 import types
 import sqlalchemy as sa
@@ -41,7 +41,7 @@ COMMAND = "import later; from safeagent_sa.cli import main; main()"
 
 
 class FutureApp(App):
-    """An app whose commands may import `later`; this process goes on in the present."""
+    """An app whose commands may import `later`; afterwards this process has the real steps again."""
 
     def run(self, line, **environment):
         present = schema._STEPS, schema.LATEST, schema.upgrade.__defaults__, schema.downgrade.__defaults__
@@ -76,7 +76,7 @@ def columns(app):
     return found
 
 
-def test_the_command_goes_on_where_the_history_stands(app):
+def test_the_command_continues_from_the_step_of_the_history(app):
     source = write_second_step(app)
     assert "safeagent.upgrade(op, from_=1, to=2)" in source
     assert "safeagent.downgrade(op, from_=2, to=1)" in source
@@ -95,7 +95,7 @@ def test_the_command_goes_on_where_the_history_stands(app):
 
 
 class Clients:
-    """Eight threads that claim new requests and replay them, until they are stopped."""
+    """Eight threads that claim new requests and replay them until they are stopped."""
 
     def __init__(self, url):
         self.engine = create_engine(url, pool_size=8)
@@ -119,13 +119,13 @@ class Clients:
                 with self.advanced:
                     self.done[number] += 1
                     self.advanced.notify_all()
-        except Exception as error:  # noqa: BLE001 - told by the test
+        except Exception as error:  # noqa: BLE001 - the test looks at it
             with self.advanced:
                 self.errors.append(error)
                 self.advanced.notify_all()
 
     def wait_for_progress(self):
-        """Return when every client has gone through two more rounds: the first of them may have begun before."""
+        """Return when every client has done two more rounds: the first of them may have begun before the call."""
         with self.advanced:
             aim = [done + 2 for done in self.done]
             assert self.advanced.wait_for(
@@ -146,7 +146,7 @@ class Clients:
         self.engine.dispose()
 
 
-def test_eight_clients_do_not_notice_a_step(app):
+def test_a_step_disturbs_none_of_eight_clients(app):
     write_second_step(app)
     with Clients(app.url) as clients:
         (live,) = [block.text for block in blocks("migrations/README.md") if block.section == "A live app"]
@@ -158,7 +158,7 @@ def test_eight_clients_do_not_notice_a_step(app):
     assert clients.errors == []
 
 
-def test_a_step_that_cannot_get_its_lock_gives_up_and_lets_everybody_go_on(app):
+def test_a_step_that_cannot_get_its_lock_gives_up_and_the_claims_go_on(app):
     write_second_step(app)
     engine = create_engine(app.url)
     with Clients(app.url) as clients, Session(engine) as holder:
@@ -177,7 +177,7 @@ def test_a_step_that_cannot_get_its_lock_gives_up_and_lets_everybody_go_on(app):
 
 
 def test_the_packaged_history_bounds_its_waits(new_database):
-    """While it waits for a table, everybody else waits behind it."""
+    """While it waits for a lock on the table, all other transactions wait behind it."""
     from alembic import command
 
     from safeagent_sa.cli._standalone import alembic_config
@@ -203,7 +203,7 @@ def test_the_packaged_history_bounds_its_waits(new_database):
     assert seen == ["5s", "1234ms"]
 
 
-def test_new_code_on_the_older_table_is_told_and_works(app):
+def test_verify_reports_new_code_on_the_older_table_and_the_code_works(app):
     class Base(DeclarativeBase):
         pass
 
@@ -211,10 +211,10 @@ def test_new_code_on_the_older_table_is_told_and_works(app):
         region: Mapped[str | None] = mapped_column()
 
     engine = create_engine(app.url)
-    with pytest.raises(SchemaError, match="earlier version") as told:
+    with pytest.raises(SchemaError, match="earlier version") as caught:
         schema.verify(engine, model=NewerRequest)
-    assert "region" in str(told.value)
-    assert "safeagent-sa revision" in str(told.value)
+    assert "region" in str(caught.value)
+    assert "safeagent-sa revision" in str(caught.value)
     with Session(engine) as session, session.begin():
         found = ExecutionGuard(model=NewerRequest).execute(session, "order-1", lambda _: "done", action="ship")
     assert found.result == "done"
@@ -222,7 +222,7 @@ def test_new_code_on_the_older_table_is_told_and_works(app):
 
 
 def test_two_upgrades_of_an_app_at_the_same_moment(app):
-    """With the line that the page adds to env.py: both stand before its lock when it is given back."""
+    """With the line that the page adds to env.py: both wait for its lock when it is released."""
     write_second_step(app)
     (code,) = [block.text for block in blocks("migrations/README.md") if block.language == "python"]
     app.edit(

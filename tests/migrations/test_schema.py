@@ -1,4 +1,4 @@
-"""The schema steps: frozen, callable from anybody's revision, equal to the models; and the check at start."""
+"""The schema steps: frozen, callable from any revision, equal to the models; and the check at the start of an app."""
 
 import hashlib
 import io
@@ -27,7 +27,7 @@ from safeagent_sa import (
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# A released step never changes: databases were made with it. Changes are new steps.
+# A released step never changes, because databases were made with it. A change is a new step.
 RELEASED = {
     "_names.py": "1bb5e4861457395d753576eb7f4cabdbaa88afba35aa1cd63e5d8cb867da01d9",
     "_commit_check.py": "1185460f6836a71e64a4edf4d696b53af1cdf1df94e916c15ff156680e243465",
@@ -80,7 +80,7 @@ def test_released_steps_are_frozen():
     assert steps == RELEASED
 
 
-def test_the_steps_make_what_the_model_says(engine):
+def test_the_steps_create_the_table_of_the_model(engine):
     upgrade(engine)
     assert differences(engine, metadata) == []
 
@@ -116,7 +116,7 @@ def names(engine):
     return checks | {inspector.get_pk_constraint("execution_requests")["name"]}
 
 
-def test_another_table_name(engine):
+def test_the_table_may_have_another_name(engine):
     class Base(DeclarativeBase):
         pass
 
@@ -129,7 +129,7 @@ def test_another_table_name(engine):
     assert inspect(engine).get_table_names() == []
 
 
-def test_a_schema_of_the_app(new_database):
+def test_the_table_may_be_in_another_schema(new_database):
     class Base(DeclarativeBase):
         pass
 
@@ -148,7 +148,7 @@ def test_a_schema_of_the_app(new_database):
     assert options == ["fillfactor=80"]
 
 
-def test_a_model_on_a_dataclass_base():
+def test_a_model_works_on_a_dataclass_base():
     class Base(MappedAsDataclass, DeclarativeBase):
         pass
 
@@ -217,7 +217,7 @@ def test_the_table_itself_refuses_what_must_not_be(engine, bad):
             connection.execute(insert, values | bad)
 
 
-def test_verify_passes_on_our_table_and_says_what_to_paste_where_there_is_none(engine):
+def test_verify_passes_on_our_table_and_has_lines_to_paste_if_there_is_none(engine):
     with pytest.raises(SchemaError) as caught:
         schema.verify(engine)
     assert (caught.value.found, caught.value.needed) == (0, schema.LATEST)
@@ -239,7 +239,7 @@ def test_verify_names_the_table_and_schema_in_the_lines_to_paste(engine):
     assert "table_name='trade_requests'" in str(caught.value)
 
 
-def test_verify_tells_another_librarys_table_from_ours(engine):
+def test_verify_recognises_a_table_of_another_library(engine):
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE execution_requests (request_id text primary key, action text)"))
     with pytest.raises(SchemaError, match="another library") as caught:
@@ -249,8 +249,8 @@ def test_verify_tells_another_librarys_table_from_ours(engine):
 
 
 @pytest.mark.parametrize("name", ["100%", "%(x)s", "a:b", 'quo"ted', "%%"])
-def test_a_schema_with_any_name(new_database, name):
-    """The steps send texts, in which a percent sign and a colon mean something."""
+def test_a_schema_may_have_any_name(new_database, name):
+    """The steps send SQL as text, in which a percent sign and a colon have a meaning."""
 
     class Base(DeclarativeBase):
         pass

@@ -1,4 +1,4 @@
-"""pytest-alembic's four stable tests on the packaged migrations, on every database."""
+"""pytest-alembic's four stable tests for the packaged migrations, on every database."""
 
 from pathlib import Path
 

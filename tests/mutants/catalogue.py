@@ -1,4 +1,4 @@
-"""The mutants: each breaks one promise, and names the tests that are to notice."""
+"""The mutants: each breaks one promise, and names the tests that must fail."""
 
 from typing import NamedTuple
 
@@ -8,10 +8,10 @@ class Mutant(NamedTuple):
 
     file: str
     old: str
-    """What stands there, once."""
+    """The text to replace, which occurs once in the file."""
     new: str
     tests: str
-    """The names of tests, or of their modules, that are run first."""
+    """The names of the tests, or of their modules, that run first."""
 
 
 ACQUIRE, COMPLETE = "_claim/acquire.py", "_claim/complete.py"
@@ -238,7 +238,7 @@ COMPLETING = {
         "    if False:",
         "test_a_retry_in_the_same_transaction_is_a_replay_too",
     ),
-    "a batch that looks before the COMMIT sees no receipt": Mutant(
+    "a batch before the COMMIT sees no receipt": Mutant(
         BATCH,
         "if write_pending(connection, {row.token for row in stored.values()}):",
         "if False:",
@@ -400,7 +400,7 @@ LAST_WORD = {
         "                if False:\n                    raise why",
         "test_commit_is_refused_after_an_exception_that_was_caught_outside_the_block",
     ),
-    "a claim whose row has gone is told to be completed": Mutant(
+    "a claim without a row is reported as not completed": Mutant(
         OPEN,
         "    if not is_left:\n        return lost(claim)",
         "    if False:\n        return lost(claim)",

@@ -1,11 +1,11 @@
-"""Breaks the promises on purpose, one at a time, and shows that the suite notices each: `make mutants`.
+"""Breaks the promises, one at a time, and checks that a test fails for each: `make mutants`.
 
-With words, only those mutants whose name or file has one of them; `-n 4` tries as many at once:
+With words, only the mutants whose name or file contains one of them; `-n 4` runs four at once:
 `make mutants ARGS="pipeline wait -n 4"`.
 
-Every mutant is one replacement in a copy of the package. The tests that it names are run first, the rest of the suite where
-those pass. A mutant that no test fails on is a promise without a test, and makes this script fail; so does one that does not
-fit the code any more, before anything is run.
+Every mutant is one replacement in a copy of the package. Its named tests run first, and the rest of the suite if those pass.
+A mutant for which no test fails is a promise without a test, and makes this script fail. A mutant that no longer fits the code
+makes it fail before anything runs.
 """
 
 import argparse
@@ -49,10 +49,12 @@ _ONE_AT_A_TIME = Lock()
 def main():
     chosen, at_once = choose()
     if problems := misfits(chosen):
-        sys.exit("these mutants do not fit any more; mend them in tests/mutants/catalogue.py:\n" + "\n".join(problems))
+        sys.exit(
+            "these mutants no longer fit the code; fix them in tests/mutants/catalogue.py:\n" + "\n".join(problems)
+        )
     if "SAFEAGENT_TEST_DATABASE_URL" in os.environ:
-        sys.exit("mutants leave things behind, so they have servers of their own: unset SAFEAGENT_TEST_DATABASE_URL")
-    servers = [start() for _ in range(at_once)]  # one for each, since some mutants leave things behind on it
+        sys.exit("mutants leave data behind, so they need separate servers: unset SAFEAGENT_TEST_DATABASE_URL")
+    servers = [start() for _ in range(at_once)]  # one for each, since some mutants leave data behind
     free = SimpleQueue()
     for server in servers:
         free.put(server.url)
@@ -69,7 +71,7 @@ def main():
     try:
         named = sorted({node for mutant in chosen.values() for node in nodes_of(mutant)})
         if failed := failure_of(ROOT / "safeagent_sa", servers[0].url, named, "-n", str(at_once), "--dist", "loadfile"):
-            sys.exit(f"the code as it is fails {failed}; mend that first")
+            sys.exit(f"the unchanged code fails {failed}; fix that first")
         with ThreadPoolExecutor(at_once) as pool:
             for number, (name, found) in enumerate(zip(chosen, pool.map(try_out, chosen), strict=True), 1):
                 print(f"{number:3}/{len(chosen)} {name}: {found or 'SURVIVED'}", flush=True)
@@ -83,9 +85,9 @@ def main():
 
 
 def choose():
-    parser = argparse.ArgumentParser(description="Break the promises on purpose, and see that the suite notices.")
-    parser.add_argument("words", nargs="*", help="only mutants whose name or file has one of them")
-    parser.add_argument("-n", type=int, default=2, help="how many are tried at once")
+    parser = argparse.ArgumentParser(description="Break the promises, and check that a test fails for each.")
+    parser.add_argument("words", nargs="*", help="run only mutants whose name or file contains one of them")
+    parser.add_argument("-n", type=int, default=2, help="how many run at once")
     given = parser.parse_args()
     words = given.words
     return {
@@ -96,7 +98,7 @@ def choose():
 
 
 def misfits(mutants):
-    """Return what does not fit the code, makes no Python of it, or names no test."""
+    """Return the mutants that do not fit the code, are no Python, or name a test that does not exist."""
     problems = []
     for name, mutant in mutants.items():
         path = ROOT / "safeagent_sa" / mutant.file
@@ -123,7 +125,7 @@ def nodes_of(mutant):
 
 
 def find(test):
-    """Return the ids of a test of the suite that is given by its name alone, or by that of its module."""
+    """Return the ids of the tests with a name, or the paths of a module with that name."""
     if test.endswith(".py"):
         return [str(module.relative_to(ROOT)) for module in modules() if module.name == test]
     name, bracket, parameters = test.partition("[")
@@ -146,7 +148,7 @@ def where():
 
 
 def caught_by(mutant, url):
-    """Return the test that fails on a mutant, or None."""
+    """Return a test that fails for a mutant, or None."""
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "safeagent_sa"
         shutil.copytree(ROOT / "safeagent_sa", package)
@@ -162,7 +164,7 @@ def caught_by(mutant, url):
 
 def failure_of(package, url, tests, *options):
     """Return the first test that fails with a package, or None."""
-    # -P: the working directory, where the package as it is stands too, does not come first
+    # -P: the working directory, which contains the unchanged package, does not come first
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-rfE", "--tb=no", "--timeout=60"]
     command += ["-p", "no:cacheprovider", *options, *tests]
     environment = os.environ | {
@@ -174,15 +176,15 @@ def failure_of(package, url, tests, *options):
     if done.returncode == 0:
         return None
     if re.search(r"^\++ Timeout \++$", done.stdout + done.stderr, re.MULTILINE):
-        return "the time-out"  # which ends the process where it has no other way
+        return "the time-out"  # which ends the process if nothing else works
     found = re.search(r"^(?:FAILED|ERROR) \S*?/(test_\w+\.py::.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
-    if done.returncode != 1 or found is None:  # a mutant that cannot be imported, say, shows nothing
+    if done.returncode != 1 or found is None:  # a mutant that cannot be imported, say, proves nothing
         sys.exit(f"pytest could not run the tests:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     return found[1]
 
 
 def clean(url):
-    """Take away what a mutant has left on its server, so that the next one is not caught by that."""
+    """Remove what a mutant has left on its server, so that it does not make the next one fail."""
     admin = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with admin.connect() as connection:
         for gid, database in connection.execute(text("SELECT gid, database FROM pg_prepared_xacts")).all():

@@ -1,6 +1,6 @@
-"""Runs what takes too long for every change, one after the other, and ends with one table: `make nightly`.
+"""Runs the targets that take too long for every change, and prints a table of their results: `make nightly`.
 
-With names, only those: `make nightly ARGS="matrix stress"`. A target that fails stops none of the others.
+With names, only those: `make nightly ARGS="matrix stress"`. A failed target does not stop the others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Each file in changelog.d is of a kind that there is, and the changelog is built from all of them."""
+"""Each file in changelog.d has a known kind, and the changelog is built from all of them."""
 
 import re
 import shutil
@@ -17,18 +17,18 @@ KINDS = [
 
 
 def odd(folder):
-    """Return the files that have no name for a change, or no text."""
+    """Return the files with a wrong name or without text."""
     name = re.compile(rf"\+[a-z0-9-]+\.({'|'.join(KINDS)})\.md")
     changes = [path for path in folder.iterdir() if path.name != "README.md"]
     return sorted(path.name for path in changes if not name.fullmatch(path.name) or not path.read_text().strip())
 
 
-def test_every_file_says_of_which_kind_it_is():
+def test_every_file_names_a_known_kind():
     assert odd(ROOT / "changelog.d") == []
 
 
 @pytest.mark.parametrize("name", ["+a.feature.md", "a.added.md", "+a.added", "+a.md", "12.added.md", "+A b.added.md"])
-def test_other_names_are_found(tmp_path, name):
+def test_wrong_names_are_found(tmp_path, name):
     (tmp_path / "README.md").write_text("how")
     (tmp_path / "+a-b.added.md").write_text("One more verb.")
     (tmp_path / "+empty.added.md").write_text("\n")

@@ -1,4 +1,4 @@
-"""Wheel and sdist have all that belongs in them, and the installed wheel works in a fresh virtual environment."""
+"""Wheel and sdist are complete, and the installed wheel works in a new virtual environment."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from support.once import once
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# what stands at the top of the repository and is installed inside the package
+# folders at the top of the repository that are installed inside the package
 MAPPED = {"examples": "safeagent_sa/examples", "migrations": "safeagent_sa/migrations"}
 
 
@@ -30,7 +30,7 @@ def tracked(*folders):
 
 @pytest.fixture(scope="session")
 def dist(tmp_path_factory):
-    """Wheel from sdist, as an index serves it; built from a copy, so that no stale build/ leaks in."""
+    """The sdist, and the wheel built from it; built from a copy, so that no old build/ leaks in."""
 
     def build(folder):
         source = tmp_path_factory.mktemp("source")
@@ -43,7 +43,7 @@ def dist(tmp_path_factory):
 
 
 def environment(folder, requirement):
-    """Make a virtual environment with a requirement, by the pip of this one; return its Python."""
+    """Create a virtual environment with a requirement, with the pip of this one; return its Python."""
     venv.create(folder)
     python = folder / "bin" / "python"
     run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", requirement)
@@ -52,7 +52,7 @@ def environment(folder, requirement):
 
 @pytest.fixture(scope="session")
 def fresh(dist, tmp_path_factory):
-    """A virtual environment with the wheel and nothing but its core dependencies."""
+    """A virtual environment with only the wheel and its core dependencies."""
     wheel = next(dist.glob("*.whl"))
     return once(tmp_path_factory, "venv", lambda folder: environment(folder, wheel)) / "bin" / "python"
 
@@ -70,17 +70,25 @@ def test_the_wheel_has_every_module_and_data_file(dist):
     assert "safeagent_sa/migrations/script.py.mako" in inside
 
 
-def test_the_wheel_carries_the_licence(dist):
+def test_the_wheel_contains_the_licence(dist):
     with zipfile.ZipFile(next(dist.glob("*.whl"))) as wheel:
         licence = next(name for name in wheel.namelist() if name.endswith("/LICENSE"))
         assert b"Apache License" in wheel.read(licence)
 
 
-def test_the_sdist_has_all_to_work_on_the_library(dist):
+def test_the_sdist_has_all_files_to_work_on_the_library(dist):
     with tarfile.open(next(dist.glob("*.tar.gz"))) as sdist:
         inside = {name.partition("/")[2] for name in sdist.getnames()}
 
-    assert {"alembic.ini", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile"} <= inside
+    assert {
+        "alembic.ini",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "Makefile",
+    } <= inside
     assert (
         tracked(
             "docs", "tests", "tools", "migrations", "examples", "benchmarks", "safeagent_sa", "pytest_safeagent_sa.py"
@@ -100,13 +108,13 @@ def test_the_installed_wheel_needs_no_extra(fresh, tmp_path):
 
 
 def test_pytest_finds_the_plugin_of_the_installed_wheel(dist, tmp_path):
-    """The extra `testing` brings all that the fixture needs; without pytest the entry point is never loaded."""
+    """The extra `testing` installs all that the fixture needs; only pytest loads the entry point."""
     python = environment(tmp_path / "venv", f"{next(dist.glob('*.whl'))}[testing]")
     (tmp_path / "test_it.py").write_text("def test_it(explore_faults):\n    assert callable(explore_faults)\n")
     assert "1 passed" in run(python, "-m", "pytest", "test_it.py", cwd=tmp_path)
 
 
-def test_the_command_line_without_its_extra_says_what_to_install(fresh, tmp_path):
+def test_the_command_line_without_its_extra_names_the_package_to_install(fresh, tmp_path):
     for command in ([fresh.parent / "safeagent-sa"], [fresh, "-m", "safeagent_sa"]):
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode != 0

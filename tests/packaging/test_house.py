@@ -1,4 +1,4 @@
-"""Rules of the house that no linter knows, and the public surface."""
+"""Rules of this repository that no linter knows, and the public names."""
 
 import ast
 import inspect
@@ -23,10 +23,10 @@ MODULES = sorted((ROOT / "safeagent_sa").rglob("*.py"))
 
 LIMIT = 160
 
-# They own the transactions that they end: that of a whole run, and that of the connection that listens.
+# They own the transactions that they end: that of run_transaction, and that of the connection that listens.
 OWNERS = {"_transaction/run.py", "_effects/notifications.py", "_claim/contain.py"}
 PROGRAMS = {"cli", "testing"}
-# Below any transaction of the caller's, or no transaction at all.
+# Below the caller's transaction, or no transaction at all.
 NO_TRANSACTION = {"cursor", "driver", "notifications", "pipeline"}
 
 ONE_SUBCLASS = {
@@ -39,7 +39,7 @@ ONE_SUBCLASS = {
 RAISES_NOTHING = {"Relay.stop", "AsyncRelay.stop"}
 STEPS_OF_EFFECTS = {"drive", "write_along"}  # called by relays, not by users
 
-# Words of the table's own: what is compared with what the frozen steps have made, and statements in constants.
+# Modules that write a state as text, and why.
 STATUS_AS_TEXT = {
     "execution.py": "their definition",
     "models.py": "the table's definition, below the definition of the states",
@@ -76,17 +76,17 @@ def test_the_public_names_are_these():
 
 @every_module
 def test_modules_hold_one_idea(path):
-    """Counted in statements: lines would count what explains them as well."""
+    """Counted in statements, since lines would count comments and docstrings as well."""
     tree = ast.parse(path.read_text())
     functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
     overloads = [node for node in functions if any(ast.unparse(name) == "overload" for name in node.decorator_list)]
-    told_twice = docstrings(tree) | {node for overload in overloads for node in ast.walk(overload)}
-    statements = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and node not in told_twice]
+    not_counted = docstrings(tree) | {node for overload in overloads for node in ast.walk(overload)}
+    statements = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and node not in not_counted]
     assert len(statements) <= LIMIT, f"{len(statements)} statements: look for the second idea in it"
 
 
 def endings(source):
-    """What ends a transaction: a call of commit(), rollback() or close(), and the end of a block with begin()."""
+    """Return what ends a transaction: calls of commit(), rollback() or close(), and blocks with begin()."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.With, ast.AsyncWith)):
@@ -122,13 +122,13 @@ def test_modules_end_no_transaction_of_the_caller(path):
         "async def run():\n    async with session.begin(): pass",
     ],
 )
-def test_every_way_to_end_a_transaction_is_seen(source):
+def test_every_way_to_end_a_transaction_is_found(source):
     assert len(endings(source)) == 1
     assert endings("with session.begin_nested(): cursor.close()") == []
 
 
 def test_a_base_class_has_several_subclasses():
-    """With one, it only means "the rest of that file"."""
+    """A base class with one subclass only means "the rest of that file"."""
     classes = [
         node for path in MODULES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)
     ]
@@ -139,13 +139,13 @@ def test_a_base_class_has_several_subclasses():
 
 @every_module
 def test_states_have_names(path):
-    """A state that is written as text is missed when it is looked for; the frozen steps of the schema stay as they are."""
+    """A search for a state misses those that are written as text; the frozen steps of the schema may have them."""
     if path.parent.name == "schema":
         return
     tree = ast.parse(path.read_text())
-    told = {node.value for node in docstrings(tree)}
+    documentation = {node.value for node in docstrings(tree)}
     states = {status.value for status in safeagent_sa.ExecutionStatus}
-    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node not in told]
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node not in documentation]
     found = [
         f"line {node.lineno}: {node.value}"
         for node in texts

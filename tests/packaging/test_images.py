@@ -1,4 +1,4 @@
-"""Where no registry answers, the suite makes its own PostgreSQL image; where one does, it uses the official one."""
+"""The suite uses the official PostgreSQL image, or makes one if no registry answers."""
 
 import io
 import re
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Engine:
-    """What Docker's client has of images: some are here, some can be pulled."""
+    """The images of a Docker client: some are present, some can be pulled."""
 
     def __init__(self, *here, registry=()):
         self.images, self.here, self.registry = self, here, registry
@@ -40,14 +40,14 @@ class Engine:
     ],
     ids=["pulled", "here", "made before", "made"],
 )
-def test_the_official_image_is_used_unless_it_cannot_be_had(engine, image, monkeypatch):
+def test_the_official_image_is_used_if_it_is_available(engine, image, monkeypatch):
     built = []
     monkeypatch.setattr(images, "build", lambda client, programs: built.append((client, programs)))
     assert servers._image(engine) == image
     assert built == ([] if engine.here or engine.registry else [(engine, servers.wheel_programs())])
 
 
-def test_where_no_image_can_be_made_the_next_way_to_a_server_is_tried(monkeypatch):
+def test_without_an_image_the_next_kind_of_server_is_tried(monkeypatch):
     def refuse(*_):
         raise RuntimeError("an image can be made on Linux only")
 
@@ -56,7 +56,7 @@ def test_where_no_image_can_be_made_the_next_way_to_a_server_is_tried(monkeypatc
         servers._image(Engine())
 
 
-def test_an_image_has_all_that_its_programs_load():
+def test_an_image_has_all_libraries_that_its_programs_load():
     file = io.BytesIO()
     programs = servers.wheel_programs()
     with tarfile.open(fileobj=file, mode="w") as tar:
@@ -76,6 +76,6 @@ def test_an_image_has_all_that_its_programs_load():
     subprocess.run(["sh", "-n"], input=script, check=True)
 
 
-def test_nothing_outside_of_the_repository_is_used():
+def test_nothing_outside_the_repository_is_used():
     for name in (".ci/run", "Makefile"):
         assert re.findall(r"\.\./\S+", (ROOT / name).read_text()) == [], name

@@ -1,4 +1,4 @@
-"""The matrix says what it ran, fails where it left something out unasked, and the classifiers are what it runs."""
+"""The matrix names what it ran, fails if a cell could not run, and covers the declared classifiers."""
 
 import re
 import tomllib
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from matrix import run
-from matrix.parts import NotToBeHad
+from matrix.parts import UnavailableError
 from packaging.requirements import Requirement
 
 
@@ -16,53 +16,53 @@ NAMES = [cell.name for cell in run.CELLS]
 
 
 @pytest.fixture
-def becomes(monkeypatch):
-    """What becomes of each cell that is run: it passes, but for those that a test says otherwise of."""
-    told = {}
+def changed(monkeypatch):
+    """The results of the cells that a test changes; all others pass."""
+    results = {}
 
     def instead(cell, *, short):
-        if isinstance(told.get(cell.name), Exception):
-            raise told[cell.name]
-        return told.get(cell.name, True)
+        if isinstance(results.get(cell.name), Exception):
+            raise results[cell.name]
+        return results.get(cell.name, True)
 
     monkeypatch.setattr(run, "run", instead)
-    return told
+    return results
 
 
-def test_every_cell_is_named_in_the_last_line(becomes, capsys):
+def test_every_cell_is_named_in_the_last_line(changed, capsys):
     assert run.main([]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"matrix: passed: {', '.join(NAMES)}"
 
 
-def test_a_cell_that_is_left_out_on_purpose_is_named_and_no_error(becomes, capsys):
+def test_a_cell_that_is_left_out_on_request_is_named_and_no_error(changed, capsys):
     assert run.main(["--leave-out", NAMES[0]]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"matrix: left out as asked: {NAMES[0]}; passed: {', '.join(NAMES[1:])}"
 
 
-def test_a_cell_that_cannot_be_had_is_named_and_an_error(becomes, capsys):
-    becomes[NAMES[2]] = NotToBeHad("no Python")
+def test_a_cell_that_cannot_run_is_named_and_an_error(changed, capsys):
+    changed[NAMES[2]] = UnavailableError("no Python")
     assert run.main(["--short"]) == 1
     assert f"LEFT OUT (no Python): {NAMES[2]}" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_a_cell_that_fails_is_named_and_an_error(becomes, capsys):
-    becomes[NAMES[1]] = False
+def test_a_cell_that_fails_is_named_and_an_error(changed, capsys):
+    changed[NAMES[1]] = False
     assert run.main([]) == 1
     assert f"FAILED: {NAMES[1]}" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_the_short_form_has_files_that_are_there():
+def test_every_path_of_a_cell_exists():
     for path in (*run.SHORT, *run.WHOLE, *(path for cell in run.CELLS for path in cell.also)):
         assert (ROOT / path).exists(), path
 
 
-def test_the_classifiers_are_what_the_matrix_runs():
+def test_the_matrix_runs_every_declared_python():
     declared = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
     assert set(declared) == {cell.python for cell in run.CELLS}
 
 
-def test_one_cell_has_every_floor_at_once():
+def test_one_cell_has_every_lowest_version_at_once():
     pinned = {Requirement(line).name: str(Requirement(line).specifier) for line in run.floors()}
     declared = [
         *PROJECT["dependencies"],

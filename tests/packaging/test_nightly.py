@@ -1,4 +1,4 @@
-"""The nightly run ends with one table of all that ran, whatever failed on the way."""
+"""The nightly run ends with a table of all targets, even if some have failed."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from nightly import run
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_every_target_is_in_the_table_and_a_failure_stops_none(tmp_path, capsys):
+def test_every_target_is_in_the_table_and_a_failure_stops_no_other(tmp_path, capsys):
     (tmp_path / "Makefile").write_text("bad:\n\tfalse\ngood:\n\ttouch done\n")
     assert run.main(["bad", "good"], tmp_path) == 1
     table = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
@@ -19,11 +19,11 @@ def test_every_target_is_in_the_table_and_a_failure_stops_none(tmp_path, capsys)
     assert all(float(minutes) >= 0 for _, _, minutes in table[1:])
 
 
-def test_it_passes_where_all_pass(tmp_path):
+def test_it_passes_if_all_targets_pass(tmp_path):
     (tmp_path / "Makefile").write_text("good:\n\ttrue\n")
     assert run.main(["good"], tmp_path) == 0
 
 
-def test_its_targets_are_there():
+def test_its_targets_exist():
     there = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(run.TARGETS) <= set(there)

@@ -1,4 +1,4 @@
-"""A run of tests always ends, and names the test that did not; tried on small runs with this suite's own settings."""
+"""A run of tests always ends and names the test that did not; shown by small runs with this suite's settings."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# No other one is loaded, so that a worker starts sooner; the last one has a setting in pyproject.toml.
+# No other plugin is loaded, so that workers start faster; the last one has a setting in pyproject.toml.
 PLUGINS = ["xdist", "pytest_timeout", "no:cacheprovider", "pytest_alembic.plugin"]
 
 CONFTEST = """
@@ -64,7 +64,7 @@ def test_hangs_for_all():
 
 @pytest.fixture
 def run(tmp_path):
-    """Run some tests by two workers, as `make test` does, with limits of seconds; they ask for no database."""
+    """Run some tests with two workers, as `make test` does, with limits of seconds; they need no database."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("COV", "PYTEST"))}
     environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
 
@@ -94,29 +94,29 @@ def test_tests_that_die_or_hang_are_named_and_the_others_go_on(run):
     assert status == 1, output
     for name in ("test_1.py::test_exits", "test_2.py::test_killed", "test_4.py::test_hangs_for_signals"):
         crashes = re.findall(rf"^worker '\w+' crashed while running '{name}'$", output, re.MULTILINE)
-        assert len(crashes) == 1, output  # and it is not tried again
-    assert "in test_hangs_for_signals" in output  # where each thread was
+        assert len(crashes) == 1, output  # and it does not run again
+    assert "in test_hangs_for_signals" in output  # the stack of each thread
     assert "FAILED test_3.py::test_hangs - Failed: Timeout" in output
     assert "it has come this far" in output
     assert "4 failed, 20 passed" in output
 
 
 STANDSTILLS = {
-    "test": (HANGS_FOR_ALL, "", "They were at: test_1.py::test_hangs_for_all"),
+    "test": (HANGS_FOR_ALL, "", "They were running: test_1.py::test_hangs_for_all"),
     "end": (
         "",
         "def pytest_sessionfinish(session):\n    if hasattr(session.config, 'workerinput'): time.sleep(1e6)\n",
-        "They were at no test",
+        "They were running no test",
     ),
 }
 
 
 @pytest.mark.parametrize("where", STANDSTILLS)
-def test_where_no_worker_ends_itself_the_controller_ends_the_run(run, where):
-    """No limit of a worker is in force outside of its tests, or where a test takes all of them away."""
+def test_the_controller_ends_a_run_whose_workers_do_not_end(run, where):
+    """A worker has no limit outside its tests, or in a test that removes all limits."""
     source, conftest, said = STANDSTILLS[where]
     status, output = run(source, conftest=CONFTEST + conftest, limits=["faulthandler_timeout=8"])
     assert status == 1, output
-    assert "Nothing was heard of any worker for 12 seconds" in output
+    assert "No worker has sent a message for 12 seconds" in output
     assert said in output
     assert "20 passed" in output

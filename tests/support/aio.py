@@ -1,6 +1,6 @@
-"""Runs the synchronous tests on async drivers: the body of a test in a greenlet, its guard behind AsyncExecutionGuard.
+"""Runs the synchronous tests on async drivers: the test in a greenlet, and its guard on AsyncExecutionGuard.
 
-So every test of the conformance suite is written once, and on an async port each `guard.claim(...)` in it goes through
+So each test of the conformance suite is written once. On an async port its `guard.claim(...)` goes through
 `async with AsyncExecutionGuard().claim(...)` on an AsyncSession, and each statement through the async driver.
 """
 
@@ -36,7 +36,7 @@ def make_async_engine(url: Any, **options: Any) -> Any:
 
 @dataclass
 class AsyncPort(Port):
-    """A port whose engine is async; `twin` is the same database through a synchronous driver, to set up and look in."""
+    """A port whose engine is async; `twin` is the same database through a synchronous driver, for set-up and checks."""
 
     twin: Port | None = None
     runner: asyncio.Runner = field(default_factory=asyncio.Runner)
@@ -60,12 +60,12 @@ class AsyncPort(Port):
         return self.twin.requests()
 
     def run(self, function: Any, **arguments: Any) -> Any:
-        """Call a synchronous function where the async driver can be awaited; its guards go through the façade."""
+        """Call a synchronous function in a greenlet that can await the async driver; its guards go through the façade."""
         with instead_of_guards(function, Facade, **self.guard_options):
             return self.runner.run(greenlet_spawn(function, **arguments))
 
     def run_coroutine(self, function: Any, **arguments: Any) -> None:
-        """Await a test that is a coroutine function, on the loop that the port's connections belong to."""
+        """Await a test that is a coroutine function, on the event loop of the port's connections."""
         with instead_of_guards(function, AsyncExecutionGuard, AsyncExecutionGuard, **self.guard_options):
             self.runner.run(function(**arguments))
 
@@ -74,7 +74,7 @@ class AsyncPort(Port):
         return async_sessionmaker(self.async_engine)
 
     def in_parallel(self, functions: list[Any]) -> None:
-        """Call functions at once, each in a task of its own."""
+        """Call functions at once, each in a separate task."""
 
         async def all_of_them() -> None:
             async with asyncio.TaskGroup() as group:
@@ -89,7 +89,7 @@ class AsyncPort(Port):
 
 
 def another_way(twin: Port | None, url: str, **options: Any) -> Port:
-    """Return a port to the same database by another URL, which may have another driver."""
+    """Return a port to the same database with another URL, which may name another driver."""
     name = make_url(url).get_backend_name()
     if url.startswith(("postgresql+psycopg_async:", "postgresql+asyncpg:", "sqlite+aiosqlite:")):
         return AsyncPort.of(name, url, twin, **options)
@@ -112,9 +112,9 @@ VERBS = [
 
 @contextmanager
 def instead_of_guards(function: Any, kind: Any, instead_of: Any = ExecutionGuard, **options: Any) -> Any:
-    """Put another kind of guard, or other options, in place of every guard that a test's module and `support.app` name.
+    """Replace every guard that a test's module and `support.app` name by another kind of guard, or with other options.
 
-    A guard that comes from elsewhere is not the port's; its verbs fail, or the test would be about another port.
+    The verbs of a guard from elsewhere fail: it would not be the port's, so the test would not test the port.
     """
     watched = {verb: _of_the_port(getattr(instead_of, verb), kind, options) for verb in VERBS}
     patches = [mock.patch.multiple(instead_of, **watched)]
@@ -142,7 +142,7 @@ def _of_the_port(verb: Any, kind: Any, options: dict[str, Any]) -> Any:
 
 
 def like(guard: Any, kind: Any, **options: Any) -> Any:
-    """Return a guard of another kind with the configuration of this one, but for some options of its settings."""
+    """Return a guard of another kind with the settings of this one, except for some options."""
     made, settings = kind(), guard._settings
     settings = dataclasses.replace(settings, **options)
     for each in (made, getattr(made, "guard", made)):
@@ -151,7 +151,7 @@ def like(guard: Any, kind: Any, **options: Any) -> Any:
 
 
 class Facade:
-    """Has the synchronous verbs, and awaits those of an AsyncExecutionGuard for each."""
+    """The synchronous verbs; each awaits that of an AsyncExecutionGuard."""
 
     def __init__(self, **options: Any) -> None:
         self.guard = AsyncExecutionGuard(**options)
@@ -222,7 +222,7 @@ class Facade:
 
 
 class EffectFacade:
-    """Has the verb of an Effect, and awaits that of an AsyncEffect."""
+    """The verb of an Effect, which awaits that of an AsyncEffect."""
 
     def __init__(self, effect: Any) -> None:
         self.effect = effect
@@ -234,7 +234,7 @@ class EffectFacade:
 
 
 class RelayFacade:
-    """Has the verbs of a Relay, and awaits those of an AsyncRelay."""
+    """The verbs of a Relay, which await those of an AsyncRelay."""
 
     def __init__(self, relay: Any) -> None:
         self.relay = relay
@@ -263,7 +263,7 @@ class ContextFacade:
 
 
 def _awaited_call(fn: Any) -> Any:
-    """Return a coroutine function that does as a function of an effect does."""
+    """Return a coroutine function that does what a synchronous function of an effect does."""
 
     async def awaited(context: Any, /, *arguments: Any, **options: Any) -> Any:
         return await greenlet_spawn(lambda: fn(ContextFacade(context), *arguments, **options))
@@ -286,7 +286,7 @@ def _awaited(block: Any) -> Any:
 
 
 def _async(session: Any) -> Any:
-    """Return an AsyncSession around a Session; anything else as it is."""
+    """Return an AsyncSession around a Session; return anything else unchanged."""
     session = session() if hasattr(session, "registry") else session
     return AsyncSession(sync_session_class=lambda **_: session) if isinstance(session, Session) else session
 

@@ -1,4 +1,4 @@
-"""The business of the tests: one table of payments beside the guard's own, and ports to run it on."""
+"""The business of the tests: a table of payments next to the guard's, and the ports to run it on."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def make_engine(url: Any, **options: Any) -> Engine:
 
 @dataclass
 class Port:
-    """One database with the tables of guard and business, and short ways to look into it."""
+    """One database with the tables of guard and business, and short ways to query it."""
 
     name: str
     url: str
     engine: Engine
     guard_options: dict[str, Any] = field(default_factory=dict)
-    """What the guards of a test that runs on this port are made with, besides the test's own."""
+    """Options of the guards of a test on this port, in addition to the test's own."""
 
     def __post_init__(self) -> None:
         self.sessions = sessionmaker(self.engine)
 
     def create_tables(self) -> None:
-        # by the schema steps, as in production, and not by create_all()
+        # with the schema steps, as in production, and not with create_all()
         with self.engine.begin() as connection:
             schema.upgrade(Operations(MigrationContext.configure(connection)))
             Base.metadata.create_all(connection)
@@ -61,7 +61,7 @@ class Port:
                 connection.execute(table.delete())
 
     def in_parallel(self, functions: list[Callable[[], Any]]) -> None:
-        """Call functions at once, each in a thread of its own; raise what the first one to fail has raised."""
+        """Call functions at once, each in a separate thread; raise the first error."""
         barrier = threading.Barrier(len(functions))
 
         def call(function: Callable[[], Any]) -> None:
@@ -86,7 +86,7 @@ class Port:
 
 
 def pay(session: Session, reference: str, amount: int = 100) -> dict[str, Any]:
-    """Make the business write; the result has a key that the database chose."""
+    """Do the business write; the result contains a key that the database chose."""
     payment = Payment(reference=reference, amount=amount)
     session.add(payment)
     session.flush()
@@ -94,7 +94,7 @@ def pay(session: Session, reference: str, amount: int = 100) -> dict[str, Any]:
 
 
 def deliver(port: Port, request_id: str, guard: ExecutionGuard | None = None, amount: int = 100) -> Any:
-    """Deliver one request as an app does, in a transaction of its own; return the execution."""
+    """Deliver one request as an app does, in a new transaction; return the execution."""
     guard = guard or ExecutionGuard()
     with port.sessions() as session, session.begin():
         with guard.claim(session, request_id, action="pay", payload={"amount": amount}) as execution:

@@ -1,4 +1,4 @@
-"""Delivers requests one after the other in a process of its own, and writes down each answer before it counts.
+"""Delivers requests one after the other, in a separate process, and stores each answer before it counts as given.
 
 python client.py URL LOG REQUEST_ID...
 """

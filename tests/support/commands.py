@@ -1,7 +1,7 @@
-"""Runs Alembic's command line and ours as a process of its own would, in this one: no interpreter has to be started.
+"""Runs Alembic's command line and ours in this process, as a new process would: no interpreter has to start.
 
-Folder, environment and output are those of a new process, and what a command leaves behind is put back: modules of the
-folder, paths, loggers. One test of each kind of command starts a real process all the same.
+Folder, environment and output are those of a new process. Modules of the folder, paths and loggers are restored afterwards.
+One test of each kind of command starts a real process nevertheless.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from alembic.config import Config
 from safeagent_sa.cli._app import app
 
 
-# What a command takes from its environment where the caller names nothing else.
+# The variables that a command reads from its environment; the caller of run() sets them explicitly.
 UNNAMED = ("DATABASE_URL", "SAFEAGENT_DATABASE_URL")
 
 
@@ -45,7 +45,7 @@ def run(program, *arguments, cwd, **environment):
 
 def _main(program, arguments):
     if program == "alembic":
-        # Its default is the stdout of the time of the import.
+        # Its default is the stdout at the time of the import.
         with mock.patch.object(alembic.config, "Config", functools.partial(Config, stdout=sys.stdout)):
             return alembic.config.main(arguments, prog="alembic")
     return app(arguments, prog_name="safeagent-sa")
@@ -59,7 +59,7 @@ def _as_a_process(folder, environment):
         contextlib.chdir(folder),
         mock.patch.dict(os.environ, inherited | environment, clear=True),
         mock.patch.object(sys, "dont_write_bytecode", new=True),  # files change twice in a second
-        _loggers_put_back(),
+        _loggers_restored(),
     ):
         sys.path.insert(0, str(folder))
         importlib.invalidate_caches()
@@ -73,8 +73,8 @@ def _as_a_process(folder, environment):
 
 
 @contextlib.contextmanager
-def _loggers_put_back():
-    """Undo what fileConfig() does, which env.py calls: it also silences every logger that it does not name."""
+def _loggers_restored():
+    """Undo env.py's fileConfig(), which also disables every logger that it does not name."""
     existing = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
     loggers = [logging.root, *existing]
     before = [(each, each.disabled, each.level, each.propagate, list(each.handlers)) for each in loggers]

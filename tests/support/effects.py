@@ -1,4 +1,4 @@
-"""Another system for the tests of effects: it counts what it was asked to do, and fails in every way that matters."""
+"""Another system for the tests of effects: it counts its calls, and fails in every way that matters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safeagent_sa._effects import lease as leases
 
 
 class Provider:
-    """A ledger of charges; `before` and `after` run around the moment in which the charge happens."""
+    """A ledger of charges; `before` and `after` run before and after the charge happens."""
 
     def __init__(self) -> None:
         self.charges: list[str] = []
@@ -36,7 +36,7 @@ class Provider:
 
 
 class Died(BaseException):
-    """Ends a call as a crash does: nothing of the library runs after it."""
+    """Ends a call like a crash: no code of the library runs after it."""
 
 
 def die(_effect: Any) -> None:
@@ -44,7 +44,7 @@ def die(_effect: Any) -> None:
 
 
 class Attempt:
-    """One attempt, step by step, each in a transaction of its own."""
+    """One attempt, step by step, each step in a separate transaction."""
 
     def __init__(self, port: Any) -> None:
         self.port = port

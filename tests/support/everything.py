@@ -1,4 +1,4 @@
-"""Everything that the library and its command line can be asked for, each by a name, to look at what is sent for it."""
+"""Every verb of the library and every command, by name, so that a test can look at the statements of each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.effects import Died, Provider, die
 
 
 NOT_HERE = {"migrate", "adopt", "revision", "demo"}
-"""Commands that change a schema, open no database, or one of their own."""
+"""Commands that change a schema, open no database, or open a new one."""
 
 Step = tuple[str, Callable[[], Any]]
 
@@ -39,7 +39,7 @@ def every_verb() -> set[str]:
 
 
 def steps(port: Port, batch: int) -> Iterator[Step]:
-    """Yield what there is to do, to be done in this order; scope '' is taken to be most of the table."""
+    """Yield the steps, to be run in this order; most rows of the table must have the scope ''."""
     guard = ExecutionGuard()
     sessions = port.sessions
 
@@ -93,7 +93,7 @@ def steps(port: Port, batch: int) -> Iterator[Step]:
         ("--limit", "1000"),
         ("--scope", ""),
         ("--scope", "tenant-8"),
-        ("--scope", "nobody"),
+        ("--scope", "unknown"),
         ("--action", "refund"),
         *(("--status", status) for status in ("claimed", "completed", "leased", "failed", "in_doubt", "expired")),
         ("--status", "in_doubt", "--scope", ""),

@@ -1,8 +1,8 @@
-"""Runs callers in every order that their statements can have, on a real server, and checks the promise after each.
+"""Runs callers in every possible order of their statements, on a real server, and checks the promise after each order.
 
-Each caller is a thread with a connection of its own that stops before every statement and COMMIT until the explorer lets
-it go on. After each step the explorer waits until the caller stands before its next one, has ended, or waits for a lock
-(the server's own lock table says so). A schedule is the list of choices; all of them are tried, depth first.
+Each caller is a thread with its own connection. It stops before every statement and COMMIT until the explorer lets it
+continue. After each step the explorer waits until the caller has reached its next step, has ended, or waits for a lock
+according to the server's lock table. A schedule is the list of choices; the explorer tries all of them, depth first.
 """
 
 import asyncio
@@ -37,15 +37,15 @@ def _begin(pipeline, *arguments, begin=Pipeline.begin):
 
 
 class Crashed(BaseException):
-    """The caller's process is gone; nothing of his runs any more."""
+    """The caller's process is gone; none of its code runs any more."""
 
 
 @dataclass
 class Fault:
-    """What happens to one caller at one of his steps, counted from 0.
+    """What happens to one caller at one of its steps, counted from 0.
 
-    "crash": his process and his server backend die before the step. "lost answer": the step is a COMMIT, which the
-    server does, and whose answer never arrives.
+    "crash": its process and its server backend die before the step. "lost answer": the step is a COMMIT, which the server
+    executes, and whose answer never arrives.
     """
 
     caller: int
@@ -55,7 +55,7 @@ class Fault:
 
 @dataclass
 class Report:
-    """What was explored."""
+    """The counts and the violations of an exploration."""
 
     schedules: int = 0
     executed: int = 0
@@ -64,11 +64,11 @@ class Report:
 
 
 class Caller:
-    """One caller; lives through all schedules, so that his connection is made once."""
+    """One caller, for all schedules, so that it connects only once."""
 
     def __init__(self, explorer, number):
         self.explorer, self.number = explorer, number
-        # With a ping, so that every schedule begins alike, also after one in which this caller has crashed.
+        # With a ping, so that every schedule begins in the same way, even after a crash of this caller.
         options = {"isolation_level": explorer.level, "pool_size": 1, "max_overflow": 0, "pool_pre_ping": True}
         self.runner = asyncio.Runner() if explorer.is_async else None
         self.made = (create_async_engine if explorer.is_async else create_engine)(explorer.url, **options)
@@ -93,7 +93,7 @@ class Caller:
             self.changed.notify_all()
 
     def leave(self):
-        """End what is going on, wherever it is."""
+        """End the caller's work, at whatever step."""
         self.is_leaving = True
         if self.pid is not None and self.thread.is_alive():
             self.explorer.kill_backend(self.pid)
@@ -108,9 +108,9 @@ class Caller:
             self.runner.close()
 
     def _run(self):
-        _here.caller = self  # for the batches, which no event of SQLAlchemy tells of
+        _here.caller = self  # for the batches, for which SQLAlchemy has no event
         try:
-            # An async driver is awaited in the loop of this caller alone, which stands still whenever he does.
+            # Each caller has its own event loop, which stops whenever the caller does.
             self.answer = self.runner.run(greenlet_spawn(self._deliver)) if self.runner else self._deliver()
         except BaseException as error:  # noqa: BLE001 - the checks look at it
             self.error = error
@@ -159,8 +159,8 @@ class Caller:
         self.explorer.kill_backend(self.pid)
         raise Crashed
 
-    def is_done_for_now(self):
-        """Wait until this caller stands still: ready, ended, or waiting for a lock."""
+    def settled_state(self):
+        """Wait until this caller has stopped: ready, ended, or waiting for a lock."""
         deadline = time.monotonic() + PATIENCE
         while True:
             with self.changed:
@@ -173,9 +173,9 @@ class Caller:
 
 
 class Explorer:
-    """All schedules of some callers of one request on one isolation level.
+    """All schedules of some callers of one request, on one isolation level.
 
-    A driver is SQLAlchemy's name for it, with "+pipeline" for a guard that is pipelined on it.
+    `driver` is SQLAlchemy's name of the driver, with "+pipeline" for a guard that is pipelined.
     """
 
     def __init__(self, port, *, driver="psycopg", callers=2, level="READ COMMITTED", wait_timeout=None):
@@ -193,7 +193,7 @@ class Explorer:
 
     def close(self):
         for caller in self.callers:
-            caller.leave()  # after a failure he may stand in the middle of a transaction, in everybody's way
+            caller.leave()  # after a failure a caller may still hold locks in an open transaction
         self.batches.stop()
         self.monitor.close()
         self.monitor.engine.dispose()
@@ -201,7 +201,7 @@ class Explorer:
             caller.close()
 
     def explore(self, fault=None, limit=None, choose=None):
-        """Run every schedule (or `limit` random ones, by `choose`); return one trace for each."""
+        """Run every schedule, or `limit` random ones by `choose`; return one trace for each."""
         prefix, traces = [], []
         while prefix is not None:
             taken, options, trace = self._run(prefix, fault, choose)
@@ -218,16 +218,16 @@ class Explorer:
             caller.start(fault if fault and fault.caller == caller.number else None)
         taken, options, order = [], [], []
         for position in itertools.count():
-            if taken:  # he may hold what others wait for, so their states are looked at after his
-                self.callers[taken[-1]].is_done_for_now()
-            states = [caller.is_done_for_now() for caller in self.callers]
+            if taken:  # the others may wait for a lock of this caller, so its state comes first
+                self.callers[taken[-1]].settled_state()
+            states = [caller.settled_state() for caller in self.callers]
             ready = [number for number, state in enumerate(states) if state == "ready"]
             if not ready:
                 assert all(state == "ended" for state in states), ("deadlock", states, order)
                 break
             pick = choose or min
             choice = prefix[position] if position < len(prefix) else pick(ready)
-            assert choice in ready, ("the same choices have led elsewhere", prefix, order)
+            assert choice in ready, ("the same choices have led to another state", prefix, order)
             taken.append(choice)
             options.append(ready)
             order.append((choice, self.callers[choice].trace[-1]))
@@ -246,13 +246,13 @@ class Explorer:
             self.report.violations.append((fault, order, payments, requests, answers))
 
     def waits_for_lock(self, pid):
-        """Tell whether a caller waits for another one; an autovacuum that is in his way will be gone by itself."""
+        """Return whether a caller waits for another one; a wait for autovacuum does not count, since it ends."""
         others = [caller.pid for caller in self.callers if caller.pid is not None]
         query = text("SELECT pg_blocking_pids(:pid) && CAST(:others AS integer[])")
         return self.monitor.scalar(query, {"pid": pid, "others": others})
 
     def kill_backend(self, pid):
-        # in a connection of its own: the monitor belongs to the explorer's thread
+        # in a new connection: the monitor belongs to the explorer's thread
         with self.monitor.engine.connect() as connection:
             connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
             while connection.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid}):
@@ -260,7 +260,7 @@ class Explorer:
 
 
 def _next(taken, options):
-    """Return the choices that lead into the next schedule, depth first, or None after the last."""
+    """Return the choices of the next schedule, depth first, or None after the last one."""
     for position in reversed(range(len(taken))):
         later = [option for option in options[position] if option > taken[position]]
         if later:

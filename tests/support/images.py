@@ -1,7 +1,7 @@
-"""Makes a PostgreSQL image for testcontainers where no registry can be reached, from server programs that are here.
+"""Makes a PostgreSQL image for testcontainers from local server programs, for use without a registry.
 
-The image has the folder of the server, a shell, what both load, and an entry point that understands what testcontainers
-tells the official image: POSTGRES_USER, POSTGRES_PASSWORD and POSTGRES_DB. From tests/, `python -m support.images` makes it again.
+The image has the server's folder, a shell, the libraries that both load, and an entry point with the variables of the
+official image: POSTGRES_USER, POSTGRES_PASSWORD and POSTGRES_DB. In tests/, `python -m support.images` makes it again.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 
 
 LOCAL = "postgres:17-local"
-OWNER = 999  # the server refuses root; the number that the official image has
+OWNER = 999  # the server refuses root; the official image has this number
 HOME = "usr/lib/postgresql"
 
-# The database is made before the server opens a port: one that answers is ready.
+# The database is created before the server opens a port, so a server that answers is ready.
 ENTRY_POINT = """\
 #!/bin/sh
 set -eu
@@ -47,9 +47,9 @@ CHANGES = [
 
 
 def build(client: Any, programs: Path, image: str = LOCAL) -> None:
-    """Make the image from a folder of server programs; raise RuntimeError where this machine cannot."""
+    """Make the image from a folder of server programs; raise RuntimeError if that is impossible here."""
     if sys.platform != "linux":
-        message = f"an image can be made on Linux only, and this is {sys.platform}"
+        message = f"an image can be made on Linux only, not on {sys.platform}"
         raise RuntimeError(message)
     name, _, tag = image.partition(":")
     with tempfile.TemporaryFile() as file:
@@ -59,12 +59,12 @@ def build(client: Any, programs: Path, image: str = LOCAL) -> None:
         chunks = iter(partial(file.read, 2**20), b"")
         answer = client.api.import_image_from_stream(chunks, repository=name, tag=tag, changes=CHANGES)
     if "error" in str(answer):
-        message = f"Docker does not take the image: {answer}"
+        message = f"Docker refuses the image: {answer}"
         raise RuntimeError(message)
 
 
 def fill(tar: tarfile.TarFile, programs: Path) -> None:
-    """Put all that an image is made of into an archive."""
+    """Put all files of an image into an archive."""
     tree = programs.parent
     tar.add(tree, HOME, filter=_of_the_server)
     shell = Path(shutil.which("sh") or "/bin/sh").resolve()
@@ -74,7 +74,7 @@ def fill(tar: tarfile.TarFile, programs: Path) -> None:
             _add(tar, library, Path(library).read_bytes())
     for place in ("bin/sh", "usr/bin/sh"):
         _add(tar, place, shell.read_bytes())
-    for locale in Path("/usr/lib/locale").glob("C.[uU][tT][fF]*8"):  # a newer C library has it built in
+    for locale in Path("/usr/lib/locale").glob("C.[uU][tT][fF]*8"):  # built into newer C libraries
         tar.add(locale, str(locale), filter=_readable)
     _add(tar, "entrypoint.sh", ENTRY_POINT.encode())
     _add(tar, "etc/passwd", f"postgres:x:{OWNER}:{OWNER}::/var/lib/postgresql:/bin/sh\n".encode())
@@ -86,7 +86,7 @@ def fill(tar: tarfile.TarFile, programs: Path) -> None:
 
 
 def _loads(file: Path) -> set[str]:
-    """Return the paths of the libraries that a file loads, as the loader finds them; none for what is no binary."""
+    """Return the paths of the libraries that a file loads; none for a file that is no binary."""
     found = subprocess.run(["ldd", file], check=False, capture_output=True, text=True).stdout
     return set(re.findall(r"(?:=> |^\s+)(/\S+) \(", found, re.MULTILINE))
 
@@ -98,7 +98,7 @@ def _add(tar: tarfile.TarFile, place: str, content: bytes) -> None:
 
 
 def _of_the_server(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    # What only developers and readers need is two thirds of it.
+    # Files for developers and readers only: two thirds of the size.
     unneeded = ("/include", "/lib/bitcode", "/share/doc", "/share/man", "/share/locale")
     return None if entry.name.removeprefix(HOME).startswith(unneeded) else _readable(entry)
 

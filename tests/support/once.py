@@ -1,11 +1,11 @@
-"""Makes what takes long once for a run, whichever of its workers asks for it first; the others wait for it."""
+"""Makes something slow once per run: the first worker makes it, the others wait for it."""
 
 import fcntl
 import os
 
 
 def once(tmp_path_factory, name, make):
-    """Return a folder that `make` has filled, in the folder of the run, which its workers share."""
+    """Return a folder that `make` has filled, in the run's folder, which all workers share."""
     base = tmp_path_factory.getbasetemp()
     run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder, is_made = run / name, run / f"{name}.made"

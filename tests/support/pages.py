@@ -1,4 +1,4 @@
-"""Follows a how-to page to the letter, in an app that a new user might have: commands are run, edits are made."""
+"""Follows a how-to page exactly, in an app that a new user might have: runs its commands and makes its edits."""
 
 import re
 import shlex
@@ -48,7 +48,7 @@ class Block:
 
 
 def blocks(page):
-    """The code of a page in docs/, in order, each with the heading that it stands under."""
+    """Return the code blocks of a page in docs/, in order, each with its heading."""
     section, found = "", []
     for heading, language, text in re.findall(
         r"^(?:#+ ([^\n]*)|```(\w+)\n(.*?)^```$)", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL
@@ -60,7 +60,7 @@ def blocks(page):
 
 
 class App:
-    """An app with a history of its own: one table, one row, a naming convention."""
+    """An app with a history: one table, one row, a naming convention."""
 
     def __init__(self, folder, url, template="generic", *, starts_processes=False):
         self.folder, self.url, self.starts_processes = folder, url, starts_processes
@@ -85,7 +85,7 @@ class App:
         path.write_text(edited)
 
     def run(self, line, **environment):
-        """Run a line of a page; a program of Python's is run in this process, unless the app starts real ones."""
+        """Run a line of a page, in this process unless the app starts real ones."""
         *settings, program = re.match(r"((?:\w+=\S+ )*)(.*)", line).groups()
         name, *words = shlex.split(program, comments=True)
         environment = dict(each.split("=", 1) for each in shlex.split(settings[0])) | environment
@@ -106,7 +106,7 @@ class App:
         return _said(done)
 
     def follow(self, block):
-        """Do what a block says; return what its commands print."""
+        """Follow a block; return the output of its commands."""
         said = []
         if block.language == "sh":
             said = [self.run(line) for line in block.text.splitlines()]

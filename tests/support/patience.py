@@ -1,4 +1,4 @@
-"""How long the suite waits for a process, a thread or a server that is on its way."""
+"""How long the suite waits for a process, a thread or a server."""
 
-# Seconds. A loaded machine may need long; less than the limit of a test, so that what was waited for is named.
+# Seconds. Enough for a loaded machine, and less than the limit of a test, so that the failure names what it waited for.
 PATIENCE = 240

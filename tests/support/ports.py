@@ -1,21 +1,21 @@
-"""Which ports a test runs on: in `make test` those that can change its outcome, in `make test-all` every one.
+"""The ports that a test runs on: those that can change its outcome in `make test`, all of them in `make test-all`.
 
-A database, a driver or a mode can change an outcome where it is asked something. What is refused before any SQL, and
-how values become JSON and come back, is the same on all of them: one is enough.
+A database, a driver or a mode can change an outcome only if the test sends something to it. Refusals before any SQL, and
+conversions to and from JSON, are the same on all ports, so one is enough.
 """
 
 import pytest
 
 
-# psycopg2 shares its path with psycopg where nothing is pipelined; the last two are a mode of a driver's: the claim travels
-# with BEGIN, and the completion with COMMIT.
+# psycopg2 shares its path with psycopg, except for pipelining. The last two are a mode of a driver: the claim is sent with
+# BEGIN, and the completion with COMMIT.
 PLAIN = ["sqlite", "aiosqlite", "postgresql", "psycopg_async", "asyncpg"]
 PORTS = [*PLAIN, "psycopg2", "pipelined", "pipelined_async"]
 ASYNC = ["aiosqlite", "psycopg_async", "asyncpg", "pipelined_async"]
 
 
 def ports(*names, among=PORTS, argument="port"):
-    """Run a test on these ports always, and on the others in `make test-all`."""
+    """Run a test on these ports always, and on the other ports in `make test-all`."""
     return pytest.mark.parametrize(argument, [_case(name in names, name) for name in among], indirect=True)
 
 
@@ -25,7 +25,7 @@ def not_pipelined(test):
 
 
 def before_any_sql(test):
-    """Run a test that sends nothing on one port, and on all in `make test-all`."""
+    """Run a test that sends no SQL on one port, and on all in `make test-all`."""
     return ports("sqlite")(test)
 
 

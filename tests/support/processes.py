@@ -31,7 +31,7 @@ class Worker:
         self.process.stdin.flush()
 
     def kill(self):
-        self.process.kill()  # SIGKILL: no handler, no rollback, no goodbye to the server
+        self.process.kill()  # SIGKILL: no handler, no rollback, no Terminate message
         self.process.communicate()
         assert self.process.returncode == -9
 
@@ -39,20 +39,20 @@ class Worker:
         try:
             output, errors = self.process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired as late:
-            message = f"A worker that was to go on after {self.stop_at!r} has not ended. It said: {late.stdout!r}"
+            message = f"A worker that should continue after {self.stop_at!r} has not ended. Its output: {late.stdout!r}"
             raise AssertionError(message) from late
         assert self.process.returncode == 0, errors
         return json.loads(output.splitlines()[-1])
 
     def end(self):
-        """End it wherever it is: after a failure it may stand in the way of the tests that follow."""
+        """End the process at any point: after a failed test it may hold locks that later tests need."""
         if self.process.returncode is None:
             self.process.kill()
             self.process.communicate()
 
 
 def end_backend(connection, pid):
-    """End a server process and wait until it is gone; the function takes a time to wait from PostgreSQL 14 on only."""
+    """End a server process and wait until it is gone; PostgreSQL 13's function cannot wait."""
     wait = "PERFORM pg_sleep(0.01), pg_stat_clear_snapshot()"
     gone = f"NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {pid:d})"
     connection.execute(

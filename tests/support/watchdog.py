@@ -1,9 +1,9 @@
-"""Ends a run that stands still, with the names of the tests that its workers were at.
+"""Ends a run that has stopped making progress, and names the tests that its workers were running.
 
-Three limits, each for what the one before it does not reach. A test that takes too long is interrupted by a signal: it
-fails, with its output (`timeout` in pyproject.toml). Where a signal does not get through, the worker writes down where
-each of its threads is, and ends (`faulthandler_timeout`); pytest-xdist names the test and starts another worker. Where
-nothing is heard of any worker for longer than that, whatever the reason, the controller ends the run: this module.
+There are three limits, each for cases that the one before does not reach. A signal interrupts a test that takes too long, and
+the test fails with its output (`timeout` in pyproject.toml). If the signal does not get through, the worker prints the stack
+of each thread and ends (`faulthandler_timeout`); pytest-xdist names the test and starts another worker. If the controller
+hears from no worker for even longer, it ends the run: this module.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import pytest
 
 
 class Watchdog:
-    """An alarm clock in the controller of pytest-xdist, set again whenever a worker is heard of."""
+    """An alarm in the controller of pytest-xdist, reset by every message from a worker."""
 
     def __init__(self, config: pytest.Config) -> None:
-        # Longer than the limit after which a worker ends itself, or its name would be lost.
+        # Longer than the limit after which a worker ends, or the name of its test would be lost.
         self.limit = int(1.5 * float(config.getini("faulthandler_timeout")))
         self.begun: set[str] = set()
         self.ended: set[str] = set()
@@ -31,7 +31,7 @@ class Watchdog:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        """Let a message to a worker that has just died be lost; its channel tells of its end, and the run goes on."""
+        """Ignore a failed message to a worker that has just died; its channel reports the end, and the run goes on."""
         send = node.sendcommand
 
         def send_to_the_living(name: str, **arguments: Any) -> None:
@@ -62,8 +62,10 @@ class Watchdog:
 
     def _end_the_run(self, *_: object) -> None:
         at = sorted(self.begun - self.ended)
-        self.verdict = f"Nothing was heard of any worker for {self.limit} seconds. " + (
-            f"They were at: {', '.join(at)}" if at else "They were at no test: setting up, collecting or ending."
+        self.verdict = f"No worker has sent a message for {self.limit} seconds. " + (
+            f"They were running: {', '.join(at)}"
+            if at
+            else "They were running no test: setting up, collecting or ending."
         )
         self._the_end_is_bounded()
         pytest.exit(self.verdict, returncode=1)
@@ -73,13 +75,13 @@ class Watchdog:
         self._the_end_is_bounded()
 
     def _the_end_is_bounded(self) -> None:
-        """Let the signal end the process where the end of the run stands still as well."""
+        """Let the signal end the process if the end of the run hangs as well."""
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(max(self.limit, 60))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.verdict:
-            terminalreporter.section("the run stood still")
+            terminalreporter.section("the run hung")
             terminalreporter.write_line(self.verdict)
 
     def pytest_unconfigure(self) -> None:

@@ -10,11 +10,11 @@ from support.proxy import Proxy
 
 
 class MessageProxy(Proxy):
-    """Forwards messages, counts them once it is armed, and cuts the connection at the n-th of one direction.
+    """Forwards messages, counts them once it is armed, and cuts the connection at the n-th message of one direction.
 
-    "client": the n-th message of the client does not reach the server. "server": the n-th message of the server does
-    not reach the client. Messages are a type byte and a length (manual, section 55.7); the first one of the client has
-    no type.
+    "client": the n-th message of the client does not reach the server. "server": the n-th message of the server does not
+    reach the client. A message begins with a type byte and a length (manual, section 55.7); the client's first message has no
+    type.
     """
 
     def __init__(self, url):
@@ -23,7 +23,7 @@ class MessageProxy(Proxy):
         self.round_trips = 0
         self.statements = 0
         super().__init__(url)
-        # no negotiation before the first message, which is then the one without a type
+        # no negotiation, so that the message without a type is the first one
         plain = {"ssl": "disable"} if "asyncpg" in self.url else {"sslmode": "disable", "gssencmode": "disable"}
         self.url = make_url(self.url).update_query_dict(plain).render_as_string(hide_password=False)
 

@@ -1,8 +1,8 @@
-"""Delivers one request in a process of its own and stops at a named point, until it is told to go on, or is killed.
+"""Delivers one request in a separate process and stops at a named point, where it can be released or killed.
 
     python worker.py URL PIPELINE REQUEST_ID [STOP_AT]
 
-It prints a line `at STOP_AT` there and waits for a line on its standard input; at the end it prints the answer as JSON.
+At the point it prints a line `at STOP_AT` and waits for a line on its standard input; at the end it prints the answer as JSON.
 """
 
 import json

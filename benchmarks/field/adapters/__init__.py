@@ -1,4 +1,4 @@
-"""One file for each contestant; an adapter uses its library as the page says that it names."""
+"""One file for each contestant. An adapter names a page of its library's documentation and follows it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from benchmarks.field.adapter import Adapter
 
 
-# Module of this package, class, and what PyPI calls the library: known without importing what may not be installed.
+# Module of this package, class, and name on PyPI; no import is needed, since the library may not be installed.
 CONTESTANTS = [
     ("ours", "SafeagentSa", "safeagent_sa"),
     ("handwritten", "Handwritten", "sqlalchemy"),

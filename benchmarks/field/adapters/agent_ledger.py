@@ -1,7 +1,6 @@
-"""agent-ledger, as its README says under "Quick Start": `run` over the PostgresStore, the request as the workflow.
+"""agent-ledger, as its README says under "Quick Start": `run` with the PostgresStore, and the request as the workflow.
 
-The reference that the README points to, the signatures in `ledger.py`, also has `tx=`, a connection of the caller's: that
-is the second contestant.
+The second contestant uses `tx=`, a connection of the caller, from the signatures in `ledger.py` that the README refers to.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from benchmarks.field.adapter import Adapter, Function
 
 
 class AgentLedger(Adapter):
-    """The ledger is async, so it has a loop in a thread; the handler's own work is done in another one."""
+    """The ledger is async, so it has a loop in a thread; the handler works in another thread."""
 
     name = "agent-ledger"
     distribution = "agent-ledger"
@@ -78,7 +77,7 @@ class AgentLedger(Adapter):
 
 
 class AgentLedgerInTransaction(AgentLedger):
-    """`run(..., tx=)` with the driver's connection of the caller's AsyncSession."""
+    """`run(..., tx=)` with the driver connection of the caller's AsyncSession."""
 
     name = "agent-ledger, tx="
     documentation = "README on PyPI, Core API: signatures in ledger.py"
@@ -100,7 +99,7 @@ class AgentLedgerInTransaction(AgentLedger):
         return self.wait_for(transaction())
 
     def deliver_in(self, session: Session, request_id: str, amount: int) -> Any:  # noqa: ARG002
-        """Deliver in an AsyncSession of the caller's, which is rolled back here: the ledger knows no other sessions."""
+        """Deliver in an AsyncSession and roll it back here: the ledger works with no other kind of session."""
 
         async def transaction() -> Any:
             async with AsyncSession(self.async_engine) as own:

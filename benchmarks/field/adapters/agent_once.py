@@ -1,4 +1,4 @@
-"""agent-once, as its README says under "Quickstart", "Verify" and "Postgres": a key of our own and a verify callback."""
+"""agent-once, as its README says under "Quickstart", "Verify" and "Postgres": an explicit key and a verify callback."""
 
 from __future__ import annotations
 

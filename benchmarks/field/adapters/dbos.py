@@ -16,7 +16,7 @@ class Dbos(Adapter):
     distribution = "dbos"
     documentation = "docs.dbos.dev/python/tutorials/transaction-tutorial, workflow-tutorial"
     not_applicable: ClassVar[dict[str, str]] = {
-        "rolled back": "the datasource owns the transaction, nobody else can roll it back; see failure replayed",
+        "rolled back": "the datasource owns the transaction, so the caller cannot roll it back; see failure replayed",
     }
 
     def start(self) -> None:

@@ -13,7 +13,7 @@ from benchmarks.field.adapter import TransactionAdapter
 
 
 class Dtmrs(TransactionAdapter):
-    """The request is a branch of a saga; the cursor is one of the session's own connection."""
+    """The request is a branch of a saga; the cursor comes from the session's connection."""
 
     name = "dtmrs-barrier"
     distribution = "dtmrs-barrier"

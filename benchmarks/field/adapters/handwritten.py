@@ -1,7 +1,7 @@
-"""The table that people write by hand: look for the key, do the work, add the key, all in one transaction.
+"""A typical hand-written table: look for the key, do the work, add the key, all in one transaction.
 
-It follows no page; it is what SQLAlchemy's own documentation gives for it (`Session.get`, a primary key, and a retry after
-`IntegrityError`). Arguments are compared only where somebody thought of it, and here nobody did.
+It follows no page, and uses what SQLAlchemy's documentation offers: `Session.get`, a primary key, and a retry after
+`IntegrityError`. It does not compare the arguments, as many such tables do not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.field.business import Base
 
 
 class IdempotencyKey(Base):
-    """The key, and the answer that was given."""
+    """The key and its answer."""
 
     __tablename__ = "idempotency_keys"
 

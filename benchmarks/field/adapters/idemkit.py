@@ -23,7 +23,7 @@ class Idemkit(Adapter):
     name = "idemkit"
     distribution = "idemkit"
     documentation = "python/README.md and docs/configuration.md, Method options"
-    remark = "its README says when code can run twice, and advises to hand the key on to the provider"
+    remark = "its README says when code can run twice, and advises to pass the key on to the provider"
     refusals = (IdempotencyError,)
     has_lease = True
 

@@ -1,7 +1,7 @@
-"""safeagent-exec-guard: the registry that guards a function, and claim and settle by hand around it.
+"""safeagent-exec-guard: the registry that guards a function, and `claim` and `settle` by hand.
 
-The registry's `postgres_dsn` brings PostgresExecutionStore with it, its `sqlite_path` a SQLiteExecutionStore; PgExecutionStore is the store of the README's claim and
-settle requests (PROCEED, SKIP), and has other states.
+The registry uses PostgresExecutionStore with `postgres_dsn`, and SQLiteExecutionStore with `sqlite_path`. PgExecutionStore
+belongs to the README's claim and settle requests (PROCEED, SKIP) and has other states.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.field.adapter import Adapter, Function, Refused, SqliteAdapter
 
 
 class SafeAgentRegistry(Adapter):
-    """`execute` answers with a receipt of its own; `ok` false is its refusal."""
+    """`execute` returns its own receipt; `ok` false is its refusal."""
 
     name = "SafeAgent, registry"
     distribution = "safeagent-exec-guard"
@@ -38,7 +38,7 @@ class SafeAgentRegistry(Adapter):
 
 
 class SafeAgentSqliteRegistry(SafeAgentRegistry, SqliteAdapter):
-    """The same over SQLite, which the registry calls its preferred local backend."""
+    """The same on SQLite, which the registry calls its preferred local backend."""
 
     name = "SafeAgent, registry, SQLite"
     remark = (

@@ -1,4 +1,4 @@
-"""As `alembic init` makes it, with the app's engine and the app's Base."""
+"""The file that `alembic init` writes, with the app's engine and Base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`safeagent-sa demo`: an app, a retry, a race and two crashes, with real processes and a real database."""
+"""`safeagent-sa demo`: a retry, a race and two crashes of an app, with real processes and a real database."""
 
 from __future__ import annotations
 
@@ -28,37 +28,37 @@ def demo(
         typer.Option(
             "--database-url",
             envvar=["SAFEAGENT_DATABASE_URL", "DATABASE_URL"],
-            help="A PostgreSQL database to play in; a SQLite file by default.",
+            help="A PostgreSQL database for the demo; a SQLite file by default.",
         ),
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the app and its database behind, to look at.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the app and its database to look at.")] = False,
 ) -> None:
-    """Show retries, races and crashes, for real.
+    """Show real retries, races and crashes.
 
-    A small app is copied into a temporary folder. On PostgreSQL it lives in a schema of its own, which is dropped at the
-    end: nothing that is in the database is touched. It takes about ten seconds. Exits with 1 if a promise was not kept.
+    The demo copies a small app into a temporary folder. On PostgreSQL the app gets a separate schema, which is dropped at the
+    end; other schemas stay untouched. It takes about ten seconds and exits with 1 if a promise was not kept.
     """
     out.width = min(out.width, WIDTH)
-    tell = Narrator(out)
+    narrator = Narrator(out)
     began = time.monotonic()
     with Stage(_server(database_url), keep=keep) as stage:
         _introduce(stage)
         for scene in PROLOGUE:
-            scene(stage, tell)
+            scene(stage, narrator)
         opening = stage.ledger()
         for scene in SCENES:
-            scene(stage, tell)
-        _conclude(stage, tell, opening)
+            scene(stage, narrator)
+        _conclude(stage, narrator, opening)
         out.print(f"\n{time.monotonic() - began:.0f} seconds.", style="dim")
         if keep:
             _say_where(stage)
-    if tell.broken:
-        raise Stop("not every promise was kept: " + "; ".join(tell.broken))
+    if narrator.broken:
+        raise Stop("not every promise was kept: " + "; ".join(narrator.broken))
 
 
 def _server(url: str | None) -> URL | None:
     found = _urls.synchronous(_urls.required(url)) if url else None
-    # The demo makes a SQLite file of its own, and what is in somebody else's stays as it is.
+    # On SQLite the demo uses a new file, and never an existing one.
     return None if found is None or found.get_backend_name() == "sqlite" else found
 
 
@@ -78,9 +78,9 @@ def _place(stage: Stage) -> str:
     return f"PostgreSQL {version}, the schema {stage.schema} in {stage.url.database!r}, for this run alone"
 
 
-def _conclude(stage: Stage, tell: Narrator, opening: Ledger) -> None:
-    """Lay business rows and executions side by side, and count."""
-    tell.scene("The books", "What is in the database now, row by row.")
+def _conclude(stage: Stage, narrator: Narrator, opening: Ledger) -> None:
+    """Show business rows and executions side by side, and count both."""
+    narrator.scene("The books", "The database now, row by row.")
     payments = stage.query("SELECT id, payee, amount_cents FROM payments ORDER BY id")
     stored = stage.query("SELECT request_id, status, result FROM execution_requests ORDER BY request_id")
     executions = {json.loads(row.result)["payment_id"]: row for row in stored if row.result is not None}
@@ -95,15 +95,15 @@ def _conclude(stage: Stage, tell: Narrator, opening: Ledger) -> None:
     change = stage.ledger() - opening
     paid = [amount for number, _, amount in payments if number in executions]
     killed = sum(worker.was_killed for worker in stage.workers)
-    tell.event("deliveries", f"{len(stage.workers)}, of which {killed} were killed")
-    tell.event("payments", f"{change.payments}, and {opening.payments} from before")
-    tell.event("executions", f"{change.executions} completed")
-    tell.event("money moved", money(-change.balance_cents))
-    tell.promise(
-        "every payment has its execution, every execution its payment",
+    narrator.event("deliveries", f"{len(stage.workers)}, of which {killed} were killed")
+    narrator.event("payments", f"{change.payments}, and {opening.payments} earlier ones")
+    narrator.event("executions", f"{change.executions} completed")
+    narrator.event("money moved", money(-change.balance_cents))
+    narrator.promise(
+        "every payment has its execution, and every execution its payment",
         change.payments == change.executions == len(stored) == len(paid),
     )
-    tell.promise("the account is short of exactly what was paid", -change.balance_cents == sum(paid))
+    narrator.promise("the account has lost exactly what was paid", -change.balance_cents == sum(paid))
 
 
 def _say_where(stage: Stage) -> None:

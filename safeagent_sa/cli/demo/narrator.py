@@ -1,4 +1,4 @@
-"""How the demo speaks: scenes, what the processes said, and whether each promise was kept."""
+"""The output of the demo: scenes, the answers of the processes, and whether each promise was kept."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .worker import Answer
 
 
 def money(cents: int) -> str:
-    """Return an amount as people write it."""
+    """Return an amount in dollars as text."""
     return f"{'-' if cents < 0 else ''}${abs(cents) / 100:,.2f}"
 
 
 class Narrator:
-    """Prints the demo, and remembers the promises that were not kept."""
+    """Prints the demo, and collects the promises that were not kept."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -30,7 +30,7 @@ class Narrator:
         self._scenes = 0
 
     def scene(self, title: str, story: str) -> None:
-        """Begin a scene."""
+        """Print the title of a new scene."""
         self._scenes += 1
         self.console.print()
         self.console.print(Rule(f"[bold]{self._scenes} · {title}", align="left", style="cyan"))
@@ -38,23 +38,23 @@ class Narrator:
         self.console.print()
 
     def command(self, line: str, output: str = "") -> None:
-        """Tell of a command that was run, and what it printed."""
+        """Print a command that was run, and its output."""
         self._indented(Text.assemble(("$ ", "dim"), (line, "bold")))
         for said in output.splitlines():
             self._indented(Text(f"  {said}", "dim"))
 
     def code(self, title: str, lines: str) -> None:
-        """Show some lines of Python."""
+        """Print some lines of Python."""
         body = Syntax(lines, "python", theme="ansi_dark", background_color="default")
         panel = Panel(body, title=Text(title, "dim"), title_align="left", expand=False, border_style="dim")
         self.console.print(Padding(panel, (0, 0, 0, 2)))
 
     def event(self, who: str, what: str) -> None:
-        """Tell of something that has happened."""
+        """Print an event."""
         self._row(who, Text(what))
 
     def answer(self, answer: Answer) -> None:
-        """Tell what a worker has answered."""
+        """Print a worker's answer."""
         if answer.refused:
             verdict = Text.assemble(("refused   ", "yellow"), f"{answer.refused}: {answer.why}")
         else:
@@ -63,7 +63,7 @@ class Narrator:
         self._row(f"worker {answer.pid}", verdict)
 
     def books(self, ledger: Ledger) -> Ledger:
-        """Tell what the database holds now, and hand it on."""
+        """Print what the database contains now, and return it."""
         self.event(
             "database",
             f"payments {ledger.payments} · completed executions {ledger.executions} · "
@@ -72,7 +72,7 @@ class Narrator:
         return ledger
 
     def promise(self, promise: str, kept: bool) -> None:
-        """Tell whether a promise was kept; one that was not makes the demo fail."""
+        """Print whether a promise was kept; a broken one makes the demo fail."""
         if not kept:
             self.broken.append(promise)
         mark = ("✓ ", "bold green") if kept else ("✗ NOT KEPT: ", "bold red")

@@ -1,4 +1,4 @@
-"""Where the demo plays: a copy of the example app, and a database for it alone."""
+"""The stage of the demo: a copy of the example app, and a separate database for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .worker import PATIENCE, Answer, Worker
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """What the database holds, counted."""
+    """The counts of the database."""
 
     payments: int
     executions: int
@@ -38,7 +38,7 @@ class Ledger:
 
 
 class Stage:
-    """A folder and a database that are there for the length of a `with` block.
+    """A folder and a database that exist for the length of a `with` block.
 
     Attributes:
         app: The folder of the copied app.
@@ -46,11 +46,11 @@ class Stage:
     """
 
     def __init__(self, url: URL | None, *, keep: bool) -> None:
-        """Choose the place; nothing is made before the block begins.
+        """Choose the place; the block creates it.
 
         Args:
-            url: A PostgreSQL database to make a schema in; None for a SQLite file.
-            keep: Leave folder and schema behind.
+            url: A PostgreSQL database for the schema; None for a SQLite file.
+            keep: Keep folder and schema.
         """
         self._server = url
         self._keep = keep
@@ -81,7 +81,7 @@ class Stage:
             _execute(self._server, DropSchema(self.schema, cascade=True))
 
     def run(self, module: str, *arguments: str) -> str:
-        """Run a Python module in the app's folder, and return what it printed; a failure ends the demo."""
+        """Run a Python module in the app's folder, and return its output; a failure ends the demo."""
         done = subprocess.run(  # noqa: S603 - this interpreter, arguments of our own
             [sys.executable, "-m", module, *arguments],
             cwd=self.app,
@@ -94,7 +94,7 @@ class Stage:
             check=False,
         )
         if done.returncode:
-            raise Stop(f"`{module} {' '.join(arguments)}` has failed with exit code {done.returncode}:\n{done.stdout}")
+            raise Stop(f"`{module} {' '.join(arguments)}` failed with exit code {done.returncode}:\n{done.stdout}")
         return done.stdout
 
     def start(self, request_id: str, amount_cents: int, stop_at: str | None = None) -> Worker:
@@ -105,7 +105,7 @@ class Stage:
         return worker
 
     def deliver(self, request_id: str, amount_cents: int) -> Answer:
-        """Deliver one request in a process of its own, and wait for its answer."""
+        """Deliver one request in a new process, and wait for its answer."""
         return self.start(request_id, amount_cents).answer()
 
     def ledger(self) -> Ledger:
@@ -119,12 +119,12 @@ class Stage:
         )
 
     def query(self, statement: str) -> list[Any]:
-        """Return the rows of a statement, in a transaction of its own."""
+        """Return the rows of a statement, in a new transaction."""
         with self.engine.connect() as connection:
             return list(connection.execute(text(statement)))
 
     def tables(self) -> set[str]:
-        """Return the names of the tables that are there."""
+        """Return the names of the existing tables."""
         return set(inspect(self.engine).get_table_names())
 
     @property
@@ -133,7 +133,7 @@ class Stage:
         return {
             **os.environ,
             "DATABASE_URL": _urls.text_of(self.url),
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # they find what this process finds
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # the same modules as this process
             "PYTHONIOENCODING": "utf-8",
         }
 
@@ -141,7 +141,7 @@ class Stage:
         if self._server is None or self.schema is None:
             return URL.create("sqlite", database=str(self.app / "payments.db"))
         _execute(self._server, CreateSchema(self.schema))
-        # All that the app does lands in the schema, without a word of it in the app: what was there stays untouched.
+        # The app uses the schema without knowing it, and other schemas stay untouched.
         options = f"{self._server.query.get('options', '')} -csearch_path={self.schema}".strip()
         return self._server.update_query_dict({"options": options})
 

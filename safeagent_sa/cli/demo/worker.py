@@ -1,6 +1,6 @@
-"""One delivery of a request by the example app, in a process that can be stopped at a named point and killed there.
+"""One delivery of a request by the example app, in a process that can stop at a named point and be killed there.
 
-Nothing here waits for a clock: the process says where it is, and goes on, or dies, when it is told to.
+Nothing here waits for a clock: the process reports its point, and then continues or dies on command.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import IO, Any
 from .._console import Stop
 
 
-# A process that is silent for longer hangs, and a demo that hangs shows nothing.
+# Seconds. A process that is silent for longer hangs, and is killed.
 PATIENCE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a worker has answered: a receipt, or why there is none."""
+    """A worker's answer: a receipt, or the reason why there is none."""
 
     pid: int
     is_replay: bool = False
@@ -33,19 +33,19 @@ class Answer:
 
     @property
     def executed(self) -> bool:
-        """Whether this very delivery made the payment."""
+        """Whether this delivery made the payment."""
         return self.receipt is not None and not self.is_replay
 
 
 class Worker:
-    """One delivery of a request, in a process of its own, which can be stopped at a named point and killed there."""
+    """One delivery of a request, in a process that can stop at a named point and be killed there."""
 
     def __init__(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
         """Start the process.
 
         Args:
             arguments: The arguments of `payments.worker`.
-            folder: The folder that the package `payments` is in.
+            folder: The folder with the package `payments`.
             environment: The environment of the process.
         """
         self._log = folder / "worker.log"
@@ -71,21 +71,21 @@ class Worker:
 
     @property
     def exit_code(self) -> int | None:
-        """How the process ended; on POSIX a negative number is the signal that ended it."""
+        """The exit code; on POSIX a negative number is the signal that ended the process."""
         return self._process.poll()
 
     def wait_until_stopped(self) -> None:
-        """Wait until the process says that it has reached the point where it stops."""
+        """Wait until the process reports that it has stopped at its point."""
         if not self._output.readline().startswith("stopped at "):
             raise self._failed()
 
     def release(self) -> None:
-        """Let the process go on."""
+        """Let the process continue."""
         self._input.write("go on\n")
         self._input.flush()
 
     def kill(self) -> None:
-        """End the process as a crash would: it cannot catch it, clean up or say good-bye (SIGKILL on POSIX)."""
+        """End the process as a crash would: it can neither clean up nor disconnect (SIGKILL on POSIX)."""
         self._process.kill()
         self._process.wait()
         self.was_killed = True
@@ -102,7 +102,7 @@ class Worker:
         return Answer(self.pid, **said)
 
     def end(self) -> None:
-        """Make sure that nothing of the process is left."""
+        """End the process if it still runs, and close its pipes."""
         self._watchdog.cancel()
         if self._process.poll() is None:
             self._process.kill()
