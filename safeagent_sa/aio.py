@@ -582,6 +582,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         retry_on: RetryOn = (),
         on_success: Callable[[AsyncSession, Any], Any] | None = None,
         result_type: Any = None,
+        contain_commits: bool = False,
     ) -> AsyncEffect[Any]:
         """Configure a call of another system; nothing is sent, and nothing commits with your transaction.
 
@@ -599,6 +600,8 @@ class AsyncExecutionGuard(ConfiguredGuard):
             on_success: A function or coroutine function `on_success(session, result)` that writes your rows in the
                 transaction that records the result.
             result_type: The type of the result; None for the return annotation of the call.
+            contain_commits: Give `on_success` a second session of the factory whose `commit()` releases a savepoint, as in
+                `run_transaction`.
 
         Returns:
             The effect; share it between tasks.
@@ -624,6 +627,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
             retry_on=retry_on,
             on_success=on_success,
             result_type=result_type,
+            contain_commits=contain_commits,
         )
 
     def relay(

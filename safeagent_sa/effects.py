@@ -12,12 +12,14 @@ only if the effect allows that (`"retry"`), or a probe or a person has found out
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from typing import Any, Generic
 
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
+from ._claim import contain
 from ._effects.doubt import Doubt
 from ._effects.drive import Call, drive, drive_async, transact_async
 from ._effects.flow import EffectBase, EffectContext, RetryOn, WhenInDoubt
@@ -197,6 +199,12 @@ class AsyncEffect(EffectBase, Generic[ResultT]):
         self.refuse(AsyncEffect.execute, call)
         request = self.request(request_id, payload, scope, fn)
         return await drive_async(self.flow(session_factory, request, call), session_factory)
+
+    @contextmanager
+    def _contained(self, session_factory: AsyncSessionFactory, session: Session) -> Generator[Session]:
+        service = session_factory()  # kept while its Session works: the AsyncSession is found by it
+        with contain.contained(lambda: service.sync_session, session, self._settings) as contained:
+            yield contained
 
     @staticmethod
     def _call_on_success(on_success: Callable[..., Any], session: Session, result: Any) -> None:

@@ -575,6 +575,7 @@ class ExecutionGuard(ConfiguredGuard):
         retry_on: RetryOn = (),
         on_success: Callable[[Session, Any], Any] | None = None,
         result_type: Any = None,
+        contain_commits: bool = False,
     ) -> Effect[Any]:
         """Configure a call of another system; nothing is sent, and nothing commits with your transaction.
 
@@ -592,6 +593,8 @@ class ExecutionGuard(ConfiguredGuard):
             on_success: A function `on_success(session, result)` that writes your rows in the
                 transaction that records the result.
             result_type: The type of the result; None for the return annotation of the call.
+            contain_commits: Give `on_success` a second session of the factory whose `commit()` releases a savepoint, as in
+                `run_transaction`.
 
         Returns:
             The effect; share it between threads.
@@ -617,6 +620,7 @@ class ExecutionGuard(ConfiguredGuard):
             retry_on=retry_on,
             on_success=on_success,
             result_type=result_type,
+            contain_commits=contain_commits,
         )
 
     def relay(

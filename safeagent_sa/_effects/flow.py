@@ -15,6 +15,7 @@ import json
 import math
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -22,6 +23,7 @@ from typing import Any, Literal, TypeAlias
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from .._claim import contain
 from .._claim.outcome import Request, failed, in_doubt
 from .._dialects import is_transient
 from .._request.arguments import refuse_misfit, refuse_shared_names
@@ -123,6 +125,7 @@ class EffectBase:
         retry_on: RetryOn,
         on_success: Callable[..., Any] | None,
         result_type: Any,
+        contain_commits: bool,
     ) -> None:
         if not (math.isfinite(lease) and 0 <= lease <= _LONGEST_LEASE):
             raise ValueError(f"lease is a number of seconds from 0 to {_LONGEST_LEASE:.0f}, a year, not {lease}")
@@ -138,6 +141,7 @@ class EffectBase:
         self._settings = settings
         self._when_in_doubt = when_in_doubt
         self._on_success = on_success
+        self._contain_commits = contain_commits
         self._result_type = result_type
         self.terms = Terms(settings, lease, takes_over_doubt=when_in_doubt != "park")
 
@@ -172,7 +176,7 @@ class EffectBase:
         """Make one attempt, and return the execution.
 
         Args:
-            session_factory: Makes the session of a heartbeat.
+            session_factory: Makes the session of a heartbeat, and that of a contained `on_success`.
             request: What is asked for.
             call: What to call; the context is put in front of its arguments.
             taken: What transaction 1 has found, where a relay has committed it already.
@@ -187,7 +191,7 @@ class EffectBase:
         lease, name = found, idempotency_key(request.key, self.action)
         context = self._context(*request.key, self.action, lease.attempt, name, lease, session_factory)
         if lease.is_in_doubt and callable(self._when_in_doubt):
-            replay = yield from self._probe(request, lease, Call(self._when_in_doubt, (context,), {}))
+            replay = yield from self._probe(session_factory, request, lease, Call(self._when_in_doubt, (context,), {}))
             if replay is not None:
                 return replay
             lease = lease._replace(is_in_doubt=False)
@@ -203,9 +207,11 @@ class EffectBase:
         except Exception as error:
             yield partial(lease.put_in_doubt, error=recorded(error))
             raise in_doubt(request.key) from error
-        return (yield from self._record(request, lease, value))
+        return (yield from self._record(session_factory, request, lease, value))
 
-    def _record(self, request: Request, lease: Lease, value: Any, details: str | None = None) -> Flow[Execution[Any]]:
+    def _record(
+        self, session_factory: Any, request: Request, lease: Lease, value: Any, details: str | None = None
+    ) -> Flow[Execution[Any]]:
         limit = self._settings.max_result_bytes
         try:
             text = request.result_type.encode(value, max_bytes=limit)
@@ -215,7 +221,8 @@ class EffectBase:
             raise
         complete: Step = partial(lease.complete, result=text, details=details)
         if self._on_success is not None:
-            rows = partial(self._call_on_success, self._on_success, result=request.result_type.decode(text))
+            result = request.result_type.decode(text)
+            rows = partial(self._write_rows, session_factory, self._on_success, result=result)
             complete = partial(_complete_with_rows, complete, rows)
         try:
             yield complete
@@ -232,11 +239,21 @@ class EffectBase:
         execution._close()  # noqa: SLF001 - its outcome is on record
         return execution
 
+    def _write_rows(self, session_factory: Any, on_success: Callable[..., Any], session: Session, result: Any) -> None:
+        if not self._contain_commits:
+            self._call_on_success(on_success, session, result)
+            return
+        with self._contained(session_factory, session) as service:
+            self._call_on_success(on_success, service, result)
+
+    def _contained(self, session_factory: Any, session: Session) -> AbstractContextManager[Session]:
+        return contain.contained(session_factory, session, self._settings)
+
     @staticmethod
     def _call_on_success(on_success: Callable[..., Any], session: Session, result: Any) -> None:
         on_success(session, result)
 
-    def _probe(self, request: Request, lease: Lease, probe: Call) -> Flow[Execution[Any] | None]:
+    def _probe(self, session_factory: Any, request: Request, lease: Lease, probe: Call) -> Flow[Execution[Any] | None]:
         """Find out what became of an earlier attempt; return its execution, or None where nothing happened."""
         try:
             verdict = yield probe
@@ -251,7 +268,7 @@ class EffectBase:
             return None
         note = noted(lease.details, {"probe": verdict.answer.value, "attempt": lease.attempt})
         if verdict.answer is Answer.SUCCEEDED:
-            yield from self._record(request, lease, verdict.result, note)
+            yield from self._record(session_factory, request, lease, verdict.result, note)
             replay: Execution[Any] | OutcomeError
             replay = yield partial(leases.take, terms=self.terms, request=request, token=lease.token)
             if isinstance(replay, OutcomeError):

@@ -64,7 +64,9 @@ class RelayBase(Generic[_EffectT]):
         refuse_misfit(handler[1] if isinstance(handler, tuple) else handler, (None,), {})
         if not isinstance(handler, tuple):
             options: dict[str, Any] = {"lease": 60.0, "when_in_doubt": "park", "retry_on": ()}
-            return self._effect(self._settings, action, **options, on_success=None, result_type=None), handler
+            return self._effect(
+                self._settings, action, **options, on_success=None, result_type=None, contain_commits=False
+            ), handler
         effect, fn = handler
         if not isinstance(effect, self._effect) or effect.action != action:
             raise ValueError(

@@ -41,6 +41,23 @@ async def test_rows_of_a_function_or_a_coroutine_commit_with_the_outcome(async_p
     assert async_port.payments("charge-1") == 1
 
 
+async def add_twice_and_commit(session, result):
+    for _ in range(2):
+        add(session, result)
+        await session.commit()
+    add(session, result)
+    await session.rollback()
+
+
+@on_async_drivers
+async def test_rows_of_a_coroutine_that_commits_are_contained(async_port):
+    effect = guard.effect("charge", on_success=add_twice_and_commit, contain_commits=True)
+    for is_replay in (False, True):
+        execution = await effect.execute(async_port.async_sessions, "charge-1", charge)
+        assert execution.is_replay == is_replay
+    assert async_port.payments("charge-1") == 2
+
+
 def find(_effect):
     return succeeded({"amount": 7})
 

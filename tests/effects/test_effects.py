@@ -806,3 +806,25 @@ def test_mistakes_are_named_before_anything_is_sent(sqlite):
         with pytest.raises(UnsupportedSessionError):
             effect.execute(lambda: session, "charge-1", Provider())
     assert sqlite.requests() == []
+
+
+@not_pipelined
+def test_rows_of_a_service_that_commits_are_stored_with_the_outcome_or_not_at_all(port):
+    def commits(session, result):
+        for _ in range(2):
+            session.add(Payment(reference="charge-1", amount=result["charge"]))
+            session.commit()
+        if is_failing:
+            raise ZeroDivisionError
+
+    provider, is_failing = Provider(), True
+    with pytest.raises(ZeroDivisionError):
+        charge(port, provider, on_success=commits, contain_commits=True)
+    assert port.payments("charge-1") == 0
+    assert port.requests() == [("charge-1", "in_doubt")]
+    is_failing = False
+    probe = {"when_in_doubt": lambda effect: succeeded({"charge": 1})}
+    for _ in range(2):
+        assert charge(port, provider, on_success=commits, contain_commits=True, **probe).result == {"charge": 1}
+    assert port.payments("charge-1") == 2
+    assert len(provider.charges) == 1
