@@ -1,6 +1,7 @@
 """Many processes on one SQLite file, some of them killed at random moments; nothing is lost and nothing runs twice."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -15,9 +16,10 @@ CLIENT = Path(__file__).resolve().parents[1] / "support" / "client.py"
 SEED = 20261122
 
 
-def start(port, names, log):
+def start(port, names, log, **environment):
     return subprocess.Popen(
         [sys.executable, str(CLIENT), port.url, str(log), *names],
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -33,7 +35,9 @@ def run(port, tmp_path, *, rounds, ids, processes=16):
         for index in range(processes):
             order = names * 2
             chance.shuffle(order)
-            clients.append(start(port, order, tmp_path / f"{number}-{index}.log"))
+            # On SQLite half of them begin as readers, and become the writer at the claim.
+            environment = {"READS_FIRST": "1"} if port.name == "sqlite" and index % 2 else {}
+            clients.append(start(port, order, tmp_path / f"{number}-{index}.log", **environment))
         for client in chance.sample(clients, processes // 4):
             for _ in range(chance.randrange(1, ids)):  # after so many answers, at whatever it is doing then
                 client.stdout.readline()

@@ -1,11 +1,11 @@
 """configure() makes each transaction of SQLAlchemy one of SQLite, and an engine without it is refused."""
 
 import pytest
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import create_engine, event, func, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.orm import Session
-from support.app import make_engine, pay
+from sqlalchemy.orm import Session, sessionmaker
+from support.app import Payment, make_engine, pay
 from support.patience import PATIENCE
 
 from safeagent_sa import EngineNotConfiguredError, ExecutionGuard, metadata
@@ -138,3 +138,63 @@ def test_other_engines_and_bad_timeouts_are_refused():
     for bad in (-1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="seconds"):
             configure(create_engine("sqlite://"), busy_timeout=bad)
+
+
+@pytest.fixture
+def impatient(sqlite):
+    """An engine that waits for no other writer."""
+    engine = create_engine(sqlite.url)
+    configure(engine, busy_timeout=0)
+    yield engine
+    engine.dispose()
+
+
+def readers(engine):
+    return sessionmaker(engine.execution_options(sqlite_begin="DEFERRED"))
+
+
+def test_a_session_that_only_reads_does_not_block_a_claim(sqlite, impatient):
+    with readers(impatient)() as reader:
+        assert reader.scalar(select(func.count()).select_from(Payment)) == 0
+        with Session(impatient) as session, session.begin():
+            guard.execute(session, "order-1", pay, "order-1", action="pay")
+        assert reader.scalar(select(func.count()).select_from(Payment)) == 0  # its snapshot
+    assert sqlite.requests() == [("order-1", "completed")]
+
+
+def test_the_error_about_a_lock_says_how_to_begin_as_a_reader(impatient):
+    with Session(impatient) as reader:
+        reader.scalar(select(1))
+        with Session(impatient) as session, pytest.raises(OperationalError, match="locked") as caught:
+            session.scalar(select(1))
+    (note,) = caught.value.__notes__
+    assert "execution_options(sqlite_begin='DEFERRED')" in note
+
+
+def test_a_claim_in_a_transaction_that_began_as_a_reader(sqlite, impatient):
+    for is_replay in (False, True):
+        with readers(impatient)() as session, session.begin():
+            assert session.scalar(select(func.count()).select_from(Payment)) == int(is_replay)
+            execution = guard.execute(session, "order-1", pay, "order-1", action="pay")
+            assert execution.is_replay == is_replay
+    assert sqlite.requests() == [("order-1", "completed")]
+    assert sqlite.payments("order-1") == 1
+
+
+def test_a_reader_whose_snapshot_is_outdated_stores_nothing_and_runs_again(sqlite, impatient):
+    with readers(impatient)() as session:
+        session.scalar(select(func.count()).select_from(Payment))
+        with Session(impatient) as other, other.begin():
+            guard.execute(other, "order-1", pay, "order-1", action="pay")
+        with pytest.raises(OperationalError, match="locked") as caught:
+            guard.execute(session, "order-1", pay, "order-1", action="pay")
+        assert "run the whole transaction again" in caught.value.__notes__[0]
+    execution = guard.run_transaction(readers(impatient), "order-1", pay, "order-1", action="pay")
+    assert execution.is_replay
+    assert sqlite.payments("order-1") == 1
+
+
+def test_another_value_of_the_option_is_refused(impatient):
+    with impatient.execution_options(sqlite_begin="EXCLUSIVE").connect() as connection:
+        with pytest.raises(ValueError, match="'IMMEDIATE' or 'DEFERRED', not 'EXCLUSIVE'"):
+            connection.scalar(select(1))
