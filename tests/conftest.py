@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Give pytest-xdist's workers the one server of the run; each makes databases of its own on it."""
+    """Give pytest-xdist's workers the one server of the run; each makes its own databases on it."""
     if isinstance(found := _server(), Server):
         node.workerinput["postgresql"] = found.url.render_as_string(hide_password=False)
         node.workerinput["postgresql_outlives_the_run"] = found.outlives_the_run
@@ -77,7 +77,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Name what this run leaves out, and the target that runs it; both are in the list of markers."""
     markers = [line.partition(":") for line in config.getini("markers") if "by `make " in line]
-    left_out = [f"{name} ({told.strip()})" for name, _, told in markers if f"not {name}" in config.option.markexpr]
+    left_out = [f"{name} ({text.strip()})" for name, _, text in markers if f"not {name}" in config.option.markexpr]
     if left_out:
         terminalreporter.write_line(f"Left out: {'; '.join(left_out)}")
 
@@ -144,7 +144,7 @@ def sqlite(tmp_path: Path) -> Iterator[Port]:
 
 @contextmanager
 def _taken(request: pytest.FixtureRequest, way: str, calls: list[None]) -> Iterator[None]:
-    """See that a test takes the way of its port; one that does not tells nothing about it."""
+    """See that a test takes the way of its port; one that does not proves nothing about it."""
     calls.clear()
     yield
     if request.node.get_closest_marker("all_ports") is None:

@@ -146,8 +146,8 @@ def _refuse_unfit(connection: sa.Connection, store: Store, schema: str | None) -
     if unfit:
         message = (
             f"{unfit} record(s) in {old} have a request_id or an action that is empty or longer than 255 bytes, which no "
-            "guard accepts. Nothing was changed. Move these rows to a table of their own, or shorten what they are "
-            "called where nobody will send them again."
+            "guard accepts. Nothing was changed. Move these rows to another table, or shorten their "
+            "ids and actions if they will not be sent again."
         )
         raise SchemaError(message, table=old, found=None, needed=1)
 
@@ -185,7 +185,7 @@ def _names_of(dialect: Any, old: str, new: str, schema: str | None) -> dict[str,
 
 @contextmanager
 def _one_transaction(op: Operations) -> Generator[None]:
-    """Hold one transaction on SQLite, whose driver would commit each DDL statement by itself.
+    """Hold one transaction on SQLite, whose driver would commit each DDL statement separately.
 
     An empty table of ours beside a renamed one, left by an error, would let every request run again.
     """

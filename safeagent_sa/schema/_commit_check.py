@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 # Deferred, it looks at the row as it is when COMMIT comes. search_path is pinned, and the table is named by its own id,
-# so that nobody can put another table in its place.
+# so that another table cannot take its place.
 _FUNCTION = """
 CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE

