@@ -25,7 +25,7 @@ def protocol(session: Session, settings: Settings, key: Key | None) -> Dialect:
     return dialect_for(bind.dialect.name, settings.model.__table__)  # type: ignore[attr-defined]
 
 
-def protocol_of(connection: Connection, table: Table) -> Dialect:
+def protocol_on(connection: Connection, table: Table) -> Dialect:
     """Return the protocol for a table on a connection."""
     return dialect_for(connection.dialect.name, table)
 

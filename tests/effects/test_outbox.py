@@ -21,7 +21,7 @@ from safeagent_sa import (
     NotInDoubtError,
     UnsupportedFunctionError,
 )
-from safeagent_sa._dialects import dialect_for
+from safeagent_sa._claim import binding
 from safeagent_sa.effects import not_executed, succeeded
 from safeagent_sa.testing import expire_lease
 
@@ -185,7 +185,7 @@ def test_a_safe_error_is_tried_again_later_each_time_and_ends_as_a_dead_letter(p
         assert found.run_once() == 0  # not due yet
         with port.engine.connect() as connection:
             table = ExecutionRequest.__table__
-            left = -dialect_for(connection.dialect.name, table).age_of(table.c.lease_expires_at)
+            left = -binding.protocol_on(connection, table).age_of(table.c.lease_expires_at)
             waits.append(connection.scalar(select(left).where(table.c.request_id == name)))
         make_due(port) if len(waits) < 3 else None
     assert [round(float(wait) / 100) * 100 for wait in waits[:2]] == [100, 200]
