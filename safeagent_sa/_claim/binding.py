@@ -25,7 +25,7 @@ def expected_protocol(session: Session, settings: Settings, key: Key | None) -> 
     return protocol_for(bind.dialect.name, settings.model.__table__)  # type: ignore[attr-defined]
 
 
-def protocol_of(connection: Connection, table: Table) -> ClaimProtocol:
+def protocol_on(connection: Connection, table: Table) -> ClaimProtocol:
     """Return the protocol for a table on a connection."""
     return protocol_for(connection.dialect.name, table)
 

@@ -37,7 +37,7 @@ def store(
     ]
     if not rows:
         return
-    protocol = binding.protocol_of(connection, model.__table__)  # type: ignore[attr-defined]
+    protocol = binding.protocol_on(connection, model.__table__)  # type: ignore[attr-defined]
     statement = insert(model).values(lease_expires_at=protocol.now())
     connection.execute(statement, rows)
     if connection.dialect.name == "postgresql":

@@ -65,7 +65,7 @@ def _incomplete(connection: Connection, table: Table, seconds: float | None) -> 
 
 def _in_doubt(connection: Connection, table: Table) -> Finding:
     query = select(func.count(), func.min(table.c.created_at)).where(
-        doubts.is_in_doubt(binding.protocol_of(connection, table), table.c)
+        doubts.is_in_doubt(binding.protocol_on(connection, table), table.c)
     )
     count, oldest = connection.execute(query).one()
     if not count:
@@ -76,7 +76,7 @@ def _in_doubt(connection: Connection, table: Table) -> Finding:
 
 def _outbox(connection: Connection, table: Table) -> Finding:
     columns = table.c
-    age = binding.protocol_of(connection, table).age_of(columns.lease_expires_at)
+    age = binding.protocol_on(connection, table).age_of(columns.lease_expires_at)
     waiting = and_(columns.payload.is_not(None), columns.status == ExecutionStatus.LEASED.value, age > _LONG_DUE)
     count, longest = connection.execute(select(func.count(), func.max(age)).where(waiting)).one()
     if not count:

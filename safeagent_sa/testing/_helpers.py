@@ -168,7 +168,7 @@ def put_in_doubt(connection: Connection, request_id: str, *, action: str, guard:
         "fingerprint": settings.fingerprinter.make(None),
         "status": ExecutionStatus.IN_DOUBT.value,
         "token": uuid.uuid4(),
-        "lease_expires_at": binding.protocol_of(connection, table).now(),
+        "lease_expires_at": binding.protocol_on(connection, table).now(),
     }
     connection.execute(insert(settings.model).values(values))
 

@@ -5,7 +5,7 @@ import threading
 
 import psycopg
 import pytest
-from sqlalchemy import create_engine, event, select, text
+from sqlalchemy import create_engine, event, select, text, update
 from support.app import Port, deliver, pay
 from support.effects import Died, die
 from support.patience import PATIENCE
@@ -353,6 +353,23 @@ def test_a_handler_that_cannot_be_called_is_refused_before_anything_is_taken(sql
 @pytest.fixture(params=["sqlite", "postgresql"])
 def sync_port(request):
     return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("policy", ["park", "retry", lambda effect: not_executed()])
+def test_a_payload_that_breaks_after_a_call_leaves_the_effect_in_doubt_under_every_policy(sync_port, policy):
+    mailer = Mailer()
+    mailer.after = die
+    name = order(sync_port)
+    with pytest.raises(Died):
+        relay(sync_port, mailer).run_once()
+    make_due(sync_port)
+    with sync_port.engine.begin() as connection:
+        broken = update(ExecutionRequest).where(ExecutionRequest.request_id == name).values(payload="{broken")
+        connection.execute(broken)
+    assert relay(sync_port, mailer, when_in_doubt=policy).run_once() == 1
+    assert relay(sync_port, mailer, when_in_doubt=policy).run_once() == 0
+    assert row(sync_port, name).status == "in_doubt"
+    assert mailer.sent == ["a@example.org"]
 
 
 def run_in_thread(found):

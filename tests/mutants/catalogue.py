@@ -1127,7 +1127,7 @@ EFFECTS = {
         RELAY,
         "    if lease.is_in_doubt:\n        lease.put_in_doubt",
         "    if False:\n        lease.put_in_doubt",
-        "test_a_payload_that_breaks_after_the_call_has_begun_leaves_the_effect_in_doubt",
+        "test_a_payload_that_breaks_after_a_call_leaves_the_effect_in_doubt_under_every_policy",
     ),
 }
 
