@@ -441,7 +441,7 @@ LAST_WORD = {
     ),
     "a failed batch leaves its transaction open": Mutant(
         GUARD,
-        "if not is_sent or (protocol is not None and pooled.is_valid and is_open(pooled)):",
+        "if not is_sent or (claims and pooled.is_valid and is_open(pooled)):",
         "if not is_sent:",
         "test_pipeline.py test_pipeline_between.py test_last_word.py",
     ),
@@ -749,7 +749,10 @@ PIPELINES = {
         "test_a_rollback_after_which_psycopg_deallocates_everything test_a_savepoint_that_is_rolled_back_after_complete",
     ),
     "statements are prepared before BEGIN": Mutant(
-        PIPELINE, "[begin, *prepare, ", "[*prepare, begin, ", "test_begin_carries_the_settings_of_the_session"
+        PIPELINE,
+        "            commands += [",
+        "            commands[:0] = [",
+        "test_begin_carries_the_settings_of_the_session",
     ),
     "BEGIN forgets the isolation level": Mutant(
         PIPELINE,
@@ -774,8 +777,8 @@ PIPELINES = {
     ),
     "the COMMIT trusts names that were taken away": Mutant(
         PREPARED,
-        "return names is not None and self._there.get(texts) == names",
-        "return names is not None",
+        "return self._there.get(texts) == names",
+        "return True",
         "test_a_savepoint_that_is_rolled_back_after_complete",
     ),
     "names are kept that are not there": Mutant(
