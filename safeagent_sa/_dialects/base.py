@@ -206,6 +206,11 @@ class ClaimProtocol(ABC):
         return {"key_scope": claim.scope, "key_request_id": claim.request_id, "key_token": claim.token}
 
 
+def constant(value: str) -> ColumnElement[Any]:
+    """Return a word of ours as it stands in SQL, to be part of the statement's text and no parameter."""
+    return literal_column(f"'{value}'")
+
+
 def by_request_id(rows: Iterable[Any]) -> dict[str, StoredRequest]:
     """Return stored requests by the request_id that stands first in each row."""
     return {row[0]: stored_of(row[1:]) for row in rows}
