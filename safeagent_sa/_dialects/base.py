@@ -224,6 +224,11 @@ class ClaimProtocol(ABC):
         """Return how long ago a moment was by the database's clock, in seconds."""
 
 
+def constant(value: str) -> ColumnElement[Any]:
+    """Return a word of ours as it stands in SQL, to be part of the statement's text and no parameter."""
+    return literal_column(f"'{value}'")
+
+
 def by_request_id(rows: Iterable[Any]) -> dict[str, StoredRequest]:
     """Return stored requests by the request_id that stands first in each row."""
     return {row[0]: stored_of(row[1:]) for row in rows}

@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Table, Text, bindparam, func, 
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import EngineNotConfiguredError
+from ..execution import ExecutionStatus
 from .base import (
     ClaimProtocol,
     Inserted,
@@ -22,6 +23,7 @@ from .base import (
     NewClaims,
     StoredRequest,
     by_request_id,
+    constant,
 )
 from .drivers import TransactionState, transaction_state
 
@@ -40,7 +42,7 @@ class SQLite(ClaimProtocol):
         values = [bindparam(name, type_=columns[name].type) for name in names]
 
         def claim(source: Any, *further: str) -> Any:
-            # A suffix for the reason that _postgresql_sql.py gives; without a WHERE, SQLite takes ON for a part of a join.
+            # A suffix for the reason that postgresql/statements.py gives; without a WHERE, SQLite takes ON for a part of a join.
             source = source.where(literal_column("true")).suffix_with("ON CONFLICT (scope, request_id) DO NOTHING")
             inserted = insert(table).from_select([*names, *further], source, include_defaults=False)
             return inserted.returning(columns.request_id)
@@ -52,9 +54,9 @@ class SQLite(ClaimProtocol):
         self._insert = claim_with({})
         self._complete = (
             update(table)
-            .where(*self._owned, columns.status == literal_column("'claimed'"))
+            .where(*self._owned, columns.status == constant(ExecutionStatus.CLAIMED))
             .values(
-                status=literal_column("'completed'"),
+                status=constant(ExecutionStatus.COMPLETED),
                 result=bindparam("new_result"),
                 completed_at=func.current_timestamp(),
             )

@@ -19,6 +19,7 @@ from .lifecycle import Audience
 
 if TYPE_CHECKING:
     from .._dialects.postgresql.fast_path import FastPath
+    from .._dialects.postgresql.pipeline import PipelinedCompletion
     from .._dialects.postgresql.prepared import Names
 
 
@@ -43,7 +44,7 @@ class Completion:
         """Return whether this very transaction has written it."""
         return self.protocol.is_completed(connection, self.row, self.proof)
 
-    def with_commit(self, connection: Connection, on_lost: Callable[[], Exception]) -> Any:
+    def with_commit(self, connection: Connection, on_lost: Callable[[], Exception]) -> PipelinedCompletion | None:
         """Return what writes it in one batch with the COMMIT, or None where it needs a statement of its own."""
         if self.fast_path is None:
             return None

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Float, Table, func, literal, literal_column, select, text
+from sqlalchemy import ColumnElement, Connection, Float, Table, func, literal, select, text
 from sqlalchemy.exc import DBAPIError
 
 from ...errors import AutocommitError, ReadOnlyTransactionError
@@ -26,6 +26,7 @@ from ..base import (
     NewClaims,
     StoredRequest,
     by_request_id,
+    constant,
 )
 from ..drivers import HAS_WRITTEN
 from .fast_path import FastPath
@@ -65,9 +66,7 @@ class PostgreSQL(ClaimProtocol):
         "(max_locks_per_transaction) and that other batches need, too"
     )
 
-    is_durable = func.current_setting(literal_column("'synchronous_commit'")).not_in(
-        [literal_column(f"'{value}'") for value in sorted(LOSABLE)]
-    )
+    is_durable = func.current_setting(constant("synchronous_commit")).not_in(map(constant, sorted(LOSABLE)))
     is_same = IS_SAME
 
     def __init__(self, table: Table) -> None:
