@@ -1,4 +1,4 @@
-"""Which connection a session's claims go over, and by which protocol."""
+"""The connection that a session's claims go over, and the protocol of its database."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def reach(session: Session, settings: Settings, key: Key | None = None) -> tuple
 
 
 def expected_protocol(session: Session, settings: Settings, key: Key | None) -> ClaimProtocol:
-    """Return the protocol that the session's connection will have; nothing is connected or begun."""
+    """Return the protocol of the session's database; nothing is connected or begun."""
     bind = session.get_bind(**arguments(session, settings, key))
     return protocol_for(bind.dialect.name, settings.model.__table__)  # type: ignore[attr-defined]
 

@@ -1,11 +1,11 @@
-"""PostgreSQL 13 and newer: claim under an advisory lock, so that nobody waits or aborts who does not want to.
+"""PostgreSQL 13 and newer: claim under an advisory lock, so that a claim neither waits nor aborts a transaction unasked.
 
-The lock is taken in the INSERT itself (`pg_try_advisory_xact_lock`), which therefore never blocks: a caller who does not
-get it inserts no row, and the look-up in the same statement tells him whether there is a receipt (a replay never queues).
-Waiting happens in a subtransaction on the server, so that a time-out (55P03) does not cost the caller his transaction.
+The INSERT itself takes the lock (`pg_try_advisory_xact_lock`), so it never blocks: without the lock it inserts no row, and
+the look-up in the same statement returns the receipt if there is one (a replay never queues). A wait happens in a
+subtransaction on the server, so that a time-out (55P03) does not abort the caller's transaction.
 
 A statement has one snapshot, taken before it waits or fails to insert (manual, section 13.2.1): where it shows no row, the
-holder may have committed since. So "no row" never means "nobody": it asks for another statement.
+holder may have committed since. So "no row" never means that no transaction has claimed: it asks for another statement.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from .statements import (
 # SQLSTATEs (manual, appendix A)
 _IN_FAILED_TRANSACTION = "25P02"
 _READ_ONLY_TRANSACTION = "25006"
-# serialization failure, deadlock (section 13.5 asks to run the whole transaction again); the server stops, has crashed,
-# or cannot accept connections yet
+# serialization failure, deadlock (manual, section 13.5: run the whole transaction again); the server stops, has crashed, or
+# cannot accept connections yet
 _TRANSIENT = {"40001", "40P01", "57P01", "57P02", "57P03"}
 _CONNECTION_EXCEPTION = "08"
 
@@ -58,8 +58,8 @@ _IS_SAME = select(IS_SAME)
 class PostgreSQL(ClaimProtocol):
     """The claim protocol on PostgreSQL."""
 
-    # With default settings the table has room for 64 locks of each of about 120 processes, and some to spare: seven batches
-    # of this size fit at once, and single claims beside them.
+    # With default settings the lock table has room for 64 locks of each of about 120 processes, and some to spare: seven
+    # batches of this size fit at once, and single claims beside them.
     max_batch = 1_000
     why_max_batch = (
         "each id takes a lock until the transaction ends, in a table that all transactions of the server share "
@@ -90,7 +90,7 @@ class PostgreSQL(ClaimProtocol):
             raise AutocommitError(message)
 
     def insert_or_find(self, connection: Connection, claim: NewClaim) -> Inserted | StoredRequest | None:
-        """Insert if the lock is free and the key is new, else read the row as this one statement's snapshot has it."""
+        """Insert if the lock is free and the key is new, else return the row that the statement's snapshot shows."""
         try:
             row = self._insert_or_find.run(connection, claim_parameters(claim)).first()
         except DBAPIError as error:
@@ -114,15 +114,15 @@ class PostgreSQL(ClaimProtocol):
         return found if proof is None else Inserted(proof, is_durable=durability not in LOSABLE)
 
     def find(self, connection: Connection, scope: str, request_id: str) -> StoredRequest | None:
-        """Read the row in a statement of its own, hence with a snapshot of its own below REPEATABLE READ."""
+        """Return the row, read in a separate statement and so with a new snapshot below REPEATABLE READ."""
         row = self._find.run(connection, {"key_scope": scope, "key_request_id": request_id}).first()
         return None if row is None else StoredRequest._make(row)
 
     def wait(self, connection: Connection, claim: NewClaim, timeout: float | None) -> bool:
-        """Wait for the lock, and give it back: whoever comes out of the wait claims as everybody does.
+        """Wait for the lock and give it back at once, so that the waiter then claims like any other caller.
 
-        The session's statement_timeout bounds the wait as well, but as a lock_timeout: its own error (57014) cannot be
-        told from somebody's cancel, which must not be swallowed. A deadlock (40P01) is the caller's to see, too.
+        The session's statement_timeout bounds the wait as well, but as a lock_timeout: its own error (57014) is also that of
+        a cancel by a person, which must not be swallowed. A deadlock (40P01) is raised to the caller, too.
         """
         lock = {"lock_name": lock_name(claim.scope, claim.request_id), "milliseconds": _milliseconds(timeout)}
         began = time.monotonic()
@@ -133,12 +133,12 @@ class PostgreSQL(ClaimProtocol):
     def complete(
         self, connection: Connection, claim: NewClaim, proof: str, result: str, *, is_forced: bool = True
     ) -> int:
-        """Update the row if token and transaction are the claim's own."""
+        """Update the row if it has the claim's token, and this is the claim's transaction."""
         parameters = completion_parameters(claim, proof, result, is_forced=is_forced)
         return self._complete.run(connection, parameters).rowcount
 
     def insert_many(self, connection: Connection, claims: NewClaims) -> dict[str, Inserted]:
-        """Insert those rows whose lock is free and whose key is new; never wait."""
+        """Insert the rows whose lock is free and whose key is new; never wait."""
         parameters = {
             "scope": claims.scope,
             "action": claims.action,
@@ -155,14 +155,14 @@ class PostgreSQL(ClaimProtocol):
         return {row[0]: _of_row(row) for row in rows}
 
     def find_many(self, connection: Connection, scope: str, request_ids: list[str]) -> dict[str, StoredRequest]:
-        """Read the rows in a statement of its own, as `find` does."""
+        """Return the rows, read in a separate statement as in `find`."""
         parameters = {"key_scope": scope, "request_ids": request_ids}
         return by_request_id(connection.execute(self._statements.find_many, parameters))
 
     def complete_many(
         self, connection: Connection, claims: NewClaims, proof: str, results: dict[str, str], *, is_forced: bool = True
     ) -> int:
-        """Update the rows whose token and transaction are the batch's own."""
+        """Update the rows that have the batch's token, if this is the batch's transaction."""
         parameters = {
             "key_scope": claims.scope,
             "key_token": claims.token,
@@ -182,12 +182,12 @@ class PostgreSQL(ClaimProtocol):
         return bool(connection.scalar(_IS_SAME, {"proof": proof}))
 
     def is_aborted_error(self, error: Exception) -> bool:
-        """Know the answer to a statement in an aborted transaction."""
+        """Return whether it is the error of a statement in an aborted transaction."""
         return isinstance(error, DBAPIError) and _sqlstate(error) == _IN_FAILED_TRANSACTION
 
     @staticmethod
     def is_transient(error: DBAPIError) -> bool:
-        """Know serialization failures, deadlocks, a server that stops or starts, and lost connections as asyncpg has them."""
+        """Return whether it is a serialization failure, a deadlock, a server that stops or starts, or a lost connection."""
         code = _sqlstate(error) or ""
         return code in _TRANSIENT or code.startswith(_CONNECTION_EXCEPTION)
 
