@@ -10,6 +10,7 @@ The claim, the business writes and the receipt are rows of one transaction, your
 
 from __future__ import annotations
 
+from ._dialects import Capabilities, capabilities
 from ._settings import USE_DEFAULT
 from ._transaction.run import AsyncSessionFactory, SessionFactory
 from .errors import (
@@ -69,6 +70,7 @@ __all__ = [
     "AutocommitError",
     "Batch",
     "BatchTooLargeError",
+    "Capabilities",
     "ClaimLostError",
     "DurabilityUnknownError",
     "DurabilityWarning",
@@ -113,6 +115,7 @@ __all__ = [
     "UnsupportedResultTypeError",
     "UnsupportedSessionError",
     "__version__",
+    "capabilities",
     "make_model",
     "metadata",
 ]

@@ -17,6 +17,7 @@ from sqlalchemy import URL, create_engine, event, make_url, text
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 from support.aio import AsyncPort, instead_of_guards
 from support.app import Port, make_engine
+from support.key_locking import create_role_without_advisory_locks
 from support.ports import ASYNC, PORTS
 from support.servers import Server, start
 
@@ -130,6 +131,32 @@ def postgresql(_shared_postgresql: Port) -> Iterator[Port]:
     yield _shared_postgresql
     # A connection that is still out holds a transaction that a test forgot, and would block the next one.
     assert _shared_postgresql.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session")
+def _shared_postgresql_key(server: Server, new_database: Callable[[], URL]) -> Iterator[Port]:
+    owner = make_engine(new_database(), poolclass=NullPool)
+    role = f"safeagent_test_{uuid.uuid4().hex[:12]}"
+    create_role_without_advisory_locks(owner, role)
+    url = owner.url.set(username=role, password="x")
+    engine = make_engine(url, pool_size=40)
+    port = Port("postgresql", url.render_as_string(hide_password=False), engine)
+    port.create_tables()
+    yield port
+    engine.dispose()
+    if server.outlives_the_run:
+        with owner.begin() as connection:
+            connection.execute(text(f"DROP OWNED BY {role}"))
+            connection.execute(text(f"DROP ROLE {role}"))
+    owner.dispose()
+
+
+@pytest.fixture
+def postgresql_key(_shared_postgresql_key: Port) -> Iterator[Port]:
+    """PostgreSQL as a role sees it that may take no advisory lock."""
+    _shared_postgresql_key.clear()
+    yield _shared_postgresql_key
+    assert _shared_postgresql_key.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
 @pytest.fixture

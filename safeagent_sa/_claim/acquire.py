@@ -39,11 +39,6 @@ if TYPE_CHECKING:
     from .._dialects.postgresql.prepared import Names
 
 
-# Each is one that somebody else was faster in, and then rolled back. More would be a row that this caller may not see, such
-# as under row-level security: nobody would be waited for, without end.
-_MAX_ROUNDS = 100
-
-
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A claim that was granted: the handle for the caller, and the open claim unless it is a replay."""
@@ -151,14 +146,10 @@ def _find_or_wait(
     waited = 0.0
     if wait_timeout == 0:
         found = protocol.find(connection, row.scope, row.request_id)
-    else:  # no look before the wait: the lock of a transaction that has ended is free
-        start, has_time, rounds = time.monotonic(), True, 0
-        while found is None and has_time and rounds < _MAX_ROUNDS:
-            rounds += 1
-            has_time = protocol.wait(connection, row, None if wait_timeout is None else wait_timeout - waited)
-            # Look without the lock first, so that a caller who has lost never holds up others who are about to wait.
-            found = protocol.find(connection, row.scope, row.request_id) or protocol.insert_or_find(connection, row)
-            waited = time.monotonic() - start
+    else:
+        start = time.monotonic()
+        found = protocol.claim_within(connection, row, wait_timeout)
+        waited = time.monotonic() - start
         audience.notify("Waited", seconds=waited)
     if found is None:
         audience.notify("InProgress")

@@ -152,13 +152,14 @@ class ClaimProtocol(ABC):
         """
         return [], lambda: None
 
-    def wait(self, connection: Connection, claim: NewClaim, timeout: float | None) -> bool:
-        """Wait until nobody holds the request, at most `timeout` seconds.
+    @abstractmethod
+    def claim_within(
+        self, connection: Connection, claim: NewClaim, seconds: float | None
+    ) -> Inserted | StoredRequest | None:
+        """Do as `insert_or_find` does, and wait until the request is free, at most so many seconds; None for no limit.
 
-        Returns:
-            Whether there is time left to wait again, should somebody else have been faster.
+        The transaction goes on in each case.
         """
-        return False
 
     @abstractmethod
     def complete(

@@ -10,28 +10,15 @@ holder may have committed since. So "no row" never means "nobody": it asks for a
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, PoolProxiedConnection, Table, func, literal_column, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Table, select
 
-from ...errors import AutocommitError, ReadOnlyTransactionError
-from ..base import (
-    ClaimProtocol,
-    Inserted,
-    NewClaim,
-    NewClaims,
-    StoredRequest,
-    TransactionState,
-    by_request_id,
-    driver_of,
-)
+from ..base import Inserted, NewClaim, NewClaims, StoredRequest
 from .fast_path import FastPath
+from .server import OnPostgreSQL, milliseconds_of, read_only_named
 from .statements import (
     IS_SAME,
     LOSABLE,
@@ -40,40 +27,20 @@ from .statements import (
     Statements,
     claim_parameters,
     completion_parameters,
-    has_plain_types,
     inserted_or_found,
     lock_name,
 )
 
 
-# What PQtransactionStatus answers (manual, section 34.2), besides idle and unknown: with the latter the connection is
-# gone, and the transaction with it.
-_ACTIVE, _IN_TRANSACTION, _IN_ERROR = 1, 2, 3
-_STATES = {
-    _ACTIVE: TransactionState.OPEN,
-    _IN_TRANSACTION: TransactionState.OPEN,
-    _IN_ERROR: TransactionState.ABORTED,
-}
-
-# SQLSTATEs (manual, appendix A)
-_IN_FAILED_TRANSACTION = "25P02"
-_READ_ONLY_TRANSACTION = "25006"
-# serialization failure, deadlock (section 13.5 asks to run the whole transaction again); the server stops, has crashed,
-# or cannot accept connections yet
-_TRANSIENT = {"40001", "40P01", "57P01", "57P02", "57P03"}
-_CONNECTION_EXCEPTION = "08"
-
-# What warns where a COMMIT was stored here and the wait for its synchronous standby was cancelled: the server's function, and
-# its words, which lc_messages may translate.
-_STANDBY_WAIT, _STANDBY_WORDS = "SyncRepWaitForLSN", "synchronous replication"
+# Each is one that somebody else was faster in, and then rolled back. More would be a row that this caller may not see, such
+# as under row-level security: nobody would be waited for, without end.
+_MAX_ROUNDS = 100
 
 _IS_SAME = select(IS_SAME)
 
-_HAS_WRITTEN = text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
 
-
-class PostgreSQL(ClaimProtocol):
-    """The claim protocol on PostgreSQL."""
+class PostgreSQL(OnPostgreSQL):
+    """The claim protocol on PostgreSQL with advisory locks."""
 
     # With default settings the table has room for 64 locks of each of about 120 processes, and some to spare: seven batches
     # of this size fit at once, and single claims beside them.
@@ -83,59 +50,55 @@ class PostgreSQL(ClaimProtocol):
         "(max_locks_per_transaction) and that other batches need, too"
     )
 
-    is_durable = func.current_setting(literal_column("'synchronous_commit'")).not_in(
-        [literal_column(f"'{value}'") for value in sorted(LOSABLE)]
-    )
     is_same = IS_SAME
 
     def __init__(self, table: Table) -> None:
         super().__init__(table)
-        self._statements = Statements(table, self._owned, self._select, self._select_many)
-        is_plain = has_plain_types(table)
-        self._insert_or_find, self._find, self._complete = (
-            Ready(statement, is_plain=is_plain)
-            for statement in (self._statements.insert_or_find, self._select, self._statements.complete)
+        self._statements = Statements(table, self._owned, self._select)
+        self._insert_or_find, self._complete = (
+            Ready(statement, is_plain=self._is_plain)
+            for statement in (self._statements.insert_or_find, self._statements.complete)
         )
-        self.fast_path = FastPath(self._statements) if is_plain else None
-
-    def ensure_transaction(self, connection: Connection) -> None:
-        """Refuse AUTOCOMMIT, which `Connection.get_isolation_level()` does not show."""
-        if getattr(connection.connection.dbapi_connection, "autocommit", False):
-            message = (
-                "the connection is in AUTOCOMMIT mode, so the claim and the business writes would not commit together. "
-                "Nothing was sent. Use an engine or session without isolation_level='AUTOCOMMIT' and without a "
-                "driver-level autocommit=True for guarded transactions."
-            )
-            raise AutocommitError(message)
+        self.fast_path = FastPath(self._statements) if self._is_plain else None
 
     def insert_or_find(self, connection: Connection, claim: NewClaim) -> Inserted | StoredRequest | None:
         """Insert if the lock is free and the key is new, else read the row as this one statement's snapshot has it."""
-        with _read_only_named():
+        with read_only_named():
             return inserted_or_found(self._insert_or_find.run(connection, claim_parameters(claim)).first())
 
     def insert_or_look(
         self, connection: Connection, claim: NewClaim, further: Mapping[str, Any], look: Any
     ) -> Inserted | Sequence[Any] | None:
         """Do as `insert_or_find` does, in one statement, too."""
-        with _read_only_named():
+        with read_only_named():
             row: Any = connection.execute(self._statements.claim_or(look, further), claim_parameters(claim)).first()
         if row is None:
             return None
         proof, durability, *found = row
         return found if proof is None else Inserted(proof, is_durable=durability not in LOSABLE)
 
-    def find(self, connection: Connection, scope: str, request_id: str) -> StoredRequest | None:
-        """Read the row in a statement of its own, hence with a snapshot of its own below REPEATABLE READ."""
-        row = self._find.run(connection, {"key_scope": scope, "key_request_id": request_id}).first()
-        return None if row is None else StoredRequest._make(row)
+    def claim_within(
+        self, connection: Connection, claim: NewClaim, seconds: float | None
+    ) -> Inserted | StoredRequest | None:
+        """Wait for the lock, look and claim as everybody does, and again where another one was faster."""
+        # No look before the first wait: the lock of a transaction that has ended is free.
+        found: Inserted | StoredRequest | None = None
+        start, waited, has_time, rounds = time.monotonic(), 0.0, True, 0
+        while found is None and has_time and rounds < _MAX_ROUNDS:
+            rounds += 1
+            has_time = self._wait(connection, claim, None if seconds is None else seconds - waited)
+            # Look without the lock first, so that a caller who has lost never holds up others who are about to wait.
+            found = self.find(connection, claim.scope, claim.request_id) or self.insert_or_find(connection, claim)
+            waited = time.monotonic() - start
+        return found
 
-    def wait(self, connection: Connection, claim: NewClaim, timeout: float | None) -> bool:
-        """Wait for the lock, and give it back: whoever comes out of the wait claims as everybody does.
+    def _wait(self, connection: Connection, claim: NewClaim, timeout: float | None) -> bool:
+        """Wait for the lock and give it back; return whether there is time left to wait again.
 
-        The session's statement_timeout bounds the wait as well, but as a lock_timeout: its own error (57014) cannot be
-        told from somebody's cancel, which must not be swallowed. A deadlock (40P01) is the caller's to see, too.
+        The session's statement_timeout bounds the wait as well, but as a lock_timeout: its own error (57014) looks like a
+        cancel, which must not be swallowed. A deadlock (40P01) is the caller's to see, too.
         """
-        lock = {"lock_name": lock_name(claim.scope, claim.request_id), "milliseconds": _milliseconds(timeout)}
+        lock = {"lock_name": lock_name(claim.scope, claim.request_id), "milliseconds": milliseconds_of(timeout)}
         began = time.monotonic()
         limit: int = connection.execute(self._statements.prepare_wait, lock).one()[0]
         connection.execute(WAIT)
@@ -158,14 +121,9 @@ class PostgreSQL(ClaimProtocol):
             "fingerprints": list(claims.fingerprints.values()),
             "lock_prefix": lock_name(claims.scope, ""),
         }
-        with _read_only_named():
+        with read_only_named():
             rows = connection.execute(self._statements.insert_many, parameters).all()
         return {row[0]: _of_row(row) for row in rows}
-
-    def find_many(self, connection: Connection, scope: str, request_ids: list[str]) -> dict[str, StoredRequest]:
-        """Read the rows in a statement of its own, as `find` does."""
-        parameters = {"key_scope": scope, "request_ids": request_ids}
-        return by_request_id(connection.execute(self._statements.find_many, parameters))
 
     def complete_many(
         self, connection: Connection, claims: NewClaims, proof: str, results: dict[str, str], *, is_forced: bool = True
@@ -181,114 +139,11 @@ class PostgreSQL(ClaimProtocol):
         }
         return connection.execute(self._statements.complete_many, parameters).rowcount
 
-    def make_durable(self, connection: Connection) -> None:
-        """Set synchronous_commit for this transaction alone (manual, section 20.5)."""
-        connection.execute(text("SELECT set_config('synchronous_commit', 'on', true)"))
-
-    def transaction_state(self, connection: Connection) -> TransactionState:
-        """Ask libpq, as psycopg shows it; or asyncpg, which shows no aborted transaction; or the server for the claim's id."""
-        driver = driver_of(connection.connection)
-        status = _libpq_status(driver)
-        if status is not None:
-            return _STATES.get(status, TransactionState.NONE)
-        ask = getattr(driver, "is_in_transaction", None)
-        is_open = ask() if ask is not None else self.may_have_written(connection)
-        return TransactionState.OPEN if is_open else TransactionState.NONE
-
     def is_same_transaction(self, connection: Connection, proof: str) -> bool:
         """Compare the transaction's id."""
         return bool(connection.scalar(_IS_SAME, {"proof": proof}))
-
-    def is_aborted_error(self, error: Exception) -> bool:
-        """Know the answer to a statement in an aborted transaction."""
-        return isinstance(error, DBAPIError) and _sqlstate(error) == _IN_FAILED_TRANSACTION
-
-    def is_open(self, pooled: PoolProxiedConnection) -> bool:
-        """Ask libpq, or asyncpg."""
-        driver = driver_of(pooled)
-        status = _libpq_status(driver)
-        if status is not None:
-            return status in (_IN_TRANSACTION, _IN_ERROR)
-        return bool(hasattr(driver, "is_in_transaction") and driver.is_in_transaction())
-
-    def note_local_commits(self, pooled: PoolProxiedConnection) -> tuple[list[str], Callable[[], None]]:
-        """Listen to the server's warnings for the time of the COMMIT, in the way of each driver."""
-        driver = driver_of(pooled)
-        noted: list[str] = []
-        if hasattr(driver, "add_notice_handler"):  # psycopg 3
-
-            def note(diagnostic: Any) -> None:
-                _note(noted, diagnostic.message_primary, diagnostic.source_function)
-
-            driver.add_notice_handler(note)
-            return noted, partial(driver.remove_notice_handler, note)
-        if hasattr(driver, "add_log_listener"):  # asyncpg
-
-            def hear(_connection: Any, message: Any) -> None:
-                _note(noted, message.message, message.server_source_function)
-
-            driver.add_log_listener(hear)
-            return noted, partial(driver.remove_log_listener, hear)
-        if hasattr(driver, "notices"):  # psycopg2, which shows the text alone
-            kept, driver.notices = driver.notices, []
-
-            def stop() -> None:
-                for message in driver.notices:
-                    _note(noted, message, None)
-                    kept.append(message)
-                driver.notices = kept
-
-            return noted, stop
-        return super().note_local_commits(pooled)
-
-    @staticmethod
-    def is_transient(error: DBAPIError) -> bool:
-        """Know serialization failures, deadlocks, a server that stops or starts, and lost connections as asyncpg has them."""
-        code = _sqlstate(error) or ""
-        return code in _TRANSIENT or code.startswith(_CONNECTION_EXCEPTION)
-
-    @staticmethod
-    def may_have_written(connection: Connection) -> bool:
-        """Ask whether the transaction has an id: PostgreSQL gives one at the first write."""
-        return bool(connection.scalar(_HAS_WRITTEN))
 
 
 def _of_row(row: Any) -> Inserted:
     _request_id, proof, synchronous_commit = row
     return Inserted(proof, is_durable=synchronous_commit not in LOSABLE)
-
-
-@contextmanager
-def _read_only_named() -> Generator[None]:
-    try:
-        yield
-    except DBAPIError as error:
-        if _sqlstate(error) != _READ_ONLY_TRANSACTION:
-            raise
-        message = (
-            "the claim met a read-only transaction, or a replica. Claims write, replays included: give the guard a "
-            "session on the primary, and route its table there where a Session chooses between engines."
-        )
-        raise ReadOnlyTransactionError(message) from error
-
-
-def _milliseconds(timeout: float | None) -> int | None:
-    # The setting is an integer of 32 bits, and 0 means without end.
-    return None if timeout is None else min(max(1, math.ceil(timeout * 1000)), 2**31 - 1)
-
-
-def _libpq_status(driver: Any) -> int | None:
-    libpq = getattr(driver, "pgconn", None)  # psycopg 3, whose `info` would make two objects to say the same
-    if libpq is None:
-        libpq = getattr(driver, "info", None)
-    status = getattr(libpq, "transaction_status", None)
-    return None if status is None else int(status)
-
-
-def _note(noted: list[str], message: str | None, function: str | None) -> None:
-    if function == _STANDBY_WAIT or (message and _STANDBY_WORDS in message):
-        noted.append(message or "")
-
-
-def _sqlstate(error: DBAPIError) -> str | None:
-    return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
