@@ -140,7 +140,7 @@ def _shared_postgresql_key(server: Server, new_database: Callable[[], URL]) -> I
     create_role_without_advisory_locks(owner, role)
     url = owner.url.set(username=role, password="x")
     engine = make_engine(url, pool_size=40)
-    port = Port("postgresql", url.render_as_string(hide_password=False), engine)
+    port = Port("postgresql", url.render_as_string(hide_password=False), engine, locks_by_key=True)
     port.create_tables()
     yield port
     engine.dispose()
@@ -234,6 +234,8 @@ def _async_postgresql(_shared_postgresql: Port) -> Iterator[dict[str, Port]]:
         )
         for driver in ("psycopg_async", "asyncpg")
     }
+    for port in ports.values():
+        port.ask()
     yield ports
     for port in ports.values():
         port.dispose()
@@ -262,6 +264,7 @@ def psycopg2(postgresql: Port) -> Iterator[Port]:
     """The same database by the driver that most existing apps have."""
     url = make_url(postgresql.url).set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
     port = Port("postgresql", url, make_engine(url, pool_size=40))
+    port.ask()
     yield port
     assert port.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     port.engine.dispose()
@@ -329,7 +332,12 @@ def async_port(request: pytest.FixtureRequest) -> Port:
     return found
 
 
-@pytest.fixture(params=["postgresql", "psycopg2", "psycopg_async", "asyncpg", "pipelined", "pipelined_async"])
+@pytest.fixture(
+    params=[
+        *("postgresql", "psycopg2", "psycopg_async", "asyncpg", "pipelined", "pipelined_async"),
+        pytest.param("postgresql_key", marks=pytest.mark.all_ports),
+    ]
+)
 def on_postgresql(request: pytest.FixtureRequest) -> Port:
     """PostgreSQL by every driver."""
     found: Port = request.getfixturevalue(request.param)

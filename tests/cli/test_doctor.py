@@ -41,6 +41,7 @@ def test_a_healthy_database(own):
     assert {code for code, finding in findings.items() if finding["severity"] != "ok"} <= {"fsync"}
     assert set(findings) - {"fsync"} == {
         "schema",
+        "engine",
         "isolation",
         "synchronous-commit",
         "idle-timeout",
