@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
 from typing import Literal
@@ -114,8 +115,8 @@ def capabilities(bind: Engine | Connection) -> Capabilities:
         with bind.connect() as connection:
             return capabilities(connection)
     _class_for(bind.dialect.name)  # refuses a name that is not known
-    found = import_module(_PROBES[bind.dialect.name], __package__).probe(bind)
-    _CAPABILITIES[bind.dialect] = found
+    probe: Callable[[Connection], Capabilities] = import_module(_PROBES[bind.dialect.name], __package__).probe
+    found = _CAPABILITIES[bind.dialect] = probe(bind)
     return found
 
 

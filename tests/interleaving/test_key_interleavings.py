@@ -88,6 +88,22 @@ def test_some_interleavings_of_three_callers_with_a_fault(explorer, level):
     assert found.report.faults > 0
 
 
+@pytest.mark.parametrize("driver", ["psycopg+pipeline", "psycopg_async+pipeline"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_some_interleavings_of_two_callers_whose_claims_are_batches(explorer, level, driver):
+    chance, seed = seeded()
+    found = explorer(level=level, driver=driver)
+    traces = found.explore(limit=12, choose=chance.choice)
+    assert found.report.executed > 0
+    for fault in FAULTS[:4]:
+        found.explore(fault, limit=3, choose=chance.choice)
+    tell(f"{level}, {driver}", found, seed)
+
+    assert found.report.violations == []
+    assert found.report.faults > 0
+    assert any(step == "BEGIN with claim" for trace in traces for _, step in trace)
+
+
 @pytest.mark.stress
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("wait_timeout", [None, 0])

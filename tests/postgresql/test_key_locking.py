@@ -5,11 +5,13 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
+from support.aio import another_way
 from support.app import asked, deliver, pay
 from support.patience import PATIENCE
+from support.wire import MessageProxy
 
 from safeagent_sa import ClaimLostError, ExecutionGuard, ExecutionInProgressError, ExecutionRequest
 from safeagent_sa._dialects import NewClaim, NewClaims, choose_protocol
@@ -229,6 +231,85 @@ def test_an_effect_that_is_held_elsewhere_is_in_progress(port):
             effect.execute(port.sessions, "charge-1", lambda _: calls.append(1))
         connection.rollback()
     assert calls == []
+
+
+# In one batch, where the driver can
+
+
+@pytest.fixture(params=["psycopg", "psycopg_async"])
+def batched(request, port):
+    url = make_url(port.url).set(drivername=f"postgresql+{request.param}")
+    proxy = MessageProxy(url.render_as_string(hide_password=False))
+    found = another_way(port, proxy.url, pool_size=1, max_overflow=0, pool_reset_on_return=None)
+    found.ask()
+    found.proxy = proxy
+    yield found
+    found.dispose()
+    proxy.close()
+
+
+def test_a_batched_claim_adds_no_round_trip_and_a_replay_has_three(port, batched):
+    quick, counts = ExecutionGuard(pipeline="auto", wait_timeout=0), {}
+
+    def run(what, call, *arguments):
+        before = batched.proxy.round_trips
+        call(batched, *arguments)
+        counts[what] = batched.proxy.round_trips - before
+
+    def bare(through, name):
+        with through.sessions() as session, session.begin():
+            pay(session, name)
+
+    for number in range(8):  # the first ones prepare their statements
+        run("bare", bare, f"bare-{number}")
+        run("new", deliver, f"order-{number}", quick)
+        run("replay", deliver, f"order-{number}", quick)
+    assert counts["new"] == counts["bare"]
+    assert counts["replay"] == 3
+    assert port.payments("order-7") == 1
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_batched_claim_that_is_held_elsewhere_leaves_the_transaction_usable(port, holder, before):
+    quick = ExecutionGuard(pipeline="auto", wait_timeout=0)
+    with port.sessions() as session, session.begin():
+        if before:
+            session.execute(text("SET LOCAL lock_timeout = '7s'"))
+            pay(session, "before")
+        with pytest.raises(ExecutionInProgressError):
+            quick.execute(session, "order-1", pay, action="pay")
+        assert settings_of(session) == ("7s" if before else "0")
+        with quick.claim(session, "order-2", action="pay") as execution:
+            execution.complete(pay(session, "order-2"))
+        assert settings_of(session) == ("7s" if before else "0")
+    holder.rollback()
+    assert port.payments("order-2") == 1
+    assert port.requests() == [("order-2", "completed")]
+
+
+@pytest.mark.parametrize("level", LEVELS[1:])
+def test_a_batched_claim_does_not_swallow_40001(port, level):
+    engine, quick = asked(create_engine(port.url, isolation_level=level)), ExecutionGuard(pipeline="auto")
+    with Session(engine) as session:
+        session.execute(text("SELECT 1"))
+        deliver(port, "order-1")
+        with pytest.raises(DBAPIError) as caught:
+            quick.execute(session, "order-1", pay, action="pay")
+    engine.dispose()
+    assert caught.value.orig.sqlstate == "40001"
+
+
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+def test_a_batched_completion_in_another_transaction_is_refused(port, end):
+    with port.sessions() as session:
+        with pytest.raises(ClaimLostError):
+            with ExecutionGuard(pipeline="auto").claim(session, "order-1", action="pay") as execution:
+                cursor = session.connection().connection.dbapi_connection.cursor()
+                cursor.execute(end)
+                cursor.execute("BEGIN")
+                execution.complete(1)
+            session.commit()
+    assert port.requests() == ([("order-1", "claimed")] if end == "COMMIT" else [])
 
 
 # The form for Citus, whose statements are valid on PostgreSQL, too.

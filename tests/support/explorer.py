@@ -36,6 +36,12 @@ def _begin(pipeline, *arguments, begin=Pipeline.begin):
     return begin(pipeline, *arguments)
 
 
+def _send(pipeline, *arguments, send=Pipeline.send, **options):
+    if (caller := getattr(_here, "caller", None)) is not None:
+        caller.before_batch()
+    return send(pipeline, *arguments, **options)
+
+
 class Crashed(BaseException):
     """The caller's process is gone; nothing of his runs any more."""
 
@@ -194,7 +200,7 @@ class Explorer:
         self.is_async = driver != "psycopg"
         options = {"pipeline": "auto"} if mode else {}
         self.guard = (Facade if self.is_async else ExecutionGuard)(wait_timeout=wait_timeout, **options)
-        self.batches = mock.patch.object(Pipeline, "begin", _begin)
+        self.batches = mock.patch.multiple(Pipeline, begin=_begin, send=_send)
         self.batches.start()
         self.report = Report()
         self.monitor = create_engine(port.url, isolation_level="AUTOCOMMIT").connect()

@@ -21,21 +21,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Table, func
+from sqlalchemy import Connection, Row, Table, func
 from sqlalchemy.exc import DBAPIError
 
 from ..base import Inserted, NewClaim, NewClaims, StoredRequest
-from .key_statements import RESTORE, KeyStatements
+from .key_fast_path import KeyFastPath
+from .key_statements import AT_ONCE, LOCK_NOT_AVAILABLE, RELEASE, RESTORE, ROLLBACK, SAVEPOINT, KeyStatements
 from .server import OnPostgreSQL, milliseconds_of, read_only_named, sqlstate_of
 from .statements import LOSABLE, Ready, completion_parameters
-
-
-# The shortest limit that there is: 0 would be none.
-_AT_ONCE = 1
-
-_LOCK_NOT_AVAILABLE = "55P03"
-
-_SAVEPOINT = "safeagent_sa_key"
 
 
 class ByKey(OnPostgreSQL):
@@ -56,10 +49,12 @@ class ByKey(OnPostgreSQL):
             Ready(statement, is_plain=self._is_plain)
             for statement in (self._statements.insert, self._statements.complete)
         )
+        if self._is_plain and not self.is_distributed:
+            self.fast_path = KeyFastPath(self._statements, self.find)
 
     def insert_or_find(self, connection: Connection, claim: NewClaim) -> Inserted | StoredRequest | None:
         """Insert where no other transaction has inserted the key; else read the row, in a statement that can see it."""
-        return self._insert_or_find(connection, claim, _AT_ONCE)
+        return self._insert_or_find(connection, claim, AT_ONCE)
 
     def claim_within(
         self, connection: Connection, claim: NewClaim, seconds: float | None
@@ -81,7 +76,7 @@ class ByKey(OnPostgreSQL):
     ) -> Inserted | Sequence[Any] | None:
         """Do as `insert_or_find` does, with the look as its statement for the row."""
         insert = self._statements.insert_with(further)
-        done = self._within(connection, _AT_ONCE, lambda: connection.execute(insert, claim._asdict()))
+        done = self._within(connection, AT_ONCE, lambda: connection.execute(insert, claim._asdict()))
         if done is None:
             return None
         rows, inserted = done
@@ -101,7 +96,7 @@ class ByKey(OnPostgreSQL):
             "fingerprints": list(claims.fingerprints.values()),
         }
         insert = self._statements.insert_many
-        done = self._within(connection, _AT_ONCE, lambda: connection.execute(insert, parameters))
+        done = self._within(connection, AT_ONCE, lambda: connection.execute(insert, parameters))
         if done is not None:
             rows, inserted = done
             return {row[0]: inserted for row in rows}
@@ -146,26 +141,26 @@ class ByKey(OnPostgreSQL):
         The transaction is as it was before then, and the caller's lock_timeout in each case.
         """
         run = connection.exec_driver_sql
-        run(f"SAVEPOINT {_SAVEPOINT}")
-        limits = self._limit.run(connection, {"milliseconds": milliseconds}).mappings().one()
+        run(SAVEPOINT)
+        limits = self._limit.run(connection, {"milliseconds": milliseconds}).one()
         self._limit_other_nodes(connection, limits)
         try:
             with read_only_named():
                 rows = insert().all()
         except DBAPIError as error:
-            if sqlstate_of(error) != _LOCK_NOT_AVAILABLE:
+            if sqlstate_of(error) != LOCK_NOT_AVAILABLE:
                 raise
-            run(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
-            run(f"RELEASE SAVEPOINT {_SAVEPOINT}")
+            run(ROLLBACK)
+            run(RELEASE)
             return None
-        run(f"RELEASE SAVEPOINT {_SAVEPOINT}")
+        run(RELEASE)
         self._restore(connection, limits)
-        return rows, Inserted("", is_durable=limits["synchronous_commit"] not in LOSABLE)
+        return rows, Inserted("", is_durable=limits.synchronous_commit not in LOSABLE)
 
-    def _limit_other_nodes(self, connection: Connection, limits: Mapping[str, Any]) -> None:
+    def _limit_other_nodes(self, connection: Connection, limits: Row[Any]) -> None:
         """Let the limit hold on every node that the INSERT may run on."""
 
-    def _restore(self, connection: Connection, limits: Mapping[str, Any]) -> None:
+    def _restore(self, connection: Connection, limits: Row[Any]) -> None:
         """Set lock_timeout as it was."""
         connection.exec_driver_sql(RESTORE)
 
@@ -201,10 +196,10 @@ class ByKeyOnCitus(ByKey):
         if is_forced and connection.exec_driver_sql("SHOW synchronous_commit").scalar_one() in LOSABLE:
             self.make_durable(connection)
 
-    def _limit_other_nodes(self, connection: Connection, limits: Mapping[str, Any]) -> None:
+    def _limit_other_nodes(self, connection: Connection, limits: Row[Any]) -> None:
         connection.exec_driver_sql("SET LOCAL citus.propagate_set_commands TO 'local'")
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {limits['limit_ms']}")
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {limits.limit_ms}")
 
-    def _restore(self, connection: Connection, limits: Mapping[str, Any]) -> None:
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{limits['caller_lock_timeout']}'")
-        connection.exec_driver_sql(f"SET LOCAL citus.propagate_set_commands TO '{limits['propagated'] or 'none'}'")
+    def _restore(self, connection: Connection, limits: Row[Any]) -> None:
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{limits.caller_lock_timeout}'")
+        connection.exec_driver_sql(f"SET LOCAL citus.propagate_set_commands TO '{limits.propagated or 'none'}'")

@@ -22,9 +22,18 @@ from sqlalchemy.dialects import postgresql
 
 from ...execution import ExecutionStatus
 from ..base import NewClaim
-from .statements import arrays, completion, is_one_of, limits, plain
+from .statements import arrays, completion, is_one_of, limits, or_fail, plain
 
 
+AT_ONCE = 1
+"""Milliseconds: the shortest limit that there is, since 0 would be none."""
+
+LOCK_NOT_AVAILABLE = "55P03"
+"""The SQLSTATE of a wait whose time is over."""
+
+SAVEPOINT = "SAVEPOINT safeagent_sa_key"
+RELEASE = "RELEASE SAVEPOINT safeagent_sa_key"
+ROLLBACK = "ROLLBACK TO SAVEPOINT safeagent_sa_key"
 RESTORE = "SELECT set_config('lock_timeout', current_setting('safeagent_sa.lock_timeout'), true)"
 """Set lock_timeout to what `KeyStatements.limit` has found."""
 
@@ -37,6 +46,7 @@ class KeyStatements:
         insert: Claim one row.
         insert_with: Make the same statement with further columns of one's own.
         complete: Store one result.
+        complete_or_fail: The same, or find it done; raise LOST where there is no row.
         insert_many: Claim many rows.
         complete_many: Store many results.
         count_completed: Count what was stored by this transaction.
@@ -53,8 +63,8 @@ class KeyStatements:
         """
         names = NewClaim._fields
         self.limit = select(
-            *limits(bindparam("milliseconds", type_=BigInteger)),
             func.current_setting(literal_column("'synchronous_commit'")).label("synchronous_commit"),
+            *limits(bindparam("milliseconds", type_=BigInteger)),
             func.current_setting(literal_column("'citus.propagate_set_commands'"), true()).label("propagated"),
         )
 
@@ -78,7 +88,9 @@ class KeyStatements:
 
         self.insert_with: Callable[[Mapping[str, Any]], Any] = insert_with
         self.insert = insert_with({})
+        self.insert_or_find = self.insert  # for the fast path; the look is a statement of its own
         self.complete = complete(*owned, result=bindparam("new_result"))
+        self.complete_or_fail = or_fail(self.complete, table, owned, is_same)
 
         # Many at once: the same over arrays.
         new = arrays("request_id", "fingerprint")

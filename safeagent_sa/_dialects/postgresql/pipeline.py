@@ -99,6 +99,21 @@ class Pipeline:
         transformer.set_pgresult(results[-1])
         return transformer.load_row(0, tuple), names
 
+    def send(self, statements: Sequence[tuple[str, Sequence[Any]]], *, begins: bool) -> list[list[tuple[Any, ...]]]:
+        """Send statements in one batch, with BEGIN in front where it begins the transaction; return the rows of each.
+
+        Raises:
+            psycopg.Error: As the server or the driver raised it. On the server a transaction may be open, in error.
+        """
+        pgconn, encoding = self._driver.pgconn, self._encoding
+        commands: list[Command] = [partial(pgconn.send_query_params, _begin(self._driver), None)] if begins else []
+        for sql, values in statements:
+            encoded = [None if value is None else str(value).encode(encoding) for value in values]
+            commands.append(partial(pgconn.send_query_params, sql.encode(encoding), encoded))
+        results = self._wait(_batch(pgconn, commands))
+        self._raise_failure(results)
+        return [self._rows(result) for result in (results[1:] if begins else results)]
+
     def give_up(self) -> None:
         """End the transaction of a `begin` that has failed."""
         driver = self._driver
@@ -128,6 +143,11 @@ class Pipeline:
             if failed < len(completions) and completions[failed].is_lost(error):
                 raise completions[failed].lost() from None
             raise
+
+    def _rows(self, result: Any) -> list[tuple[Any, ...]]:
+        transformer = Transformer(self._driver)
+        transformer.set_pgresult(result)
+        return transformer.load_rows(0, result.ntuples, tuple)
 
     @property
     def _driver(self) -> Any:

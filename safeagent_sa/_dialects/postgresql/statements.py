@@ -208,15 +208,7 @@ class Statements:
         self.insert_or_find = claim_or(select_one, {})
         self.prepare_wait = select(*limits(bindparam("milliseconds", type_=BigInteger)), kept("lock_key", lock_key))
         self.complete = complete(*owned, result=bindparam("new_result"))
-        # The same, to be sent with a COMMIT behind it: nobody looks at a row count in between, so no row is an error. Fine
-        # is a row that this transaction has completed before, for those who looked.
-        completed = self.complete.returning(literal_column("1")).cte("completed")
-        is_done = (
-            select(literal_column("1")).where(*owned, columns.status == literal_column("'completed'"), IS_SAME).exists()
-        )
-        is_one = func.count(literal_column("*")) == literal_column("1")
-        number = case((or_(is_one, is_done), literal_column("'1'")), else_=literal_column(f"'{LOST}'"))
-        self.complete_or_fail = select(cast(number, Integer)).select_from(completed)
+        self.complete_or_fail = or_fail(self.complete, table, owned, IS_SAME)
 
         # Many at once: the same statements over arrays.
         new = arrays("request_id", "fingerprint")
@@ -242,6 +234,19 @@ def completion(table: Table, *which: Any, result: Any, completed_at: Any, is_dur
         .where(*which, table.c.status == literal_column("'claimed'"), *made_durable)
         .values(status=literal_column("'completed'"), result=result, completed_at=completed_at)
     )
+
+
+def or_fail(completion: Any, table: Table, owned: tuple[Any, ...], is_same: Any) -> Any:
+    """Return a completion to be sent with a COMMIT behind it: no one looks at a row count in between, so no row is an error.
+
+    Fine is a row that this transaction has completed before, for those who looked.
+    """
+    completed = completion.returning(literal_column("1")).cte("completed")
+    is_completed = table.c.status == literal_column("'completed'")
+    is_done = select(literal_column("1")).where(*owned, is_completed, is_same).exists()
+    is_one = func.count(literal_column("*")) == literal_column("1")
+    number = case((or_(is_one, is_done), literal_column("'1'")), else_=literal_column(f"'{LOST}'"))
+    return select(cast(number, Integer)).select_from(completed)
 
 
 def find_many(table: Table, select_many: Any) -> Any:
