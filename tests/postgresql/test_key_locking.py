@@ -171,6 +171,17 @@ def test_a_batch_in_another_transaction_is_refused(port):
     assert port.requests() == [("a", "claimed"), ("b", "claimed")]
 
 
+def test_a_batch_that_was_completed_early_in_another_transaction_is_not_counted(port):
+    claims = NewClaims("", "pay", uuid.uuid4(), {"a": "f", "b": "f"})
+    with port.engine.connect() as connection:
+        protocol = choose_protocol(connection, ExecutionRequest.__table__, "auto")
+        protocol.insert_many(connection, claims)
+        assert protocol.complete_many(connection, claims, "", {"a": "1", "b": "2"}) == 2
+        assert protocol.count_completed(connection, claims, "", ["a", "b"]) == 2
+        connection.commit()
+        assert protocol.count_completed(connection, claims, "", ["a", "b"]) == 0
+
+
 @pytest.mark.parametrize("busy", [{0}, {49}, {99}, {3, 4, 70}, set(range(100))])
 def test_a_busy_id_makes_no_other_one_busy(port, busy):
     names = [f"m-{number:03}" for number in range(100)]
