@@ -73,7 +73,7 @@ class Settings:
         """Return the scope of one call."""
         return self.scope if scope is None else scope
 
-    @property
+    @cached_property
     def is_forced(self) -> bool:
         """Whether a COMMIT that the server may lose is made durable, and not only warned of."""
         return self.synchronous_commit == "force"

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, TwoPhaseTransaction
 from sqlalchemy.orm import Session
 
-from .._dialects import ClaimProtocol, Inserted, NewClaim, StoredRequest, TransactionState
+from .._dialects import ClaimProtocol, Inserted, NewClaim, StoredRequest
+from .._dialects.drivers import TransactionState, transaction_state
 from .._request.ids import Key
 from .._settings import Settings
 from .._transaction import open_guarded, session_watch
@@ -120,7 +121,7 @@ def begin(
     open_claim = session_watch.watch(
         session, connection, protocol, row, proof=inserted.proof, audience=audience, has_block=has_block
     )
-    if protocol.transaction_state(connection) is TransactionState.NONE:
+    if transaction_state(connection) is TransactionState.NONE:
         protocol.delete(connection, row)
         message = (
             "the claim was committed by itself: something put the connection into AUTOCOMMIT mode after the guard had "
@@ -167,7 +168,7 @@ def replay(
     audience: Audience,
 ) -> Execution[Any]:
     """Return the replay of a stored request, or raise what else it asks for."""
-    is_own = session_watch.is_own(connection, stored.token)
+    is_own = stored.status == ExecutionStatus.CLAIMED and session_watch.is_own(connection, stored.token)
     try:
         receipt = answer(request, settings.fingerprinter, stored, is_own=is_own)
     except RequestConflictError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from .._dialects import TransactionState
+from .._dialects.drivers import TransactionState, transaction_state
 from .._settings import Settings
 from .._transaction import session_watch
 from .._transaction.guarded_transaction import GuardedTransaction, transaction_of
@@ -26,9 +26,9 @@ def settle(claim: Claim, settings: Settings) -> None:
         TransactionAbortedError: The server has aborted the transaction.
     """
     execution, open_claim = claim.execution, claim.open_claim
-    result = execution._close()  # noqa: SLF001 - the handle and the hot path are one mechanism
     if open_claim is None:
         return
+    result = execution._close()  # noqa: SLF001 - the handle and the hot path are one mechanism
     try:
         if result is None:
             raise not_completed(open_claim.row, "the block cannot end without an exception")
@@ -61,7 +61,7 @@ def ready_to_complete(open_claim: OpenClaim) -> tuple[Connection, GuardedTransac
         ClaimLostError: It is not.
         TransactionAbortedError: The server has aborted it.
     """
-    session, connection = open_claim.session_ref(), open_claim.connection
+    session, connection = open_claim.session_ref(), open_claim.connection_ref()
     if session is not None and not session.is_active:
         session.connection()  # raises SQLAlchemy's own error about the failed flush
     if session is not None and connection is not None and open_claim.is_same_transaction:
@@ -70,7 +70,7 @@ def ready_to_complete(open_claim: OpenClaim) -> tuple[Connection, GuardedTransac
         held = transaction_of(connection)
         is_gone = open_claim.is_undone or open_claim.is_lost
         if held is not None and not is_gone:
-            state = open_claim.protocol.transaction_state(connection)
+            state = transaction_state(connection)
             if state is TransactionState.ABORTED:
                 raise aborted()
             if state is TransactionState.OPEN:

@@ -2,7 +2,7 @@
 
 * `base` is what every protocol offers, and the values that go in and out; `sqlite` and `postgresql` are the protocols.
 * `capabilities` is what an engine can do; `postgresql.probe` finds it out.
-* `steps` recognizes statements that end a transaction or a savepoint, on every database.
+* `drivers` reads what a driver shows of its connection, and `steps` recognizes statements that end a transaction or a savepoint.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from .base import (
     NewClaim,
     NewClaims,
     StoredRequest,
-    TransactionState,
     stored_of,
 )
 from .capabilities import Capabilities
@@ -40,7 +39,6 @@ __all__ = [
     "NewClaim",
     "NewClaims",
     "StoredRequest",
-    "TransactionState",
     "capabilities",
     "choose_protocol",
     "is_transient",

@@ -9,14 +9,12 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import Enum
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    PoolProxiedConnection,
     Table,
     bindparam,
     delete,
@@ -27,6 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from ..execution import ExecutionStatus
+from .drivers import TransactionState, transaction_state
 
 
 if TYPE_CHECKING:
@@ -88,14 +87,6 @@ class Begun(NamedTuple):
     """Of the prepared statements that this transaction has met."""
 
 
-class TransactionState(Enum):
-    """What the server has, as far as the driver shows it, where SQLAlchemy believes in an open transaction."""
-
-    OPEN = "a transaction that COMMIT stores"
-    ABORTED = "a transaction that COMMIT rolls back without an error"
-    NONE = "no transaction"
-
-
 class ClaimProtocol(ABC):
     """The statements of one database for one table; it decides nothing and holds no state.
 
@@ -138,19 +129,6 @@ class ClaimProtocol(ABC):
         self, connection: Connection, claim: NewClaim, further: Mapping[str, Any], look: Any
     ) -> Inserted | Sequence[Any] | None:
         """Do as `insert_or_find` does with further columns, by name, and with a SELECT of one's own for the row."""
-
-    def is_open(self, pooled: PoolProxiedConnection) -> bool:
-        """Tell, as far as the driver shows it, whether a COMMIT that has failed has left the transaction open."""
-        driver = driver_of(pooled)
-        return bool(getattr(driver, "in_transaction", False))
-
-    def note_local_commits(self, pooled: PoolProxiedConnection) -> tuple[list[str], Callable[[], None]]:
-        """Begin to note what the server says of a COMMIT that only this server has stored.
-
-        Returns:
-            The notes, and what ends them.
-        """
-        return [], lambda: None
 
     @abstractmethod
     def claim_within(
@@ -196,11 +174,7 @@ class ClaimProtocol(ABC):
 
     def is_same_transaction(self, connection: Connection, proof: str) -> bool:
         """Tell whether the server still has the transaction of a claim."""
-        return self.transaction_state(connection) is not TransactionState.NONE
-
-    @abstractmethod
-    def transaction_state(self, connection: Connection) -> TransactionState:
-        """Return what the server has; asked after the claim."""
+        return transaction_state(connection) is not TransactionState.NONE
 
     def is_aborted_error(self, error: Exception) -> bool:
         """Return whether an error says that the server has aborted the transaction."""
@@ -233,9 +207,9 @@ class ClaimProtocol(ABC):
         return {"key_scope": claim.scope, "key_request_id": claim.request_id, "key_token": claim.token}
 
 
-def driver_of(pooled: Any) -> Any:
-    """Return the driver's own connection, also of one that was detached from its pool."""
-    return getattr(pooled.dbapi_connection, "driver_connection", pooled.dbapi_connection)
+def constant(value: str) -> ColumnElement[Any]:
+    """Return a word of ours as it stands in SQL, to be part of the statement's text and no parameter."""
+    return literal_column(f"'{value}'")
 
 
 def by_request_id(rows: Iterable[Any]) -> dict[str, StoredRequest]:

@@ -15,17 +15,18 @@ from sqlalchemy import Connection, Table, Text, bindparam, func, insert, literal
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import EngineNotConfiguredError
+from ..execution import ExecutionStatus
 from .base import (
     ClaimProtocol,
     Inserted,
     NewClaim,
     NewClaims,
     StoredRequest,
-    TransactionState,
     by_request_id,
-    driver_of,
+    constant,
 )
 from .capabilities import Capabilities
+from .drivers import TransactionState, transaction_state
 
 
 # No proof but the token: SQLite has no transaction ids.
@@ -56,7 +57,7 @@ class SQLite(ClaimProtocol):
         values = [bindparam(name, type_=columns[name].type) for name in names]
 
         def claim(source: Any, *further: str) -> Any:
-            # A suffix for the reason that _postgresql_sql.py gives; without a WHERE, SQLite takes ON for a part of a join.
+            # A suffix for the reason that postgresql/statements.py gives; without a WHERE, SQLite takes ON for a part of a join.
             source = source.where(literal_column("true")).suffix_with("ON CONFLICT (scope, request_id) DO NOTHING")
             inserted = insert(table).from_select([*names, *further], source, include_defaults=False)
             return inserted.returning(columns.request_id)
@@ -68,9 +69,9 @@ class SQLite(ClaimProtocol):
         self._insert = claim_with({})
         self._complete = (
             update(table)
-            .where(*self._owned, columns.status == literal_column("'claimed'"))
+            .where(*self._owned, columns.status == constant(ExecutionStatus.CLAIMED))
             .values(
-                status=literal_column("'completed'"),
+                status=constant(ExecutionStatus.COMPLETED),
                 result=bindparam("new_result"),
                 completed_at=func.current_timestamp(),
             )
@@ -90,7 +91,7 @@ class SQLite(ClaimProtocol):
         managed = (
             getattr(driver, "isolation_level", None) is not None and getattr(driver, "autocommit", -1) is not False
         )
-        if managed or self.transaction_state(connection) is TransactionState.NONE:
+        if managed or transaction_state(connection) is TransactionState.NONE:
             message = (
                 "this SQLite engine lets its driver begin and commit transactions by itself, so a claim could be "
                 "committed without the business writes. Call this once, where the engine is made:\n\n"
@@ -148,8 +149,3 @@ class SQLite(ClaimProtocol):
         """Know a database that another writer holds."""
         code = getattr(error.orig, "sqlite_errorcode", None)
         return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-    def transaction_state(self, connection: Connection) -> TransactionState:
-        """Ask the driver."""
-        is_open = driver_of(connection.connection).in_transaction
-        return TransactionState.OPEN if is_open else TransactionState.NONE

@@ -20,16 +20,20 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, ref
 
 from sqlalchemy import Connection
 
-from .._dialects import ClaimProtocol
+from .._dialects.drivers import is_open, note_local_commits
 from .._dialects.steps import FIRST_LETTERS, Verb, step_of
 from .guarded_transaction import KEY, GuardedTransaction, transaction_of
 from .open_claim import OpenClaim, durability_unknown, known_durability
 from .savepoints import Savepoints
+
+
+if TYPE_CHECKING:
+    from .._dialects.postgresql.pipeline import PipelinedCompletion
 
 
 # What was prepared and waits for its COMMIT PREPARED, in `PoolProxiedConnection.info`.
@@ -58,18 +62,17 @@ class CommitGuard:
         What is to be proved is forgotten when the transaction has ended, not before: whatever interrupts this (a signal's
         exception, between any two instructions) leaves nothing open that the next user of the connection could commit.
         """
-        protocol: ClaimProtocol | None = None
+        claims: list[OpenClaim] = []
         noted: list[str] = []
         is_sent, stop = False, _nothing
         try:
-            claims, batch = _proven(pooled)
+            claims, travelling = _proven(pooled)
             if claims:
-                protocol = claims[0].protocol
-                noted, stop = protocol.note_local_commits(pooled)
+                noted, stop = note_local_commits(pooled)
             is_sent = True
-            self.send(pooled, protocol, batch)
+            self.send(pooled, travelling)
         except BaseException:
-            if not is_sent or (protocol is not None and pooled.is_valid and protocol.is_open(pooled)):
+            if not is_sent or (claims and pooled.is_valid and is_open(pooled)):
                 self._end(pooled)
             self._forget(pooled)
             raise
@@ -79,10 +82,11 @@ class CommitGuard:
         if noted:
             raise durability_unknown(claims)
 
-    def send(self, pooled: Any, protocol: ClaimProtocol | None = None, batch: Sequence[Any] = ()) -> None:
-        """Send the COMMIT, and what goes with it in one batch."""
-        if batch and protocol is not None and protocol.fast_path is not None:
-            protocol.fast_path.commit_with(pooled, batch)
+    def send(self, pooled: Any, travelling: Sequence[PipelinedCompletion] = ()) -> None:
+        """Send the COMMIT, in one batch with the completions that travel with it."""
+        if travelling:
+            pipeline = travelling[0].pipeline  # that of the one connection
+            pipeline.commit(travelling)
         else:
             self._do_commit(pooled)
 
@@ -183,13 +187,13 @@ class CommitGuard:
             held.keep()
 
 
-def _proven(pooled: Any) -> tuple[list[OpenClaim], list[Any]]:
-    """Return the claims of the transaction, all of them proved, and what has to go in one batch with the COMMIT."""
+def _proven(pooled: Any) -> tuple[list[OpenClaim], list[PipelinedCompletion]]:
+    """Return the claims of the transaction, all of them proved, and the completions that travel with the COMMIT."""
     held: GuardedTransaction | None = pooled.info.get(KEY)
     if held is None or not (held.claims or held.watches):
         return [], []
-    batch = held.prove(held.owner(), may_pipeline=True)
-    return list(held.claims.values()), batch
+    travelling = held.prove(held.owner(), may_pipeline=True)
+    return list(held.claims.values()), travelling
 
 
 def _nothing() -> None:

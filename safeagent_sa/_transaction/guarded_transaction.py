@@ -9,18 +9,22 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType
 
 from sqlalchemy import Connection, RootTransaction
 from sqlalchemy.orm import SessionTransaction
 
-from .._dialects import TransactionState
+from .._dialects.drivers import TransactionState, transaction_state
 from .._dialects.steps import Step, Verb
 from ..errors import ClaimLostError
 from .foreign_writes import connections_of, refuse_written
 from .open_claim import OpenClaim, aborted, lost, why_incomplete
 from .savepoints import Savepoints
+
+
+if TYPE_CHECKING:
+    from .._dialects.postgresql.pipeline import PipelinedCompletion
 
 
 KEY = "safeagent_sa"
@@ -80,7 +84,7 @@ class GuardedTransaction:
 
     def add(self, claim: OpenClaim) -> None:
         """Guard a claim that was just made."""
-        claim.savepoints = len(self.savepoints)
+        claim.savepoints = len(self.savepoints.names)
         self.claims[claim.row.token] = claim
 
     def join(self, watch: SessionWatch) -> None:
@@ -93,7 +97,7 @@ class GuardedTransaction:
         self._refuse_lost_and_incomplete(connection)
         self._refuse_ended_on_server(connection)
 
-    def prove(self, connection: Connection, *, may_pipeline: bool) -> list[Any]:
+    def prove(self, connection: Connection, *, may_pipeline: bool) -> list[PipelinedCompletion]:
         """Write the completion of every claim; return the completions that must travel with the COMMIT instead.
 
         Raises:
@@ -102,7 +106,7 @@ class GuardedTransaction:
         self._refuse_lost_and_incomplete(connection)
         if not self.is_ended:
             self._refuse_second_database(connection)
-        travelling: list[Any] = []
+        travelling: list[PipelinedCompletion] = []
         proven: set[uuid.UUID] = set()
         while waiting := [claim for token, claim in self.claims.items() if token not in proven]:
             for claim in waiting:
@@ -132,7 +136,7 @@ class GuardedTransaction:
 
     def _refuse_ended_on_server(self, connection: Connection) -> None:
         for claim in self.claims.values():
-            state = claim.protocol.transaction_state(connection)
+            state = transaction_state(connection)
             if state is TransactionState.ABORTED:
                 raise aborted()
             if state is TransactionState.NONE:

@@ -12,12 +12,14 @@ from sqlalchemy import Connection, RootTransaction
 from sqlalchemy.orm import Session, SessionTransaction
 
 from .._dialects import ClaimProtocol, NewClaim, NewClaims
+from .._dialects.drivers import note_local_commits
 from ..errors import ClaimLostError, DurabilityUnknownError, NotCompletedError, TransactionAbortedError
 from .lifecycle import Audience
 
 
 if TYPE_CHECKING:
     from .._dialects.postgresql.fast_path import FastPath
+    from .._dialects.postgresql.pipeline import PipelinedCompletion
     from .._dialects.postgresql.prepared import Names
 
 
@@ -42,7 +44,7 @@ class Completion:
         """Return whether this very transaction has written it."""
         return self.protocol.is_completed(connection, self.row, self.proof)
 
-    def with_commit(self, connection: Connection, on_lost: Callable[[], Exception]) -> Any:
+    def with_commit(self, connection: Connection, on_lost: Callable[[], Exception]) -> PipelinedCompletion | None:
         """Return what writes it in one batch with the COMMIT, or None where it needs a statement of its own."""
         if self.fast_path is None:
             return None
@@ -111,22 +113,13 @@ class OpenClaim:
     """How many of them were around the end of its block."""
 
     @property
-    def connection(self) -> Connection | None:
-        """The connection of the claim, while it exists."""
-        return self.connection_ref()
-
-    @property
-    def is_transaction_open(self) -> bool:
-        """Whether the connection still is in the transaction of the claim, whatever became of the session."""
-        connection, transaction = self.connection_ref(), self.transaction_ref()
-        return connection is not None and transaction is not None and connection.get_transaction() is transaction
-
-    @property
     def is_same_transaction(self) -> bool:
         """Whether the transaction of the claim is still the session's, and still the connection's under it."""
         session, root = self.session_ref(), self.root_ref()
-        is_sessions = session is not None and root is not None and session.get_transaction() is root
-        return is_sessions and self.is_transaction_open
+        if session is None or root is None or session.get_transaction() is not root:
+            return False
+        connection, transaction = self.connection_ref(), self.transaction_ref()
+        return connection is not None and transaction is not None and connection.get_transaction() is transaction
 
     def write(self, connection: Connection) -> None:
         """Write the completion, or find it written and still there; raise where it cannot be."""
@@ -224,7 +217,7 @@ def known_durability(claims: Sequence[OpenClaim], pooled: Any) -> Generator[None
     if not claims:
         yield
         return
-    noted, stop = claims[0].protocol.note_local_commits(pooled)
+    noted, stop = note_local_commits(pooled)
     try:
         yield
     finally:

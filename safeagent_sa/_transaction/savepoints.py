@@ -17,20 +17,21 @@ class Savepoints:
     """The open savepoints of one transaction, by name, outermost first."""
 
     def __init__(self, connection: Connection, claims: dict[uuid.UUID, OpenClaim]) -> None:
-        self._names = _open_on(connection)
+        self.names: list[str] = []
         self._claims = claims
-
-    def __len__(self) -> int:
-        return len(self._names)
+        nested = connection.get_nested_transaction()
+        while nested is not None:
+            self.names.insert(0, nested._savepoint)  # noqa: SLF001 - no other way to its name
+            nested = nested._previous_nested  # noqa: SLF001
 
     def begin(self, name: str) -> None:
         """Note a SAVEPOINT."""
-        self._names.append(name)
+        self.names.append(name)
 
     def release(self, name: str) -> None:
         """Note a RELEASE: what was inside now belongs to what is around it."""
         depth = self._depth(name) or 0  # an unknown name may be that of any savepoint
-        del self._names[depth:]
+        del self.names[depth:]
         for claim in self._claims.values():
             claim.savepoints = min(claim.savepoints, depth)
             claim.savepoints_at_end = min(claim.savepoints_at_end, depth)
@@ -41,7 +42,7 @@ class Savepoints:
         if depth is None:
             self._roll_back_to_unknown(connection)
             return
-        del self._names[depth + 1 :]
+        del self.names[depth + 1 :]
         # A name of SQLAlchemy's means one savepoint; another name may have been used again unseen, so the rows decide.
         is_certain = name.startswith("sa_savepoint_")
         for claim in list(self._claims.values()):
@@ -58,7 +59,7 @@ class Savepoints:
     def _roll_back_to_unknown(self, connection: Connection) -> None:
         # It was made unseen: before the first claim, on the driver's own connection, or by a statement that begins with
         # another one. The rows show where it stood; a claim that has outlived it may have lost what its block wrote.
-        self._names.clear()
+        self.names.clear()
         for claim in list(self._claims.values()):
             _cut(claim)
             claim.savepoints, claim.savepoints_at_end = 0, 0
@@ -66,18 +67,10 @@ class Savepoints:
                 self.undo(claim)
 
     def _depth(self, name: str) -> int | None:
-        for depth in reversed(range(len(self._names))):
-            if self._names[depth] == name:
+        for depth in reversed(range(len(self.names))):
+            if self.names[depth] == name:
                 return depth
         return None
-
-
-def _open_on(connection: Connection) -> list[str]:
-    names, nested = [], connection.get_nested_transaction()
-    while nested is not None:
-        names.append(nested._savepoint)  # noqa: SLF001 - no other way to its name
-        nested = nested._previous_nested  # noqa: SLF001
-    return names[::-1]
 
 
 def _cut(claim: OpenClaim) -> None:

@@ -17,9 +17,10 @@ from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from .._dialects import ClaimProtocol, NewClaim
 from .._request.ids import Key
-from ..errors import SafeAgentError, UnsupportedSessionError
-from . import foreign_writes, open_guarded
+from ..errors import PendingWritesError, SafeAgentError, UnsupportedSessionError
+from . import open_guarded
 from .commit_guard import guard_transaction
+from .foreign_writes import connections_of
 from .guarded_transaction import KEY, GuardedTransaction, SessionWatch, transaction_of, write_pending
 from .lifecycle import Audience
 from .open_claim import BatchCompletion, Completion, OpenClaim, is_there, lost
@@ -43,9 +44,22 @@ def plain_session(session: object) -> Session:
 
 
 def refuse_pending_writes(session: Session, key: Key) -> None:
-    """Raise where changes from before the claim are not flushed; those in an open claim's block belong to that claim."""
-    if not any(claim.is_same_transaction for claim in _blocks(session).values()):
-        foreign_writes.refuse_pending(session, key)
+    """Raise where changes from before the claim are not flushed: the COMMIT of a replay would write them.
+
+    Flushed changes are part of the transaction whether it executes or replays. Those that are made in an open claim's block
+    belong to that claim.
+    """
+    if any(claim.is_same_transaction for claim in _blocks(session).values()):
+        return
+    pending = [*session.new, *session.deleted, *(item for item in session.dirty if session.is_modified(item))]
+    if pending:
+        kinds = ", ".join(sorted({type(item).__name__ for item in pending}))
+        message = (
+            f"the session holds {len(pending)} unflushed change(s) from before the claim of request_id "
+            f"{key.request_id!r} ({kinds}), which a replay would write as well. Make them in the block, behind "
+            "`if not execution.is_replay`; or call session.flush() before the claim if they belong to every delivery."
+        )
+        raise PendingWritesError(message, scope=key.scope, request_id=key.request_id)
 
 
 def refuse_ended_or_foreign(connection: Connection) -> None:
@@ -112,7 +126,7 @@ def suppose(
 def complete(claim: OpenClaim, held: GuardedTransaction, completion: Completion | BatchCompletion) -> None:
     """Note that the block has ended well; the COMMIT will store the result, and prove it."""
     _leave_block(claim)
-    claim.completion, claim.savepoints_at_end = completion, len(held.savepoints)
+    claim.completion, claim.savepoints_at_end = completion, len(held.savepoints.names)
 
 
 def abandon(claim: OpenClaim) -> None:
@@ -161,7 +175,7 @@ def _watch_of(session: Session) -> SessionWatch:
     assert root is not None  # a connection was asked for, which begins one
     if current is None or current.root() is not root:
         current = session.info[_INFO_KEY] = SessionWatch(ref(root))
-        for connection in foreign_writes.connections_of(root):
+        for connection in connections_of(root):
             guard_transaction(connection).join(current)
         open_guarded.note(session)
     return current
@@ -198,7 +212,7 @@ def _before_commit(session: Session) -> None:
     if current is None:
         return
     current.refuse_lost()
-    for connection in {claim.connection for claim in current.claims}:
+    for connection in {claim.connection_ref() for claim in current.claims}:
         held = None if connection is None else transaction_of(connection)
         if connection is None or held is None:
             continue

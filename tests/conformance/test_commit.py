@@ -48,6 +48,7 @@ def test_a_refused_commit_of_a_connection_hands_nothing_to_the_next_user_of_the_
         fail_in_a_block(session)
         with pytest.raises(NotCompletedError):
             transaction.commit()
+        session.close()
     with port.sessions() as session, session.begin():
         pay(session, "unrelated")
 
@@ -59,10 +60,12 @@ def test_a_long_lived_connection_is_free_again_after_a_refused_commit(port, stat
     with port.engine.connect() as connection:
         for _ in range(5):
             with connection.begin() as transaction:
-                fail_in_a_block(Session(connection, join_transaction_mode="rollback_only"))
+                session = Session(connection, join_transaction_mode="rollback_only")
+                fail_in_a_block(session)
                 with pytest.raises(NotCompletedError):
                     transaction.commit()
             connection.rollback()  # as after every COMMIT that has failed
+            session.close()
         statements.clear()
         with connection.begin():
             connection.execute(Payment.__table__.insert().values(reference="unrelated", amount=1))
@@ -89,6 +92,18 @@ def test_closing_a_joined_session_in_the_block_does_not_let_the_outer_transactio
             pay(session, "order-1")
             session.close()
             raise ZeroDivisionError
+        with pytest.raises((NotCompletedError, ClaimLostError)):
+            outer.commit()
+
+    assert nothing_is_stored(port)
+
+
+def test_closing_a_joined_session_in_the_block_loses_the_claim_even_if_it_is_completed(port):
+    with port.engine.connect() as connection, connection.begin() as outer:
+        session = Session(connection, join_transaction_mode="rollback_only")
+        with pytest.raises(ClaimLostError), guard.claim(session, "order-1", action="pay") as execution:
+            session.close()
+            execution.complete()
         with pytest.raises((NotCompletedError, ClaimLostError)):
             outer.commit()
 

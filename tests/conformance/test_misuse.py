@@ -118,6 +118,17 @@ def test_ending_the_transaction_inside_the_block_loses_the_claim(port, end):
     assert nothing_is_stored(port)
 
 
+def test_a_rollback_inside_the_block_loses_the_claim_where_the_caller_keeps_its_connection(port):
+    with port.sessions() as session:
+        with pytest.raises(ClaimLostError), guard.claim(session, "order-1", action="pay") as execution:
+            connection = session.connection()
+            session.rollback()
+            execution.complete(1)
+        assert connection.closed
+
+    assert nothing_is_stored(port)
+
+
 COMMITS = {"session": lambda session: session.commit(), "connection": lambda session: session.connection().commit()}
 
 

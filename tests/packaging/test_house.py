@@ -39,8 +39,6 @@ STATUS_AS_TEXT = {
     "cli/demo/stage.py": "a query as a reader would write it",
     "compat.py": "the states of SafeAgent's stores",
     "integrations/opentelemetry.py": "the names of events",
-    "_dialects/postgresql/statements.py": "until the statements of a claim are written again",
-    "_dialects/sqlite.py": "until the statements of a claim are written again",
 }
 
 

@@ -363,6 +363,7 @@ def test_an_exception_at_any_line_of_a_commit_leaves_no_transaction_open(postgre
                 interrupted += 1
             finally:
                 sys.settrace(before)
+                session.close()
         # Where nothing of ours could catch it, the pool hands on an open transaction, whose COMMIT is refused.
         with suppress(ClaimLostError), Session(engine) as session, session.begin():
             pay(session, "next")

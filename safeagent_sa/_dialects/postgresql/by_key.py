@@ -27,7 +27,7 @@ from sqlalchemy.exc import DBAPIError
 from ..base import Inserted, NewClaim, NewClaims, StoredRequest
 from .key_fast_path import KeyFastPath
 from .key_statements import AT_ONCE, LOCK_NOT_AVAILABLE, RELEASE, RESTORE, ROLLBACK, SAVEPOINT, KeyStatements
-from .server import OnPostgreSQL, milliseconds_of, read_only_named, sqlstate_of
+from .server import OnPostgreSQL, milliseconds_of, refuse_read_only, sqlstate_of
 from .statements import LOSABLE, Ready, completion_parameters
 
 
@@ -145,9 +145,9 @@ class ByKey(OnPostgreSQL):
         limits = self._limit.run(connection, {"milliseconds": milliseconds}).one()
         self._limit_other_nodes(connection, limits)
         try:
-            with read_only_named():
-                rows = insert().all()
+            rows = insert().all()
         except DBAPIError as error:
+            refuse_read_only(error)
             if sqlstate_of(error) != LOCK_NOT_AVAILABLE:
                 raise
             run(ROLLBACK)

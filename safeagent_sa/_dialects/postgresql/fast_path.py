@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, PoolProxiedConnection
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from ..base import Begun, NewClaim, driver_of
+from ..base import Begun, NewClaim
 from .statements import (
     LOST,
     Statements,
@@ -26,7 +26,7 @@ from .statements import (
 
 if TYPE_CHECKING:
     from .key_statements import KeyStatements
-    from .pipeline import Completion, Pipeline
+    from .pipeline import Pipeline, PipelinedCompletion
     from .prepared import Names, Texts
 
 # SQLSTATEs (manual, appendix A)
@@ -77,22 +77,18 @@ class FastPath:
         is_forced: bool,
         names: Names | None,
         on_lost: Callable[[], Exception],
-    ) -> Completion | None:
-        """Return what `commit_with` sends for a claim, or None where it cannot; `on_lost` makes the error for a lost row.
+    ) -> PipelinedCompletion | None:
+        """Return what goes with the COMMIT to complete a claim, or None where nothing can.
 
-        The statement fails unless it completes the row, or finds it completed by this transaction.
+        The COMMIT fails unless it completes the row, or finds it completed by this transaction; `on_lost` makes the error.
         """
-        if self._pipeline(connection) is None:
+        pipeline = self._pipeline(connection)
+        if pipeline is None:
             return None
-        from .pipeline import Completion  # noqa: PLC0415 - it imports the driver
+        from .pipeline import PipelinedCompletion  # noqa: PLC0415 - it imports the driver
 
         parameters = completion_parameters(claim, proof, result, is_forced=is_forced)
-        return Completion(self._texts, parameters, names, _is_lost, on_lost)
-
-    def commit_with(self, pooled: PoolProxiedConnection, completions: Sequence[Completion]) -> None:
-        """Send completions and the COMMIT in one batch; the COMMIT fails unless each has completed its row."""
-        pipeline: Pipeline = driver_of(pooled).safeagent_sa_pipeline
-        pipeline.commit(completions)
+        return PipelinedCompletion(pipeline, self._texts, parameters, names, _is_lost, on_lost)
 
     def _pipeline(self, connection: Connection) -> Pipeline | None:
         # A translated schema needs SQLAlchemy on the way.

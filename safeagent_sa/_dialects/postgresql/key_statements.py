@@ -14,14 +14,13 @@ from sqlalchemy import (
     cast,
     func,
     insert,
-    literal_column,
     select,
     true,
 )
 from sqlalchemy.dialects import postgresql
 
 from ...execution import ExecutionStatus
-from ..base import NewClaim
+from ..base import NewClaim, constant
 from .statements import arrays, completion, is_one_of, limits, or_fail, plain
 
 
@@ -63,9 +62,9 @@ class KeyStatements:
         """
         names = NewClaim._fields
         self.limit = select(
-            func.current_setting(literal_column("'synchronous_commit'")).label("synchronous_commit"),
+            func.current_setting(constant("synchronous_commit")).label("synchronous_commit"),
             *limits(bindparam("milliseconds", type_=BigInteger)),
-            func.current_setting(literal_column("'citus.propagate_set_commands'"), true()).label("propagated"),
+            func.current_setting(constant("citus.propagate_set_commands"), true()).label("propagated"),
         )
 
         # Without defaults of the user's own columns, which a claim leaves to the database.

@@ -1,10 +1,10 @@
-"""No round trip of its own for a claim: BEGIN and claim go in one batch, completion and COMMIT in another. psycopg 3.
+"""Sends BEGIN with the claim in one batch, and completions with the COMMIT in another, over psycopg 3.
 
 The only module that talks to libpq itself, in its pipeline mode (PostgreSQL manual, section 34.5): psycopg awaits the answer
-of its implicit BEGIN before it sends the first statement, also in `Connection.pipeline()`. It knows nothing of claims: which
-statements these are, and what their answers mean, is told by `_pipelined`.
+of its implicit BEGIN before it sends the first statement, also in `Connection.pipeline()`. It knows nothing of claims:
+`fast_path` knows which statements these are, and what their answers mean.
 
-The second batch leaves where SQLAlchemy would send its COMMIT (`_commit_guard`): after every flush and every listener, and
+The second batch leaves where SQLAlchemy would send its COMMIT (`commit_guard`): after every flush and every listener, and
 with SQLAlchemy's own care for errors and lost connections. Nothing of the driver's is replaced for it.
 """
 
@@ -23,7 +23,7 @@ from psycopg.generators import fetch_many, send
 from sqlalchemy import Connection
 from sqlalchemy.util import await_only
 
-from ..base import driver_of
+from ..drivers import driver_of
 from .prepared import Names, Prepared, Text, Texts
 
 
@@ -36,16 +36,18 @@ Batch = Generator[Any, Any, list[Any]]
 """What psycopg's `wait` runs: it sends, and ends with a result for each command up to the first that has failed."""
 
 
-class Completion(NamedTuple):
+class PipelinedCompletion(NamedTuple):
     """A completion that goes with the COMMIT."""
 
+    pipeline: Pipeline
     texts: Texts
     parameters: dict[str, Any]
     names: Names | None
     """Of the statements, where this transaction has met them."""
     is_lost: Callable[[psycopg.Error], bool]
-    """Tells whether an error says that there was nothing to complete."""
+    """Returns whether an error says that there was nothing to complete."""
     lost: Callable[[], Exception]
+    """Makes the error for that."""
 
 
 class Pipeline:
@@ -83,13 +85,17 @@ class Pipeline:
             psycopg.Error: As the server or the driver raised it. On the server a transaction may be open, in error.
         """
         driver = self._driver
-        names = self._prepared.names_in_begin(driver, texts)
-        new = [] if texts in self._prepared or names is None else list(zip(names, texts, strict=True))
+        pgconn, encoding = driver.pgconn, _encoding_of(driver)
+        names, is_new = self._prepared.names_in_begin(driver, texts)
         # BEGIN is the first one: what is prepared before it would settle the isolation level (SQLSTATE 25001).
-        begin: Command = partial(driver.pgconn.send_query_params, _begin(driver), None)
-        prepare = [partial(driver.pgconn.send_prepare, name, text.sql.encode(self._encoding)) for name, text in new]
-        commands: list[Command] = [begin, *prepare, self._execution(texts.claim, names and names[0], parameters)]
-        results = self._wait(_batch(driver.pgconn, commands))
+        commands: list[Command] = [partial(pgconn.send_query_params, _begin(driver), None)]
+        if names is not None and is_new:
+            commands += [
+                partial(pgconn.send_prepare, name, text.sql.encode(encoding))
+                for name, text in zip(names, texts, strict=True)
+            ]
+        commands.append(_execution(pgconn, encoding, texts.claim, names and names[0], parameters))
+        results = self._wait(driver, _batch(pgconn, commands))
         if names is not None and len(results) == len(commands):
             self._prepared.note_met(texts, names)
         self._raise_failure(results)
@@ -105,49 +111,47 @@ class Pipeline:
         Raises:
             psycopg.Error: As the server or the driver raised it. On the server a transaction may be open, in error.
         """
-        pgconn, encoding = self._driver.pgconn, self._encoding
-        commands: list[Command] = [partial(pgconn.send_query_params, _begin(self._driver), None)] if begins else []
+        driver = self._driver
+        pgconn, encoding = driver.pgconn, _encoding_of(driver)
+        commands: list[Command] = [partial(pgconn.send_query_params, _begin(driver), None)] if begins else []
         for sql, values in statements:
             encoded = [None if value is None else str(value).encode(encoding) for value in values]
             commands.append(partial(pgconn.send_query_params, sql.encode(encoding), encoded))
-        results = self._wait(_batch(pgconn, commands))
+        results = self._wait(driver, _batch(pgconn, commands))
         self._raise_failure(results)
-        return [self._rows(result) for result in (results[1:] if begins else results)]
+        return [_rows(driver, result) for result in (results[1:] if begins else results)]
 
     def give_up(self) -> None:
         """End the transaction of a `begin` that has failed."""
         driver = self._driver
-        with suppress(psycopg.Error):  # of a connection that is gone; whoever uses it next is told by SQLAlchemy
+        with suppress(psycopg.Error):  # of a connection that is gone; SQLAlchemy raises it at the next use
             rolled_back = driver.rollback()
             if self._is_async:
                 await_only(rolled_back)
 
-    def commit(self, completions: Sequence[Completion]) -> None:
+    def commit(self, completions: Sequence[PipelinedCompletion]) -> None:
         """Send completions and the COMMIT in one batch.
 
         Raises:
             Exception: What a completion names, where it had nothing to complete.
             psycopg.Error: As the server or the driver raised it. On the server a transaction may be open, in error.
         """
-        pgconn = self._driver.pgconn
-        commands = []
-        for completion in completions:
+        driver = self._driver
+        pgconn, encoding = driver.pgconn, _encoding_of(driver)
+        commands: list[Command] = []
+        for each in completions:
             # By name only what is known to be there: no other statement could be tried once this one has failed.
-            name = completion.names[1] if self._prepared.is_there(completion.texts, completion.names) else None  # type: ignore[index]
-            commands.append(self._execution(completion.texts.complete, name, completion.parameters))
-        results = self._wait(_batch(pgconn, [*commands, partial(pgconn.send_query_params, b"COMMIT", None)]))
+            name = each.names[1] if each.names and self._prepared.is_there(each.texts, each.names) else None
+            commands.append(_execution(pgconn, encoding, each.texts.complete, name, each.parameters))
+        commands.append(partial(pgconn.send_query_params, b"COMMIT", None))
+        results = self._wait(driver, _batch(pgconn, commands))
         try:
             self._raise_failure(results)
         except psycopg.Error as error:
-            failed = len(results) - 1  # the server looks at nothing behind it
+            failed = len(results) - 1  # the server executes nothing behind it
             if failed < len(completions) and completions[failed].is_lost(error):
                 raise completions[failed].lost() from None
             raise
-
-    def _rows(self, result: Any) -> list[tuple[Any, ...]]:
-        transformer = Transformer(self._driver)
-        transformer.set_pgresult(result)
-        return transformer.load_rows(0, result.ntuples, tuple)
 
     @property
     def _driver(self) -> Any:
@@ -155,27 +159,13 @@ class Pipeline:
         assert driver is not None
         return driver
 
-    def _execution(self, text: Text, name: bytes | None, parameters: dict[str, Any]) -> Command:
-        pgconn, encoding = self._driver.pgconn, self._encoding
-        values = [str(parameters[each]).encode(encoding) for each in text.names]  # all of ours are text, or a UUID
-        if name is None:
-            return partial(pgconn.send_query_params, text.sql.encode(encoding), values)
-        return partial(pgconn.send_query_prepared, name, values)
-
-    @property
-    def _encoding(self) -> str:
-        # As psycopg does: SQL_ASCII is no encoding, the server takes the bytes as they are.
-        encoding: str = self._driver.info.encoding
-        return "utf-8" if encoding == "ascii" else encoding
-
     def _raise_failure(self, results: list[Any]) -> None:
         if results[-1].status == pq.ExecStatus.FATAL_ERROR:
             error = psycopg.errors.error_from_result(results[-1])
             self._prepared.hear(error.sqlstate)
             raise error
 
-    def _wait(self, batch: Batch) -> list[Any]:
-        driver = self._driver
+    def _wait(self, driver: Any, batch: Batch) -> list[Any]:
         if self._is_async:
             awaited: list[Any] = await_only(_wait_async(driver, batch))
             return awaited
@@ -188,6 +178,26 @@ async def _wait_async(driver: Any, batch: Batch) -> list[Any]:
     async with driver.lock:
         found: list[Any] = await driver.wait(batch)
     return found
+
+
+def _execution(pgconn: Any, encoding: str, text: Text, name: bytes | None, parameters: dict[str, Any]) -> Command:
+    """Return the command that executes a statement, by its name where it has one."""
+    values = [str(parameters[each]).encode(encoding) for each in text.names]  # all of ours are text, or a UUID
+    if name is None:
+        return partial(pgconn.send_query_params, text.sql.encode(encoding), values)
+    return partial(pgconn.send_query_prepared, name, values)
+
+
+def _rows(driver: Any, result: Any) -> list[tuple[Any, ...]]:
+    transformer = Transformer(driver)
+    transformer.set_pgresult(result)
+    return transformer.load_rows(0, result.ntuples, tuple)
+
+
+def _encoding_of(driver: Any) -> str:
+    # As psycopg does: SQL_ASCII is no encoding, the server takes the bytes as they are.
+    encoding: str = driver.info.encoding
+    return "utf-8" if encoding == "ascii" else encoding
 
 
 def _batch(pgconn: Any, commands: Sequence[Command]) -> Batch:
@@ -206,9 +216,9 @@ def _batch(pgconn: Any, commands: Sequence[Command]) -> Batch:
         try:
             pgconn.exit_pipeline_mode()
         except psycopg.OperationalError:
-            # Interrupted: nobody knows what is still on its way, and only another connection helps.
+            # Interrupted: what is still on its way is unknown, and only another connection helps.
             pgconn.finish()
-    skipped = pq.ExecStatus.PIPELINE_ABORTED  # what the server has not looked at behind a failure
+    skipped = pq.ExecStatus.PIPELINE_ABORTED  # what the server has not executed behind a failure
     return [result for result in results if result.status != skipped]
 
 

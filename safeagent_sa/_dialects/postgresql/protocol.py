@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Table, select
+from sqlalchemy.exc import DBAPIError
 
 from ..base import Inserted, NewClaim, NewClaims, StoredRequest
 from .fast_path import FastPath
-from .server import OnPostgreSQL, milliseconds_of, read_only_named
+from .server import OnPostgreSQL, milliseconds_of, refuse_read_only
 from .statements import (
     IS_SAME,
     LOSABLE,
@@ -63,15 +64,23 @@ class PostgreSQL(OnPostgreSQL):
 
     def insert_or_find(self, connection: Connection, claim: NewClaim) -> Inserted | StoredRequest | None:
         """Insert if the lock is free and the key is new, else read the row as this one statement's snapshot has it."""
-        with read_only_named():
-            return inserted_or_found(self._insert_or_find.run(connection, claim_parameters(claim)).first())
+        try:
+            row = self._insert_or_find.run(connection, claim_parameters(claim)).first()
+        except DBAPIError as error:
+            refuse_read_only(error)
+            raise
+        return inserted_or_found(row)
 
     def insert_or_look(
         self, connection: Connection, claim: NewClaim, further: Mapping[str, Any], look: Any
     ) -> Inserted | Sequence[Any] | None:
         """Do as `insert_or_find` does, in one statement, too."""
-        with read_only_named():
-            row: Any = connection.execute(self._statements.claim_or(look, further), claim_parameters(claim)).first()
+        statement = self._statements.claim_or(look, further)
+        try:
+            row: Any = connection.execute(statement, claim_parameters(claim)).first()
+        except DBAPIError as error:
+            refuse_read_only(error)
+            raise
         if row is None:
             return None
         proof, durability, *found = row
@@ -121,8 +130,11 @@ class PostgreSQL(OnPostgreSQL):
             "fingerprints": list(claims.fingerprints.values()),
             "lock_prefix": lock_name(claims.scope, ""),
         }
-        with read_only_named():
+        try:
             rows = connection.execute(self._statements.insert_many, parameters).all()
+        except DBAPIError as error:
+            refuse_read_only(error)
+            raise
         return {row[0]: _of_row(row) for row in rows}
 
     def complete_many(

@@ -1,8 +1,8 @@
-"""The statements of PostgreSQL for one table, built once; `postgresql` says when each is sent, and why."""
+"""The statements of PostgreSQL for one table, built once; `protocol` says when each is sent, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -40,7 +40,8 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.visitors import InternalTraversal
 
-from ..base import Inserted, NewClaim, StoredRequest
+from ...execution import ExecutionStatus
+from ..base import Inserted, NewClaim, StoredRequest, constant
 
 
 # Our own part of the 64-bit space that all users of advisory locks in one database share. A collision costs a false
@@ -48,28 +49,32 @@ from ..base import Inserted, NewClaim, StoredRequest
 _LOCK_SEED: Any = literal_column("7233173001")
 
 
+# The top-level transaction's id, the same in all its savepoints. Only in RETURNING: as a column's default it would be
+# evaluated on replays too, and each would burn a transaction id.
+_PROOF = cast(func.pg_current_xact_id(), Text)
+
 IS_SAME = cast(func.pg_current_xact_id_if_assigned(), Text) == bindparam("proof", type_=Text)
 """Holds in the transaction of a claim alone."""
 
-# Values of synchronous_commit with which a COMMIT that was answered can be lost: by a crash of the server, or by a
-# failover to a synchronous standby.
+# Values of synchronous_commit with which the server answers a COMMIT that a crash, or a failover to a synchronous standby,
+# can still lose.
 LOSABLE = {"off", "local"}
 
 LOST = "the claim is lost"
-"""What PostgreSQL is made to say (SQLSTATE 22P02, since this is no number)."""
+"""The text in PostgreSQL's error where a completion finds no row (SQLSTATE 22P02, since this is no number)."""
 
 
-# What the driver takes and gives as it is. A column of another type (one that encrypts, say) needs SQLAlchemy on the way.
+# What the driver takes and gives unchanged. A column of another type (one that encrypts, say) needs SQLAlchemy.
 _PLAIN_TYPES = {String, Text, Uuid, Integer, DateTime}
 
 
 def has_plain_types(table: Table) -> bool:
-    """Tell whether the driver's values are the values of the columns that a claim writes and reads."""
+    """Return whether the driver's values are the values of the columns that a claim writes and reads."""
     return all(type(table.c[name].type) in _PLAIN_TYPES for name in {*NewClaim._fields, *StoredRequest._fields})
 
 
 class Ready:
-    """A statement, and its text for each dialect: to find a compiled one costs SQLAlchemy as much as to send it."""
+    """A statement, and its text for each dialect: looking up a compiled statement costs SQLAlchemy as much as sending it."""
 
     def __init__(self, statement: Any, *, is_plain: bool) -> None:
         self._statement, self._is_plain = statement, is_plain
@@ -120,20 +125,20 @@ def inserted_or_found(row: Any) -> Inserted | StoredRequest | None:
 
 
 def is_translated(connection: Connection) -> bool:
-    """Tell whether SQLAlchemy puts another schema into each statement."""
+    """Return whether SQLAlchemy puts another schema into each statement."""
     return "schema_translate_map" in connection.get_execution_options()
 
 
 def numbered(statement: Any) -> tuple[str, tuple[str, ...]]:
     """Return a statement as the server sees it, with numbered parameters, and their names in order."""
-    from sqlalchemy.dialects import postgresql  # noqa: PLC0415 - an import of a tenth of a second, for those who need it
+    from sqlalchemy.dialects import postgresql  # noqa: PLC0415 - takes a tenth of a second, for guards that pipeline
 
     compiled = statement.compile(dialect=postgresql.dialect(paramstyle="numeric_dollar"))  # type: ignore[no-untyped-call]
     return compiled.string, tuple(compiled.positiontup)
 
 
 class _TableId(ColumnElement[int]):
-    """The oid of a table under the name that the statement writes to, whatever search_path or translation it is by.
+    """The oid of the table that a statement writes to, whichever search_path or translation its name goes through.
 
     So two tenants with a schema each do not wait for each other, and two names of one table make one lock.
     """
@@ -152,11 +157,10 @@ def _compile_table_id(element: _TableId, compiler: Any, **_: Any) -> str:
 
 
 class Statements:
-    """What is sent for one table.
+    """The statements of one table.
 
     Attributes:
         insert_or_find: Claim one row if its lock is free; where that inserts nothing, read the row that is there.
-        claim_or: Make the same statement with a look-up and with further columns of one's own.
         prepare_wait: Name the lock to WAIT for, and limit the wait; the first value is the limit in milliseconds, or 0.
         complete: Store one result.
         complete_or_fail: The same, or find it done; raise LOST where there is no row.
@@ -173,57 +177,58 @@ class Statements:
             select_one: The SELECT of one stored request.
         """
         columns = table.c
-        names = NewClaim._fields
+        self._table, self._names = table, NewClaim._fields
         # A parameter in a SELECT list has no type unless it is given one (SQLSTATE 42P08).
-        values = [cast(bindparam(name, type_=columns[name].type), plain(columns[name].type)) for name in names]
+        self._values = [
+            cast(bindparam(name, type_=columns[name].type), plain(columns[name].type)) for name in self._names
+        ]
         lock_seed = _LOCK_SEED + _TableId(table)
         lock_key = func.hashtextextended(bindparam("lock_name", type_=Text), lock_seed)
-        # The top-level transaction's id, the same in all its savepoints. Only in RETURNING: as a column's default it
-        # would be evaluated on replays too, and each would burn a transaction id.
-        proof = cast(func.pg_current_xact_id(), Text)
-        told = (proof.label("proof"), func.current_setting(literal_column("'synchronous_commit'")).label("durability"))
+        self._is_free = func.pg_try_advisory_xact_lock(lock_key)
 
-        def claim(source: Any, *further: str) -> Any:
-            # As a suffix of the SELECT: SQLAlchemy 2.0 compiles its own `on_conflict_do_nothing` anew on every call.
-            source = source.suffix_with("ON CONFLICT (scope, request_id) DO NOTHING")
-            inserted = insert(table).from_select([*names, *further], source, include_defaults=False)
-            return inserted.returning(columns.request_id, *told)
-
-        def claim_or(look: Any, further: Mapping[str, Any]) -> Any:
-            free = func.pg_try_advisory_xact_lock(lock_key)
-            inserted = claim(select(*values, *further.values()).where(free), *further).cte("inserted")
-            # Not looked at where something was inserted (a condition without columns is evaluated first, and once): under
-            # SERIALIZABLE the look would take a predicate lock.
-            row = select(literal_column("NULL"), literal_column("NULL"), *look.selected_columns)
-            by_key = [columns[name] == bindparam(name, type_=columns[name].type) for name in ("scope", "request_id")]
-            row = row.where(*by_key, ~exists(select(literal_column("1")).select_from(inserted)))
-            nothing: list[Any] = [literal_column("NULL") for _ in look.selected_columns]
-            return union_all(row, select(inserted.c.proof, inserted.c.durability, *nothing))
-
-        def complete(*which: Any, result: Any) -> Any:
-            is_same = proof == bindparam("proof", type_=Text)
-            return completion(table, *which, is_same, result=result, completed_at=func.clock_timestamp())
-
-        self.claim_or: Callable[[Any, Mapping[str, Any]], Any] = claim_or
-        self.insert_or_find = claim_or(select_one, {})
+        self.insert_or_find = self.claim_or(select_one, {})
         self.prepare_wait = select(*limits(bindparam("milliseconds", type_=BigInteger)), kept("lock_key", lock_key))
-        self.complete = complete(*owned, result=bindparam("new_result"))
+        self.complete = self._complete(*owned, result=bindparam("new_result"))
         self.complete_or_fail = or_fail(self.complete, table, owned, IS_SAME)
 
         # Many at once: the same statements over arrays.
         new = arrays("request_id", "fingerprint")
         each = {"request_id": new.c.request_id, "fingerprint": new.c.fingerprint}
-        given = [each.get(name, value) for name, value in zip(names, values, strict=True)]
+        given = [each.get(name, value) for name, value in zip(self._names, self._values, strict=True)]
         lock_keys = func.hashtextextended(bindparam("lock_prefix", type_=Text).concat(new.c.request_id), lock_seed)
-        free = func.pg_try_advisory_xact_lock(lock_keys)
-        self.insert_many = claim(select(*given).select_from(new).where(free))
+        are_free = func.pg_try_advisory_xact_lock(lock_keys)
+        self.insert_many = self._insert(select(*given).select_from(new).where(are_free))
         done = arrays("request_id", "result")
-        self.complete_many = complete(
+        self.complete_many = self._complete(
             columns.scope == bindparam("key_scope"),
             columns.request_id == done.c.request_id,
             columns.token == bindparam("key_token"),
             result=done.c.result,
         )
+
+    def claim_or(self, look: Any, further: Mapping[str, Any]) -> Any:
+        """Return `insert_or_find` with further columns, by name, and with another SELECT for the row that is there."""
+        claim = select(*self._values, *further.values()).where(self._is_free)
+        inserted = self._insert(claim, *further).cte("inserted")
+        # Not looked at where something was inserted (a condition without columns is evaluated first, and once): under
+        # SERIALIZABLE the look would take a predicate lock.
+        columns = self._table.c
+        row = select(literal_column("NULL"), literal_column("NULL"), *look.selected_columns)
+        by_key = [columns[name] == bindparam(name, type_=columns[name].type) for name in ("scope", "request_id")]
+        row = row.where(*by_key, ~exists(select(literal_column("1")).select_from(inserted)))
+        nothing: list[Any] = [literal_column("NULL") for _ in look.selected_columns]
+        return union_all(row, select(inserted.c.proof, inserted.c.durability, *nothing))
+
+    def _insert(self, source: Any, *further: str) -> Any:
+        # As a suffix of the SELECT: SQLAlchemy 2.0 compiles its own `on_conflict_do_nothing` again on every call.
+        source = source.suffix_with("ON CONFLICT (scope, request_id) DO NOTHING")
+        inserted = insert(self._table).from_select([*self._names, *further], source, include_defaults=False)
+        durability = func.current_setting(constant("synchronous_commit"))
+        return inserted.returning(self._table.c.request_id, _PROOF.label("proof"), durability.label("durability"))
+
+    def _complete(self, *which: Any, result: Any) -> Any:
+        is_same = bindparam("proof", type_=Text) == _PROOF
+        return completion(self._table, *which, is_same, result=result, completed_at=func.clock_timestamp())
 
 
 def completion(table: Table, *which: Any, result: Any, completed_at: Any, is_durable: bool = True) -> Any:
@@ -231,21 +236,21 @@ def completion(table: Table, *which: Any, result: Any, completed_at: Any, is_dur
     made_durable = (durable(bindparam("is_forced", type_=Boolean)),) if is_durable else ()
     return (
         update(table)
-        .where(*which, table.c.status == literal_column("'claimed'"), *made_durable)
-        .values(status=literal_column("'completed'"), result=result, completed_at=completed_at)
+        .where(*which, table.c.status == constant(ExecutionStatus.CLAIMED), *made_durable)
+        .values(status=constant(ExecutionStatus.COMPLETED), result=result, completed_at=completed_at)
     )
 
 
-def or_fail(completion: Any, table: Table, owned: tuple[Any, ...], is_same: Any) -> Any:
-    """Return a completion to be sent with a COMMIT behind it: no one looks at a row count in between, so no row is an error.
+def or_fail(complete: Any, table: Table, owned: tuple[Any, ...], is_same: Any) -> Any:
+    """Return a completion to be sent with a COMMIT behind it: no client looks at a row count in between, so no row is an error.
 
-    Fine is a row that this transaction has completed before, for those who looked.
+    Unless this transaction has completed the row before, for a read.
     """
-    completed = completion.returning(literal_column("1")).cte("completed")
-    is_completed = table.c.status == literal_column("'completed'")
-    is_done = select(literal_column("1")).where(*owned, is_completed, is_same).exists()
+    completed = complete.returning(literal_column("1")).cte("completion")
+    is_status = table.c.status == constant(ExecutionStatus.COMPLETED)
+    is_done = select(literal_column("1")).where(*owned, is_status, is_same).exists()
     is_one = func.count(literal_column("*")) == literal_column("1")
-    number = case((or_(is_one, is_done), literal_column("'1'")), else_=literal_column(f"'{LOST}'"))
+    number = case((or_(is_one, is_done), constant("1")), else_=constant(LOST))
     return select(cast(number, Integer)).select_from(completed)
 
 
@@ -269,43 +274,41 @@ EXCEPTION WHEN SQLSTATE 'SA000' OR lock_not_available THEN
 END
 $safeagent_sa$
 """)
-"""Wait for the lock that `prepare_wait` has named, and give it back at once.
+"""Waits for the lock that `prepare_wait` has named, and gives it back at once.
 
 The error ends the block's subtransaction and the lock with it (manual, section 43.6.8), so that a waiter hands the lock on
-inside the server: of many who wait for one request, none waits for another one's client. A time-out costs no more than that.
+inside the server: of many that wait for one request, none waits for another one's client. A time-out costs no more than that.
 """
 
 
 def limits(milliseconds: Any) -> tuple[Any, ...]:
     """Return what limits the wait for a lock: at most so many milliseconds, and less than the session's statement_timeout.
 
-    That one's clock runs already, so the lock's must be a little shorter to be the first. The caller's own setting is kept
-    beside ours, for the end of the wait.
+    The clock of statement_timeout runs already, so the lock's time must be a little shorter to end first. The caller's own
+    lock_timeout is kept beside ours, for the end of the wait.
     """
     statement_timeout: Any = literal_column("extract(epoch FROM current_setting('statement_timeout')::interval) * 900")
     limit = func.least(
         cast(milliseconds, BigInteger), func.nullif(cast(statement_timeout, BigInteger), literal_column("0"))
     )
     shown = cast(func.greatest(func.coalesce(limit, literal_column("0")), literal_column("0")), Text)
-    set_now = func.set_config(literal_column("'lock_timeout'"), shown, true())
-    caller = kept("lock_timeout", func.current_setting(literal_column("'lock_timeout'")))
-    return cast(shown, BigInteger).label("limit_ms"), caller.label("caller_lock_timeout"), set_now
+    caller = kept("lock_timeout", func.current_setting(constant("lock_timeout"))).label("caller_lock_timeout")
+    return cast(shown, BigInteger).label("limit_ms"), caller, func.set_config(constant("lock_timeout"), shown, true())
 
 
 def durable(is_forced: Any) -> Any:
-    """Turn synchronous_commit on for this transaction alone (manual, section 20.5) where it is off; hold always.
+    """Return a condition that always holds, and turns synchronous_commit on for this transaction alone where it is off.
 
-    In the statement that completes, since it may have been turned off until then.
+    It is part of the statement that completes, since the setting may change until then (manual, section 20.5).
     """
-    setting = func.current_setting(literal_column("'synchronous_commit'"))
-    is_losable = setting.in_([literal_column(f"'{value}'") for value in sorted(LOSABLE)])
-    turned_on = func.set_config(literal_column("'synchronous_commit'"), literal_column("'on'"), literal_column("true"))
-    return case((and_(is_forced, is_losable), turned_on), else_=literal_column("'as it is'")).is_not(None)
+    is_losable = func.current_setting(constant("synchronous_commit")).in_(map(constant, sorted(LOSABLE)))
+    turned_on = func.set_config(constant("synchronous_commit"), constant("on"), literal_column("true"))
+    return case((and_(is_forced, is_losable), turned_on), else_=constant("as it is")).is_not(None)
 
 
 def kept(name: str, value: Any) -> Any:
     """Keep a value under a name of the guard's own until the transaction ends."""
-    return func.set_config(literal_column(f"'safeagent_sa.{name}'"), cast(value, Text), true())
+    return func.set_config(constant(f"safeagent_sa.{name}"), cast(value, Text), true())
 
 
 def plain(type_: Any) -> Any:

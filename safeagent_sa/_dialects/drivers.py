@@ -1,0 +1,113 @@
+"""What a driver shows of its connection: psycopg 3, psycopg2, asyncpg, sqlite3 and aiosqlite. Nothing here knows of claims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, PoolProxiedConnection, text
+
+
+class TransactionState(Enum):
+    """What the server has, where SQLAlchemy believes in an open transaction."""
+
+    OPEN = "a transaction that COMMIT stores"
+    ABORTED = "a transaction that COMMIT rolls back without an error"
+    NONE = "no transaction"
+
+
+# What PQtransactionStatus answers (PostgreSQL manual, section 34.2), besides idle and unknown: with the latter the connection
+# is gone, and the transaction with it.
+_ACTIVE, _IN_TRANSACTION, _IN_ERROR = 1, 2, 3
+_LIBPQ = {
+    _ACTIVE: TransactionState.OPEN,
+    _IN_TRANSACTION: TransactionState.OPEN,
+    _IN_ERROR: TransactionState.ABORTED,
+}
+
+HAS_WRITTEN = text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
+"""Whether the transaction has an id: PostgreSQL gives it one at the first write."""
+
+# What warns where a COMMIT was stored here and the wait for its synchronous standby was cancelled: the server's function, and
+# its words, which lc_messages may translate.
+_STANDBY_WAIT, _STANDBY_WORDS = "SyncRepWaitForLSN", "synchronous replication"
+
+
+def driver_of(pooled: Any) -> Any:
+    """Return the driver's own connection, also of one that was detached from its pool."""
+    return getattr(pooled.dbapi_connection, "driver_connection", pooled.dbapi_connection)
+
+
+def transaction_state(connection: Connection) -> TransactionState:
+    """Return what the server has, as far as the driver shows it; asked after the claim.
+
+    asyncpg shows no aborted transaction. Of a driver that shows nothing the server is asked, where the claim has left an id.
+    """
+    shown = _shown(driver_of(connection.connection))
+    if shown is not None:
+        return shown
+    return TransactionState.OPEN if connection.scalar(HAS_WRITTEN) else TransactionState.NONE
+
+
+def is_open(pooled: PoolProxiedConnection) -> bool:
+    """Return whether a COMMIT that has failed has left the transaction open, as far as the driver shows it."""
+    return _shown(driver_of(pooled)) in (TransactionState.OPEN, TransactionState.ABORTED)
+
+
+def _shown(driver: Any) -> TransactionState | None:
+    libpq = getattr(driver, "pgconn", None)  # psycopg 3, whose `info` would make two objects to say the same
+    if libpq is None:
+        libpq = getattr(driver, "info", None)  # psycopg2
+    if (status := getattr(libpq, "transaction_status", None)) is not None:
+        return _LIBPQ.get(status, TransactionState.NONE)
+    if (ask := getattr(driver, "is_in_transaction", None)) is not None:  # asyncpg
+        has_transaction = ask()
+    elif (has_transaction := getattr(driver, "in_transaction", None)) is None:  # sqlite3, aiosqlite
+        return None
+    return TransactionState.OPEN if has_transaction else TransactionState.NONE
+
+
+def note_local_commits(pooled: PoolProxiedConnection) -> tuple[list[str], Callable[[], None]]:
+    """Begin to note the server's warnings of a COMMIT that only this server has stored.
+
+    Returns:
+        The notes, and what ends them.
+    """
+    driver = driver_of(pooled)
+    noted: list[str] = []
+    if hasattr(driver, "add_notice_handler"):  # psycopg 3
+
+        def note(diagnostic: Any) -> None:
+            _note(noted, diagnostic.message_primary, diagnostic.source_function)
+
+        driver.add_notice_handler(note)
+        return noted, partial(driver.remove_notice_handler, note)
+    if hasattr(driver, "add_log_listener"):  # asyncpg
+
+        def hear(_connection: Any, message: Any) -> None:
+            _note(noted, message.message, message.server_source_function)
+
+        driver.add_log_listener(hear)
+        return noted, partial(driver.remove_log_listener, hear)
+    if hasattr(driver, "notices"):  # psycopg2, which shows the text alone
+        kept, driver.notices = driver.notices, []
+
+        def stop() -> None:
+            for message in driver.notices:
+                _note(noted, message, None)
+                kept.append(message)
+            driver.notices = kept
+
+        return noted, stop
+    return noted, _nothing
+
+
+def _note(noted: list[str], message: str | None, function: str | None) -> None:
+    if function == _STANDBY_WAIT or (message and _STANDBY_WORDS in message):
+        noted.append(message or "")
+
+
+def _nothing() -> None:
+    pass
