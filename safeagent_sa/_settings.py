@@ -1,4 +1,4 @@
-"""What a guard was configured with: one frozen value, made once for each guard and handed down to every step."""
+"""The configuration of a guard: one frozen value, made once for each guard and handed down to every step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # A waiter holds a connection of the pool while it waits, so the default is bounded; business transactions are shorter.
 DEFAULT_WAIT_TIMEOUT = 5.0
 
-# Receipts are read on every retry; what is larger belongs into a table of its own.
+# Receipts are read on every retry; what is larger belongs in a separate table.
 DEFAULT_MAX_RESULT_BYTES = 1024 * 1024
 
 
@@ -57,7 +57,7 @@ class Settings:
     locking: Locking = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse what no guard can work with."""
+        """Raise where no guard can work with a value."""
         validate_key(self.scope, "any")
         valid_timeout(self.wait_timeout)
         if self.max_result_bytes < 1:
@@ -75,11 +75,11 @@ class Settings:
 
     @cached_property
     def is_forced(self) -> bool:
-        """Whether a COMMIT that the server may lose is made durable, and not only warned of."""
+        """Whether a COMMIT that the server may lose is made durable, instead of a warning."""
         return self.synchronous_commit == "force"
 
     def make_durable(self, connection: Connection, protocol: ClaimProtocol) -> None:
-        """Do what the guard is told to where the server may lose a COMMIT that it has answered."""
+        """Make the COMMIT durable, or warn, as configured, where the server may lose a COMMIT that it has answered."""
         if self.is_forced:
             protocol.make_durable(connection)
         elif connection.engine not in self._warned:
@@ -103,7 +103,7 @@ class Settings:
         return found
 
     def placed(self, key: Key) -> Any:
-        """Return a row that is in no session, to choose a shard by."""
+        """Return a row that is in no session, by which a ShardedSession chooses a shard."""
         configure_mappers()  # an attribute cannot be set before
         row = self.mapper.class_manager.new_instance()
         row.scope, row.request_id = key
@@ -111,12 +111,12 @@ class Settings:
 
     @cached_property
     def write(self) -> Insert:
-        """A statement that writes to the table, never sent."""
+        """A statement that writes to the table; it chooses a bind and is never sent."""
         return insert(self.model)
 
 
 class ConfiguredGuard:
-    """What every guard is made with, sync or async: configuration only, to be shared between threads and tasks."""
+    """The options of every guard, sync or async: configuration only, to be shared between threads and tasks."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class ConfiguredGuard:
                 None to wait as long as it takes.
             max_result_bytes: The largest result, in bytes of JSON text.
             fingerprint_keys: Secrets of at least 16 bytes, newest first; payload fingerprints are then HMACs
-                (RFC 2104), which nobody who reads the table can guess small payloads from. None for plain hashes.
+                (RFC 2104), so that a person who reads the table cannot guess small payloads. None for plain hashes.
             synchronous_commit: What to do where PostgreSQL's setting of that name is off or local, so that a COMMIT
                 that was answered can be lost: "force" turns it on for the claiming transaction alone, "warn" gives a
                 DurabilityWarning once for each engine.
@@ -148,7 +148,7 @@ class ConfiguredGuard:
                 they raise is logged and goes nowhere else.
             pipeline: "auto" sends the claim together with BEGIN, and the completion together with COMMIT, where the
                 driver is psycopg 3 and that is safe; a claim then costs no round trip. Elsewhere, and with "off", they
-                are statements of their own.
+                are separate statements.
             locking: How claims of one request keep apart until one of them commits. "auto" asks each engine once, at its first
                 claim, and uses advisory locks where the server has them and the role may take them, else the key.
                 "advisory" and "key" insist on one of them. SQLite has one writer at a time and needs neither, so "auto" and
@@ -156,7 +156,7 @@ class ConfiguredGuard:
 
         Raises:
             InvalidScopeError: The scope cannot be stored.
-            ValueError: A number is negative or not finite, a key is too short, or a word is none of those above.
+            ValueError: A number is negative or not finite, a key is too short, or an option has another value.
             TypeError: A key is not bytes.
 
         Example:

@@ -1,6 +1,6 @@
-"""Who may execute: the way from a verb to a claimed row or a replay.
+"""Who may execute: from a verb to a claimed row or a replay, and from the end of the block to a completion.
 
 * `block` enters and leaves the block of a claim; `binding` finds the session's connection for the table.
 * `acquire` decides a claim, `complete` ends one, and `batch` does both for many.
-* `outcome` says what a stored row means to a retry; `outbox` stores the effects that a relay is to fire.
+* `outcome` returns what a stored row means to a retry; `outbox` stores the effects that a relay will fire.
 """

@@ -1,14 +1,12 @@
-"""The hot path: claim a request in the caller's transaction, and settle it. All decisions are made here.
+"""Claims a request in the caller's transaction. Every decision about a claim is made here and in `outcome`.
 
-    claim()    INSERT … ON CONFLICT DO NOTHING          inserted: the execution is ours
-               and SELECT where it inserts nothing      found: replay, or the named error that its status asks for
-               SELECT, with a newer snapshot            found: the same; it was committed a moment ago
-               wait (or not), and the same again        somebody else holds it
-    settle()   nothing; `_commit_guard` sends it in front of COMMIT:
-               UPDATE … WHERE token and transaction are ours        exactly one row, or the claim is lost
+    INSERT ... ON CONFLICT DO NOTHING       inserted: the execution is ours
+    and SELECT where it inserts nothing     found: a replay, or the error that the row's status asks for
+    SELECT, with a newer snapshot           found: the same; it was committed a moment ago
+    wait (or not), and the same again       the request is held elsewhere
 
-INSERT first: a SELECT first would take a predicate lock on a page where the row is not, which under SERIALIZABLE makes
-every fourth transaction fail for nothing. Statements run on the session's Connection, which flushes no pending objects.
+INSERT first: a SELECT first would take a predicate lock on a page where the row is not, which makes every fourth transaction
+fail for nothing under SERIALIZABLE. Statements run on the session's Connection, which flushes no pending objects.
 """
 
 from __future__ import annotations
@@ -47,13 +45,13 @@ class Claim:
     execution: Execution[Any]
     open_claim: OpenClaim | None
     fast_path: FastPath | None = None
-    """Where the completion may go with COMMIT."""
+    """Sends the completion with the COMMIT, where the guard asks for that."""
     names: Names | None = None
     """Of the prepared statements, where the claim went with BEGIN."""
 
 
 def find(session: Session, settings: Settings, key: Key) -> StoredRequest | None:
-    """Read the stored request, in whatever transaction the session has."""
+    """Return the stored request, read in the session's transaction."""
     connection, protocol = binding.reach(session, settings, key)
     found = protocol.find(connection, *key)
     if found is not None and found.status == ExecutionStatus.CLAIMED:
@@ -62,7 +60,7 @@ def find(session: Session, settings: Settings, key: Key) -> StoredRequest | None
 
 
 def _find_pending(connection: Connection, protocol: ClaimProtocol, key: Key, found: StoredRequest) -> StoredRequest:
-    """Return a claimed row as it is once its result is written, where this very transaction keeps that until COMMIT."""
+    """Write a result that this very transaction keeps until COMMIT, so that the row shows it; return the row."""
     if write_pending(connection, (found.token,)):
         return protocol.find(connection, *key) or found
     return found
@@ -71,12 +69,12 @@ def _find_pending(connection: Connection, protocol: ClaimProtocol, key: Key, fou
 def claim(
     session: Session, settings: Settings, request: Request, wait_timeout: float | None, *, has_block: bool = True
 ) -> Claim:
-    """Become the one execution of the request, or find the receipt of an earlier one.
+    """Become the one execution of the request, which commits with the caller, or find the receipt of an earlier one.
 
     Raises:
         OutcomeError: In the form that fits what was found.
         AlreadyClaimedError: This transaction has claimed the request already.
-        AutocommitError: The INSERT was committed by itself; it has been taken back.
+        AutocommitError: The INSERT was committed at once; it has been taken back.
     """
     connection, protocol = binding.connect(session, settings, request.key)
     row = NewClaim(*request.key, request.action, request.fingerprint, uuid.uuid4())
@@ -116,7 +114,7 @@ def begin(
     audience: Audience,
     has_block: bool = True,
 ) -> OpenClaim:
-    """Guard a row that was just inserted; take it back where it was committed by itself."""
+    """Guard a row that was just inserted; take it back where it was committed at once."""
     # First of all, so that no error from here on leaves a row that is not guarded.
     open_claim = session_watch.watch(
         session, connection, protocol, row, proof=inserted.proof, audience=audience, has_block=has_block
@@ -124,11 +122,11 @@ def begin(
     if transaction_state(connection) is TransactionState.NONE:
         protocol.delete(connection, row)
         message = (
-            "the claim was committed by itself: something put the connection into AUTOCOMMIT mode after the guard had "
-            "looked. The claim was taken back. Look for event listeners or wrappers that change the connection."
+            "the claim was committed at once: something put the connection into AUTOCOMMIT mode after the guard had "
+            "checked it. The claim was taken back. Look for event listeners or wrappers that change the connection."
         )
         raise AutocommitError(message)
-    if not (inserted.is_durable or settings.is_forced):  # else the completion sees to it
+    if not (inserted.is_durable or settings.is_forced):  # else the completion makes it durable
         settings.make_durable(connection, protocol)
     audience.claimed(session)
     return open_claim
@@ -142,7 +140,7 @@ def _fast_path(connection: Connection, protocol: ClaimProtocol, settings: Settin
 def _find_or_wait(
     connection: Connection, protocol: ClaimProtocol, row: NewClaim, audience: Audience, wait_timeout: float | None
 ) -> Inserted | StoredRequest:
-    """Look once more for the row that is held elsewhere, or wait for it, and claim again."""
+    """Read the row again, with a newer snapshot, or wait for the request and claim again."""
     found: Inserted | StoredRequest | None = None
     waited = 0.0
     if wait_timeout == 0:
@@ -167,7 +165,7 @@ def replay(
     *,
     audience: Audience,
 ) -> Execution[Any]:
-    """Return the replay of a stored request, or raise what else it asks for."""
+    """Return the replay of a stored request, or raise the error that its status asks for."""
     is_own = stored.status == ExecutionStatus.CLAIMED and session_watch.is_own(connection, stored.token)
     try:
         receipt = answer(request, settings.fingerprinter, stored, is_own=is_own)

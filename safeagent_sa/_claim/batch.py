@@ -1,11 +1,10 @@
-"""Many claims at once: the decisions of `_claim`, over a fixed number of statements whatever the size.
+"""Claims many requests at once, with the decisions of `acquire` and a fixed number of statements whatever the size.
 
-    claim()    INSERT of all     the ids whose lock is free and that are new
-               SELECT of the rest    replay, conflict, or nothing: somebody else is at it
-    settle()   nothing; in front of COMMIT:
-               UPDATE of all     as many rows as there are new executions, or the batch is lost
+    INSERT of all         the ids whose lock is free and that are new
+    SELECT of the rest    a replay, a conflict, or no row: the request is held elsewhere
+    UPDATE of all         before COMMIT; it changes as many rows as there are new executions, or the batch is lost
 
-Ids are locked in the order of their bytes and nobody waits, so two batches cannot deadlock.
+Ids are locked in the order of their bytes, and no lock is waited for, so two batches cannot deadlock.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from .outcome import Request, in_progress
 
 @dataclass(frozen=True, slots=True)
 class BatchClaim:
-    """A batch that was claimed: the values for the caller, and what its completion needs."""
+    """A batch that was claimed: the values for the caller, and what completes it."""
 
     batch: Batch
     claims: NewClaims
@@ -42,7 +41,7 @@ class BatchClaim:
 
 
 def claim(session: Session, settings: Settings, scope: str, action: str, payloads: Mapping[str, Any]) -> BatchClaim:
-    """Claim every id that is free, and tell the others apart."""
+    """Claim every id that is free, to commit with the caller, and sort the others by what became of them."""
     validate_action(action)
     first_key = validate_key(scope, next(iter(payloads))) if payloads else None
     _refuse_more_than_fit(len(payloads), binding.protocol_of(session, settings, first_key))
@@ -69,7 +68,7 @@ def claim(session: Session, settings: Settings, scope: str, action: str, payload
     stored = _find(connection, protocol, scope, others) if others else {}
     open_claim = None
     if inserted:
-        # One stands for all: they were inserted by one statement, so they stay or go together.
+        # One stands for all: one statement inserted them, so they stay or go together.
         request_id, one = next(iter(inserted.items()))
         audience = Audience(settings.listeners, [claims.row(each) for each in inserted])
         open_claim = acquire.begin(
@@ -96,7 +95,7 @@ def _refuse_more_than_fit(size: int, protocol: ClaimProtocol) -> None:
     if size > limit:
         message = (
             f"claim_many() was given {size} ids, and one call takes at most {limit} on {type(protocol).__name__}, since "
-            f"{protocol.why_max_batch}. Nothing was sent. Claim them in slices, each in a transaction of its own, for several "
+            f"{protocol.why_max_batch}. Nothing was sent. Claim them in slices, each in a separate transaction, for several "
             "in one transaction add up:\n\n"
             "    items = iter(payloads.items())\n"
             f"    while part := dict(itertools.islice(items, {limit})):\n"
@@ -108,11 +107,11 @@ def _refuse_more_than_fit(size: int, protocol: ClaimProtocol) -> None:
 
 
 def settle(batch_claim: BatchClaim, settings: Settings) -> None:
-    """Store the results of all new executions, and the effects that they leave to a relay.
+    """Keep the results of all new executions for the COMMIT, and store the effects that they leave to a relay.
 
     Raises:
         NotCompletedError: One of them was not completed.
-        ClaimLostError: The rows are not there any more, or not in the transaction that is open now.
+        ClaimLostError: The rows are gone, or not in the transaction that is open now.
     """
     results = {execution.request_id: execution._close() for execution in batch_claim.batch.new}  # noqa: SLF001
     open_claim, claims = batch_claim.open_claim, batch_claim.claims
@@ -134,7 +133,7 @@ def settle(batch_claim: BatchClaim, settings: Settings) -> None:
 
 
 def abandon(batch_claim: BatchClaim) -> None:
-    """Note that an exception has left the block."""
+    """Note that an exception has left the block: what it wrote must not be committed without the results."""
     for execution in batch_claim.batch.new:
         execution._close()  # noqa: SLF001 - the handles and the hot path are one mechanism
         execution._discard()  # noqa: SLF001
@@ -145,7 +144,7 @@ def abandon(batch_claim: BatchClaim) -> None:
 def _find(
     connection: Connection, protocol: ClaimProtocol, scope: str, request_ids: list[str]
 ) -> dict[str, StoredRequest]:
-    """Read the rows; write first what this very transaction keeps until COMMIT, where it is among them."""
+    """Return the rows, with the results among them that this very transaction keeps until COMMIT."""
     stored = protocol.find_many(connection, scope, request_ids)
     if write_pending(connection, {row.token for row in stored.values()}):
         return protocol.find_many(connection, scope, request_ids)

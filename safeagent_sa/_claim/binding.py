@@ -1,4 +1,4 @@
-"""Which connection a session's claims go over, and by which protocol."""
+"""The connection that a session's claims go over, and the protocol of its database."""
 
 from __future__ import annotations
 

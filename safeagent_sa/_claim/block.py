@@ -1,6 +1,6 @@
-"""The blocks of a guard: claim on the way in, settle on the way out, over a synchronous Session.
+"""The block of a claim: claim at its start, settle at its end, over a synchronous Session.
 
-The one core of both guards: `guard` enters these blocks directly, `aio` inside `AsyncSession.run_sync`.
+Both guards share it: `guard` enters these blocks directly, `aio` inside `AsyncSession.run_sync`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def claim(
     savepoint: bool,
     result_type: ResultType = PLAIN,
 ) -> Generator[Execution[Any]]:
-    """Claim a request for the block."""
+    """Claim a request for the block; row, result and business writes commit with the caller."""
     key = validate_key(settings.scope_or(scope), request_id)
     request = outcome.Request(key, validate_action(action), payload, settings.fingerprinter.make(payload), result_type)
     timeout = settings.wait_timeout if wait_timeout is USE_DEFAULT else valid_timeout(wait_timeout)
     session_watch.refuse_pending_writes(session, key)
     if savepoint:
-        binding.connect(session, settings, key)  # refuses what is no transaction before there is a savepoint in it
+        binding.connect(session, settings, key)  # refuses AUTOCOMMIT before there is a savepoint in it
     with session.begin_nested() if savepoint else nullcontext():
         claim = acquire.claim(session, settings, request, timeout)
         try:
@@ -53,8 +53,8 @@ def claim(
 def claim_many(
     settings: Settings, session: Session, payloads: Mapping[str, Any], *, action: str, scope: str | None
 ) -> Generator[Batch]:
-    """Claim many requests for the block."""
-    from . import batch as batches  # noqa: PLC0415 - for those who claim many
+    """Claim many requests for the block; rows, results and business writes commit with the caller."""
+    from . import batch as batches  # noqa: PLC0415 - for guards that claim many
 
     found = batches.claim(session, settings, settings.scope_or(scope), action, payloads)
     try:
@@ -66,7 +66,7 @@ def claim_many(
 
 
 def get(settings: Settings, session: Session, request_id: str, *, scope: str | None) -> Receipt | None:
-    """Read a receipt."""
+    """Return the receipt of a request, None where it has none; read in the caller's transaction."""
     key = validate_key(settings.scope_or(scope), request_id)
     stored = acquire.find(session, settings, key)
     return None if stored is None else outcome.receipt_of(key, stored)

@@ -1,7 +1,6 @@
-"""How a claim's block ends: with a result that COMMIT will store, or without one.
+"""Ends the block of a claim: with a result that the COMMIT stores, or without one.
 
-settle()   nothing is sent; `commit_guard` sends it in front of COMMIT:
-UPDATE … WHERE token and transaction are ours        exactly one row, or the claim is lost
+Nothing is sent here. `commit_guard` sends the UPDATE in front of COMMIT; it changes exactly one row, or the claim is lost.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from .acquire import Claim
 
 
 def settle(claim: Claim, settings: Settings) -> None:
-    """Keep the result of a new execution for the COMMIT, and store its effects for a relay; a replay has neither.
+    """Keep the result of a new execution for the COMMIT, and store its effects for a relay; do nothing for a replay.
 
     Raises:
         NotCompletedError: `complete()` was not called.
-        ClaimLostError: The row is not there any more, or not in the transaction that is open now.
+        ClaimLostError: The row is gone, or not in the transaction that is open now.
         TransactionAbortedError: The server has aborted the transaction.
     """
     execution, open_claim = claim.execution, claim.open_claim
     if open_claim is None:
         return
-    result = execution._close()  # noqa: SLF001 - the handle and the hot path are one mechanism
+    result = execution._close()  # noqa: SLF001 - the handle and this module are one mechanism
     try:
         if result is None:
             raise not_completed(open_claim.row, "the block cannot end without an exception")
@@ -55,17 +54,17 @@ def abandon(claim: Claim) -> None:
 
 
 def ready_to_complete(open_claim: OpenClaim) -> tuple[Connection, GuardedTransaction]:
-    """Flush what the block has written, and return the transaction of the claim, which is still open.
+    """Flush what the block has written, and return the connection and the transaction of the claim.
 
     Raises:
-        ClaimLostError: It is not.
-        TransactionAbortedError: The server has aborted it.
+        ClaimLostError: The transaction has ended, or a savepoint has taken the claim back.
+        TransactionAbortedError: The server has aborted the transaction.
     """
     session, connection = open_claim.session_ref(), open_claim.connection_ref()
     if session is not None and not session.is_active:
         session.connection()  # raises SQLAlchemy's own error about the failed flush
     if session is not None and connection is not None and open_claim.is_same_transaction:
-        # The business writes go first: one that fails does so in the block.
+        # The business writes go first, so that one that fails raises in the block.
         session.flush()
         held = transaction_of(connection)
         is_gone = open_claim.is_undone or open_claim.is_lost

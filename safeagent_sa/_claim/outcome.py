@@ -1,6 +1,6 @@
-"""What a stored request means for somebody who asks for it: the receipt, a replay, or the error that its status asks for.
+"""What a stored row means to a retry: the receipt, or the error that its status asks for.
 
-Nothing here does I/O; `_claim` and `_batch` decide when to look.
+Nothing here does I/O; `acquire` and `batch` decide when to read.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ..errors import (
 from ..execution import ExecutionStatus, Receipt
 
 
-# What callers are told to wait before the next attempt, in seconds: most business transactions have ended by then.
+# The pause before the next attempt that callers are advised to make, in seconds: most business transactions end sooner.
 _RETRY_AFTER = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What one claim asks for, validated."""
+    """The validated input of one claim."""
 
     key: Key
     action: str
@@ -42,7 +42,7 @@ class Request:
 
 
 def receipt_of(key: Key, stored: StoredRequest) -> Receipt | None:
-    """Return the receipt of a stored request, None while it has no outcome, or raise what its status asks for."""
+    """Return the receipt of a stored request, None while it has no outcome, or raise the error that its status asks for."""
     where = {"scope": key.scope, "request_id": key.request_id}
     match ExecutionStatus(stored.status):
         case ExecutionStatus.COMPLETED:
@@ -78,7 +78,7 @@ def _result_of(key: Key, stored: StoredRequest) -> Any:
 
 
 def answer(request: Request, fingerprinter: Fingerprinter, stored: StoredRequest, *, is_own: bool) -> Receipt:
-    """Return the receipt that a claim of a stored request is answered with, or raise what else it asks for.
+    """Return the receipt that a claim of a stored request gets, or raise the error that its status asks for.
 
     Args:
         request: What is claimed now.
@@ -96,12 +96,14 @@ def answer(request: Request, fingerprinter: Fingerprinter, stored: StoredRequest
     if stored.status == ExecutionStatus.LEASED:
         raise in_progress(key, 0.0)
     if is_own:
-        message = f"{_name(key)} is claimed by this very transaction already; claim a request once and pass it on"
+        message = (
+            f"{_name(key)} is already claimed by this very transaction; claim a request once and pass the execution on"
+        )
         raise AlreadyClaimedError(message, scope=key.scope, request_id=key.request_id)
     message = (
         f"{_name(key)} was claimed in a transaction that was committed without a result, by a COMMIT that the guard "
-        "could not see. Its business writes may be there: look for them, then complete or delete the row by hand. (Or "
-        "another Session on this very Connection has claimed it just now: claim a request once and pass it on.)"
+        "could not see. Its business writes may be stored: look for them, then complete or delete the row by hand. (Or "
+        "another Session on this very Connection has just claimed it: claim a request once and pass the execution on.)"
     )
     raise ExecutionInDoubtError(message, scope=key.scope, request_id=key.request_id)
 
@@ -120,16 +122,16 @@ def conflict(request: Request, fingerprinter: Fingerprinter, stored: StoredReque
 
 def failed(key: Key, error: str | None, attempt: int) -> ExecutionFailedError:
     """Return the error for an execution that is on record as failed."""
-    told = json_text.error_of(error)
-    reason = ": ".join(str(word) for word in (told["error_type"], told["error_message"]) if word)
+    recorded = json_text.error_of(error)
+    reason = ": ".join(str(each) for each in (recorded["error_type"], recorded["error_message"]) if each)
     message = f"{_name(key)} is on record as failed{reason and f' ({reason})'}, so it is not executed again; a new attempt is a new request_id"
-    return ExecutionFailedError(message, scope=key.scope, request_id=key.request_id, attempt=attempt, **told)
+    return ExecutionFailedError(message, scope=key.scope, request_id=key.request_id, attempt=attempt, **recorded)
 
 
 def in_doubt(key: Key) -> ExecutionInDoubtError:
-    """Return the error for an execution of which nobody knows whether it happened."""
+    """Return the error for an execution that may or may not have happened."""
     message = (
-        f"{_name(key)} may or may not have happened, so it is not executed again by itself. Find out, and tell with "
+        f"{_name(key)} may or may not have happened, so it is not executed again automatically. Find out, and record it with "
         "guard.resolve(session, request_id, succeeded(result) or not_executed(), by=...) or `safeagent-sa resolve`."
     )
     return ExecutionInDoubtError(message, scope=key.scope, request_id=key.request_id)
@@ -143,9 +145,9 @@ def _conflict(message: str, differs: str, stored: StoredRequest, key: Key) -> Re
 
 
 def in_progress(key: Key, waited: float) -> ExecutionInProgressError:
-    """Return the error for a request that somebody else holds."""
+    """Return the error for a request that is held elsewhere."""
     message = (
-        f"{_name(key)} is being executed by somebody else (waited {waited:.3g} s). Your transaction is unharmed; retry "
+        f"{_name(key)} is being executed by another caller (waited {waited:.3g} s). Your transaction is unharmed; retry "
         f"with the same request_id after {_RETRY_AFTER:g} s."
     )
     return ExecutionInProgressError(

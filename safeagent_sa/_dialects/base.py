@@ -1,7 +1,7 @@
-"""What every database must offer to the claim, and the statements that are the same everywhere.
+"""What the protocol of every database offers, the values that go in and out, and the statements that are the same everywhere.
 
-Statements are built once for each table and run with parameters only: building a Core statement costs more than
-sending it over a loopback connection.
+Statements are built once for each table and run with parameters only: building a Core statement costs more than sending it
+over a loopback connection.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class NewClaims(NamedTuple):
     action: str
     token: uuid.UUID
     fingerprints: dict[str, str]
-    """By request_id, in the order in which the rows are to be locked."""
+    """By request_id, in the order in which the rows are locked."""
 
     def row(self, request_id: str) -> NewClaim:
         """Return one of the rows."""
@@ -60,13 +60,13 @@ class Inserted(NamedTuple):
     """A row that was inserted."""
 
     proof: str
-    """What proves at the completion that the transaction is still the same one."""
+    """Proves at the completion that the transaction is still the same one."""
     is_durable: bool
-    """Whether the server will answer COMMIT only when it cannot lose the transaction any more."""
+    """Whether the server will answer COMMIT only when it can no longer lose the transaction."""
 
 
 class StoredRequest(NamedTuple):
-    """A row as it was found."""
+    """A row that was read."""
 
     action: str
     fingerprint: str
@@ -80,18 +80,19 @@ class StoredRequest(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """A transaction that was begun with the claim, and what `insert_or_find` would have returned."""
+    """A transaction that was begun with the claim."""
 
     found: Inserted | StoredRequest | None
+    """What `insert_or_find` would have returned."""
     names: Any = None
-    """Of the prepared statements that this transaction has met."""
+    """The names of the prepared statements that this transaction has met."""
 
 
 class ClaimProtocol(ABC):
     """The statements of one database for one table; it decides nothing and holds no state.
 
     Attributes:
-        is_durable: Whether the transaction's COMMIT will be answered only when it cannot be lost any more, as SQL that a
+        is_durable: Whether the server will answer the transaction's COMMIT only when it can no longer lose it, as SQL that a
             statement of the transaction returns along with what it writes.
         is_same: Whether this still is the transaction of a claim, as SQL with the claim's `proof` as its parameter.
         fast_path: Sends a claim with BEGIN and its completion with COMMIT, where the database and the table allow it.
@@ -102,7 +103,7 @@ class ClaimProtocol(ABC):
     fast_path: FastPath | None = None
 
     max_batch = 10_000
-    """The most ids that one `claim_many` takes."""
+    """The greatest number of ids that one `claim_many` takes."""
     why_max_batch = "the database has one writer at a time, and every other one waits meanwhile"
 
     def __init__(self, table: Table) -> None:
@@ -118,17 +119,17 @@ class ClaimProtocol(ABC):
 
     @abstractmethod
     def ensure_transaction(self, connection: Connection) -> None:
-        """Raise before any SQL where statements would not be part of one transaction."""
+        """Raise before any SQL where the statements would not be one transaction."""
 
     @abstractmethod
     def insert_or_find(self, connection: Connection, claim: NewClaim) -> Inserted | StoredRequest | None:
-        """Insert the claim without waiting, or return the row that is in its way; None where a new statement must look."""
+        """Insert the claim without waiting, or return the row that has its key; None where a new statement must look."""
 
     @abstractmethod
     def insert_or_look(
         self, connection: Connection, claim: NewClaim, further: Mapping[str, Any], look: Any
     ) -> Inserted | Sequence[Any] | None:
-        """Do as `insert_or_find` does with further columns, by name, and with a SELECT of one's own for the row."""
+        """Do as `insert_or_find` does, with further columns by name, and with the caller's SELECT for the row."""
 
     @abstractmethod
     def claim_within(
@@ -145,20 +146,20 @@ class ClaimProtocol(ABC):
     ) -> int:
         """Store the result where the row is still the claim's own, and return the number of rows: 1, or 0.
 
-        From here on, where `is_forced`, the COMMIT is answered only when it cannot be lost any more.
+        From then on, where `is_forced`, the server answers COMMIT only when it can no longer lose it.
         """
 
     def is_completed(self, connection: Connection, claim: NewClaim, proof: str) -> bool:
-        """Tell whether the transaction of the claim, if this still is that one, has stored the result."""
+        """Return whether this is still the transaction of the claim, and has stored the result."""
         return connection.scalar(self._is_completed, self._owner(claim) | {"proof": proof}) is not None
 
     @abstractmethod
     def insert_many(self, connection: Connection, claims: NewClaims) -> dict[str, Inserted]:
-        """Insert many rows in one statement, without waiting; return those that were inserted, by request_id."""
+        """Insert many rows in one statement, without waiting; return the inserted ones by request_id."""
 
     @abstractmethod
     def find_many(self, connection: Connection, scope: str, request_ids: list[str]) -> dict[str, StoredRequest]:
-        """Do as `find` does for many rows in one statement; return those that are there, by request_id."""
+        """Do as `find` does for many rows in one statement; return those that exist, by request_id."""
 
     @abstractmethod
     def complete_many(
@@ -173,7 +174,7 @@ class ClaimProtocol(ABC):
         return len(done) if self.is_same_transaction(connection, proof) else 0
 
     def is_same_transaction(self, connection: Connection, proof: str) -> bool:
-        """Tell whether the server still has the transaction of a claim."""
+        """Return whether the server still has the transaction of a claim."""
         return transaction_state(connection) is not TransactionState.NONE
 
     def is_aborted_error(self, error: Exception) -> bool:
@@ -181,25 +182,25 @@ class ClaimProtocol(ABC):
         return False
 
     def make_durable(self, connection: Connection) -> None:  # noqa: B027 - nothing to do where it always is
-        """Let the transaction's COMMIT be answered only when it cannot be lost any more."""
+        """Make the server answer the transaction's COMMIT only when it can no longer lose it."""
 
     @staticmethod
     @abstractmethod
     def is_transient(error: DBAPIError) -> bool:
-        """Tell whether this database asks, by its own code, for the whole transaction to be run again."""
+        """Return whether this database, by its own error code, asks the client to run the whole transaction again."""
 
     @staticmethod
-    def may_have_written(connection: Connection) -> bool:  # noqa: ARG004 - for databases that can tell
-        """Tell whether the connection's transaction has written; yes, where the database does not tell."""
+    def may_have_written(connection: Connection) -> bool:  # noqa: ARG004 - for databases that show it
+        """Return whether the connection's transaction has written; True where the database does not show it."""
         return True
 
     def find(self, connection: Connection, scope: str, request_id: str) -> StoredRequest | None:
-        """Read the row in a statement of its own, hence with a snapshot of its own below REPEATABLE READ."""
+        """Return the row, read in a separate statement and so with a new snapshot below REPEATABLE READ."""
         row = connection.execute(self._select, {"key_scope": scope, "key_request_id": request_id}).first()
         return None if row is None else stored_of(row)
 
     def delete(self, connection: Connection, claim: NewClaim) -> None:
-        """Take back a row that was committed although it must not have been."""
+        """Delete a row that must not have been committed."""
         connection.execute(self._delete, self._owner(claim))
 
     @staticmethod
@@ -208,7 +209,7 @@ class ClaimProtocol(ABC):
 
 
 def constant(value: str) -> ColumnElement[Any]:
-    """Return a word of ours as it stands in SQL, to be part of the statement's text and no parameter."""
+    """Return a string constant that is part of the statement's text, not a parameter of it."""
     return literal_column(f"'{value}'")
 
 
@@ -218,11 +219,11 @@ def by_request_id(rows: Iterable[Any]) -> dict[str, StoredRequest]:
 
 
 def stored_of(row: Iterable[Any]) -> StoredRequest:
-    """Return a stored request from its columns, with times that say where on Earth they are."""
+    """Return a stored request from its columns, with timezone-aware times."""
     stored = StoredRequest(*row)
     return stored._replace(created_at=_aware(stored.created_at), completed_at=_aware(stored.completed_at))
 
 
 def _aware(moment: Any) -> Any:
-    # SQLite stores UTC without saying so.
+    # SQLite stores UTC without its name.
     return moment.replace(tzinfo=dt.timezone.utc) if moment is not None and moment.tzinfo is None else moment

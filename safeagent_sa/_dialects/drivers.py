@@ -30,8 +30,8 @@ _LIBPQ = {
 HAS_WRITTEN = text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
 """Whether the transaction has an id: PostgreSQL gives it one at the first write."""
 
-# What warns where a COMMIT was stored here and the wait for its synchronous standby was cancelled: the server's function, and
-# its words, which lc_messages may translate.
+# The server's warning where it has stored a COMMIT and the wait for the synchronous standby was cancelled: the function that
+# raises it, and its words, which lc_messages may translate.
 _STANDBY_WAIT, _STANDBY_WORDS = "SyncRepWaitForLSN", "synchronous replication"
 
 
@@ -43,7 +43,7 @@ def driver_of(pooled: Any) -> Any:
 def transaction_state(connection: Connection) -> TransactionState:
     """Return what the server has, as far as the driver shows it; asked after the claim.
 
-    asyncpg shows no aborted transaction. Of a driver that shows nothing the server is asked, where the claim has left an id.
+    asyncpg shows no aborted transaction. Where a driver shows nothing, the server is asked: the claim has left an id there.
     """
     shown = _shown(driver_of(connection.connection))
     if shown is not None:
@@ -73,7 +73,7 @@ def note_local_commits(pooled: PoolProxiedConnection) -> tuple[list[str], Callab
     """Begin to note the server's warnings of a COMMIT that only this server has stored.
 
     Returns:
-        The notes, and what ends them.
+        The notes, and the function that stops noting.
     """
     driver = driver_of(pooled)
     noted: list[str] = []

@@ -1,7 +1,7 @@
-"""SQLite: one writer at a time, so the claim needs no lock of its own; the engine must hold a real transaction.
+"""SQLite: it has one writer at a time, so the claim needs no lock; the engine must hold a real transaction.
 
-The driver of the standard library begins transactions behind the caller's back, and only before the first write; a
-claim inside a savepoint would then be committed by its RELEASE. `safeagent_sa.sqlite.configure` turns that off.
+The driver of the standard library begins transactions implicitly, and only before the first write; the RELEASE of a savepoint
+would then commit a claim inside it. `safeagent_sa.sqlite.configure` turns that off.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class SQLite(ClaimProtocol):
         values = [bindparam(name, type_=columns[name].type) for name in names]
 
         def claim(source: Any, *further: str) -> Any:
-            # A suffix for the reason that postgresql/statements.py gives; without a WHERE, SQLite takes ON for a part of a join.
+            # A suffix for the reason that postgresql/statements.py gives; without a WHERE, SQLite reads ON as a part of a join.
             source = source.where(literal_column("true")).suffix_with("ON CONFLICT (scope, request_id) DO NOTHING")
             inserted = insert(table).from_select([*names, *further], source, include_defaults=False)
             return inserted.returning(columns.request_id)
@@ -77,8 +77,8 @@ class SQLite(ClaimProtocol):
             )
         )
 
-        # Many at once: the same over a JSON object of pairs, one look into the key for each. Not so for an UPDATE, which
-        # SQLite joins the other way round: it walks the whole scope, and for each of its rows the whole object.
+        # Many at once: the same over a JSON object of pairs, with one search by key for each. Not for an UPDATE, which SQLite
+        # joins the other way round: it walks the whole scope, and for each of its rows the whole object.
         pairs = func.json_each(bindparam("pairs", type_=Text)).table_valued("key", "value", name="given")
         each = {"request_id": pairs.c.key, "fingerprint": pairs.c.value}
         columns_of_each = [each.get(name, value) for name, value in zip(names, values, strict=True)]
@@ -86,14 +86,14 @@ class SQLite(ClaimProtocol):
         self._find_many = self._select_many.where(columns.request_id.in_(select(pairs.c.key)))
 
     def ensure_transaction(self, connection: Connection) -> None:
-        """Refuse an engine whose driver manages transactions by itself."""
+        """Refuse an engine whose driver begins and commits transactions implicitly."""
         driver = connection.connection.dbapi_connection
         managed = (
             getattr(driver, "isolation_level", None) is not None and getattr(driver, "autocommit", -1) is not False
         )
         if managed or transaction_state(connection) is TransactionState.NONE:
             message = (
-                "this SQLite engine lets its driver begin and commit transactions by itself, so a claim could be "
+                "this SQLite engine lets its driver begin and commit transactions implicitly, so a claim could be "
                 "committed without the business writes. Call this once, where the engine is made:\n\n"
                 "    safeagent_sa.sqlite.configure(engine)\n"
             )
@@ -122,11 +122,11 @@ class SQLite(ClaimProtocol):
     def complete(
         self, connection: Connection, claim: NewClaim, proof: str, result: str, *, is_forced: bool = True
     ) -> int:
-        """Update the row if the token is the claim's own; the token stands for the transaction too."""
+        """Update the row if it has the claim's token, which stands for the transaction too."""
         return connection.execute(self._complete, self._owner(claim) | {"new_result": result}).rowcount
 
     def insert_many(self, connection: Connection, claims: NewClaims) -> dict[str, Inserted]:
-        """Insert those rows whose key is new."""
+        """Insert the rows whose key is new."""
         parameters = {"scope": claims.scope, "action": claims.action, "token": claims.token}
         rows = connection.execute(self._insert_many, parameters | {"pairs": json.dumps(claims.fingerprints)})
         return dict.fromkeys(rows.scalars(), _INSERTED)
@@ -139,13 +139,13 @@ class SQLite(ClaimProtocol):
     def complete_many(
         self, connection: Connection, claims: NewClaims, proof: str, results: dict[str, str], *, is_forced: bool = True
     ) -> int:
-        """Update the rows whose token is the batch's own, each by its key: one prepared statement, and no round trips."""
+        """Update the rows that have the batch's token, each by its key: one prepared statement, and no round trips."""
         owner = {"key_scope": claims.scope, "key_token": claims.token}
         rows = [owner | {"key_request_id": request_id, "new_result": text} for request_id, text in results.items()]
         return connection.execute(self._complete, rows).rowcount
 
     @staticmethod
     def is_transient(error: DBAPIError) -> bool:
-        """Know a database that another writer holds."""
+        """Return whether another writer holds the database."""
         code = getattr(error.orig, "sqlite_errorcode", None)
         return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

@@ -1,4 +1,4 @@
-"""Statements that end a transaction, or begin or end a savepoint, whoever has written them."""
+"""Recognizes the statements that end a transaction, or begin or end a savepoint, by their text."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Step(NamedTuple):
 
     verb: Verb
     name: str = ""
-    """Of the savepoint; empty where it is spelled in a way that is not understood."""
+    """Of the savepoint; empty where its spelling is not understood."""
 
 
 FIRST_LETTERS = frozenset("aAcCeEpPrRsS/-; \t\r\n\f\v")
-"""What such a statement can begin with; most others do not, and are spared a closer look."""
+"""What such a statement can begin with; most other statements begin with another letter, and need not be parsed."""
 
-# Atomic: a comment ends at its first end. Else each of many comments in a row doubles the time for the rest.
+# Atomic: a comment ends at its first end mark. Otherwise each of many comments in a row doubles the time for the rest.
 _SPACE = r"(?>\s|--[^\n]*(?:\n|$)|/\*.*?\*/)"
 _NAME = r'"(?:[^"]|"")+"|[\w$]+(?![\w$&])'  # not U&"…", which spells a name in another way
 _STEP = re.compile(

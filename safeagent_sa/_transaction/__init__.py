@@ -1,7 +1,7 @@
 """What may commit: nothing that would store work without its receipt.
 
-* `commit_guard` has the last word before COMMIT, on each connection; `guarded_transaction` and `open_claim` hold what must
-  be proved there.
+* `commit_guard` refuses a COMMIT at the last step before it, on each connection; `guarded_transaction` and `open_claim` hold
+  what must be proved there.
 * `session_watch` refuses early, where only a session can know; `foreign_writes` finds writes in a second database.
 * `savepoints` follows the savepoints of a guarded transaction, and what their end takes from its claims.
 * `lifecycle` notifies listeners of how a claim ends; `open_guarded` knows which guarded transactions are open here.

@@ -1,8 +1,8 @@
-"""Refuses every COMMIT that would store work without its receipt. The guard's word is the last one before COMMIT.
+"""Refuses any COMMIT that would store work without its receipt, at the last step before the server.
 
-SQLAlchemy's own last step is `dialect.do_commit(connection)`: behind every flush and every hook, inside SQLAlchemy's care for
-errors and lost connections, on every driver, sync and async. The first claim on an engine puts a `CommitGuard` there, and in
-front of its statements, for those that end a transaction or a savepoint as text. What a transaction must prove before it may
+That step is SQLAlchemy's `dialect.do_commit(connection)`: after every flush and every hook, inside SQLAlchemy's handling of
+errors and lost connections, on every driver, sync and async. The first claim on an engine puts a `CommitGuard` in front of
+it, and of the statements that may end a transaction or a savepoint as text. What a transaction must prove before it may
 commit lies with the driver's connection (`PoolProxiedConnection.info`):
 
     claim      the row is inserted; the transaction now needs its completion
@@ -10,8 +10,8 @@ commit lies with the driver's connection (`PoolProxiedConnection.info`):
     COMMIT     every completion is sent, with the token and the transaction's id; each must change its one row
     ROLLBACK   forgets it all
 
-A transaction that was ended behind SQLAlchemy's back, on the driver's own connection, is therefore found, whenever that was.
-Nothing here keeps a session or a connection alive.
+So it also finds a transaction that was ended on the driver's own connection, whenever that was. Nothing here keeps a session
+or a connection alive.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .._dialects.postgresql.pipeline import PipelinedCompletion
 
 
-# What was prepared and waits for its COMMIT PREPARED, in `PoolProxiedConnection.info`.
+# In `PoolProxiedConnection.info`: the claims that are prepared and wait for their COMMIT PREPARED.
 _PREPARED = "safeagent_sa.prepared"
 _INSTALLING = threading.Lock()
 
@@ -48,10 +48,10 @@ class CommitGuard:
         self._do_commit = self._do_rollback = self._do_prepare_twophase = _not_yet
         self._do_commit_twophase = self._do_rollback_twophase = _not_yet
         self._do_execute = self._do_executemany = self._do_execute_no_params = _not_yet
-        self._ended: WeakSet[GuardedTransaction] = WeakSet()  # they lie with the driver's connection, and go with it
+        self._ended: WeakSet[GuardedTransaction] = WeakSet()  # each lives as long as its driver's connection
 
     def stand_before(self, dialect: Any, steps: Iterable[str]) -> None:
-        """Come in front of some of a dialect's steps, and of whatever others have put there."""
+        """Put this guard in front of some of a dialect's steps, and of the wrappers that other tools have put there."""
         for name in steps:
             setattr(self, f"_{name}", getattr(dialect, name))
             setattr(dialect, name, getattr(self, name))
@@ -59,8 +59,8 @@ class CommitGuard:
     def do_commit(self, pooled: Any) -> None:
         """Prove the claims of the transaction, then commit it; roll it back where that fails.
 
-        What is to be proved is forgotten when the transaction has ended, not before: whatever interrupts this (a signal's
-        exception, between any two instructions) leaves nothing open that the next user of the connection could commit.
+        What must be proved is forgotten when the transaction has ended, not before. So an interruption (a signal's exception,
+        between any two instructions) leaves nothing open that the next user of the connection could commit.
         """
         claims: list[OpenClaim] = []
         noted: list[str] = []
@@ -91,8 +91,8 @@ class CommitGuard:
             self._do_commit(pooled)
 
     def _end(self, pooled: Any) -> None:
-        # SQLAlchemy takes a transaction whose COMMIT has raised for ended and sends nothing more; the pool would hand the open
-        # one, with the half-done work in it, to the next user.
+        # SQLAlchemy believes that a transaction whose COMMIT has raised has ended, and sends nothing more; the pool would hand
+        # the open transaction, with half of the work in it, to the next user.
         try:
             if pooled.is_valid:
                 self._do_rollback(pooled)
@@ -100,7 +100,7 @@ class CommitGuard:
             pooled.invalidate()
 
     def do_rollback(self, pooled: Any) -> None:
-        """Roll back, and let those know who still believe in the transaction: another Connection may have ended it."""
+        """Roll back; the session of the claims learns of it, since another Connection may have ended the transaction."""
         held = self._forget(pooled)
         if held is not None:
             held.lose()
@@ -109,7 +109,7 @@ class CommitGuard:
     def _forget(self, holder: Any) -> GuardedTransaction | None:
         try:
             held: GuardedTransaction | None = holder.info.pop(KEY, None)
-        except NotImplementedError:  # SQLAlchemy's first look at a new database, which is in no pool
+        except NotImplementedError:  # SQLAlchemy's first connection to a new database, which is in no pool
             return None
         if held is not None:
             self._ended.discard(held)
@@ -129,12 +129,12 @@ class CommitGuard:
             connection.info[_PREPARED] = claims
 
     def do_commit_twophase(self, connection: Connection, xid: Any, *args: Any, **kwargs: Any) -> None:
-        """Commit what was prepared."""
+        """Commit the prepared transaction; raise where only this server has stored it."""
         with known_durability(connection.info.pop(_PREPARED, ()), connection.connection):
             self._do_commit_twophase(connection, xid, *args, **kwargs)
 
     def do_rollback_twophase(self, connection: Connection, xid: Any, *args: Any, **kwargs: Any) -> None:
-        """Roll back what was prepared, or was to be."""
+        """Roll back the transaction, prepared or not."""
         connection.info.pop(_PREPARED, None)
         held = self._forget(connection)
         if held is not None:
@@ -143,7 +143,7 @@ class CommitGuard:
 
     def do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
         """Execute a statement, or refuse it."""
-        if statement[:1] not in FIRST_LETTERS and not self._ended:  # on the way of every statement
+        if statement[:1] not in FIRST_LETTERS and not self._ended:  # every statement passes here
             self._do_execute(cursor, statement, parameters, context)
         else:
             execute = partial(self._do_execute, cursor, statement, parameters, context)
@@ -180,7 +180,7 @@ class CommitGuard:
     def _commit_as_text(self, held: GuardedTransaction, connection: Connection, execute: Callable[[], None]) -> None:
         held.prove(connection, may_pipeline=False)
         claims = list(held.claims.values())
-        held.lose()  # until the server has said otherwise
+        held.lose()  # until the server has answered
         self._ended.add(held)
         with known_durability(claims, connection.connection):
             execute()
@@ -212,24 +212,24 @@ _STEPS = (
 )
 
 
-# Looked at for each transaction: the steps that tools put wrappers around.
-_TELLING = ("do_commit", "do_execute")
+# Checked for each transaction: the steps that tools put wrappers around.
+_WRAPPED = ("do_commit", "do_execute")
 
 
 def install(dialect: Any) -> CommitGuard:
     """Put a CommitGuard on the dialect of an engine; engines that share the dialect share it.
 
-    Where a step is the class's own, another tool has taken its wrapper away from there, and ours with it.
+    Where a step is the class's own again, another tool has removed its wrapper, and ours with it.
     """
     found: CommitGuard | None = dialect.__dict__.get(KEY)
-    if found is not None and not _bare(dialect, _TELLING):
+    if found is not None and not _bare(dialect, _WRAPPED):
         return found
     with _INSTALLING:
         found = dialect.__dict__.get(KEY)
         if found is None:
             found = CommitGuard()
             found.stand_before(dialect, _STEPS)
-            setattr(dialect, KEY, found)  # last: whoever finds it can rely on the rest
+            setattr(dialect, KEY, found)  # last: a thread that finds it can rely on the rest
         else:
             found.stand_before(dialect, _bare(dialect, _STEPS))
     return found
@@ -245,7 +245,7 @@ def _not_yet(*_: Any, **__: Any) -> Any:
 
 
 def guard_transaction(connection: Connection) -> GuardedTransaction:
-    """Return the same, and begin to guard the transaction where it is not yet."""
+    """Return what the connection's transaction must prove, and begin to guard it where it is not guarded yet."""
     held = transaction_of(connection)
     if held is None:
         install(connection.dialect)

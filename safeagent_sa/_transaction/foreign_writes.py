@@ -11,7 +11,7 @@ from ..errors import SecondDatabaseError
 
 
 def connections_of(root: Any) -> set[Connection]:
-    """Return the connections of a session's transaction."""
+    """Return the connections of a session's root transaction."""
     if hasattr(root, "connections"):  # SQLAlchemy 2.1.7
         return set(root.connections)
     return {entry[0] for entry in root._connections.values()}  # noqa: SLF001

@@ -1,6 +1,6 @@
 """What one transaction of one connection must prove before it may commit; it lies with the driver's connection.
 
-A statement that ends the transaction, or a savepoint, is followed here, whether SQLAlchemy sends it or the caller does.
+It also follows the statements that end the transaction, or begin and end a savepoint: SQLAlchemy's own, and the caller's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 KEY = "safeagent_sa"
-"""In `PoolProxiedConnection.info`."""
+"""The key in `PoolProxiedConnection.info`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,7 +44,7 @@ class SessionWatch:
         return any(not claim.is_undone for claim in self.claims)
 
     def refuse_lost(self) -> None:
-        """Raise where something was written that no claim covers any more."""
+        """Raise where something was written that a lost claim no longer covers."""
         for claim in self.claims:
             if claim.is_lost:
                 raise lost(claim)
@@ -65,7 +65,7 @@ class GuardedTransaction:
 
     @property
     def is_over(self) -> bool:
-        """Whether the connection is in another transaction by now, or in none."""
+        """Whether the connection is now in another transaction, or in none."""
         connection = self.connection_ref()
         return connection is not None and connection.get_transaction() is not self.transaction_ref()
 
@@ -93,7 +93,7 @@ class GuardedTransaction:
             self.watches.append(watch)
 
     def refuse_early(self, connection: Connection) -> None:
-        """Raise where it is clear before anything is written that this transaction must not commit."""
+        """Raise where this transaction must not commit, as far as that is known before anything is written."""
         self._refuse_lost_and_incomplete(connection)
         self._refuse_ended_on_server(connection)
 

@@ -34,7 +34,7 @@ class Audience:
     is_pipelined: bool = False
     """Whether the claim went with BEGIN."""
     is_undone: bool = False
-    """Whether a ROLLBACK TO SAVEPOINT has taken the rows back."""
+    """Whether a ROLLBACK TO SAVEPOINT has undone the INSERT."""
     _began: float = field(default_factory=time.monotonic)
     _is_lost: bool = False
 
@@ -72,7 +72,7 @@ class Audience:
 
     @property
     def seconds(self) -> float:
-        """Since the claim began."""
+        """The time since the claim began."""
         return time.monotonic() - self._began
 
 

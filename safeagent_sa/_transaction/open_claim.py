@@ -1,4 +1,4 @@
-"""A claim whose row is in an open transaction: what is known of it, and how it is proved, or refused."""
+"""A claim whose row is in an open transaction: what is known of it, how it is completed, and the errors that refuse it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Completion:
         return self.protocol.is_completed(connection, self.row, self.proof)
 
     def with_commit(self, connection: Connection, on_lost: Callable[[], Exception]) -> PipelinedCompletion | None:
-        """Return what writes it in one batch with the COMMIT, or None where it needs a statement of its own."""
+        """Return what writes it in one batch with the COMMIT, or None where a separate statement must."""
         if self.fast_path is None:
             return None
         return self.fast_path.completion(
@@ -80,7 +80,7 @@ class BatchCompletion:
         return count == len(self.results)
 
     def with_commit(self, connection: Connection, on_lost: Callable[[], Exception]) -> None:
-        """Return None: a batch needs a statement of its own."""
+        """Return None: a separate statement writes a batch."""
 
 
 @dataclass(slots=True, eq=False)
@@ -98,15 +98,15 @@ class OpenClaim:
     completion: Completion | BatchCompletion | None = None
     """None until the block has ended well."""
     is_supposed: bool = False
-    """Whether it is not known that the row is there: its INSERT has raised an error."""
+    """Whether it is unknown that the row exists, since its INSERT has raised an error."""
     is_cut: bool = False
-    """Whether a savepoint that was rolled back may have held a part of what its block has written."""
+    """Whether a savepoint that was rolled back may have held some of the block's writes."""
     is_written_early: bool = False
-    """Whether the completion was written before the COMMIT, for a read."""
+    """Whether a read has caused the completion to be written before the COMMIT."""
     is_undone: bool = False
-    """Whether a ROLLBACK TO SAVEPOINT has taken the row back."""
+    """Whether a ROLLBACK TO SAVEPOINT has undone the INSERT."""
     is_lost: bool = False
-    """Whether something was written after the row had gone, which no claim covers."""
+    """Whether something was written after the row had gone, so that no claim covers it."""
     savepoints: int = 0
     """How many of the transaction's known savepoints are around the claim."""
     savepoints_at_end: int = 0
@@ -131,7 +131,7 @@ class OpenClaim:
             if completion.write(connection):
                 return
         except Exception as error:
-            # Where the driver does not show an aborted transaction, the completion is the one that finds it.
+            # Where the driver does not show an aborted transaction, the completion finds it.
             if self.protocol.is_aborted_error(error):
                 raise aborted() from error
             raise
@@ -139,7 +139,7 @@ class OpenClaim:
 
 
 def is_there(claim: OpenClaim, connection: Connection) -> bool:
-    """Tell whether the rows of a claim are in the transaction."""
+    """Return whether the rows of a claim are in the transaction."""
     request_ids = [row.request_id for row in claim.audience.rows]
     found = claim.protocol.find_many(connection, claim.row.scope, request_ids)
     return any(stored.token == claim.row.token for stored in found.values())
@@ -156,7 +156,7 @@ def why_incomplete(claim: OpenClaim, connection: Connection) -> Exception | None
     if not is_left and claim.is_supposed:
         return None
     if not is_left:
-        return lost(claim)  # a ROLLBACK as text: what the block wrote after it is covered by nothing
+        return lost(claim)  # a ROLLBACK as text: no claim covers what the block wrote after it
     if claim.is_cut:
         message = (
             f"the result of request_id {claim.row.request_id!r} (scope {claim.row.scope!r}) was dropped, since a savepoint "
@@ -171,7 +171,7 @@ def not_completed(row: NewClaim, consequence: str) -> NotCompletedError:
     """Return the error for a claim without a result."""
     message = (
         f"the claim of request_id {row.request_id!r} (scope {row.scope!r}) has no stored result, so {consequence}. "
-        "Call complete(result) once the business writes are made, before the block ends where there is one; after an "
+        "Call complete(result) after the business writes, before the block ends if there is one; after an "
         "exception roll back, or put the claim and its writes into session.begin_nested() to undo them alone."
     )
     return NotCompletedError(message, scope=row.scope, request_id=row.request_id)
@@ -183,8 +183,8 @@ def lost(claim: OpenClaim) -> ClaimLostError:
     where = "inside the claim's block" if claim.completion is None else "between the claim's block and this COMMIT"
     message = (
         f"the claim of request_id {claim.row.request_id!r} (scope {claim.row.scope!r}) is gone: its transaction or "
-        f"savepoint was committed, rolled back or closed {where}. Nothing that was written since is covered by it, so "
-        "this transaction cannot commit: roll back, let the session alone end its transaction, and retry with the same "
+        f"savepoint was committed, rolled back or closed {where}. It covers nothing that was written since, so this "
+        "transaction cannot commit: roll back, let the session alone end its transaction, and retry with the same "
         "request_id."
     )
     return ClaimLostError(message, scope=claim.row.scope, request_id=claim.row.request_id)
@@ -201,11 +201,11 @@ def aborted() -> TransactionAbortedError:
 
 
 def durability_unknown(claims: Sequence[OpenClaim]) -> DurabilityUnknownError:
-    """Return the error for a COMMIT that was stored on this server alone."""
+    """Return the error for a COMMIT that only this server has stored."""
     row = claims[0].row
     message = (
         f"COMMIT of request_id {row.request_id!r} (scope {row.scope!r}) was stored on this server alone: the wait for its "
-        "synchronous standby was cancelled. Do not answer as done: a failover can still lose it. Retry with the same "
+        "synchronous standby was cancelled. Do not report it as done: a failover can still lose it. Retry with the same "
         "request_id once replication works again; until then a replay from this server proves nothing about the standby."
     )
     return DurabilityUnknownError(message, scope=row.scope, request_id=row.request_id)
@@ -213,7 +213,7 @@ def durability_unknown(claims: Sequence[OpenClaim]) -> DurabilityUnknownError:
 
 @contextmanager
 def known_durability(claims: Sequence[OpenClaim], pooled: Any) -> Generator[None]:
-    """Raise behind a COMMIT that was stored on this server alone."""
+    """Raise after a COMMIT that only this server has stored."""
     if not claims:
         yield
         return

@@ -1,4 +1,4 @@
-"""Which guarded transactions are open in this thread, or task: effects must not be fired while one is."""
+"""Which guarded transactions are open in this thread, or task: while one is, no effect may be fired."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Whole transactions: open, execute under a claim, commit, and once more where that is worth it.
+"""Whole transactions: open, execute under a claim, commit, and again where another attempt may help.
 
-The only module besides the owners of effects and of retention that ends a transaction, because it began it.
+It ends transactions, because it begins them; besides it only the modules of effects and of retention do.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 _SessionT = TypeVar("_SessionT")
 _ValueT = TypeVar("_ValueT")
 
-# What another attempt may help against; `Attempts` looks closer.
+# Errors that another attempt may help against; `Attempts` decides.
 _FAILURES = (DBAPIError, ExecutionInProgressError)
 
 
-# The first pause is about as long as a short transaction, and pauses double up to the longest one; each is drawn at
-# random from half of that to all of it, so that callers who collided once do not collide again.
+# The first pause is about as long as a short transaction, and pauses double up to the longest one. Each is drawn at random
+# from half of that to all of it, so that callers that have collided once do not collide again.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0
 
 
 class SessionFactory(Protocol):
-    """What makes a session of its own for each call: a `sessionmaker`, or any function that does."""
+    """Makes a new session for each call: a `sessionmaker`, or any function that does."""
 
     def __call__(self) -> Session:
         """Return a session that is in no transaction."""
@@ -42,7 +42,7 @@ class SessionFactory(Protocol):
 
 
 class AsyncSessionFactory(Protocol):
-    """What makes an AsyncSession of its own for each call: an `async_sessionmaker`, or any function that does."""
+    """Makes a new AsyncSession for each call: an `async_sessionmaker`, or any function that does."""
 
     def __call__(self) -> AsyncSession:
         """Return a session that is in no transaction."""
@@ -50,7 +50,7 @@ class AsyncSessionFactory(Protocol):
 
 
 class Attempts:
-    """Counts the attempts of one call; `pause_after` says how long to wait, or that there is no next one."""
+    """Counts the attempts of one call; `pause_after` decides whether there is another one."""
 
     def __init__(self, max_attempts: int, timeout: float) -> None:
         if max_attempts < 1:
@@ -63,12 +63,12 @@ class Attempts:
         self._is_commit_unknown = False
 
     def pause_after(self, error: Exception) -> float | None:
-        """Return the seconds to wait before the next attempt, or None where the error is the caller's to see."""
+        """Return the seconds to wait before the next attempt, or None where the error is to be raised."""
         if isinstance(error, DBAPIError):
             self._is_commit_unknown |= error.connection_invalidated
             worth_it = error.connection_invalidated or is_transient(error)
         else:
-            # After a lost connection it may be our own earlier attempt, whose end the server has not noticed yet.
+            # After a lost connection it may be our own earlier attempt: the server may not have noticed yet that it is gone.
             worth_it = self._is_commit_unknown and isinstance(error, ExecutionInProgressError)
         pause = random.uniform(self._pause / 2, self._pause)  # noqa: S311 - spreads load, keeps no secret
         if not worth_it or self._left == 0 or time.monotonic() + pause > self._deadline:
@@ -79,7 +79,7 @@ class Attempts:
 
 
 def run(session_factory: SessionFactory, body: Callable[[Session], _ValueT], attempts: Attempts) -> _ValueT:
-    """Run `body` in a transaction of its own until it is committed, or an error is the caller's to see."""
+    """Run `body` in a new transaction and commit it; run it again where that may help, or raise the last error."""
     while True:
         try:
             return _once(session_factory, body)

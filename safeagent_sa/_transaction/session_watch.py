@@ -1,10 +1,9 @@
-"""Watches the session of a claim: what its COMMIT must refuse early, and which connections take part in its transaction.
+"""Watches the session of a claim, for what only a session knows; `commit_guard` decides at each connection's COMMIT.
 
-`_commit_guard` has the last word on each connection. The listeners here, both on the one Session and never on a class, serve
-what only a session knows:
+It listens on the one Session and never on a class:
 
-* `before_commit` refuses early where the COMMIT must fail, with at most a look at the claims' rows, and so leaves the Session
-  usable. A session whose own bind is a Connection stores its completions there, since its COMMIT may send none.
+* `before_commit` refuses early where the COMMIT must fail, reading at most the claims' rows, so that the Session stays usable.
+  A session whose bind is a Connection writes its completions there, since its COMMIT may send none.
 * `after_begin` lets each further connection of the transaction take part in it.
 """
 
@@ -63,7 +62,7 @@ def refuse_pending_writes(session: Session, key: Key) -> None:
 
 
 def refuse_ended_or_foreign(connection: Connection) -> None:
-    """Raise where what is sent now is covered by no claim, or would be part of a transaction of another Connection's."""
+    """Raise where no claim would cover what is sent now, or where it would be part of another Connection's transaction."""
     held: GuardedTransaction | None = connection.info.get(KEY)
     if held is None or held.is_over:
         return
@@ -71,11 +70,11 @@ def refuse_ended_or_foreign(connection: Connection) -> None:
         held.refuse_ended_as_text()
         return
     if held.connection_ref() is None and not any(is_there(claim, connection) for claim in held.claims.values()):
-        return  # the pool has ended it in a way of its own
+        return  # the pool has ended it without SQLAlchemy's rollback
     ids = ", ".join(repr(claim.row.request_id) for claim in held.claims.values())
     message = (
         f"the driver's connection under this session holds the open claim of {ids}, of another session, so both would be one "
-        "transaction. Nothing was sent. Roll back, and use a pool that gives each session a connection of its own (not "
+        "transaction. Nothing was sent. Roll back, and use a pool that gives each session its own connection (not "
         "StaticPool) and rolls back what a session that was dropped leaves behind (not reset_on_return=None)."
     )
     raise UnsupportedSessionError(message)
@@ -113,9 +112,9 @@ def suppose(
     *,
     audience: Audience,
 ) -> None:
-    """Guard a row whose INSERT has raised an error: a hook or a signal may have raised it, and then the row is there.
+    """Guard a row whose INSERT has raised an error: where a hook or a signal has raised it, the row exists.
 
-    The COMMIT looks, and is refused where it is. An error of the guard's own says that nothing was inserted.
+    The COMMIT looks for the row, and is refused where it exists. An error of the guard's own means that nothing was inserted.
     """
     is_open = not (connection.closed or connection.invalidated) and connection.in_transaction()
     if is_open and session.in_transaction() and not isinstance(error, SafeAgentError):
@@ -124,17 +123,17 @@ def suppose(
 
 
 def complete(claim: OpenClaim, held: GuardedTransaction, completion: Completion | BatchCompletion) -> None:
-    """Note that the block has ended well; the COMMIT will store the result, and prove it."""
+    """Note that the block has ended with a result, which the COMMIT will write and prove."""
     _leave_block(claim)
     claim.completion, claim.savepoints_at_end = completion, len(held.savepoints.names)
 
 
 def abandon(claim: OpenClaim) -> None:
-    """Note that the block was left without a stored result.
+    """Note that the block was left without a result to store.
 
-    What was written after the claim's row had gone is covered by no claim, so the transaction must not commit. That
-    holds too for one that was begun inside the block after another had ended there. After a failed flush nothing can
-    have been written: the session refuses everything until it is rolled back.
+    No claim covers what was written after the claim's row had gone, so the transaction must not commit; nor must one that was
+    begun in the block after another had ended there. After a failed flush nothing can have been written: the session refuses
+    everything until it is rolled back.
     """
     _leave_block(claim)
     claim.completion = None
@@ -156,7 +155,7 @@ def lose(claim: OpenClaim) -> None:
 
 
 def is_own(connection: Connection, token: object) -> bool:
-    """Tell whether the connection's transaction has made a claim with the token."""
+    """Return whether the connection's transaction has made a claim with the token."""
     held = transaction_of(connection)
     return held is not None and token in held.claims
 
@@ -202,7 +201,7 @@ def _after_begin(session: Session, _transaction: SessionTransaction, connection:
 
 
 def _before_commit(session: Session) -> None:
-    # Fires for the release of a savepoint too, where a claim around it may well be open.
+    # It fires for the release of a savepoint too, where a claim around it may be open.
     if session.in_nested_transaction():
         return
     for claim in _blocks(session).values():

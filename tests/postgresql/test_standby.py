@@ -67,7 +67,7 @@ def check(port, request_id, cancelled):
     assert was_waiting
     assert [type(error) for error in raised] == [DurabilityUnknownError]
     assert raised[0].request_id == request_id
-    assert "Do not answer as done" in str(raised[0])
+    assert "Do not report it as done" in str(raised[0])
     with Session(port.engine) as session:  # stored here, of which nothing follows for the standby
         assert ExecutionGuard().get(session, request_id).result is not None
     assert port.payments(request_id) == 1

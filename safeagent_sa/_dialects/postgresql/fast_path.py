@@ -1,6 +1,6 @@
 """The fast path: a claim goes in one round trip with BEGIN, and its completion in one with COMMIT.
 
-`pipeline` sends the batches. It is imported when the first guard asks for it, since it imports the driver.
+`pipeline` sends the batches. It imports the driver, so it is imported when the first guard asks for it.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class FastPath:
         self._statements = statements
 
     def begin_with(self, connection: Connection, claim: NewClaim) -> Begun | None:
-        """Send BEGIN and the statement of `insert_or_find` in one batch; None where the plain path is to be taken.
+        """Send BEGIN and the statement of `insert_or_find` in one batch; return None where the plain path must be taken.
 
-        It is where something was sent in the transaction before, and where the batch has failed: the plain path then raises
-        what there is to raise, in a transaction of its own. A batch that was cancelled or has waited too long raises here:
-        it must not run twice.
+        That is where the transaction has sent something before, and where the batch has failed: the plain path then raises
+        the error, in a new transaction. A batch that was cancelled or has waited too long raises here, since it must not run
+        twice.
         """
         pipeline = self._pipeline(connection)
         if pipeline is None or not pipeline.is_idle:
@@ -64,7 +64,7 @@ class FastPath:
         return Begun(inserted_or_found(row), names)
 
     def is_open(self, connection: Connection) -> bool:
-        """Return whether the driver and the state of the connection allow it."""
+        """Return whether the driver and the state of the connection allow the fast path."""
         return self._pipeline(connection) is not None
 
     def completion(
@@ -91,7 +91,7 @@ class FastPath:
         return PipelinedCompletion(pipeline, self._texts, parameters, names, _is_lost, on_lost)
 
     def _pipeline(self, connection: Connection) -> Pipeline | None:
-        # A translated schema needs SQLAlchemy on the way.
+        # SQLAlchemy translates a schema when it executes a statement.
         if connection.dialect.driver not in ("psycopg", "psycopg_async") or is_translated(connection):
             return None
         from .pipeline import Pipeline  # noqa: PLC0415 - it imports the driver

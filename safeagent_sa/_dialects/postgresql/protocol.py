@@ -1,11 +1,11 @@
-"""PostgreSQL 13 and newer: claim under an advisory lock, so that nobody waits or aborts who does not want to.
+"""PostgreSQL 13 and newer: claim under an advisory lock, so that a claim neither waits nor aborts a transaction unasked.
 
-The lock is taken in the INSERT itself (`pg_try_advisory_xact_lock`), which therefore never blocks: a caller who does not
-get it inserts no row, and the look-up in the same statement tells him whether there is a receipt (a replay never queues).
-Waiting happens in a subtransaction on the server, so that a time-out (55P03) does not cost the caller his transaction.
+The INSERT itself takes the lock (`pg_try_advisory_xact_lock`), so it never blocks: without the lock it inserts no row, and
+the look-up in the same statement returns the receipt if there is one (a replay never queues). A wait happens in a
+subtransaction on the server, so that a time-out (55P03) does not abort the caller's transaction.
 
 A statement has one snapshot, taken before it waits or fails to insert (manual, section 13.2.1): where it shows no row, the
-holder may have committed since. So "no row" never means "nobody": it asks for another statement.
+holder may have committed since. So "no row" never means that no transaction has claimed: it asks for another statement.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from .statements import (
 )
 
 
-# Each is one that somebody else was faster in, and then rolled back. More would be a row that this caller may not see, such
-# as under row-level security: nobody would be waited for, without end.
+# In each round another transaction was faster, and then rolled back. More rounds mean a row that this caller may not see, such
+# as under row-level security: the wait for it would never end.
 _MAX_ROUNDS = 100
 
 _IS_SAME = select(IS_SAME)
@@ -43,8 +43,8 @@ _IS_SAME = select(IS_SAME)
 class PostgreSQL(OnPostgreSQL):
     """The claim protocol on PostgreSQL with advisory locks."""
 
-    # With default settings the table has room for 64 locks of each of about 120 processes, and some to spare: seven batches
-    # of this size fit at once, and single claims beside them.
+    # With default settings the lock table has room for 64 locks of each of about 120 processes, and some to spare: seven
+    # batches of this size fit at once, and single claims beside them.
     max_batch = 1_000
     why_max_batch = (
         "each id takes a lock until the transaction ends, in a table that all transactions of the server share "
@@ -63,7 +63,7 @@ class PostgreSQL(OnPostgreSQL):
         self.fast_path = FastPath(self._statements) if self._is_plain else None
 
     def insert_or_find(self, connection: Connection, claim: NewClaim) -> Inserted | StoredRequest | None:
-        """Insert if the lock is free and the key is new, else read the row as this one statement's snapshot has it."""
+        """Insert if the lock is free and the key is new, else return the row that the statement's snapshot shows."""
         try:
             row = self._insert_or_find.run(connection, claim_parameters(claim)).first()
         except DBAPIError as error:
@@ -89,14 +89,14 @@ class PostgreSQL(OnPostgreSQL):
     def claim_within(
         self, connection: Connection, claim: NewClaim, seconds: float | None
     ) -> Inserted | StoredRequest | None:
-        """Wait for the lock, look and claim as everybody does, and again where another one was faster."""
-        # No look before the first wait: the lock of a transaction that has ended is free.
+        """Wait for the lock, read and claim like any other caller, and again where another transaction was faster."""
+        # No read before the first wait: the lock of a transaction that has ended is free.
         found: Inserted | StoredRequest | None = None
         start, waited, has_time, rounds = time.monotonic(), 0.0, True, 0
         while found is None and has_time and rounds < _MAX_ROUNDS:
             rounds += 1
             has_time = self._wait(connection, claim, None if seconds is None else seconds - waited)
-            # Look without the lock first, so that a caller who has lost never holds up others who are about to wait.
+            # Read without the lock first, so that a caller that has lost never holds up others that are about to wait.
             found = self.find(connection, claim.scope, claim.request_id) or self.insert_or_find(connection, claim)
             waited = time.monotonic() - start
         return found
@@ -104,8 +104,8 @@ class PostgreSQL(OnPostgreSQL):
     def _wait(self, connection: Connection, claim: NewClaim, timeout: float | None) -> bool:
         """Wait for the lock and give it back; return whether there is time left to wait again.
 
-        The session's statement_timeout bounds the wait as well, but as a lock_timeout: its own error (57014) looks like a
-        cancel, which must not be swallowed. A deadlock (40P01) is the caller's to see, too.
+        The session's statement_timeout bounds the wait as well, but as a lock_timeout: its own error (57014) is also that of
+        a cancel by a person, which must not be swallowed. A deadlock (40P01) is raised to the caller, too.
         """
         lock = {"lock_name": lock_name(claim.scope, claim.request_id), "milliseconds": milliseconds_of(timeout)}
         began = time.monotonic()
@@ -116,12 +116,12 @@ class PostgreSQL(OnPostgreSQL):
     def complete(
         self, connection: Connection, claim: NewClaim, proof: str, result: str, *, is_forced: bool = True
     ) -> int:
-        """Update the row if token and transaction are the claim's own."""
+        """Update the row if it has the claim's token, and this is the claim's transaction."""
         parameters = completion_parameters(claim, proof, result, is_forced=is_forced)
         return self._complete.run(connection, parameters).rowcount
 
     def insert_many(self, connection: Connection, claims: NewClaims) -> dict[str, Inserted]:
-        """Insert those rows whose lock is free and whose key is new; never wait."""
+        """Insert the rows whose lock is free and whose key is new; never wait."""
         parameters = {
             "scope": claims.scope,
             "action": claims.action,
@@ -140,7 +140,7 @@ class PostgreSQL(OnPostgreSQL):
     def complete_many(
         self, connection: Connection, claims: NewClaims, proof: str, results: dict[str, str], *, is_forced: bool = True
     ) -> int:
-        """Update the rows whose token and transaction are the batch's own."""
+        """Update the rows that have the batch's token, if this is the batch's transaction."""
         parameters = {
             "key_scope": claims.scope,
             "key_token": claims.token,

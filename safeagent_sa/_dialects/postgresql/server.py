@@ -16,8 +16,8 @@ from .statements import LOSABLE, Ready, find_many, has_plain_types
 # SQLSTATEs (manual, appendix A)
 _IN_FAILED_TRANSACTION = "25P02"
 _READ_ONLY_TRANSACTION = "25006"
-# serialization failure, deadlock (section 13.5 asks to run the whole transaction again); the server stops, has crashed,
-# or cannot accept connections yet
+# serialization failure, deadlock (manual, section 13.5: run the whole transaction again); the server stops, has crashed, or
+# cannot accept connections yet
 _TRANSIENT = {"40001", "40P01", "57P01", "57P02", "57P03"}
 _CONNECTION_EXCEPTION = "08"
 
@@ -44,12 +44,12 @@ class OnPostgreSQL(ClaimProtocol):
             raise AutocommitError(message)
 
     def find(self, connection: Connection, scope: str, request_id: str) -> StoredRequest | None:
-        """Read the row in a statement of its own, hence with a snapshot of its own below REPEATABLE READ."""
+        """Return the row, read in a separate statement and so with a new snapshot below REPEATABLE READ."""
         row = self._find.run(connection, {"key_scope": scope, "key_request_id": request_id}).first()
         return None if row is None else StoredRequest._make(row)
 
     def find_many(self, connection: Connection, scope: str, request_ids: list[str]) -> dict[str, StoredRequest]:
-        """Read the rows in a statement of its own, as `find` does."""
+        """Return the rows, read in a separate statement as in `find`."""
         parameters = {"key_scope": scope, "request_ids": request_ids}
         return by_request_id(connection.execute(self._find_many, parameters))
 
@@ -58,12 +58,12 @@ class OnPostgreSQL(ClaimProtocol):
         connection.execute(text("SELECT set_config('synchronous_commit', 'on', true)"))
 
     def is_aborted_error(self, error: Exception) -> bool:
-        """Know the answer to a statement in an aborted transaction."""
+        """Return whether it is the error of a statement in an aborted transaction."""
         return isinstance(error, DBAPIError) and sqlstate_of(error) == _IN_FAILED_TRANSACTION
 
     @staticmethod
     def is_transient(error: DBAPIError) -> bool:
-        """Know serialization failures, deadlocks, a server that stops or starts, and lost connections as asyncpg has them."""
+        """Return whether it is a serialization failure, a deadlock, a server that stops or starts, or a lost connection."""
         code = sqlstate_of(error) or ""
         return code in _TRANSIENT or code.startswith(_CONNECTION_EXCEPTION)
 
