@@ -19,6 +19,7 @@ all errors, and `schema` the migrations of the table.
 
 from __future__ import annotations
 
+from ._dialects import Capabilities, capabilities
 from ._settings import USE_DEFAULT
 from ._transaction.run import AsyncSessionFactory, SessionFactory
 from .errors import (
@@ -78,6 +79,7 @@ __all__ = [
     "AutocommitError",
     "Batch",
     "BatchTooLargeError",
+    "Capabilities",
     "ClaimLostError",
     "DurabilityUnknownError",
     "DurabilityWarning",
@@ -122,6 +124,7 @@ __all__ = [
     "UnsupportedResultTypeError",
     "UnsupportedSessionError",
     "__version__",
+    "capabilities",
     "make_model",
     "metadata",
 ]

@@ -15,7 +15,7 @@ from weakref import WeakSet
 from sqlalchemy import Connection, Engine, Insert, insert
 from sqlalchemy.orm import Mapper, class_mapper, configure_mappers
 
-from ._dialects import ClaimProtocol
+from ._dialects import ClaimProtocol, Locking
 from ._request.ids import Key, validate_key
 from ._request.payloads import Fingerprinter
 from .errors import DurabilityWarning
@@ -54,6 +54,7 @@ class Settings:
     synchronous_commit: Literal["force", "warn"]
     listeners: tuple[Listener, ...] = ()
     pipeline: Literal["off", "auto"] = "off"
+    locking: Locking = "auto"
 
     def __post_init__(self) -> None:
         """Raise where no guard can work with a value."""
@@ -65,6 +66,8 @@ class Settings:
             raise ValueError(f"synchronous_commit is 'force' or 'warn', not {self.synchronous_commit!r}")
         if self.pipeline not in ("off", "auto"):
             raise ValueError(f"pipeline is 'off' or 'auto', not {self.pipeline!r}")
+        if self.locking not in ("auto", "advisory", "key"):
+            raise ValueError(f"locking is 'auto', 'advisory' or 'key', not {self.locking!r}")
 
     def scope_or(self, scope: str | None) -> str:
         """Return the scope of one call."""
@@ -125,6 +128,7 @@ class ConfiguredGuard:
         synchronous_commit: Literal["force", "warn"] = "force",
         listeners: Iterable[Listener] = (),
         pipeline: Literal["off", "auto"] = "off",
+        locking: Locking = "auto",
     ) -> None:
         """Configure a guard; nothing is sent to any database and nothing is registered anywhere.
 
@@ -144,6 +148,10 @@ class ConfiguredGuard:
             pipeline: "auto" sends the claim together with BEGIN, and the completion together with COMMIT, where the
                 driver is psycopg 3 and that is safe; a claim then costs no round trip. Elsewhere, and with "off", they
                 are separate statements.
+            locking: How claims of one request keep apart until one of them commits. "auto" asks each engine once, at its first
+                claim, and uses advisory locks where the server has them and the role may take them, else the key.
+                "advisory" and "key" insist on one of them. SQLite has one writer at a time and needs neither, so "auto" and
+                "key" are the same there, and "advisory" is refused.
 
         Raises:
             InvalidScopeError: The scope cannot be stored.
@@ -164,6 +172,7 @@ class ConfiguredGuard:
             synchronous_commit,
             tuple(listeners),
             pipeline,
+            locking,
         )
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import URL, create_engine, event, make_url, text
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 from support.aio import AsyncPort, instead_of_guards
 from support.app import Port, make_engine
+from support.key_locking import create_role_without_advisory_locks
 from support.ports import ASYNC, PORTS
 from support.servers import Server, start
 
@@ -132,6 +133,32 @@ def postgresql(_shared_postgresql: Port) -> Iterator[Port]:
     assert _shared_postgresql.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
+@pytest.fixture(scope="session")
+def _shared_postgresql_key(server: Server, new_database: Callable[[], URL]) -> Iterator[Port]:
+    owner = make_engine(new_database(), poolclass=NullPool)
+    role = f"safeagent_test_{uuid.uuid4().hex[:12]}"
+    create_role_without_advisory_locks(owner, role)
+    url = owner.url.set(username=role, password="x")
+    engine = make_engine(url, pool_size=40)
+    port = Port("postgresql", url.render_as_string(hide_password=False), engine, locks_by_key=True)
+    port.create_tables()
+    yield port
+    engine.dispose()
+    if server.outlives_the_run:
+        with owner.begin() as connection:
+            connection.execute(text(f"DROP OWNED BY {role}"))
+            connection.execute(text(f"DROP ROLE {role}"))
+    owner.dispose()
+
+
+@pytest.fixture
+def postgresql_key(_shared_postgresql_key: Port) -> Iterator[Port]:
+    """PostgreSQL as a role sees it that may take no advisory lock."""
+    _shared_postgresql_key.clear()
+    yield _shared_postgresql_key
+    assert _shared_postgresql_key.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
 @pytest.fixture
 def sqlite(tmp_path: Path) -> Iterator[Port]:
     url = f"sqlite:///{tmp_path / 'test.db'}"
@@ -207,6 +234,8 @@ def _async_postgresql(_shared_postgresql: Port) -> Iterator[dict[str, Port]]:
         )
         for driver in ("psycopg_async", "asyncpg")
     }
+    for port in ports.values():
+        port.ask()
     yield ports
     for port in ports.values():
         port.dispose()
@@ -235,6 +264,7 @@ def psycopg2(postgresql: Port) -> Iterator[Port]:
     """The same database by the driver that most existing apps have."""
     url = make_url(postgresql.url).set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
     port = Port("postgresql", url, make_engine(url, pool_size=40))
+    port.ask()
     yield port
     assert port.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     port.engine.dispose()
@@ -302,7 +332,12 @@ def async_port(request: pytest.FixtureRequest) -> Port:
     return found
 
 
-@pytest.fixture(params=["postgresql", "psycopg2", "psycopg_async", "asyncpg", "pipelined", "pipelined_async"])
+@pytest.fixture(
+    params=[
+        *("postgresql", "psycopg2", "psycopg_async", "asyncpg", "pipelined", "pipelined_async"),
+        pytest.param("postgresql_key", marks=pytest.mark.all_ports),
+    ]
+)
 def on_postgresql(request: pytest.FixtureRequest) -> Port:
     """PostgreSQL by every driver."""
     found: Port = request.getfixturevalue(request.param)

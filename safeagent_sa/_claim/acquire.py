@@ -38,11 +38,6 @@ if TYPE_CHECKING:
     from .._dialects.postgresql.prepared import Names
 
 
-# In each round another transaction was faster, and then rolled back. More rounds mean a row that this caller may not see, such
-# as under row-level security: the wait for it would never end.
-_MAX_ROUNDS = 100
-
-
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A claim that was granted: the handle for the caller, and the open claim unless it is a replay."""
@@ -150,14 +145,10 @@ def _find_or_wait(
     waited = 0.0
     if wait_timeout == 0:
         found = protocol.find(connection, row.scope, row.request_id)
-    else:  # no read before the wait: the lock of a transaction that has ended is free
-        start, has_time, rounds = time.monotonic(), True, 0
-        while found is None and has_time and rounds < _MAX_ROUNDS:
-            rounds += 1
-            has_time = protocol.wait(connection, row, None if wait_timeout is None else wait_timeout - waited)
-            # Read without the lock first, so that a caller that has lost never holds up others that are about to wait.
-            found = protocol.find(connection, row.scope, row.request_id) or protocol.insert_or_find(connection, row)
-            waited = time.monotonic() - start
+    else:
+        start = time.monotonic()
+        found = protocol.claim_within(connection, row, wait_timeout)
+        waited = time.monotonic() - start
         audience.notify("Waited", seconds=waited)
     if found is None:
         audience.notify("InProgress")

@@ -7,22 +7,23 @@ from typing import Any
 from sqlalchemy import Connection, Table
 from sqlalchemy.orm import Session
 
-from .._dialects import ClaimProtocol, protocol_for
+from .._dialects import PROTOCOLS, ClaimProtocol, choose_protocol, protocol_for
 from .._request.ids import Key
 from .._settings import Settings
 from .._transaction import session_watch
 
 
 def reach(session: Session, settings: Settings, key: Key | None = None) -> tuple[Connection, ClaimProtocol]:
-    """Return the session's connection for the table."""
-    connection = session.connection(bind_arguments=arguments(session, settings, key))
+    """Return the session's connection for the table, and the protocol that reads there."""
+    connection = _connection_of(session, settings, key)
     return connection, protocol_for(connection.dialect.name, settings.model.__table__)  # type: ignore[attr-defined]
 
 
 def expected_protocol(session: Session, settings: Settings, key: Key | None) -> ClaimProtocol:
-    """Return the protocol of the session's database; nothing is connected or begun."""
-    bind = session.get_bind(**arguments(session, settings, key))
-    return protocol_for(bind.dialect.name, settings.model.__table__)  # type: ignore[attr-defined]
+    """Return the protocol of the session's database, as far as it is known; nothing is connected or begun."""
+    dialect = session.get_bind(**arguments(session, settings, key)).dialect
+    table = settings.model.__table__  # type: ignore[attr-defined]
+    return PROTOCOLS.get((dialect, table, settings.locking)) or protocol_for(dialect.name, table)
 
 
 def protocol_on(connection: Connection, table: Table) -> ClaimProtocol:
@@ -41,7 +42,15 @@ def arguments(session: Session, settings: Settings, key: Key | None) -> dict[str
 
 def connect(session: Session, settings: Settings, key: Key | None = None) -> tuple[Connection, ClaimProtocol]:
     """Return the session's connection for the table, inside a transaction that can keep the promise."""
-    connection, protocol = reach(session, settings, key)
+    connection = _connection_of(session, settings, key)
     session_watch.refuse_ended_or_foreign(connection)
+    table = settings.model.__table__  # type: ignore[attr-defined]
+    protocol = PROTOCOLS.get((connection.dialect, table, settings.locking))
+    if protocol is None:
+        protocol = choose_protocol(connection, table, settings.locking)
     protocol.ensure_transaction(connection)
     return connection, protocol
+
+
+def _connection_of(session: Session, settings: Settings, key: Key | None) -> Connection:
+    return session.connection(bind_arguments=arguments(session, settings, key))

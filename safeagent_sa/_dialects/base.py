@@ -131,13 +131,14 @@ class ClaimProtocol(ABC):
     ) -> Inserted | Sequence[Any] | None:
         """Do as `insert_or_find` does, with further columns by name, and with the caller's SELECT for the row."""
 
-    def wait(self, connection: Connection, claim: NewClaim, timeout: float | None) -> bool:
-        """Wait until no transaction holds the request, at most `timeout` seconds.
+    @abstractmethod
+    def claim_within(
+        self, connection: Connection, claim: NewClaim, seconds: float | None
+    ) -> Inserted | StoredRequest | None:
+        """Do as `insert_or_find` does, and wait until the request is free, at most so many seconds; None for no limit.
 
-        Returns:
-            Whether there is time left to wait again, in case another transaction is faster.
+        The transaction goes on in each case.
         """
-        return False
 
     @abstractmethod
     def complete(

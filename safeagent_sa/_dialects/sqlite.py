@@ -25,11 +25,26 @@ from .base import (
     by_request_id,
     constant,
 )
+from .capabilities import Capabilities
 from .drivers import TransactionState, transaction_state
 
 
 # No proof but the token: SQLite has no transaction ids.
 _INSERTED = Inserted("", is_durable=True)
+
+
+def probe(_connection: Connection) -> Capabilities:
+    """Return what SQLite has: one writer at a time, which makes locks and their time-outs needless."""
+    version = sqlite3.sqlite_version
+    return Capabilities(
+        "SQLite",
+        version,
+        has_advisory_locks=False,
+        has_transaction_id=False,
+        has_deferred_triggers=False,
+        lock_timeout_reaches_all_nodes=True,
+        locking="database",
+    )
 
 
 class SQLite(ClaimProtocol):
@@ -89,6 +104,12 @@ class SQLite(ClaimProtocol):
         if connection.execute(self._insert, claim._asdict()).scalar() is not None:
             return _INSERTED
         return self.find(connection, claim.scope, claim.request_id)
+
+    def claim_within(
+        self, connection: Connection, claim: NewClaim, seconds: float | None
+    ) -> Inserted | StoredRequest | None:
+        """Look once more: the wait was for the whole database, and it is over."""
+        return self.insert_or_find(connection, claim)
 
     def insert_or_look(
         self, connection: Connection, claim: NewClaim, further: Mapping[str, Any], look: Any

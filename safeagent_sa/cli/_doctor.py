@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 from sqlalchemy import Connection, Engine, Table, inspect, text
 
+from .._dialects import capabilities
 from ..errors import SchemaError
 from ..models import TABLE_NAME
 from ..schema import verify
@@ -75,6 +76,8 @@ def _look(engine: Engine, table: Table, model: Any, seconds: float | None) -> It
             yield Finding("schema", "problem", f"{table.fullname} does not fit this version", str(error))
             return
         yield Finding("schema", "ok", f"{table.fullname} fits this version")
+        found = capabilities(connection)
+        yield Finding("engine", "ok" if found.locking else "problem", f"{found.engine}: locking = {found.locking}")
         if connection.dialect.name == "postgresql":
             yield from _settings(connection)
             yield from _server(connection)

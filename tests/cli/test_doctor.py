@@ -41,6 +41,7 @@ def test_a_healthy_database(own):
     assert {code for code, finding in findings.items() if finding["severity"] != "ok"} <= {"fsync"}
     assert set(findings) - {"fsync"} == {
         "schema",
+        "engine",
         "isolation",
         "synchronous-commit",
         "idle-timeout",
@@ -135,7 +136,7 @@ def test_sqlite(sqlite):
     deliver(sqlite, "order-1")
     status, findings = examine(sqlite.url)
     assert (status, findings["journal"]["severity"]) == (0, "ok")
-    assert set(findings) == {"schema", "journal", "incomplete-claims", "in-doubt", "outbox"}
+    assert set(findings) == {"schema", "engine", "journal", "incomplete-claims", "in-doubt", "outbox"}
 
 
 def test_the_text_form(sqlite):

@@ -24,7 +24,7 @@ from safeagent_sa import (
     SecondDatabaseError,
     TransactionAbortedError,
 )
-from safeagent_sa._dialects import Inserted, NewClaim, protocol_for
+from safeagent_sa._dialects import Inserted, NewClaim, choose_protocol
 
 
 guard = ExecutionGuard()
@@ -371,7 +371,7 @@ def test_a_row_of_another_claim_is_not_completed(port, execute):
         cursor.execute("SAVEPOINT mine")
         execute(session)
         cursor.execute("ROLLBACK TO SAVEPOINT mine")
-        protocol = protocol_for(connection.dialect.name, ExecutionRequest.__table__)
+        protocol = choose_protocol(connection, ExecutionRequest.__table__, "auto")
         row = NewClaim("", "order-1", "pay", "f", uuid.uuid4())
         assert isinstance(protocol.insert_or_find(connection, row), Inserted)
         with pytest.raises(ClaimLostError):

@@ -20,7 +20,7 @@ from safeagent_sa import (
     UnsupportedDialectError,
     UnsupportedSessionError,
 )
-from safeagent_sa._dialects import NewClaim, protocol_for
+from safeagent_sa._dialects import NewClaim, choose_protocol
 
 
 guard = ExecutionGuard()
@@ -250,14 +250,14 @@ def test_a_lost_claim_cannot_complete_its_successor(port):
 def test_a_stored_result_is_never_overwritten(port):
     with port.sessions() as session:
         connection = session.connection()
-        protocol = protocol_for(connection.dialect.name, ExecutionRequest.__table__)
+        protocol = choose_protocol(connection, ExecutionRequest.__table__, "auto")
         row = NewClaim("", "order-1", "pay", "f", uuid.uuid4())
         proof = protocol.insert_or_find(connection, row).proof
 
         assert protocol.complete(connection, row, proof, "1") == 1
         assert protocol.complete(connection, row, proof, "2") == 0
         assert protocol.find(connection, "", "order-1").result == "1"
-        protocol.wait(connection, row, 1.0)  # for nobody: it is our own row
+        assert protocol.claim_within(connection, row, 1.0).result == "1"  # without a wait: it is our own row
         assert protocol.insert_or_find(connection, row).result == "1"
         assert protocol.find(connection, "", "order-1").result == "1"
 

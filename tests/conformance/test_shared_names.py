@@ -63,7 +63,7 @@ def test_a_keyword_of_another_verb_reaches_the_function_on_every_port(port, stat
     name = "max_attempts" if verb is by_execute else "savepoint"
 
     assert verb(port, function_of(name), 7, **{name: True}) == [7, True]
-    assert [statement for statement in statements if "SAVEPOINT" in statement] == []
+    assert [statement for statement in statements if "SAVEPOINT sa_savepoint" in statement] == []
 
 
 @before_any_sql

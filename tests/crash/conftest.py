@@ -15,3 +15,9 @@ def worker():
     yield start
     for each in started:
         each.end()
+
+
+@pytest.fixture
+def database(request, way):
+    """The database to which a driver goes in some way, such as "psycopg+pipeline" or "asyncpg by key"."""
+    return request.getfixturevalue("postgresql_key" if way.endswith(" by key") else "postgresql")

@@ -10,15 +10,22 @@ from support.proxy import Proxy
 from safeagent_sa import ExecutionGuard
 
 
-@pytest.fixture(
-    params=["psycopg", "psycopg2", "psycopg_async", "asyncpg", "psycopg+pipeline", "psycopg_async+pipeline"]
-)
-def through(postgresql, request):
+WAYS = ["psycopg", "psycopg2", "psycopg_async", "asyncpg", "psycopg+pipeline", "psycopg_async+pipeline"]
+
+
+@pytest.fixture(params=[*WAYS, "psycopg by key", "asyncpg by key"])
+def way(request):
+    return request.param
+
+
+@pytest.fixture
+def through(database, way):
     """The same database behind a proxy."""
-    driver, _, mode = request.param.partition("+")
-    url = make_url(postgresql.url).set(drivername=f"postgresql+{driver}")
+    driver, _, mode = way.partition(" ")[0].partition("+")
+    url = make_url(database.url).set(drivername=f"postgresql+{driver}")
     proxy = Proxy(url.render_as_string(hide_password=False))
-    port = another_way(postgresql, proxy.url)
+    port = another_way(database, proxy.url)
+    port.ask()
     port.proxy = proxy
     port.guard_options = {"pipeline": "auto"} if mode else {}
     yield port
@@ -27,7 +34,7 @@ def through(postgresql, request):
 
 
 @pytest.mark.parametrize(("lose", "was_stored"), [("request", False), ("answer", True)])
-def test_a_retry_after_a_lost_commit_executes_once_and_answers_the_same(postgresql, through, lose, was_stored):
+def test_a_retry_after_a_lost_commit_executes_once_and_answers_the_same(database, through, lose, was_stored):
     through.proxy.lose = lose
     with pytest.raises(DBAPIError) as caught:
         deliver(through, "order-1")
@@ -35,15 +42,15 @@ def test_a_retry_after_a_lost_commit_executes_once_and_answers_the_same(postgres
     assert caught.value.connection_invalidated
     assert through.proxy.lost == 1
     retry = deliver(through, "order-1")
-    again = deliver(postgresql, "order-1")
+    again = deliver(database, "order-1")
 
     assert retry.is_replay is was_stored
     assert again.result == retry.result
-    assert postgresql.payments("order-1") == 1
-    assert postgresql.requests() == [("order-1", "completed")]
+    assert database.payments("order-1") == 1
+    assert database.requests() == [("order-1", "completed")]
 
 
-def test_without_the_guard_the_same_loss_pays_twice(postgresql, through):
+def test_without_the_guard_the_same_loss_pays_twice(database, through):
     """The control: the proxy really loses the answer of a COMMIT that was done."""
     through.proxy.lose = "answer"
     with pytest.raises(DBAPIError), through.sessions() as session, session.begin():
@@ -51,7 +58,7 @@ def test_without_the_guard_the_same_loss_pays_twice(postgresql, through):
     with through.sessions() as session, session.begin():
         pay(session, "order-1")
 
-    assert postgresql.payments("order-1") == 2
+    assert database.payments("order-1") == 2
 
 
 def test_a_lost_connection_inside_the_block_is_no_completion(postgresql, on_postgresql):

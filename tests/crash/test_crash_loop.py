@@ -12,6 +12,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 from support.app import Port, deliver, make_engine
+from support.key_locking import create_role_without_advisory_locks
 from support.servers import Server, start
 
 import safeagent_sa
@@ -33,9 +34,12 @@ def own_server():
 
 @pytest.mark.stress
 @pytest.mark.timeout(7200)
-def test_nothing_acknowledged_is_lost_and_nothing_runs_twice(own_server: Server, tmp_path):
+@pytest.mark.parametrize("locks_by_key", [False, True])
+def test_nothing_acknowledged_is_lost_and_nothing_runs_twice(own_server: Server, tmp_path, locks_by_key):
     chance = random.Random(SEED)
     url = own_server.url.render_as_string(hide_password=False)
+    if locks_by_key:
+        url = without_advisory_locks(own_server.url)
     port = Port("postgresql", url, make_engine(url, poolclass=NullPool))
     port.create_tables()
     faults = {"client killed": 0, "backend terminated": 0, "server killed": 0}
@@ -75,7 +79,7 @@ def test_nothing_acknowledged_is_lost_and_nothing_runs_twice(own_server: Server,
         assert deliver(port, name).result["receipt"] == receipt, name
     port.engine.dispose()
     print(
-        f"\nseed {SEED}, {SECONDS:g} s: {faults}, {acknowledged} acknowledged answers of {len(stored)} ids, "
+        f"\n{locks_by_key=}, seed {SEED}, {SECONDS:g} s: {faults}, {acknowledged} acknowledged answers of {len(stored)} ids, "
         f"{sum(payments.values())} payments, {len(completed)} completed executions, safeagent_sa {safeagent_sa.__version__}"
     )
 
@@ -83,6 +87,13 @@ def test_nothing_acknowledged_is_lost_and_nothing_runs_twice(own_server: Server,
     assert set(payments) == completed
     assert set(stored) <= completed
     assert all(faults.values())
+
+
+def without_advisory_locks(url):
+    owner = create_engine(url, poolclass=NullPool)
+    create_role_without_advisory_locks(owner, "app")
+    owner.dispose()
+    return url.set(username="app", password="x").render_as_string(hide_password=False)
 
 
 def terminate_one(url, chance):

@@ -20,14 +20,22 @@ from safeagent_sa import ExecutionGuard
         "asyncpg",
         "psycopg+pipeline",
         "psycopg_async+pipeline",
+        "psycopg by key",
+        pytest.param("asyncpg by key", marks=pytest.mark.stress),
     ]
 )
-def through(postgresql, request):
+def way(request):
+    return request.param
+
+
+@pytest.fixture
+def through(database, way):
     """The same database behind a proxy, with one connection."""
-    driver, _, mode = request.param.partition("+")
-    url = make_url(postgresql.url).set(drivername=f"postgresql+{driver}")
+    driver, _, mode = way.partition(" ")[0].partition("+")
+    url = make_url(database.url).set(drivername=f"postgresql+{driver}")
     proxy = MessageProxy(url.render_as_string(hide_password=False))
-    port = another_way(postgresql, proxy.url, pool_size=1, max_overflow=0)
+    port = another_way(database, proxy.url, pool_size=1, max_overflow=0)
+    port.ask()
     port.proxy = proxy
     port.guard_options = {"pipeline": "auto"} if mode else {}
     yield port
@@ -49,7 +57,7 @@ def cuts(through, direction, run):
 
 @pytest.mark.parametrize("direction", ["client", "server"])
 @pytest.mark.parametrize("savepoint", [False, pytest.param(True, marks=pytest.mark.stress)])
-def test_a_cut_at_every_message_is_settled_by_a_retry(postgresql, through, direction, savepoint):
+def test_a_cut_at_every_message_is_settled_by_a_retry(database, through, direction, savepoint):
     acknowledged = []
     guard = ExecutionGuard(wait_timeout=PATIENCE)
 
@@ -65,28 +73,28 @@ def test_a_cut_at_every_message_is_settled_by_a_retry(postgresql, through, direc
             acknowledged.append(name)
         except DBAPIError:
             pass
-        answers = [deliver(postgresql, name, guard).result for _ in range(2)]
+        answers = [deliver(database, name, guard).result for _ in range(2)]
 
         assert answers[0] == answers[1]
         assert answer is None or answer == answers[0]
-        assert postgresql.payments(name) == 1
+        assert database.payments(name) == 1
 
     points = cuts(through, direction, run)
     print(f"\n{direction}: {points} messages, each cut once; acknowledged all the same: {acknowledged}")
 
     assert points > 10
-    assert postgresql.requests() == sorted((f"order-{number}", "completed") for number in range(points + 1))
+    assert database.requests() == sorted((f"order-{number}", "completed") for number in range(points + 1))
 
 
 @pytest.mark.parametrize("direction", ["client", pytest.param("server", marks=pytest.mark.stress)])
-def test_run_transaction_settles_every_cut_by_itself(postgresql, through, direction):
+def test_run_transaction_settles_every_cut_by_itself(database, through, direction):
     guard = ExecutionGuard(wait_timeout=PATIENCE)
 
     def run(number):
         name = f"order-{number}"
         execution = guard.run_transaction(through.sessions, name, pay, name, action="pay")
-        assert postgresql.payments(name) == 1
-        with postgresql.sessions() as session:
+        assert database.payments(name) == 1
+        with database.sessions() as session:
             assert guard.get(session, name).result == execution.result
 
     points = cuts(through, direction, run)
@@ -95,20 +103,20 @@ def test_run_transaction_settles_every_cut_by_itself(postgresql, through, direct
     assert points > 10
 
 
-def test_without_the_guard_cuts_around_commit_pay_twice(postgresql, through):
+def test_without_the_guard_cuts_around_commit_pay_twice(database, through):
     """The control: the proxy really loses answers of COMMITs that were done."""
     twice = []
 
     def run(number):
         name = f"order-{number}"
-        for sessions in (through.sessions, sessionmaker(postgresql.engine)):
+        for sessions in (through.sessions, sessionmaker(database.engine)):
             try:
                 with sessions() as session, session.begin():
                     pay(session, name)
                 break
             except DBAPIError:
                 continue
-        if postgresql.payments(name) == 2:
+        if database.payments(name) == 2:
             twice.append(name)
 
     cuts(through, "server", run)

@@ -3,15 +3,17 @@
 import datetime as dt
 import re
 import uuid
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 from support.app import pay
 from support.ports import ports
 
 import safeagent_sa
-from safeagent_sa import ExecutionGuard
+from safeagent_sa import ExecutionGuard, ExecutionInProgressError
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,3 +118,51 @@ def test_the_page_about_the_suite_names_every_folder():
     for files in re.findall(r"^\| (`[^|]*) \|.*\| ([^|]*)\|$", page, re.MULTILINE):
         for name in re.findall(r"`(\w+\.py)`", files[1]):
             assert any((ROOT / "tests" / folder / name).exists() for folder in re.findall(r"`(\w+)`", files[0])), name
+
+
+COSTS = {name: (int(advisory), int(key)) for name, advisory, key in rows("docs/engines.md") if key.isdigit()}
+
+
+def one(session, wait_timeout=0):
+    return guard.execute(session, "order-1", lambda _: 1, action="pay", wait_timeout=wait_timeout)
+
+
+def many(session):
+    with guard.claim_many(session, dict.fromkeys(f"m-{number:03}" for number in range(128)), action="pay") as batch:
+        for execution in batch.new:
+            execution.complete(1)
+
+
+@pytest.mark.parametrize("name", ["postgresql", "postgresql_key"])
+def test_the_statements_of_each_locking_are_as_many_as_the_page_says(request, name):
+    port, found, sent = request.getfixturevalue(name), {}, []
+
+    def count(what, call):
+        with port.sessions() as session:
+            sent.clear()
+            with suppress(ExecutionInProgressError):
+                call(session)
+            session.commit()
+            found[what] = len(sent)
+
+    def note(*arguments):
+        sent.append(arguments[2])
+
+    event.listen(port.engine, "before_cursor_execute", note)
+    try:
+        count("a new execution", one)
+        count("a replay", one)
+        port.clear()
+        with port.sessions() as holder:
+            one(holder)
+            count("in progress, without a wait", one)
+            holder.rollback()
+        count("claim_many of 128 new ids", many)
+        port.clear()
+        with port.sessions() as holder:
+            guard.execute(holder, "m-127", lambda _: 1, action="pay")
+            count("claim_many of 128 ids, one of them held elsewhere", many)
+            holder.rollback()
+    finally:
+        event.remove(port.engine, "before_cursor_execute", note)
+    assert found == {what: costs[name == "postgresql_key"] for what, costs in COSTS.items()}

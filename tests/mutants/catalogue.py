@@ -22,6 +22,9 @@ SAVEPOINTS, RUN = "_transaction/savepoints.py", "_transaction/run.py"
 BASE, STEPS, SQLITE = "_dialects/base.py", "_dialects/steps.py", "_dialects/sqlite.py"
 DRIVERS = "_dialects/drivers.py"
 POSTGRESQL, SQL = "_dialects/postgresql/protocol.py", "_dialects/postgresql/statements.py"
+SERVER, PROBE = "_dialects/postgresql/server.py", "_dialects/postgresql/probe.py"
+BY_KEY, KEY_SQL = "_dialects/postgresql/by_key.py", "_dialects/postgresql/key_statements.py"
+KEY_PATH, DIALECTS = "_dialects/postgresql/key_fast_path.py", "_dialects/__init__.py"
 FAST_PATH, PIPELINE = "_dialects/postgresql/fast_path.py", "_dialects/postgresql/pipeline.py"
 PREPARED = "_dialects/postgresql/prepared.py"
 LEASE, ROWS = "_effects/lease.py", "_effects/lease_rows.py"
@@ -80,13 +83,13 @@ CLAIMING = {
         "test_waiting.py",
     ),
     "a read-only transaction has no name": Mutant(
-        POSTGRESQL,
-        "if _sqlstate(error) == _READ_ONLY_TRANSACTION:",
+        SERVER,
+        "if sqlstate_of(error) == _READ_ONLY_TRANSACTION:",
         "if False:",
         "test_a_read_only_transaction_is_refused_by_name",
     ),
     "AUTOCOMMIT is not looked for": Mutant(
-        POSTGRESQL,
+        SERVER,
         'if getattr(connection.connection.dbapi_connection, "autocommit", False):',
         "if False:",
         "test_autocommit_is_refused_in_all_its_forms_and_leaves_no_row",
@@ -134,9 +137,9 @@ WAITING = {
         "test_the_lock_is_handed_on_without_the_waiters_clients test_a_waiter_that_lost_gives_the_lock_back_at_once",
     ),
     "a waiter that has lost takes the lock": Mutant(
-        ACQUIRE,
-        "protocol.find(connection, row.scope, row.request_id) or protocol.insert_or_find(connection, row)\n            waited",
-        "protocol.insert_or_find(connection, row)\n            waited",
+        POSTGRESQL,
+        "self.find(connection, claim.scope, claim.request_id) or self.insert_or_find(connection, claim)\n            waited",
+        "self.insert_or_find(connection, claim)\n            waited",
         "test_a_waiter_that_lost_gives_the_lock_back_at_once",
     ),
     "lock_timeout leaks": Mutant(
@@ -146,9 +149,9 @@ WAITING = {
         "test_a_waiter_that_wins_keeps_its_lock_timeout",
     ),
     "a waiter that was overtaken gives up": Mutant(
-        ACQUIRE,
-        "has_time = protocol.wait(",
-        "has_time = not protocol.wait(",
+        POSTGRESQL,
+        "has_time = self._wait(",
+        "has_time = not self._wait(",
         "test_a_waiter_that_was_overtaken_waits_again",
     ),
     "a waiter never gives up": Mutant(
@@ -213,14 +216,14 @@ COMPLETING = {
     ),
     "the completion ignores the transaction": Mutant(
         SQL,
-        '                bindparam("proof", type_=Text) == _PROOF,\n',
-        "",
+        'is_same = bindparam("proof", type_=Text) == _PROOF',
+        "is_same = true()",
         "test_a_commit_of_the_driver_inside_the_block_is_found_by_the_completion test_a_commit_of_the_driver_behind_the_block_leaves_the_id_in_doubt",
     ),
     "the completion ignores the status": Mutant(
         SQL,
-        "                self._table.c.status == constant(ExecutionStatus.CLAIMED),\n",
-        "",
+        "table.c.status == constant(ExecutionStatus.CLAIMED), *made_durable",
+        "*made_durable",
         "test_a_stored_result_is_never_overwritten",
     ),
     "the completion ignores the status on SQLite": Mutant(
@@ -267,7 +270,7 @@ COMPLETING = {
     ),
     "an early completion that goes with the COMMIT is proved without the transaction": Mutant(
         SQL,
-        "is_status, IS_SAME)",
+        "is_status, is_same)",
         "is_status)",
         "test_a_receipt_of_another_transaction_covers_nothing",
     ),
@@ -291,8 +294,8 @@ COMPLETING = {
     ),
     "synchronous_commit is not forced": Mutant(
         SQL,
-        '                _durable(bindparam("is_forced", type_=Boolean)),\n',
-        "",
+        "if is_durable else ()",
+        "if False else ()",
         "test_a_commit_that_could_be_lost_is_made_durable_for_this_transaction_alone",
     ),
     "synchronous_commit local is durable": Mutant(
@@ -491,8 +494,8 @@ LAST_WORD = {
         "test_an_error_swallowed_in_the_block_is_told_by_its_end",
     ),
     "the answer to a statement in an aborted transaction is not known": Mutant(
-        POSTGRESQL,
-        "_sqlstate(error) == _IN_FAILED_TRANSACTION",
+        SERVER,
+        "sqlstate_of(error) == _IN_FAILED_TRANSACTION",
         "False",
         "test_an_aborted_transaction_is_found_where_the_driver_does_not_know test_a_hook_that_swallows_an_error_lets_no_commit_pass",
     ),
@@ -705,6 +708,69 @@ AS_TEXT = {
         "del self.names[depth + 1 :]",
         "del self.names[max(depth, 0) :]",
         "test_savepoints_as_text_are_followed",
+    ),
+}
+
+ENGINES = {
+    "a completion by the key ignores the transaction": Mutant(
+        KEY_SQL,
+        "                *which,\n                is_same,\n",
+        "                *which,\n",
+        "test_a_completion_in_another_transaction_is_refused test_a_batch_in_another_transaction_is_refused",
+    ),
+    "a batch by the key is counted without the transaction": Mutant(
+        KEY_SQL,
+        "is_one_of(table), is_completed, is_same)",
+        "is_one_of(table), is_completed)",
+        "test_a_batch_that_was_completed_early_in_another_transaction_is_not_counted",
+    ),
+    "a claim by the key leaves its lock_timeout": Mutant(
+        BY_KEY,
+        "        self._restore(connection, limits)\n",
+        "",
+        "test_a_claim_and_a_replay_leave_the_lock_timeout_alone",
+    ),
+    "a wait that has timed out is swallowed without ROLLBACK TO": Mutant(
+        BY_KEY,
+        "            run(ROLLBACK)\n            run(RELEASE)\n",
+        "",
+        "test_a_claim_that_is_held_elsewhere_leaves_the_transaction_usable",
+    ),
+    "40001 is taken for a wait that has timed out": Mutant(
+        BY_KEY,
+        "            if sqlstate_of(error) != LOCK_NOT_AVAILABLE:\n                raise\n",
+        "",
+        "test_above_read_committed_a_receipt_that_the_snapshot_does_not_show_is_40001",
+    ),
+    "a busy id makes all of its batch busy": Mutant(
+        BY_KEY,
+        "if len(claims.fingerprints) == 1:",
+        "if True:",
+        "test_a_busy_id_makes_no_other_one_busy",
+    ),
+    "a batched claim that has timed out leaves its transaction in error": Mutant(
+        KEY_PATH,
+        "                pipeline.send([(ROLLBACK, ()), (RELEASE, ())], begins=False)\n",
+        "",
+        "test_a_batched_claim_that_is_held_elsewhere_leaves_the_transaction_usable",
+    ),
+    "a lock function that only says so is believed": Mutant(
+        PROBE,
+        " and bool(connection.scalar(_IS_LOCKED, key))",
+        "",
+        "test_a_lock_function_that_only_says_so_is_not_believed",
+    ),
+    "an engine that decides at COMMIT is let in": Mutant(
+        DIALECTS,
+        "if found.locking is None:",
+        "if False:",
+        "test_aurora_dsql_is_refused_by_name",
+    ),
+    "an engine is asked at each claim": Mutant(
+        DIALECTS,
+        "    PROTOCOLS[connection.dialect, table, locking] = protocol\n",
+        "    _CAPABILITIES.clear()\n",
+        "test_an_engine_is_asked_once_and_in_the_transaction_of_its_first_claim",
     ),
 }
 
@@ -1163,7 +1229,7 @@ RUNNING = {
         RETENTION, "and not is_short_allowed", "and False", "test_less_than_a_day_is_refused_before_any_sql"
     ),
     "40001 is not worth another attempt": Mutant(
-        POSTGRESQL,
+        SERVER,
         '_TRANSIENT = {"40001", "40P01", ',
         "_TRANSIENT = {",
         "test_a_serialization_failure_is_retried_until_it_passes",
@@ -1185,6 +1251,7 @@ MUTANTS = {
     **COMPLETING,
     **LAST_WORD,
     **AS_TEXT,
+    **ENGINES,
     **STANDBY,
     **PIPELINES,
     **BATCHES,

@@ -30,8 +30,10 @@ PROGRAMS = {"cli", "testing"}
 NO_TRANSACTION = {"cursor", "driver", "notifications", "pipeline"}
 
 ONE_SUBCLASS = {
+    "ByKey": "Citus sends the same, and its settings to several nodes",
     "EffectContext": "the context of an async call is one, whose heartbeat is awaited",
     "ExecutionRequestMixin": "users make models of their own from it",
+    "FastPath": "key locking has more around its claim",
     "ResultType": "itself the type of plain JSON",
     "_Base": "a declarative base",
 }

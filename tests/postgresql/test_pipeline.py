@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, Program
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from support.aio import AsyncPort, Facade, like
-from support.app import Payment, Port, deliver, pay
+from support.app import Payment, Port, asked, deliver, pay
 from support.processes import end_backend
 from support.wire import MessageProxy
 
@@ -54,7 +54,7 @@ def let_psycopg_prepare(one):
 
 def test_it_adds_no_round_trip_and_a_replay_has_two(postgresql):
     proxy = MessageProxy(postgresql.url)
-    engine = create_engine(proxy.url, pool_size=1, max_overflow=0)
+    engine = asked(create_engine(proxy.url, pool_size=1, max_overflow=0))
     through, guard = Port("postgresql", proxy.url, engine), ExecutionGuard(pipeline="auto")
 
     def bare(name):
@@ -110,7 +110,7 @@ def test_it_adds_no_round_trip_in_async_mode(async_url):
 
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
 def test_begin_carries_the_settings_of_the_session(postgresql, guard, told, level):
-    engine = create_engine(postgresql.url).execution_options(
+    engine = asked(create_engine(postgresql.url)).execution_options(
         isolation_level=level, postgresql_deferrable=True, postgresql_readonly=False
     )
     with Session(engine) as session, session.begin():
@@ -283,7 +283,7 @@ def test_two_tables_share_a_connection(one, postgresql, guard):
 
 
 def test_nothing_is_prepared_where_psycopg_shall_not(postgresql, guard, told):
-    engine = create_engine(postgresql.url, pool_size=1, max_overflow=0, connect_args={"prepare_threshold": None})
+    engine = asked(create_engine(postgresql.url, pool_size=1, max_overflow=0, connect_args={"prepare_threshold": None}))
     port = Port("postgresql", postgresql.url, engine)
     for number in range(3):
         deliver(port, f"order-{number}", guard)

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from support.app import Port, deliver, pay
+from support.app import Port, asked, deliver, pay
 
 from safeagent_sa import ExecutionGuard, NotInDoubtError, RequestConflictError, TransactionAbortedError
 from safeagent_sa.aio import AsyncExecutionGuard
@@ -221,7 +221,7 @@ def test_a_task_that_is_cancelled_in_the_first_batch(postgresql):
 @pytest.mark.parametrize(("setting", "sqlstate"), [("statement_timeout", "57014"), ("lock_timeout", "55P03")])
 def test_a_claim_that_was_cancelled_is_not_sent_again(postgresql, setting, sqlstate):
     seen = []
-    engine = create_engine(postgresql.url, connect_args={"options": f"-c {setting}=50"})
+    engine = asked(create_engine(postgresql.url, connect_args={"options": f"-c {setting}=50"}))
     event.listen(engine, "before_cursor_execute", lambda *arguments: seen.append(arguments[2]))
     with postgresql.engine.begin() as blocker:
         blocker.execute(text("LOCK TABLE execution_requests IN ACCESS EXCLUSIVE MODE"))
@@ -265,7 +265,7 @@ def test_a_proxy_of_the_driver_s_connection_takes_the_plain_path(postgresql):
             self._driver.rollback()
 
     url = make_url(postgresql.url).set(drivername="postgresql").render_as_string(hide_password=False)
-    engine = create_engine(postgresql.url, creator=lambda: Proxy(psycopg.connect(url)))
+    engine = asked(create_engine(postgresql.url, creator=lambda: Proxy(psycopg.connect(url))))
     port = Port("postgresql", postgresql.url, engine)
     answers = [deliver(port, "order-1", guard) for _ in range(2)]
     engine.dispose()
@@ -302,7 +302,7 @@ def test_what_the_encoding_of_the_moment_cannot_say_is_not_committed(one):
 def test_a_connection_in_another_encoding_is_pipelined_as_well(postgresql):
     told = []
     listening = ExecutionGuard(pipeline="auto", listeners=[told.append])
-    engine = create_engine(postgresql.url, connect_args={"client_encoding": "LATIN1"})
+    engine = asked(create_engine(postgresql.url, connect_args={"client_encoding": "LATIN1"}))
     port = Port("postgresql", postgresql.url, engine)
     for _ in range(2):
         with port.sessions() as session, session.begin():

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
-from support.app import deliver, pay
+from support.app import asked, deliver, pay
 from support.patience import PATIENCE
 
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError
@@ -118,7 +118,7 @@ def test_a_timeout_leaves_the_transaction_usable_and_its_settings_alone(postgres
 
 
 def test_a_wait_that_has_taken_its_time_is_the_last_one(postgresql, holder):
-    seen, engine = [], create_engine(postgresql.url)
+    seen, engine = [], asked(create_engine(postgresql.url))
     event.listen(engine, "before_cursor_execute", lambda *arguments: seen.append(arguments[2]))
     with sessionmaker(engine)() as session, pytest.raises(ExecutionInProgressError):
         guard.execute(session, "order-1", pay, action="pay", wait_timeout=0.05)
@@ -237,7 +237,7 @@ def test_all_waiters_get_the_receipt_and_none_holds_up_the_next(postgresql, hold
 def test_the_lock_is_handed_on_without_the_waiters_clients(postgresql, holder):
     """A waiter whose client stalls on its way out of the wait holds up nobody."""
     stalled, go_on = threading.Event(), threading.Event()
-    engine = create_engine(postgresql.url)
+    engine = asked(create_engine(postgresql.url))
 
     @event.listens_for(engine, "after_cursor_execute")
     def stall(_connection, _cursor, statement, *_):
@@ -283,7 +283,7 @@ def test_one_of_many_waiters_executes_when_the_holder_rolls_back(postgresql, hol
 
 def test_a_waiter_that_was_overtaken_waits_again(postgresql, holder):
     """Somebody else claims between the end of its wait and its own claim."""
-    overtaken, engine = [], create_engine(postgresql.url)
+    overtaken, engine = [], asked(create_engine(postgresql.url))
     second = postgresql.sessions()
 
     @event.listens_for(engine, "after_cursor_execute")
@@ -441,7 +441,7 @@ def test_a_foreign_error_while_waiting_is_not_swallowed(postgresql, holder):
 
 def test_a_row_that_can_neither_be_written_nor_seen_is_not_waited_for_without_end(postgresql):
     """As under row-level security, or with a trigger that drops the row: nobody holds the lock."""
-    seen, engine = [], create_engine(postgresql.url)
+    seen, engine = [], asked(create_engine(postgresql.url))
     event.listen(engine, "before_cursor_execute", lambda *arguments: seen.append(arguments[2]))
     with postgresql.engine.begin() as connection:
         connection.execute(

@@ -50,6 +50,9 @@ class AsyncPort(Port):
     def create_tables(self) -> None:
         self.twin.create_tables()
 
+    def ask(self) -> None:
+        self.runner.run(greenlet_spawn(support.app.asked, self.engine))
+
     def clear(self) -> None:
         self.twin.clear()
 

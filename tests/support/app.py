@@ -13,7 +13,7 @@ from alembic.operations import Operations
 from sqlalchemy import Engine, String, create_engine, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from safeagent_sa import ExecutionGuard, ExecutionRequest, metadata, schema, sqlite
+from safeagent_sa import ExecutionGuard, ExecutionRequest, capabilities, metadata, schema, sqlite
 from support.patience import PATIENCE
 
 
@@ -36,6 +36,12 @@ def make_engine(url: Any, **options: Any) -> Engine:
     return engine
 
 
+def asked(engine: Engine) -> Engine:
+    """Return an engine of which the guard knows what its database can do, as after its first claim."""
+    capabilities(engine)
+    return engine
+
+
 @dataclass
 class Port:
     """One database with the tables of guard and business, and short ways to query it."""
@@ -45,6 +51,8 @@ class Port:
     engine: Engine
     guard_options: dict[str, Any] = field(default_factory=dict)
     """Options of the guards of a test on this port, in addition to the test's own."""
+    locks_by_key: bool = False
+    """Whether claims keep apart by the key alone."""
 
     def __post_init__(self) -> None:
         self.sessions = sessionmaker(self.engine)
@@ -54,6 +62,11 @@ class Port:
         with self.engine.begin() as connection:
             schema.upgrade(Operations(MigrationContext.configure(connection)))
             Base.metadata.create_all(connection)
+        self.ask()
+
+    def ask(self) -> None:
+        """Let the first claim of the engine be behind it, in which the guard asks what the database can do."""
+        asked(self.engine)
 
     def clear(self) -> None:
         with self.engine.begin() as connection:

@@ -21,7 +21,7 @@ from safeagent_sa import ExecutionGuard
 from safeagent_sa._dialects.postgresql.pipeline import Pipeline
 from safeagent_sa._transaction.commit_guard import install
 from support.aio import Facade
-from support.app import deliver, pay
+from support.app import asked, deliver, pay
 from support.patience import PATIENCE
 
 
@@ -34,6 +34,12 @@ def _begin(pipeline, *arguments, begin=Pipeline.begin):
     if (caller := getattr(_here, "caller", None)) is not None:
         caller.before_batch()
     return begin(pipeline, *arguments)
+
+
+def _send(pipeline, *arguments, send=Pipeline.send, **options):
+    if (caller := getattr(_here, "caller", None)) is not None:
+        caller.before_batch()
+    return send(pipeline, *arguments, **options)
 
 
 class Crashed(BaseException):
@@ -74,6 +80,7 @@ class Caller:
         self.made = (create_async_engine if explorer.is_async else create_engine)(explorer.url, **options)
         self.engine = self.made.sync_engine if explorer.is_async else self.made
         self.sessions = sessionmaker(self.engine)
+        self.runner.run(greenlet_spawn(asked, self.engine)) if self.runner else asked(self.engine)
         self.changed = threading.Condition()
         self.pid, self.is_leaving = None, False
         event.listen(self.engine, "before_cursor_execute", self._before_statement)
@@ -81,7 +88,7 @@ class Caller:
         self.send, self.commit_guard.send = self.commit_guard.send, self._send
 
     def start(self, fault):
-        self.fault, self.step, self.trace = fault, 0, []
+        self.fault, self.step, self.trace, self.waits_briefly = fault, 0, [], False
         self.state, self.answer, self.error = "running", None, None
         self.pid, self.is_leaving = None, False
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -131,8 +138,13 @@ class Caller:
             self.state = state
             self.changed.notify_all()
 
-    def _before_statement(self, _connection, _cursor, statement, *_):
+    def _before_statement(self, _connection, _cursor, statement, parameters, *_):
+        if self.explorer.skips(statement):
+            return
         self._stop_at(statement.split()[0])
+        # A wait of a millisecond is over before it could be seen.
+        is_limit = isinstance(parameters, dict) and "milliseconds" in parameters
+        self.waits_briefly = parameters["milliseconds"] == 1 if is_limit else self.waits_briefly
 
     def before_batch(self):
         self._stop_at("BEGIN with claim")
@@ -167,7 +179,7 @@ class Caller:
                 self.changed.wait_for(lambda: self.state != "running", timeout=0.002)
                 if self.state != "running":
                     return self.state
-            if self.pid is not None and self.explorer.waits_for_lock(self.pid):
+            if self.pid is not None and not self.waits_briefly and self.explorer.waits_for_lock(self.pid):
                 return "waiting"
             assert time.monotonic() < deadline, (self.number, self.trace)
 
@@ -175,17 +187,20 @@ class Caller:
 class Explorer:
     """All schedules of some callers of one request, on one isolation level.
 
-    `driver` is SQLAlchemy's name of the driver, with "+pipeline" for a guard that is pipelined.
+    `driver` is SQLAlchemy's name of the driver, with "+pipeline" for a guard that is pipelined. `skips` names statements
+    that no order changes anything for: a caller does not stop before them.
     """
 
-    def __init__(self, port, *, driver="psycopg", callers=2, level="READ COMMITTED", wait_timeout=None):
-        self.port, self.level = port, level
+    def __init__(
+        self, port, *, driver="psycopg", callers=2, level="READ COMMITTED", wait_timeout=None, skips=lambda _: False
+    ):
+        self.port, self.level, self.skips = port, level, skips
         driver, _, mode = driver.partition("+")
         self.url = make_url(port.url).set(drivername=f"postgresql+{driver}")
         self.is_async = driver != "psycopg"
         options = {"pipeline": "auto"} if mode else {}
         self.guard = (Facade if self.is_async else ExecutionGuard)(wait_timeout=wait_timeout, **options)
-        self.batches = mock.patch.object(Pipeline, "begin", _begin)
+        self.batches = mock.patch.multiple(Pipeline, begin=_begin, send=_send)
         self.batches.start()
         self.report = Report()
         self.monitor = create_engine(port.url, isolation_level="AUTOCOMMIT").connect()

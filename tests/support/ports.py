@@ -10,7 +10,7 @@ import pytest
 # psycopg2 shares its path with psycopg, except for pipelining. The last two are a mode of a driver: the claim is sent with
 # BEGIN, and the completion with COMMIT.
 PLAIN = ["sqlite", "aiosqlite", "postgresql", "psycopg_async", "asyncpg"]
-PORTS = [*PLAIN, "psycopg2", "pipelined", "pipelined_async"]
+PORTS = [*PLAIN, "psycopg2", "pipelined", "pipelined_async", "postgresql_key"]
 ASYNC = ["aiosqlite", "psycopg_async", "asyncpg", "pipelined_async"]
 
 

@@ -35,6 +35,7 @@ def main(url, pipeline, request_id, stop_at=None):
     begun, begin = [], Pipeline.begin
     Pipeline.begin = lambda *arguments: begun.append(arguments) or begin(*arguments)
     port = another_way(None, url, poolclass=NullPool)
+    port.ask()
     reach("start")
     port.guard_options = {"pipeline": pipeline}
     if isinstance(port, AsyncPort):

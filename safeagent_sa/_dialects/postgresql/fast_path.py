@@ -25,6 +25,7 @@ from .statements import (
 
 
 if TYPE_CHECKING:
+    from .key_statements import KeyStatements
     from .pipeline import Pipeline, PipelinedCompletion
     from .prepared import Names, Texts
 
@@ -37,7 +38,7 @@ _NOT_AGAIN = {"57014", "55P03"}
 class FastPath:
     """Sends the statements of one table with BEGIN and COMMIT, over psycopg 3."""
 
-    def __init__(self, statements: Statements) -> None:
+    def __init__(self, statements: Statements | KeyStatements) -> None:
         self._statements = statements
 
     def begin_with(self, connection: Connection, claim: NewClaim) -> Begun | None:

@@ -105,6 +105,22 @@ class Pipeline:
         transformer.set_pgresult(results[-1])
         return transformer.load_row(0, tuple), names
 
+    def send(self, statements: Sequence[tuple[str, Sequence[Any]]], *, begins: bool) -> list[list[tuple[Any, ...]]]:
+        """Send statements in one batch, with BEGIN in front where it begins the transaction; return the rows of each.
+
+        Raises:
+            psycopg.Error: As the server or the driver raised it. On the server a transaction may be open, in error.
+        """
+        driver = self._driver
+        pgconn, encoding = driver.pgconn, _encoding_of(driver)
+        commands: list[Command] = [partial(pgconn.send_query_params, _begin(driver), None)] if begins else []
+        for sql, values in statements:
+            encoded = [None if value is None else str(value).encode(encoding) for value in values]
+            commands.append(partial(pgconn.send_query_params, sql.encode(encoding), encoded))
+        results = self._wait(driver, _batch(pgconn, commands))
+        self._raise_failure(results)
+        return [_rows(driver, result) for result in (results[1:] if begins else results)]
+
     def give_up(self) -> None:
         """End the transaction of a `begin` that has failed."""
         driver = self._driver
@@ -170,6 +186,12 @@ def _execution(pgconn: Any, encoding: str, text: Text, name: bytes | None, param
     if name is None:
         return partial(pgconn.send_query_params, text.sql.encode(encoding), values)
     return partial(pgconn.send_query_prepared, name, values)
+
+
+def _rows(driver: Any, result: Any) -> list[tuple[Any, ...]]:
+    transformer = Transformer(driver)
+    transformer.set_pgresult(result)
+    return transformer.load_rows(0, result.ntuples, tuple)
 
 
 def _encoding_of(driver: Any) -> str:

@@ -33,6 +33,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    true,
     union_all,
     update,
 )
@@ -164,50 +165,40 @@ class Statements:
         complete: Store one result.
         complete_or_fail: The same, or find it done; raise LOST where there is no row.
         insert_many: Claim many rows, those whose lock is free.
-        find_many: Read many rows.
         complete_many: Store many results.
     """
 
-    def __init__(self, table: Table, owned: tuple[Any, ...], select_one: Any, select_many: Any) -> None:
+    def __init__(self, table: Table, owned: tuple[Any, ...], select_one: Any) -> None:
         """Build the statements.
 
         Args:
             table: The execution table.
             owned: The conditions of a row that is a claim's own.
             select_one: The SELECT of one stored request.
-            select_many: The SELECT of stored requests of one scope.
         """
         columns = table.c
         self._table, self._names = table, NewClaim._fields
         # A parameter in a SELECT list has no type unless it is given one (SQLSTATE 42P08).
         self._values = [
-            cast(bindparam(name, type_=columns[name].type), _plain(columns[name].type)) for name in self._names
+            cast(bindparam(name, type_=columns[name].type), plain(columns[name].type)) for name in self._names
         ]
         lock_seed = _LOCK_SEED + _TableId(table)
         lock_key = func.hashtextextended(bindparam("lock_name", type_=Text), lock_seed)
         self._is_free = func.pg_try_advisory_xact_lock(lock_key)
 
         self.insert_or_find = self.claim_or(select_one, {})
-        self.prepare_wait = select(*_limits(bindparam("milliseconds", type_=BigInteger)), _kept("lock_key", lock_key))
+        self.prepare_wait = select(*limits(bindparam("milliseconds", type_=BigInteger)), kept("lock_key", lock_key))
         self.complete = self._complete(*owned, result=bindparam("new_result"))
-        # The same, to be sent with a COMMIT behind it: no client looks at a row count in between, so no row is an error,
-        # unless this transaction has completed the row before, for a read.
-        completed = self.complete.returning(literal_column("1")).cte("completion")
-        is_status = columns.status == constant(ExecutionStatus.COMPLETED)
-        is_done = select(literal_column("1")).where(*owned, is_status, IS_SAME).exists()
-        is_one = func.count(literal_column("*")) == literal_column("1")
-        number = case((or_(is_one, is_done), constant("1")), else_=constant(LOST))
-        self.complete_or_fail = select(cast(number, Integer)).select_from(completed)
+        self.complete_or_fail = or_fail(self.complete, table, owned, IS_SAME)
 
         # Many at once: the same statements over arrays.
-        new = _arrays("request_id", "fingerprint")
+        new = arrays("request_id", "fingerprint")
         each = {"request_id": new.c.request_id, "fingerprint": new.c.fingerprint}
         given = [each.get(name, value) for name, value in zip(self._names, self._values, strict=True)]
         lock_keys = func.hashtextextended(bindparam("lock_prefix", type_=Text).concat(new.c.request_id), lock_seed)
         are_free = func.pg_try_advisory_xact_lock(lock_keys)
         self.insert_many = self._insert(select(*given).select_from(new).where(are_free))
-        self.find_many = select_many.where(columns.request_id == any_(cast(_array("request_ids"), ARRAY(Text))))
-        done = _arrays("request_id", "result")
+        done = arrays("request_id", "result")
         self.complete_many = self._complete(
             columns.scope == bindparam("key_scope"),
             columns.request_id == done.c.request_id,
@@ -236,16 +227,41 @@ class Statements:
         return inserted.returning(self._table.c.request_id, _PROOF.label("proof"), durability.label("durability"))
 
     def _complete(self, *which: Any, result: Any) -> Any:
-        return (
-            update(self._table)
-            .where(
-                *which,
-                self._table.c.status == constant(ExecutionStatus.CLAIMED),
-                bindparam("proof", type_=Text) == _PROOF,
-                _durable(bindparam("is_forced", type_=Boolean)),
-            )
-            .values(status=constant(ExecutionStatus.COMPLETED), result=result, completed_at=func.clock_timestamp())
-        )
+        is_same = bindparam("proof", type_=Text) == _PROOF
+        return completion(self._table, *which, is_same, result=result, completed_at=func.clock_timestamp())
+
+
+def completion(table: Table, *which: Any, result: Any, completed_at: Any, is_durable: bool = True) -> Any:
+    """Return what stores results in claimed rows; from there on, where `is_durable`, the COMMIT cannot be lost."""
+    made_durable = (durable(bindparam("is_forced", type_=Boolean)),) if is_durable else ()
+    return (
+        update(table)
+        .where(*which, table.c.status == constant(ExecutionStatus.CLAIMED), *made_durable)
+        .values(status=constant(ExecutionStatus.COMPLETED), result=result, completed_at=completed_at)
+    )
+
+
+def or_fail(complete: Any, table: Table, owned: tuple[Any, ...], is_same: Any) -> Any:
+    """Return a completion to be sent with a COMMIT behind it: no client looks at a row count in between, so no row is an error.
+
+    Unless this transaction has completed the row before, for a read.
+    """
+    completed = complete.returning(literal_column("1")).cte("completion")
+    is_status = table.c.status == constant(ExecutionStatus.COMPLETED)
+    is_done = select(literal_column("1")).where(*owned, is_status, is_same).exists()
+    is_one = func.count(literal_column("*")) == literal_column("1")
+    number = case((or_(is_one, is_done), constant("1")), else_=constant(LOST))
+    return select(cast(number, Integer)).select_from(completed)
+
+
+def find_many(table: Table, select_many: Any) -> Any:
+    """Return what reads many rows, given the SELECT of stored requests of one scope."""
+    return select_many.where(is_one_of(table))
+
+
+def is_one_of(table: Table) -> Any:
+    """Return the condition of rows whose ids are the parameter `request_ids`."""
+    return table.c.request_id == any_(cast(array("request_ids"), ARRAY(Text)))
 
 
 WAIT = text("""
@@ -265,7 +281,7 @@ inside the server: of many that wait for one request, none waits for another one
 """
 
 
-def _limits(milliseconds: Any) -> tuple[Any, ...]:
+def limits(milliseconds: Any) -> tuple[Any, ...]:
     """Return what limits the wait for a lock: at most so many milliseconds, and less than the session's statement_timeout.
 
     The clock of statement_timeout runs already, so the lock's time must be a little shorter to end first. The caller's own
@@ -276,11 +292,11 @@ def _limits(milliseconds: Any) -> tuple[Any, ...]:
         cast(milliseconds, BigInteger), func.nullif(cast(statement_timeout, BigInteger), literal_column("0"))
     )
     shown = cast(func.greatest(func.coalesce(limit, literal_column("0")), literal_column("0")), Text)
-    kept = _kept("lock_timeout", func.current_setting("lock_timeout"))
-    return cast(shown, BigInteger), kept, func.set_config("lock_timeout", shown, True)
+    caller = kept("lock_timeout", func.current_setting(constant("lock_timeout"))).label("caller_lock_timeout")
+    return cast(shown, BigInteger).label("limit_ms"), caller, func.set_config(constant("lock_timeout"), shown, true())
 
 
-def _durable(is_forced: Any) -> Any:
+def durable(is_forced: Any) -> Any:
     """Return a condition that always holds, and turns synchronous_commit on for this transaction alone where it is off.
 
     It is part of the statement that completes, since the setting may change until then (manual, section 20.5).
@@ -290,23 +306,26 @@ def _durable(is_forced: Any) -> Any:
     return case((and_(is_forced, is_losable), turned_on), else_=constant("as it is")).is_not(None)
 
 
-def _kept(name: str, value: Any) -> Any:
-    return func.set_config(f"safeagent_sa.{name}", cast(value, Text), True)
+def kept(name: str, value: Any) -> Any:
+    """Keep a value under a name of the guard's own until the transaction ends."""
+    return func.set_config(constant(f"safeagent_sa.{name}"), cast(value, Text), true())
 
 
-def _plain(type_: Any) -> Any:
+def plain(type_: Any) -> Any:
+    """Return the type to which a parameter is cast."""
     # A cast to the key's own type would carry its collation into the value, for nothing.
     return Text() if isinstance(type_, String) else type_
 
 
-def _arrays(first: str, second: str) -> Any:
+def arrays(first: str, second: str) -> Any:
     """Return the rows of two arrays, given as the parameters `<first>s` and `<second>s`."""
-    rows = func.unnest(_array(f"{first}s"), _array(f"{second}s")).table_valued(
+    rows = func.unnest(array(f"{first}s"), array(f"{second}s")).table_valued(
         column(first, Text), column(second, Text), name="given"
     )
     return rows.render_derived()
 
 
-def _array(name: str) -> Any:
+def array(name: str) -> Any:
+    """Return a parameter that is an array of texts."""
     # As a subquery, whose length the planner does not know: for thousands of ids it would read the table and not the key.
     return select(bindparam(name, type_=ARRAY(Text))).scalar_subquery()

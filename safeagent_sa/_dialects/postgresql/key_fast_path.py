@@ -1,0 +1,58 @@
+"""The fast path of key locking: what stands around a claim goes in one batch with it, and with BEGIN where that is not sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from ..base import Begun, Inserted, NewClaim, StoredRequest
+from .fast_path import FastPath
+from .key_statements import AT_ONCE, LOCK_NOT_AVAILABLE, RELEASE, RESTORE, ROLLBACK, SAVEPOINT, KeyStatements
+from .statements import LOSABLE, numbered
+
+
+Find = Callable[[Connection, str, str], StoredRequest | None]
+
+
+class KeyFastPath(FastPath):
+    """Sends a claim with its savepoint and limits in one batch, and its completion with COMMIT, over psycopg 3."""
+
+    def __init__(self, statements: KeyStatements, find: Find) -> None:
+        super().__init__(statements)
+        self._limit_statement, self._find = statements.limit, find
+
+    def begin_with(self, connection: Connection, claim: NewClaim) -> Begun | None:
+        """Send it, also where the transaction is open; None where the plain path is to be taken."""
+        pipeline = self._pipeline(connection)
+        if pipeline is None:
+            return None
+        text, parameters = self._texts.claim, claim._asdict()
+        batch = [
+            (SAVEPOINT, ()),
+            (self._limit, (AT_ONCE,)),
+            (text.sql, [parameters[name] for name in text.names]),
+            (RELEASE, ()),
+            (RESTORE, ()),
+        ]
+        driver_error = connection.dialect.loaded_dbapi.Error
+        begins = pipeline.is_idle
+        try:
+            _, [(synchronous_commit, *_)], inserted, *_ = pipeline.send(batch, begins=begins)
+        except driver_error as error:
+            if error.sqlstate == LOCK_NOT_AVAILABLE:
+                pipeline.send([(ROLLBACK, ()), (RELEASE, ())], begins=False)
+                return Begun(None)
+            if begins:  # the plain path raises what there is to raise
+                pipeline.give_up()
+                return None
+            raise DBAPIError.instance(text.sql, None, error, driver_error, dialect=connection.dialect) from error
+        if not inserted:
+            return Begun(self._find(connection, claim.scope, claim.request_id))
+        return Begun(Inserted("", is_durable=synchronous_commit not in LOSABLE))
+
+    @cached_property
+    def _limit(self) -> str:
+        return numbered(self._limit_statement)[0]

@@ -1,0 +1,114 @@
+"""What all protocols on PostgreSQL have in common: what its errors mean, plain reads, and what makes a COMMIT durable."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Float, Table, func, literal, text
+from sqlalchemy.exc import DBAPIError
+
+from ...errors import AutocommitError, ReadOnlyTransactionError
+from ..base import ClaimProtocol, StoredRequest, by_request_id, constant
+from ..drivers import HAS_WRITTEN
+from .statements import LOSABLE, Ready, find_many, has_plain_types
+
+
+# SQLSTATEs (manual, appendix A)
+_IN_FAILED_TRANSACTION = "25P02"
+_READ_ONLY_TRANSACTION = "25006"
+# serialization failure, deadlock (manual, section 13.5: run the whole transaction again); the server stops, has crashed, or
+# cannot accept connections yet
+_TRANSIENT = {"40001", "40P01", "57P01", "57P02", "57P03"}
+_CONNECTION_EXCEPTION = "08"
+
+
+class OnPostgreSQL(ClaimProtocol):
+    """What does not depend on how claims keep apart."""
+
+    is_durable = func.current_setting(constant("synchronous_commit")).not_in(map(constant, sorted(LOSABLE)))
+
+    def __init__(self, table: Table) -> None:
+        super().__init__(table)
+        self._is_plain = has_plain_types(table)
+        self._find = Ready(self._select, is_plain=self._is_plain)
+        self._find_many = find_many(table, self._select_many)
+
+    def ensure_transaction(self, connection: Connection) -> None:
+        """Refuse AUTOCOMMIT, which `Connection.get_isolation_level()` does not show."""
+        if getattr(connection.connection.dbapi_connection, "autocommit", False):
+            message = (
+                "the connection is in AUTOCOMMIT mode, so the claim and the business writes would not commit together. "
+                "Nothing was sent. Use an engine or session without isolation_level='AUTOCOMMIT' and without a "
+                "driver-level autocommit=True for guarded transactions."
+            )
+            raise AutocommitError(message)
+
+    def find(self, connection: Connection, scope: str, request_id: str) -> StoredRequest | None:
+        """Return the row, read in a separate statement and so with a new snapshot below REPEATABLE READ."""
+        row = self._find.run(connection, {"key_scope": scope, "key_request_id": request_id}).first()
+        return None if row is None else StoredRequest._make(row)
+
+    def find_many(self, connection: Connection, scope: str, request_ids: list[str]) -> dict[str, StoredRequest]:
+        """Return the rows, read in a separate statement as in `find`."""
+        parameters = {"key_scope": scope, "request_ids": request_ids}
+        return by_request_id(connection.execute(self._find_many, parameters))
+
+    def make_durable(self, connection: Connection) -> None:
+        """Set synchronous_commit for this transaction alone (manual, section 20.5)."""
+        connection.execute(text("SELECT set_config('synchronous_commit', 'on', true)"))
+
+    def is_aborted_error(self, error: Exception) -> bool:
+        """Return whether it is the error of a statement in an aborted transaction."""
+        return isinstance(error, DBAPIError) and sqlstate_of(error) == _IN_FAILED_TRANSACTION
+
+    @staticmethod
+    def is_transient(error: DBAPIError) -> bool:
+        """Return whether it is a serialization failure, a deadlock, a server that stops or starts, or a lost connection."""
+        code = sqlstate_of(error) or ""
+        return code in _TRANSIENT or code.startswith(_CONNECTION_EXCEPTION)
+
+    @staticmethod
+    def may_have_written(connection: Connection) -> bool:
+        """Ask whether the transaction has an id: PostgreSQL gives one at the first write."""
+        return bool(connection.scalar(HAS_WRITTEN))
+
+    def now(self) -> Any:
+        """Return `clock_timestamp()`.
+
+        `now()` stands still within a transaction (manual, section 9.9.5): a lease of one second, written by a transaction
+        that is older than that, would be over when it is written.
+        """
+        return func.clock_timestamp()
+
+    def began(self) -> Any:
+        """Return `now()`."""
+        return func.now()
+
+    def later(self, seconds: float) -> Any:
+        """Return `clock_timestamp()` plus an interval."""
+        return func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, literal(seconds, Float))
+
+    def age_of(self, moment: ColumnElement[Any]) -> Any:
+        """Return the seconds from a moment to `clock_timestamp()`."""
+        return func.extract("epoch", func.clock_timestamp() - moment)
+
+
+def refuse_read_only(error: DBAPIError) -> None:
+    """Raise where an error says that the transaction may not write."""
+    if sqlstate_of(error) == _READ_ONLY_TRANSACTION:
+        message = (
+            "the claim met a read-only transaction, or a replica. Claims write, replays included: give the guard a "
+            "session on the primary, and route its table there where a Session chooses between engines."
+        )
+        raise ReadOnlyTransactionError(message) from error
+
+
+def milliseconds_of(timeout: float | None) -> int | None:
+    """Return a time as PostgreSQL's settings have it: an integer of 32 bits, where 0 means without end."""
+    return None if timeout is None else min(max(1, math.ceil(timeout * 1000)), 2**31 - 1)
+
+
+def sqlstate_of(error: DBAPIError) -> str | None:
+    """Return the code of an error, as each driver has it."""
+    return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
