@@ -151,7 +151,7 @@ def test_less_than_a_day_can_be_asked_for(database):
     deliver(database, "young")
     age(database, 1 / 24, "young")
     assert purge(database.sessions, older_than=dt.timedelta(minutes=50), allow_under_24_hours=True) == 1
-    with pytest.raises(RetentionTooShortError):  # the future is nobody's retention
+    with pytest.raises(RetentionTooShortError):  # a time in the future
         purge(database.sessions, older_than=-QUARTER, allow_under_24_hours=True)
 
 
@@ -220,7 +220,7 @@ def test_a_locked_row_is_left_for_the_next_time(postgresql):
 
 
 def test_purges_and_claims_at_the_same_moment(database):
-    """Two purgers, three callers: each purged request has one payment, each new one, too, and nobody gets an error."""
+    """Two purgers, three callers: each purged request has one payment, each new one, too, and there is no error."""
     old = [f"old-{number}" for number in range(60)]
     for name in old:
         deliver(database, name)

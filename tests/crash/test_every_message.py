@@ -79,7 +79,7 @@ def test_a_cut_at_every_message_is_settled_by_a_retry(postgresql, through, direc
 
 
 @pytest.mark.parametrize("direction", ["client", pytest.param("server", marks=pytest.mark.stress)])
-def test_run_transaction_settles_every_cut_by_itself(postgresql, through, direction):
+def test_run_transaction_settles_every_cut_alone(postgresql, through, direction):
     guard = ExecutionGuard(wait_timeout=PATIENCE)
 
     def run(number):

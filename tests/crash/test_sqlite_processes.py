@@ -35,7 +35,7 @@ def run(port, tmp_path, *, rounds, ids, processes=16):
             chance.shuffle(order)
             clients.append(start(port, order, tmp_path / f"{number}-{index}.log"))
         for client in chance.sample(clients, processes // 4):
-            for _ in range(chance.randrange(1, ids)):  # after so many answers, at whatever it is doing then
+            for _ in range(chance.randrange(1, ids)):  # after so many answers, at any step of the next one
                 client.stdout.readline()
             client.kill()
             kills += 1
