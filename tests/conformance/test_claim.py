@@ -1,4 +1,4 @@
-"""The promise itself, the same on every database: once, and the same answer for every retry."""
+"""The promise itself, the same on every database: one execution, and the same answer for every retry."""
 
 import datetime as dt
 import uuid
@@ -288,7 +288,7 @@ def test_a_savepoint_of_the_caller_inside_the_block_may_fail(port):
         with pytest.raises(ZeroDivisionError), session.begin_nested():
             pay(session, "bonus")
             raise ZeroDivisionError
-        with session.begin_nested():  # its release is no commit of the claim
+        with session.begin_nested():  # its release does not commit the claim
             pay(session, "fee")
         execution.complete(pay(session, "order-1"))
 
@@ -296,7 +296,7 @@ def test_a_savepoint_of_the_caller_inside_the_block_may_fail(port):
     assert port.requests() == [("order-1", "completed")]
 
 
-def test_a_scoped_session_is_taken_for_its_session(port):
+def test_a_scoped_session_works_like_its_session(port):
     registry = scoped_session(port.sessions)
     with guard.claim(registry, "order-1", action="pay") as execution:
         execution.complete(pay(registry, "order-1"))

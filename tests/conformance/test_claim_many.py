@@ -1,4 +1,4 @@
-"""claim_many(): a fixed number of statements whatever the size, and every request told apart."""
+"""claim_many(): a fixed number of statements whatever the size, and each request sorted by what became of its claim."""
 
 import itertools
 import textwrap
@@ -53,7 +53,7 @@ def test_a_batch_executes_once_and_replays_as_a_whole(port):
     assert [port.payments(name) for name in names] == [1, 1, 1]
 
 
-# How many values one statement may have is the driver's to say.
+# Each driver limits the number of values in one statement.
 @ports_for("size", {1: PLAIN, 100: PLAIN, "the most": ["sqlite", "postgresql", "asyncpg"]})
 def test_the_number_of_statements_does_not_depend_on_the_size(port, statements, size):
     size = LIMITS[port.name] if size == "the most" else size
@@ -74,7 +74,7 @@ def test_the_number_of_statements_does_not_depend_on_the_size(port, statements, 
     assert len([statement for statement in statements if "BEGIN" not in statement]) == 2 + more
 
 
-def test_every_request_is_told_apart(port):
+def test_a_batch_sorts_every_request_by_what_became_of_its_claim(port):
     deliver(port, "done")
     deliver(port, "conflict")
     for name in ("failed", "doubt", "expired"):
@@ -94,7 +94,7 @@ def test_every_request_is_told_apart(port):
     assert batch.in_progress == []
 
 
-def test_what_somebody_else_is_at_is_left_to_him(postgresql):
+def test_a_request_that_is_held_elsewhere_is_in_progress(postgresql):
     with postgresql.sessions() as holder, guard.claim(holder, "b", action="pay") as execution:
         batch = ingest(postgresql, dict.fromkeys("abc"))
         execution.complete()
@@ -234,7 +234,7 @@ def test_bad_input_is_refused_before_any_sql(port, statements):
 
 
 @not_pipelined
-def test_too_many_ids_are_told_the_loop_that_claims_them(port):
+def test_the_error_for_too_many_ids_shows_a_loop_that_claims_them(port):
     names = dict.fromkeys(f"m-{number:05}" for number in range(2 * LIMITS[port.name] + 1))
     with port.sessions() as session:
         with pytest.raises(BatchTooLargeError) as caught, guard.claim_many(session, names, action="pay"):

@@ -1,4 +1,4 @@
-"""The guard's word is the last one before COMMIT, whichever way a COMMIT takes past the session, the savepoint or the block."""
+"""The guard decides last before COMMIT, on every way past the session, the savepoint or the block."""
 
 import pytest
 from sqlalchemy import text

@@ -108,7 +108,7 @@ def test_a_refused_commit_and_a_lost_claim(port):
     assert not heard[-1].was_commit_sent
 
 
-def test_a_batch_tells_of_each(port):
+def test_listeners_get_an_event_for_each_claim_of_a_batch(port):
     heard = []
     guard = ExecutionGuard(listeners=[heard.append])
     deliver(port, guard, "order-1")
@@ -117,8 +117,8 @@ def test_a_batch_tells_of_each(port):
         with guard.claim_many(session, dict.fromkeys(["order-1", "order-2", "order-3"]), action="pay") as batch:
             for execution in batch.new:
                 execution.complete()
-    told = [(type(event).__name__, event.request_id) for event in heard]
-    assert sorted(told) == sorted(
+    seen = [(type(event).__name__, event.request_id) for event in heard]
+    assert sorted(seen) == sorted(
         [("Replayed", "order-1")]
         + [(name, each) for name in ("Claimed", "Completed", "Committed") for each in ("order-2", "order-3")]
     )
@@ -136,7 +136,7 @@ def test_waits_and_refusals_of_waiters(postgresql):
     assert next(event for event in heard if isinstance(event, Waited)).seconds >= 0.05
 
 
-def test_a_lost_answer_of_commit_is_told(postgresql):
+def test_a_lost_answer_of_commit_is_a_rollback_after_a_commit_that_was_sent(postgresql):
     heard = []
     guard = ExecutionGuard(listeners=[heard.append])
     with pytest.raises(Exception, match=r"terminat|closed"), postgresql.sessions() as session, session.begin():

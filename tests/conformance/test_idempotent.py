@@ -44,7 +44,7 @@ def insert(session, reference):
 
 
 def twice(port, call):
-    """Deliver a call twice, each time in a transaction of its own; return both answers."""
+    """Deliver a call twice, each time in a new transaction; return both answers."""
     answers = []
     for _ in range(2):
         with port.sessions() as session, session.begin():
@@ -153,7 +153,7 @@ def test_scope_is_a_template_as_the_id_is(port):
     assert port.payments("order-2") == 1
 
 
-def test_each_of_the_three_ways_that_a_refused_scope_is_told_works(port):
+def test_each_of_the_three_ways_out_of_a_refused_scope_works(port):
     def pay(session: Session, tenant: str, order_id: str) -> int:
         return insert(session, order_id)
 

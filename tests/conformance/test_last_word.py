@@ -1,6 +1,6 @@
 """Between the block and COMMIT: whatever happens there, a COMMIT that returns has stored the receipt with all rows.
 
-"Behind the block" means after it has ended well: the completion is known by then, and sent in front of COMMIT.
+"Behind the block" means after it has ended with a result: the completion is then known, and sent in front of COMMIT.
 """
 
 import gc
@@ -89,7 +89,7 @@ HOOKS = [
 
 @pytest.fixture
 def listen():
-    """Add a hook of the user's; take it away where it outlives the session."""
+    """Add a hook of the application's; remove it where it outlives the session."""
     undo = []
 
     def listen(port, session, hook):
@@ -107,7 +107,7 @@ def test_a_hook_that_swallows_an_error_lets_no_commit_pass(on_postgresql, listen
         execute(session)
         listen(on_postgresql, session, hook)
         session.add(Payment(reference="after", amount=1))
-        # A later flush finds it first, in the database's own words.
+        # A later flush finds it first, and raises the database's own error.
         with pytest.raises(DBAPIError if hook is in_a_later_before_commit else TransactionAbortedError):
             session.commit()
         session.rollback()
@@ -165,7 +165,7 @@ def test_a_hook_on_the_last_statement_of_all_is_seen_by_the_driver_s_status(on_p
 
 
 def test_asyncpg_does_not_show_what_such_a_hook_has_done(asyncpg):
-    """The gap that docs/when-can-it-still-run-twice.md names: asyncpg tells an aborted transaction from an open one to nobody."""
+    """The gap that docs/when-can-it-still-run-twice.md names: asyncpg does not show that a transaction is aborted."""
     hook = swallow_behind_the_completion(asyncpg.engine)
     try:
         with asyncpg.sessions() as session:
@@ -216,7 +216,7 @@ STATEMENTS = {
 
 @pytest.mark.parametrize("send", STATEMENTS.values(), ids=STATEMENTS)
 def test_a_statement_behind_a_rollback_as_text_is_not_sent(port, send):
-    """Some drivers begin no other transaction there, so that each statement would commit on its own."""
+    """Some drivers then begin no other transaction, so that each statement would commit at once."""
     with port.sessions() as session:
         execute(session)
         session.execute(text("ROLLBACK"))
@@ -298,7 +298,7 @@ def test_a_rollback_of_the_driver_behind_the_block(port, flush):
 
     assert port.requests() == []
     assert port.payments("order-1") == 0
-    # SQLite's driver begins no other transaction, so that what is flushed commits on its own: docs/misuse.md.
+    # SQLite's driver begins no other transaction, so that each flush commits at once: docs/misuse.md.
     assert port.payments("after") == (1 if flush and port.name == "sqlite" else 0)
 
 
@@ -321,7 +321,7 @@ def test_a_commit_of_the_driver_behind_the_block_leaves_the_id_in_doubt(port, go
 @pytest.mark.parametrize("on_postgresql", ["postgresql", "psycopg_async", "asyncpg"], indirect=True)
 @pytest.mark.parametrize("execute", [execute, execute_in_a_batch])
 def test_a_receipt_of_another_transaction_covers_nothing(on_postgresql, execute):
-    """Whoever looks before the COMMIT has the result stored; the driver's own COMMIT then ends the claim's transaction."""
+    """A read before the COMMIT writes the result; a COMMIT on the driver's connection then ends the claim's transaction."""
     with on_postgresql.sessions() as session:
         execute(session)
         assert guard.get(session, "order-1").result is not None
@@ -364,7 +364,7 @@ def test_a_rollback_and_writes_in_the_last_hook_there_is(on_postgresql):
 @not_pipelined
 @pytest.mark.parametrize("execute", [execute, execute_in_a_batch])
 def test_a_row_of_another_claim_is_not_completed(port, execute):
-    """It is there, in this very transaction, and not completed; the driver's savepoint was not seen."""
+    """The row exists, in this very transaction, and is not completed; the guard has not seen the driver's savepoint."""
     with port.sessions() as session:
         connection = session.connection()
         cursor = connection.connection.dbapi_connection.cursor()
@@ -467,7 +467,7 @@ def test_savepoints_as_text_are_followed(port, steps, stored, execute):
     follow(port, steps, stored, execute)
 
 
-def test_names_of_savepoints_are_told_apart_as_postgresql_does(on_postgresql):
+def test_names_of_savepoints_are_compared_as_postgresql_does(on_postgresql):
     follow(on_postgresql, QUOTED, ["first"])
 
 
@@ -591,7 +591,7 @@ def _write_to(second):
 
 @pytest.mark.parametrize("when", ["after_flush", "after_flush_postexec", "before_commit"])
 def test_a_second_database_that_a_hook_writes_to_is_refused(port, second, when):
-    for _ in range(5):  # which of the two is committed first is for a set to decide
+    for _ in range(5):  # the order of the two commits is that of a set
         with Session(port.engine, binds={ExecutionRequest: port.engine}) as session:
             with guard.claim(session, "order-1", action="pay") as execution:
                 execution.complete(pay(session, "order-1"))

@@ -224,12 +224,12 @@ def test_a_commit_of_the_driver_inside_the_block_is_found_by_the_completion(port
             session.commit()
         session.rollback()
 
-    assert port.requests() == [("order-1", "claimed")]  # never answered as done, never executed again
+    assert port.requests() == [("order-1", "claimed")]  # never reported as done, never executed again
 
 
 @not_pipelined
 def test_a_lost_claim_cannot_complete_its_successor(port):
-    """The row is there, in this transaction, and not completed: but it is another claim's."""
+    """The row exists, in this transaction, and is not completed; but it belongs to another claim."""
     with port.sessions() as session:
         savepoint = session.begin_nested()
         old = guard.claim(session, "order-1", action="pay")
@@ -257,7 +257,7 @@ def test_a_stored_result_is_never_overwritten(port):
         assert protocol.complete(connection, row, proof, "1") == 1
         assert protocol.complete(connection, row, proof, "2") == 0
         assert protocol.find(connection, "", "order-1").result == "1"
-        assert protocol.claim_within(connection, row, 1.0).result == "1"  # without a wait: it is our own row
+        assert protocol.claim_within(connection, row, 1.0).result == "1"  # no wait: the row is our own
         assert protocol.insert_or_find(connection, row).result == "1"
         assert protocol.find(connection, "", "order-1").result == "1"
 
@@ -384,7 +384,7 @@ def test_two_sessions_of_one_thread_do_not_share_their_claims(port):
         assert guard.get(one, "order-1") is not None
         one.commit()
         with guard.claim(other, "order-2", action="pay") as execution:
-            one.commit()  # another session's commit is its own business
+            one.commit()  # another session may commit
             execution.complete(1)
         other.commit()
         assert other.get(ExecutionRequest, ("", "order-2")) is not None

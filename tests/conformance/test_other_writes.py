@@ -50,7 +50,7 @@ def test_changes_that_a_replay_would_write_are_refused(port, statements, write, 
 
 
 @not_pipelined
-def test_flushed_changes_and_looks_are_taken_for_meant(port):
+def test_flushed_changes_and_reads_are_allowed(port):
     with port.sessions() as session, session.begin():
         add(session)
         session.flush()

@@ -14,7 +14,7 @@ guard = ExecutionGuard()
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request):
-    """One port of each kind: no driver changes what is shown here."""
+    """One port for each database: no driver changes what is shown here."""
     return request.getfixturevalue(request.param)
 
 

@@ -1,4 +1,4 @@
-"""run_transaction(): the whole transaction, retried where that is worth it, and settled where COMMIT's answer was lost."""
+"""run_transaction(): the whole transaction, retried where that may help, and settled where COMMIT's answer was lost."""
 
 import threading
 

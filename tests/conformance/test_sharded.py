@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import select
 from sqlalchemy.ext.horizontal_shard import ShardedSession
-from support.app import Base, Payment, Port, make_engine
+from support.app import Base, Payment, Port, make_engine, pay
 
 from safeagent_sa import ExecutionGuard, ExecutionRequest, SecondDatabaseError
 
@@ -39,22 +39,32 @@ def sharded(shards):
     )
 
 
-def pay(session, reference):
-    session.add(Payment(reference=reference, amount=100))
-    session.flush()
-    return reference
+def refused(shards, work):
+    """Do the work in one transaction, whose COMMIT is refused and stores nothing on either shard."""
+    for _ in range(5):  # the order of the two commits is that of a set
+        with sharded(shards) as session:
+            work(session)
+            with pytest.raises(SecondDatabaseError):
+                session.commit()
+
+    for port in shards.values():
+        assert port.requests() == []
+        assert port.payments("east:acme") == 0
+
+
+def claim(session, scope, guard=guard, paid=None):
+    """Execute order-1 of a tenant, and pay for that tenant or for another one."""
+    return guard.execute(session, "order-1", pay, paid or scope, action="pay", scope=scope)
 
 
 @pytest.mark.parametrize("pipeline", ["off", "auto"])
 def test_claim_and_business_rows_on_one_shard(shards, pipeline):
-    guard = ExecutionGuard(pipeline=pipeline)
     for is_replay in (False, True):
         with sharded(shards) as session, session.begin():
-            with guard.claim(session, "order-1", action="pay", scope="west:acme") as execution:
-                execution.is_replay or execution.complete(pay(session, "west:acme"))
+            execution = claim(session, "west:acme", ExecutionGuard(pipeline=pipeline))
         assert execution.is_replay is is_replay
     with sharded(shards) as session:
-        assert guard.get(session, "order-1", scope="west:acme").result == "west:acme"
+        assert guard.get(session, "order-1", scope="west:acme").result == execution.result
 
     assert shards["west"].requests() == [("order-1", "completed")]
     assert shards["west"].payments("west:acme") == 1
@@ -72,31 +82,12 @@ def test_a_batch_lies_on_the_shard_of_its_scope(shards):
 
 
 def test_business_rows_on_another_shard_are_refused(shards):
-    for _ in range(5):  # which shard is committed first is for a set to decide
-        with sharded(shards) as session:
-            with guard.claim(session, "order-1", action="pay", scope="west:acme") as execution:
-                execution.complete(pay(session, "east:acme"))
-            with pytest.raises(SecondDatabaseError):
-                session.commit()
-
-    for port in shards.values():
-        assert port.requests() == []
-        assert port.payments("east:acme") == 0
+    refused(shards, lambda session: claim(session, "west:acme", paid="east:acme"))
 
 
 def test_claims_on_two_shards_are_refused(shards):
     """Each has its receipt, but the rows of one could lie with the other."""
-    for _ in range(5):
-        with sharded(shards) as session:
-            for tenant in ("west:acme", "east:acme"):
-                with guard.claim(session, "order-1", action="pay", scope=tenant) as execution:
-                    execution.complete(pay(session, "east:acme"))
-            with pytest.raises(SecondDatabaseError):
-                session.commit()
-
-    for port in shards.values():
-        assert port.requests() == []
-        assert port.payments("east:acme") == 0
+    refused(shards, lambda session: [claim(session, tenant, paid="east:acme") for tenant in ("west:acme", "east:acme")])
 
 
 def test_reading_all_shards_is_no_harm(shards):

@@ -98,7 +98,7 @@ def test_a_parameter_with_the_name_of_an_option_is_refused_by_name(port, stateme
 
 @not_pipelined
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
-def test_the_ways_that_the_error_tells_reach_the_function(port, verb):
+def test_the_ways_that_the_error_names_reach_the_function(port, verb):
     def fn(first, given=0, scope="default"):
         return [given, scope]
 

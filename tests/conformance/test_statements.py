@@ -1,4 +1,4 @@
-"""Counts what is sent: two statements more for a new execution, one in all for a replay, and no third one ever.
+"""Counts what is sent: two more statements for a new execution, one in all for a replay, and never a third one.
 
 A pipelined guard sends them below SQLAlchemy, in the batches of BEGIN and COMMIT.
 """

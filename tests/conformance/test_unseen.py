@@ -1,7 +1,7 @@
-"""What the guard does not see happen, or sees others undo: a COMMIT that returns has stored the receipt with all rows all the same."""
+"""What the guard does not see, or sees other tools undo: a COMMIT that returns has stored the receipt with all rows even then."""
 
 import gc
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from unittest import mock
 
 import pytest
@@ -29,7 +29,18 @@ def nothing_is_stored(port):
     return port.requests() == [] and [port.payments(name) for name in ("order-1", "after")] == [0, 0]
 
 
-# A driver's connection that is not one session's alone
+@contextmanager
+def refused(port, error=NotCompletedError, match=None):
+    """A session whose COMMIT raises the error, and stores nothing."""
+    with port.sessions() as session:
+        yield session
+        with pytest.raises(error, match=match):
+            session.commit()
+
+    assert nothing_is_stored(port)
+
+
+# A driver's connection that several sessions share
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -61,33 +72,28 @@ def test_another_session_on_the_same_connection_that_rolls_it_back(sync_port, sh
 
 
 def test_a_rollback_of_the_connection_behind_the_block(port):
-    with port.sessions() as session:
+    with refused(port, ClaimLostError) as session:
         execute(session)
         session.connection().rollback()
-        with pytest.raises(ClaimLostError):
-            session.commit()
-
-    assert nothing_is_stored(port)
 
 
-def test_a_claim_beside_an_open_one_on_the_same_connection_is_refused(postgresql):
-    engine = make_engine(postgresql.url, poolclass=StaticPool)
-    with Session(engine) as session:
+@pytest.mark.parametrize("sync_port", ["postgresql"], indirect=True)
+def test_a_claim_beside_an_open_one_on_the_same_connection_is_refused(sync_port, shared):
+    with Session(shared) as session:
         with pytest.raises(ClaimLostError), guard.claim(session, "order-1", action="pay") as execution:
-            with Session(engine) as other, pytest.raises(UnsupportedSessionError, match="'order-1'"):
+            with Session(shared) as other, pytest.raises(UnsupportedSessionError, match="'order-1'"):
                 execute(other, "after")
             execution.complete()  # the end of the other session was the end of this transaction, too
         with pytest.raises(ClaimLostError):
             session.commit()
-    engine.dispose()
 
-    assert nothing_is_stored(postgresql)
+    assert nothing_is_stored(sync_port)
 
 
 @pytest.mark.parametrize("is_ended", [False, True])
-def test_what_a_dropped_session_leaves_in_a_pool_that_resets_nothing(postgresql, is_ended):
+def test_a_dropped_session_in_a_pool_that_resets_nothing_stores_nothing(postgresql, is_ended):
     engine = make_engine(postgresql.url, pool_size=1, max_overflow=0, pool_reset_on_return=None)
-    if is_ended:  # as applications do it that reset by a statement of their own
+    if is_ended:  # as applications do that reset connections themselves
         event.listen(engine, "reset", lambda driver, *_: driver.rollback())
 
     def work():
@@ -121,32 +127,24 @@ def of_the_driver(session):
 
 
 def test_a_savepoint_of_the_driver_s_own_behind_the_block(port):
-    with port.sessions() as session:
+    with refused(port) as session:  # the block's writes may be gone
         execute(session)
         of_the_driver(session)
         pay(session, "after")
         session.execute(text("ROLLBACK TO mine"))
-        with pytest.raises(NotCompletedError):  # for all that is known the block's writes are gone
-            session.commit()
-
-    assert nothing_is_stored(port)
 
 
 def test_a_savepoint_of_the_driver_s_own_around_the_claim(port):
-    with port.sessions() as session:
+    with refused(port) as session:
         execute(session)
         of_the_driver(session)
         execute(session, "after")
         session.execute(text("ROLLBACK TO mine"))
         assert guard.get(session, "after") is None
-        with pytest.raises(NotCompletedError):
-            session.commit()
-
-    assert nothing_is_stored(port)
 
 
 @not_pipelined
-def test_a_savepoint_of_the_session_s_from_before_the_first_claim_costs_no_look(port, statements):
+def test_a_savepoint_of_the_session_s_from_before_the_first_claim_costs_no_query(port, statements):
     with port.sessions() as session, session.begin():
         with suppress(ZeroDivisionError), guard.claim(session, "order-1", action="pay", savepoint=True):
             raise ZeroDivisionError
@@ -159,30 +157,22 @@ def test_a_savepoint_of_the_session_s_from_before_the_first_claim_costs_no_look(
 
 
 def test_sqlite_knows_savepoints_by_any_case(sqlite):
-    with sqlite.sessions() as session:
+    with refused(sqlite) as session:
         execute(session)
         session.execute(text('SAVEPOINT "Mine"'))
         pay(session, "after")
         session.execute(text("ROLLBACK TO mine"))
-        with pytest.raises(NotCompletedError):
-            session.commit()
-
-    assert nothing_is_stored(sqlite)
 
 
 @pytest.mark.parametrize("names", [("a$1", "a$2"), ('"a"', '"a""b"'), ('U&"\\0061"', "b")])
 def test_names_of_savepoints_that_look_alike(on_postgresql, names):
     first, second = names
-    with on_postgresql.sessions() as session:
+    with refused(on_postgresql) as session:
         with guard.claim(session, "order-1", action="pay") as execution:
             session.connection().exec_driver_sql(f"SAVEPOINT {first}")
             execution.complete(pay(session, "order-1"))
         session.connection().exec_driver_sql(f"SAVEPOINT {second}")
         session.connection().exec_driver_sql(f"ROLLBACK TO SAVEPOINT {first}")
-        with pytest.raises(NotCompletedError):
-            session.commit()
-
-    assert nothing_is_stored(on_postgresql)
 
 
 def test_comments_in_front_of_a_statement_are_read_once():
@@ -227,21 +217,17 @@ def claim_many(session):
 
 @pytest.fixture(params=["sqlite", "aiosqlite", "postgresql", "psycopg_async", "asyncpg"])
 def plain_port(request):
-    """Every driver, with statements that hooks see."""
+    """Every driver, on the path whose statements hooks see."""
     return request.getfixturevalue(request.param)
 
 
 @pytest.mark.parametrize("claim", [claim_one, claim_many])
 def test_a_hook_that_fails_behind_the_claim_s_insert(plain_port, listen, claim):
     listen(plain_port.engine, "after_cursor_execute", fail_on_insert)
-    with plain_port.sessions() as session:
+    with refused(plain_port) as session:
         with pytest.raises(ZeroDivisionError):
             claim(session)
         pay(session, "after")
-        with pytest.raises(NotCompletedError):
-            session.commit()
-
-    assert nothing_is_stored(plain_port)
 
 
 @pytest.mark.parametrize("claim", [claim_one, claim_many])
@@ -263,12 +249,8 @@ def test_a_hook_that_ends_the_transaction_behind_the_completion(plain_port, list
             connection.connection.dbapi_connection.rollback()
 
     listen(plain_port.engine, "after_cursor_execute", end)
-    with plain_port.sessions() as session:
+    with refused(plain_port, ClaimLostError) as session:
         execute(session)
-        with pytest.raises(ClaimLostError):
-            session.commit()
-
-    assert nothing_is_stored(plain_port)
 
 
 @pytest.mark.parametrize("step", ["do_commit", "do_execute"])
@@ -301,16 +283,13 @@ def test_a_transaction_that_was_ended_as_text_is_forgotten_with_its_connection(p
     assert [e for e in gc.get_objects() if isinstance(e, GuardedTransaction) and id(e) not in before] == []
 
 
-def test_rows_written_behind_a_refused_commit(port):
-    with port.sessions() as session:
+def test_rows_written_after_a_refused_commit_are_refused_too(port):
+    with refused(port) as session:
         with suppress(ZeroDivisionError), guard.claim(session, "order-1", action="pay"):
             raise ZeroDivisionError
-        for _ in range(2):
-            session.add(Payment(reference="after", amount=1))
-            with pytest.raises(NotCompletedError):
-                session.commit()
-
-    assert nothing_is_stored(port)
+        with pytest.raises(NotCompletedError):
+            session.commit()
+        session.add(Payment(reference="after", amount=1))
 
 
 # Names that mean another savepoint than the one that was seen
@@ -318,37 +297,27 @@ def test_rows_written_behind_a_refused_commit(port):
 
 @not_pipelined
 def test_a_savepoint_of_the_same_name_that_was_not_seen_takes_no_claim_along(port):
-    with port.sessions() as session:
-        guard.execute(session, "first", pay, "first", action="pay")
+    with refused(port, match="may hold writes of its block") as session:
+        execute(session, "order-1")
         session.execute(text("SAVEPOINT a"))
-        guard.execute(session, "order-1", pay, "order-1", action="pay")
+        execute(session, "after")
         session.connection().connection.dbapi_connection.cursor().execute("SAVEPOINT a")
         session.execute(text("ROLLBACK TO a"))
-        with pytest.raises(NotCompletedError, match="may hold writes of its block"):
-            session.commit()
-
-    assert port.requests() == []
-    assert [port.payments(name) for name in ("first", "order-1")] == [0, 0]
 
 
 def test_a_release_that_is_not_understood_lets_no_half_be_stored(sqlite):
     """SQLite takes names in brackets, and in any case."""
-    with sqlite.sessions() as session:
+    with refused(sqlite) as session:
         with guard.claim(session, "order-1", action="pay") as execution:
             session.execute(text("SAVEPOINT a"))
             execution.complete(pay(session, "order-1"))
         session.execute(text("SAVEPOINT a"))
         session.execute(text("RELEASE [a]"))
         session.execute(text("ROLLBACK TO a"))
-        with pytest.raises(NotCompletedError):
-            session.commit()
-
-    assert sqlite.requests() == []
-    assert sqlite.payments("order-1") == 0
 
 
 @pytest.mark.parametrize("statement", ["\fCOMMIT", "\vCOMMIT", ";COMMIT", " ; COMMIT"])
-def test_a_commit_behind_odd_letters_is_seen(sqlite, statement):
+def test_a_commit_after_odd_characters_is_refused(sqlite, statement):
     with sqlite.sessions() as session:
         with pytest.raises(NotCompletedError), guard.claim(session, "order-1", action="pay"):
             pay(session, "order-1")

@@ -26,7 +26,7 @@ CLIENTS = 6
 
 @pytest.fixture
 def own_server():
-    """A server of this test's own, which may be killed."""
+    """A separate server, which this test may kill."""
     found = start(own=True)
     yield found
     found.stop()
@@ -52,7 +52,7 @@ def test_nothing_acknowledged_is_lost_and_nothing_runs_twice(own_server: Server,
                 log = tmp_path / f"{started}.log"
                 clients[number] = subprocess.Popen([sys.executable, str(CLIENT), url, str(log), str(started)])
         fault = chance.choices(list(faults), [6, 6, 1])[0]
-        # the pace of the faults, not a wait for anything
+        # the pace of the faults
         time.sleep(chance.uniform(0.2, 1.5))
         faults[fault] += 1
         if fault == "client killed":

@@ -111,7 +111,7 @@ def test_an_async_verb_under_every_fault(request, driver, handler, at_once):
 
 
 def check(report, *, has_server):
-    """See that every fault was really tried where it belongs: an exploration of nothing finds nothing."""
+    """Assert that every fault was tried where it belongs: an exploration of nothing finds nothing."""
     assert report.violations == []
     assert all(trial.was_struck for trial in report.trials)
     tried = {trial.fault for trial in report.trials}

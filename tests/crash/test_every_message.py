@@ -87,7 +87,7 @@ def test_a_cut_at_every_message_is_settled_by_a_retry(database, through, directi
 
 
 @pytest.mark.parametrize("direction", ["client", pytest.param("server", marks=pytest.mark.stress)])
-def test_run_transaction_settles_every_cut_by_itself(database, through, direction):
+def test_run_transaction_settles_every_cut_alone(database, through, direction):
     guard = ExecutionGuard(wait_timeout=PATIENCE)
 
     def run(number):

@@ -39,7 +39,7 @@ def run(port, tmp_path, *, rounds, ids, processes=16):
             environment = {"READS_FIRST": "1"} if port.name == "sqlite" and index % 2 else {}
             clients.append(start(port, order, tmp_path / f"{number}-{index}.log", **environment))
         for client in chance.sample(clients, processes // 4):
-            for _ in range(chance.randrange(1, ids)):  # after so many answers, at whatever it is doing then
+            for _ in range(chance.randrange(1, ids)):  # after so many answers, at any step of the next one
                 client.stdout.readline()
             client.kill()
             kills += 1

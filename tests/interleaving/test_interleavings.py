@@ -57,7 +57,7 @@ def test_all_interleavings_of_two_callers(explorer, driver, level, wait_timeout)
 
 
 def faults(steps):
-    """Every fault of the first caller: a crash before each step, and the lost answer of his COMMIT."""
+    """Every fault of the first caller: a crash before each step, and the lost answer of its COMMIT."""
     return [Fault(0, step, "crash") for step in range(steps)] + [Fault(0, steps - 1, "lost answer")]
 
 

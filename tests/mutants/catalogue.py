@@ -200,7 +200,7 @@ COMPLETING = {
         "test_a_rollback_of_the_driver_behind_the_block",
     ),
     "a COMMIT accepts no row that was completed early": Mutant(
-        SQL, "or_(is_one, is_done)", "is_one", "test_whoever_looks_before_the_commit_sees_the_receipt"
+        SQL, "or_(is_one, is_done)", "is_one", "test_a_read_before_the_commit_sees_the_receipt"
     ),
     "the completion ignores the token": Mutant(
         BASE,
@@ -236,7 +236,7 @@ COMPLETING = {
         GUARDED,
         "        claim.write(connection)\n        claim.is_written_early = True",
         "        claim.is_written_early = True",
-        "test_whoever_looks_before_the_commit_sees_the_receipt test_a_retry_in_the_same_transaction_is_a_replay_too",
+        "test_a_read_before_the_commit_sees_the_receipt test_a_retry_in_the_same_transaction_is_a_replay_too",
     ),
     "whoever looks before the COMMIT sees no receipt": Mutant(
         ACQUIRE,
@@ -491,7 +491,7 @@ LAST_WORD = {
         COMPLETE,
         "            if state is TransactionState.ABORTED:\n                raise aborted()\n",
         "",
-        "test_an_error_swallowed_in_the_block_is_told_by_its_end",
+        "test_an_error_swallowed_in_the_block_raises_at_its_end",
     ),
     "the answer to a statement in an aborted transaction is not known": Mutant(
         SERVER,
@@ -602,10 +602,10 @@ AS_TEXT = {
         STEPS,
         "name[1:-1] if name.startswith('\"') else name.lower()",
         "name.strip('\"').lower()",
-        "test_names_of_savepoints_are_told_apart_as_postgresql_does",
+        "test_names_of_savepoints_are_compared_as_postgresql_does",
     ),
     "plain names of savepoints are not folded": Mutant(
-        STEPS, "else name.lower())", "else name)", "test_names_of_savepoints_are_told_apart_as_postgresql_does"
+        STEPS, "else name.lower())", "else name)", "test_names_of_savepoints_are_compared_as_postgresql_does"
     ),
     "a ROLLBACK as text is not followed": Mutant(
         GUARDED,
@@ -854,7 +854,7 @@ PIPELINES = {
         PREPARED,
         "            self._there.clear()\n            self._may_prepare",
         "            self._may_prepare",
-        "test_somebody_elses_deallocate_all_costs_a_detour test_names_that_vanish_inside_the_transaction_cost_one_attempt",
+        "test_a_foreign_deallocate_all_costs_a_detour test_names_that_vanish_inside_the_transaction_cost_one_attempt",
     ),
     "names pile up": Mutant(
         PREPARED,
@@ -869,7 +869,7 @@ PIPELINES = {
         PIPELINE,
         'return "utf-8" if encoding == "ascii" else encoding',
         'return "utf-8"',
-        "test_the_encoding_of_the_moment_is_used test_a_connection_in_another_encoding_is_pipelined_as_well",
+        "test_the_current_encoding_is_used test_a_connection_in_another_encoding_is_pipelined_as_well",
     ),
     "a completion that is lost with the COMMIT has no name": Mutant(
         PIPELINE,
@@ -884,10 +884,13 @@ BATCHES = {
         SQL, "select(*given).select_from(new).where(are_free)", "select(*given).select_from(new)", "test_claim_many.py"
     ),
     "a batch has no limit": Mutant(
-        BATCH, "    if size > limit:", "    if False:", "test_too_many_ids_are_told_the_loop_that_claims_them"
+        BATCH, "    if size > limit:", "    if False:", "test_the_error_for_too_many_ids_shows_a_loop_that_claims_them"
     ),
     "a batch takes most of the lock table": Mutant(
-        POSTGRESQL, "max_batch = 1_000", "max_batch = 10_000", "test_too_many_ids_are_told_the_loop_that_claims_them"
+        POSTGRESQL,
+        "max_batch = 1_000",
+        "max_batch = 10_000",
+        "test_the_error_for_too_many_ids_shows_a_loop_that_claims_them",
     ),
 }
 
@@ -923,7 +926,7 @@ WORDS = {
         SIGNATURE,
         "        if root in names:",
         "        if False:",
-        "test_each_of_the_three_ways_that_a_refused_scope_is_told_works test_idempotent.py",
+        "test_each_of_the_three_ways_out_of_a_refused_scope_works test_idempotent.py",
     ),
     "a function that returns no scope gives the guard's own": Mutant(
         SIGNATURE,
@@ -965,7 +968,7 @@ WORDS = {
         ARGUMENTS,
         "(each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and not is_given:",
         "(each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):",
-        "test_the_ways_that_the_error_tells_reach_the_function",
+        "test_the_ways_that_the_error_names_reach_the_function",
     ),
     "an effect whose function does not fit is begun": Mutant(
         ARGUMENTS,

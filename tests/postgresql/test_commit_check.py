@@ -1,4 +1,4 @@
-"""The optional commit check: the database itself refuses a COMMIT with an incomplete claim, whoever sends it."""
+"""The optional commit check: the database itself refuses a COMMIT with an incomplete claim, on whichever connection it is sent."""
 
 import uuid
 

@@ -10,7 +10,7 @@ from safeagent_sa import ExecutionGuard
 
 @pytest.fixture
 def own(new_database):
-    """A database of this test's own, whose counters nobody else moves."""
+    """A separate database, whose counters only this test moves."""
     url = new_database().render_as_string(hide_password=False)
     port = Port("postgresql", url, make_engine(url))
     port.create_tables()
@@ -41,7 +41,7 @@ def test_round_trips(own):
 
 
 def wal_bytes(port, run):
-    """The least that a run has written: whatever else happens on the server only adds to it."""
+    """Return the least that a run has written: other activity on the server only adds to it."""
     sizes = []
     with create_engine(port.url, isolation_level="AUTOCOMMIT").connect() as connection:
         now = text("SELECT pg_current_wal_insert_lsn()")
@@ -104,4 +104,4 @@ def test_a_batch_sends_three_statements_whatever_its_size(own):
                     execution.complete(1)
         assert len(batch.new) + len(batch.replayed) == len(ids)
         counts.append(len(sent))
-    assert counts == [2, 3, 3, 3]  # without a replay there is nothing to look for
+    assert counts == [2, 3, 3, 3]  # without a replay there is nothing to read

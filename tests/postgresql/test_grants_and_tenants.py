@@ -183,14 +183,14 @@ def test_a_tenant_cannot_claim_for_another_one(tenants):
         assert session.execute(text("SELECT scope, request_id FROM execution_requests")).all() == [("a", "order-42")]
 
 
-def test_who_says_no_tenant_sees_and_writes_nothing(tenants):
+def test_a_session_without_a_tenant_sees_and_writes_nothing(tenants):
     with Session(tenants.app) as a, a.begin():
         as_tenant(a, "a")
-    with Session(tenants.app) as nobody:
-        assert guard.get(nobody, "order-42", scope="a") is None
+    with Session(tenants.app) as unknown:
+        assert guard.get(unknown, "order-42", scope="a") is None
         with pytest.raises(ProgrammingError):
-            guard.execute(nobody, "order-42", pay, action="ship", scope="a")
-        nobody.rollback()
+            guard.execute(unknown, "order-42", pay, action="ship", scope="a")
+        unknown.rollback()
 
 
 def test_batches_and_conflicts_under_the_policy(tenants):

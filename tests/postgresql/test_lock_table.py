@@ -21,7 +21,7 @@ AT_ONCE, SIZE = 7, 1_000
 
 @pytest.fixture(scope="module")
 def default_server() -> Iterator[Port]:
-    """A server of its own: a full lock table fails every transaction of a server."""
+    """A separate server: a full lock table fails every transaction of a server."""
     server = start(room="")
     admin = create_engine(server.url, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:

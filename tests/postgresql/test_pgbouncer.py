@@ -152,7 +152,7 @@ def test_a_wait_that_timed_out_leaks_no_setting_to_the_next_client(pooled, postg
 
 
 def test_statements_that_are_prepared_on_another_server_connection_cost_a_detour(pooled, postgresql):
-    """Whoever has not told psycopg of the pooler: it prepares after five executions, a pipelined guard at once."""
+    """An engine without `prepare_threshold=None`: psycopg prepares after five executions, a pipelined guard at once."""
     engine = create_engine(pooled.url, pool_size=16)
     port = Port("pooled", pooled.url, engine, pooled.guard_options)
     port.in_parallel([lambda name=f"order-{number}": deliver(port, name) for number in range(16)])

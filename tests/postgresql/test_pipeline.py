@@ -1,4 +1,4 @@
-"""The pipelined path keeps every promise of the plain one, and is left where it cannot; what it costs is counted."""
+"""The pipelined path keeps every promise of the plain one, and is not taken where it cannot; its costs are counted."""
 
 import asyncio
 import gc
@@ -22,16 +22,16 @@ from safeagent_sa.events import Claimed, Completed, Replayed
 
 
 @pytest.fixture
-def told():
-    """What the listeners of `guard` were told, as kind and path."""
+def paths_seen():
+    """The events of `guard`, as kind and path."""
     return []
 
 
 @pytest.fixture
-def guard(told):
+def guard(paths_seen):
     def listen(event):
         if isinstance(event, (Claimed, Completed, Replayed)):
-            told.append((type(event).__name__, event.is_pipelined))
+            paths_seen.append((type(event).__name__, event.is_pipelined))
 
     return ExecutionGuard(pipeline="auto", wait_timeout=0, listeners=[listen])
 
@@ -73,7 +73,7 @@ def test_it_adds_no_round_trip_and_a_replay_has_two(postgresql):
     engine.dispose()
     proxy.close()
 
-    # psycopg prepares the business INSERT when it sees it for the sixth time, with a round trip of its own
+    # psycopg prepares the business INSERT when it sees it for the sixth time, with a separate round trip
     assert found["new"][3:] == found["bare"][3:]
     assert set(found["replay"]) == {2}
 
@@ -109,7 +109,7 @@ def test_it_adds_no_round_trip_in_async_mode(async_url):
 
 
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
-def test_begin_carries_the_settings_of_the_session(postgresql, guard, told, level):
+def test_begin_carries_the_settings_of_the_session(postgresql, guard, paths_seen, level):
     engine = asked(create_engine(postgresql.url)).execution_options(
         isolation_level=level, postgresql_deferrable=True, postgresql_readonly=False
     )
@@ -122,7 +122,7 @@ def test_begin_carries_the_settings_of_the_session(postgresql, guard, told, leve
     engine.dispose()
 
     assert shown == [level.lower(), "on", "off"]
-    assert told == PIPELINED
+    assert paths_seen == PIPELINED
     assert postgresql.requests() == [("order-1", "completed")]
 
 
@@ -162,39 +162,39 @@ def claim_in_a_savepoint(session, guard):
         (claim_in_a_savepoint, [("Claimed", False), ("Completed", True)]),
     ],
 )
-def test_the_plain_path_is_taken_where_a_half_does_not_fit(postgresql, guard, told, claim, paths):
+def test_the_plain_path_is_taken_where_a_half_does_not_fit(postgresql, guard, paths_seen, claim, paths):
     with postgresql.sessions() as session, session.begin():
         first = claim(session, guard)
 
-    assert told == paths
+    assert paths_seen == paths
     assert first.is_replay is False
     with postgresql.sessions() as session, session.begin():
         assert guard.execute(session, "order-1", pay, "order-1", action="pay").result == first.result
 
 
-def test_two_phase_sessions_take_the_plain_path(postgresql, guard, told):
+def test_two_phase_sessions_take_the_plain_path(postgresql, guard, paths_seen):
     sessions = sessionmaker(postgresql.engine, twophase=True)
     with sessions() as session:
         guard.execute(session, "order-1", pay, "order-1", action="pay")
         session.prepare()
         session.commit()
 
-    assert told == [("Claimed", False), ("Completed", False)]
+    assert paths_seen == [("Claimed", False), ("Completed", False)]
     assert postgresql.requests() == [("order-1", "completed")]
 
 
-def test_a_session_in_an_outer_transaction_completes_at_its_own_commit(postgresql, guard, told):
+def test_a_session_in_an_outer_transaction_completes_at_its_own_commit(postgresql, guard, paths_seen):
     with postgresql.engine.connect() as connection, connection.begin():
         with Session(connection) as session:
             guard.execute(session, "order-1", pay, "order-1", action="pay")
             session.commit()
         stored = connection.scalar(text("SELECT status FROM execution_requests"))
 
-    assert told == PIPELINED
+    assert paths_seen == PIPELINED
     assert stored == "completed"
 
 
-def test_a_translated_schema_takes_the_plain_path(new_database, guard, told):
+def test_a_translated_schema_takes_the_plain_path(new_database, guard, paths_seen):
     engine = create_engine(new_database())
     with engine.begin() as connection:
         connection.execute(text("CREATE SCHEMA tenant"))
@@ -208,7 +208,7 @@ def test_a_translated_schema_takes_the_plain_path(new_database, guard, told):
         found = list(connection.scalars(text("SELECT status FROM tenant.execution_requests")))
     engine.dispose()
 
-    assert told == [("Claimed", False), ("Completed", False)]
+    assert paths_seen == [("Claimed", False), ("Completed", False)]
     assert found == ["completed"]
 
 
@@ -245,23 +245,23 @@ def test_columns_of_another_type_go_through_sqlalchemy(postgresql, pipeline):
 
 
 @pytest.mark.parametrize("port", ["sqlite", "psycopg2", "asyncpg"], indirect=True)
-def test_other_drivers_take_the_plain_path_and_need_no_psycopg(port, guard, told, monkeypatch):
+def test_other_drivers_take_the_plain_path_and_need_no_psycopg(port, guard, paths_seen, monkeypatch):
     monkeypatch.setitem(sys.modules, "safeagent_sa._dialects.postgresql.pipeline", None)  # as where it is not installed
     deliver(port, "order-1", like(guard, Facade) if isinstance(port, AsyncPort) else guard)
 
-    assert told == [("Claimed", False), ("Completed", False)]
+    assert paths_seen == [("Claimed", False), ("Completed", False)]
     assert port.requests() == [("order-1", "completed")]
 
 
 # What is prepared
 
 
-def test_statements_are_prepared_once_for_a_connection(one, guard, told):
+def test_statements_are_prepared_once_for_a_connection(one, guard, paths_seen):
     for number in range(5):
         deliver(one, f"order-{number}", guard)
 
     assert len(names_on_the_server(one)) == 2
-    assert told == PIPELINED * 5
+    assert paths_seen == PIPELINED * 5
 
 
 def test_two_tables_share_a_connection(one, postgresql, guard):
@@ -282,7 +282,7 @@ def test_two_tables_share_a_connection(one, postgresql, guard):
     assert len(names_on_the_server(one)) == 4
 
 
-def test_nothing_is_prepared_where_psycopg_shall_not(postgresql, guard, told):
+def test_nothing_is_prepared_where_psycopg_shall_not(postgresql, guard, paths_seen):
     engine = asked(create_engine(postgresql.url, pool_size=1, max_overflow=0, connect_args={"prepare_threshold": None}))
     port = Port("postgresql", postgresql.url, engine)
     for number in range(3):
@@ -291,10 +291,10 @@ def test_nothing_is_prepared_where_psycopg_shall_not(postgresql, guard, told):
     engine.dispose()
 
     assert found == []
-    assert told == PIPELINED * 3
+    assert paths_seen == PIPELINED * 3
 
 
-def test_a_rollback_after_which_psycopg_deallocates_everything(one, guard, told):
+def test_a_rollback_after_which_psycopg_deallocates_everything(one, guard, paths_seen):
     """psycopg sends DEALLOCATE ALL after a rollback, but only if it has prepared something itself."""
     deliver(one, "order-1", guard)
     let_psycopg_prepare(one)
@@ -305,11 +305,11 @@ def test_a_rollback_after_which_psycopg_deallocates_everything(one, guard, told)
 
     deliver(one, "order-2", guard)
 
-    assert told == PIPELINED * 2
+    assert paths_seen == PIPELINED * 2
     assert len(names_on_the_server(one)) == 2
 
 
-def test_a_savepoint_that_is_rolled_back_after_complete(one, guard, told):
+def test_a_savepoint_that_is_rolled_back_after_complete(one, guard, paths_seen):
     """The tag of ROLLBACK TO SAVEPOINT is ROLLBACK: psycopg deallocates everything in the middle of the transaction."""
     let_psycopg_prepare(one)
     with one.sessions() as session, session.begin():
@@ -320,26 +320,26 @@ def test_a_savepoint_that_is_rolled_back_after_complete(one, guard, told):
         savepoint.rollback()
         pay(session, "kept")
 
-    assert told == PIPELINED
+    assert paths_seen == PIPELINED
     assert one.requests() == [("order-1", "completed")]
     assert [one.payments(name) for name in ("order-1", "rolled back", "kept")] == [1, 0, 1]
 
 
-def test_somebody_elses_deallocate_all_costs_a_detour(one, guard, told):
+def test_a_foreign_deallocate_all_costs_a_detour(one, guard, paths_seen):
     deliver(one, "order-1", guard)
     with one.sessions() as session:
         session.execute(text("DEALLOCATE ALL"))
     deliver(one, "order-2", guard)
     deliver(one, "order-3", guard)
 
-    assert told == [*PIPELINED, ("Claimed", False), ("Completed", True), *PIPELINED]
+    assert paths_seen == [*PIPELINED, ("Claimed", False), ("Completed", True), *PIPELINED]
     assert one.requests() == [(f"order-{number}", "completed") for number in (1, 2, 3)]
 
 
 # Between the two batches
 
 
-def test_whoever_looks_before_the_commit_sees_the_receipt(postgresql, guard):
+def test_a_read_before_the_commit_sees_the_receipt(postgresql, guard):
     with postgresql.sessions() as session, session.begin():
         first = guard.execute(session, "order-1", pay, "order-1", action="pay")
         receipt = guard.get(session, "order-1")
@@ -441,10 +441,10 @@ def test_a_task_that_is_cancelled_between_the_batches(postgresql, async_url):
     assert [postgresql.payments(name) for name in ("order-1", "other")] == [0, 1]
 
 
-# Errors are the driver's own, in SQLAlchemy's clothes
+# Errors are the driver's own, wrapped by SQLAlchemy
 
 
-def test_a_missing_table_is_told_as_on_the_plain_path(new_database, guard):
+def test_a_missing_table_raises_as_on_the_plain_path(new_database, guard):
     engine = create_engine(new_database())
     with Session(engine) as session:
         with pytest.raises(ProgrammingError) as caught, guard.claim(session, "order-1", action="pay"):
@@ -502,7 +502,7 @@ def test_a_serialization_failure_reaches_the_caller(postgresql, guard):
 
 
 @pytest.mark.parametrize("where", ["before the claim", "before the commit"])
-def test_a_connection_that_is_gone_is_told_and_replaced(one, postgresql, guard, where):
+def test_a_connection_that_is_gone_raises_and_is_replaced(one, postgresql, guard, where):
     def kill(session):
         driver = session.connection().connection.driver_connection
         with postgresql.engine.connect() as other:

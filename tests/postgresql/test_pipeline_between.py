@@ -1,4 +1,4 @@
-"""Between the block and the COMMIT that its completion goes with: whatever happens there, the receipt is stored or told lost."""
+"""Between the block and the COMMIT that its completion goes with: whatever happens there, the receipt is stored, or the claim is lost by name."""
 
 import asyncio
 
@@ -184,7 +184,7 @@ def test_names_that_vanish_inside_the_transaction_cost_one_attempt(one):
 
 
 def test_a_task_that_is_cancelled_in_the_first_batch(postgresql):
-    """What the batch was to prepare may be there or not; nobody relies on it."""
+    """The statements of the batch may be prepared or not; nothing relies on it."""
 
     async def work():
         url = make_url(postgresql.url).set(drivername="postgresql+psycopg_async")
@@ -215,7 +215,7 @@ def test_a_task_that_is_cancelled_in_the_first_batch(postgresql):
     assert postgresql.requests() == [(f"order-{number}", "completed") for number in (1, 2, 3)]
 
 
-# Errors of the first batch that are not to be met twice
+# Errors of the first batch, which must not be met twice
 
 
 @pytest.mark.parametrize(("setting", "sqlstate"), [("statement_timeout", "57014"), ("lock_timeout", "55P03")])
@@ -238,7 +238,7 @@ def test_a_claim_that_was_cancelled_is_not_sent_again(postgresql, setting, sqlst
     assert not deliver(postgresql, "order-1", guard).is_replay
 
 
-def test_an_error_swallowed_in_the_block_is_told_by_its_end(one):
+def test_an_error_swallowed_in_the_block_raises_at_its_end(one):
     with one.sessions() as session:
         with pytest.raises(TransactionAbortedError), guard.claim(session, "order-1", action="pay") as execution:
             with pytest.raises(DBAPIError):
@@ -276,7 +276,7 @@ def test_a_proxy_of_the_driver_s_connection_takes_the_plain_path(postgresql):
 # The settings at the COMMIT
 
 
-def test_the_encoding_of_the_moment_is_used(one):
+def test_the_current_encoding_is_used(one):
     with one.sessions() as session, session.begin():
         with guard.claim(session, "order-1", action="pay") as execution:
             execution.complete({"name": "é"})
@@ -285,7 +285,7 @@ def test_the_encoding_of_the_moment_is_used(one):
         assert guard.get(session, "order-1").result == {"name": "é"}
 
 
-def test_what_the_encoding_of_the_moment_cannot_say_is_not_committed(one):
+def test_a_result_that_the_current_encoding_cannot_hold_is_not_committed(one):
     with one.sessions() as session:
         with guard.claim(session, "order-1", action="pay") as execution:
             execution.complete({"price": f"{pay(session, 'order-1')} €"})
@@ -300,8 +300,8 @@ def test_what_the_encoding_of_the_moment_cannot_say_is_not_committed(one):
 
 
 def test_a_connection_in_another_encoding_is_pipelined_as_well(postgresql):
-    told = []
-    listening = ExecutionGuard(pipeline="auto", listeners=[told.append])
+    heard = []
+    listening = ExecutionGuard(pipeline="auto", listeners=[heard.append])
     engine = asked(create_engine(postgresql.url, connect_args={"client_encoding": "LATIN1"}))
     port = Port("postgresql", postgresql.url, engine)
     for _ in range(2):
@@ -313,6 +313,6 @@ def test_a_connection_in_another_encoding_is_pipelined_as_well(postgresql):
 
     assert execution.is_replay
     assert execution.result == {"name": "ü"}
-    assert [event.is_pipelined for event in told if hasattr(event, "is_pipelined")] == [True] * 3
+    assert [event.is_pipelined for event in heard if hasattr(event, "is_pipelined")] == [True] * 3
     with postgresql.sessions() as session:
         assert guard.get(session, "bestellung-ä").result == {"name": "ü"}

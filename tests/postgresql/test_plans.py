@@ -43,7 +43,7 @@ def large(new_database):
 
 @pytest.fixture
 def explained(large):
-    """What each statement's plan is, by whoever sends it to the large table: [(statement, plan)]."""
+    """The plan of each statement that is sent to the large table: [(statement, plan)]."""
     found = []
 
     def explain(connection, cursor, statement, parameters, _context, is_many):
@@ -66,7 +66,7 @@ def nodes(plan):
 
 
 def reads_all(plan):
-    """Whether the plan goes through the whole table, or through the whole key, which begins with the scope."""
+    """Return whether the plan reads the whole table, or the whole key, which begins with the scope."""
     return any(
         (node["Node Type"] == "Seq Scan" and node["Relation Name"] == TABLE)
         or (node.get("Index Name") == KEY and "scope" not in node.get("Index Cond", ""))
@@ -85,7 +85,7 @@ def test_no_statement_reads_the_whole_table(large, explained):
         blocks = [plan.get("Shared Hit Blocks", 0) + plan.get("Shared Read Blocks", 0) for _, plan in explained]
         pages[name] = sum(blocks)
         done |= {verb for verb in every_verb() if name.startswith(verb)}
-    assert done == every_verb()  # whoever adds a verb or a command adds it to support.everything
+    assert done == every_verb()  # a new verb or command must be added to support.everything
     print(pages)
     with large.engine.connect() as connection:
         size = connection.scalar(text("SELECT pg_relation_size('execution_requests') / 8192"))
@@ -97,8 +97,8 @@ def test_no_statement_reads_the_whole_table(large, explained):
         assert pages[name] < 1000
 
 
-def test_the_control_tells_a_scan(large, explained):
-    """What the library sent before it had an index of what is open, and forms that look like a look-up."""
+def test_the_control_finds_a_scan(large, explained):
+    """Queries from before there was an index of open rows, and forms that only look like a search by key."""
     for where in (
         "lease_expires_at IS NOT NULL OR status = 'claimed'",
         "request_id = 'order-1'",

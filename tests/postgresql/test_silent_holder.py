@@ -1,4 +1,4 @@
-"""A holder that goes silent, and two callers who wait for each other: somebody always gets on, nobody twice."""
+"""A holder that goes silent, and two callers that wait for each other: one of them always goes on, and none pays twice."""
 
 import threading
 

@@ -1,6 +1,6 @@
-"""A primary that waits for its synchronous standby: a COMMIT whose wait is cancelled is not answered as done.
+"""A primary that waits for its synchronous standby: a COMMIT whose wait is cancelled is not reported as done.
 
-The server is one of this module's own, and its standby never comes.
+This module has a separate server, whose standby never connects.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ def check(port, request_id, cancelled):
     assert [type(error) for error in raised] == [DurabilityUnknownError]
     assert raised[0].request_id == request_id
     assert "Do not report it as done" in str(raised[0])
-    with Session(port.engine) as session:  # stored here, of which nothing follows for the standby
+    with Session(port.engine) as session:  # stored here, which says nothing about the standby
         assert ExecutionGuard().get(session, request_id).result is not None
     assert port.payments(request_id) == 1
 
@@ -117,7 +117,7 @@ def test_nor_is_it_one_on_async_drivers(waiting, driver, pipeline):
     check(waiting, request_id, cancel_the_wait(waiting, lambda: asyncio.run(work())))
 
 
-def test_psycopg2_tells_it_in_words(waiting):
+def test_psycopg2_shows_it_in_words(waiting):
     engine = create_engine(make_url(waiting.url).set(drivername="postgresql+psycopg2"))
 
     def work():

@@ -1,4 +1,4 @@
-"""What PostgreSQL makes of transactions that are none, or not any more."""
+"""Transactions on PostgreSQL that are in AUTOCOMMIT, aborted, read-only, lost, or less durable than they look."""
 
 import itertools
 import sys
@@ -307,7 +307,7 @@ def test_completing_touches_no_index(new_database):
     for number in range(50):
         with port.sessions() as session, session.begin():
             guard.execute(session, f"order-{number}", pay, "x", action="pay")
-            guard.get(session, f"order-{number}")  # sends the completion, which else comes in front of COMMIT
+            guard.get(session, f"order-{number}")  # writes the completion, which otherwise goes in front of COMMIT
             counted.append(tuple(session.execute(counts).one()))
 
     assert counted == [(1, 1)] * 50
@@ -328,18 +328,18 @@ def test_a_new_claim_takes_no_predicate_lock(postgresql, pipeline):
     engine.dispose()
 
     assert counted[0] == 0
-    assert counted[1] > 0  # the replay has looked
+    assert counted[1] > 0  # the replay has read
 
 
 OURS = str(Path(safeagent_sa.__file__).parent)
 
 
 class SoftLimit(Exception):
-    """What a signal's handler raises, for one where a task has run for too long."""
+    """The exception of a signal's handler, such as one for a task that has run for too long."""
 
 
 def test_an_exception_at_any_line_of_a_commit_leaves_no_transaction_open(postgresql):
-    """As a signal's handler raises it, a soft time limit for one; the pool hands the connection to the next session."""
+    """A signal's handler raises it, such as a soft time limit; the pool then hands the connection to the next session."""
     engine = create_engine(postgresql.url, pool_size=1, max_overflow=0)
     before, interrupted = sys.gettrace(), 0
     while True:
@@ -364,7 +364,7 @@ def test_an_exception_at_any_line_of_a_commit_leaves_no_transaction_open(postgre
             finally:
                 sys.settrace(before)
                 session.close()
-        # Where nothing of ours could catch it, the pool hands on an open transaction, whose COMMIT is refused.
+        # Where no code of ours could catch it, the pool hands on an open transaction, whose COMMIT is refused.
         with suppress(ClaimLostError), Session(engine) as session, session.begin():
             pay(session, "next")
         assert {status for _, status in postgresql.requests()} <= {"completed"}

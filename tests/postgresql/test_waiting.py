@@ -1,4 +1,4 @@
-"""Somebody else holds the claim: wait, or do not, and in either case keep a usable transaction."""
+"""The claim is held elsewhere: wait, or do not, and in either case keep a usable transaction."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ guard = ExecutionGuard()
 
 
 class Caller(threading.Thread):
-    """Delivers one request in a thread of its own and keeps what came of it."""
+    """Delivers one request in a separate thread and keeps its execution or its error."""
 
     def __init__(self, port, request_id, **options):
         super().__init__()
@@ -34,15 +34,15 @@ class Caller(threading.Thread):
             self.error = error
 
     def is_waiting(self):
-        """Wait until the server says that somebody waits for a lock."""
+        """Wait until the server shows a session that waits for a lock."""
         deadline = time.monotonic() + PATIENCE
-        while not somebody_waits(self.port):
-            assert time.monotonic() < deadline, "nobody waits"
+        while not a_caller_waits(self.port):
+            assert time.monotonic() < deadline, "no session waits"
             assert self.is_alive(), (self.execution, self.error)
         return True
 
 
-def somebody_waits(port):
+def a_caller_waits(port):
     waiting = text(
         "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     )
@@ -63,9 +63,9 @@ def wait_until(condition):
         assert time.monotonic() < deadline
 
 
-def roll_back_once_somebody_waits(port, holder):
+def roll_back_once_a_caller_waits(port, holder):
     deadline = time.monotonic() + PATIENCE
-    while not somebody_waits(port) and time.monotonic() < deadline:
+    while not a_caller_waits(port) and time.monotonic() < deadline:
         pass
     holder.rollback()
 
@@ -145,7 +145,7 @@ def test_a_statement_timeout_bounds_the_wait_without_aborting(postgresql, holder
 def test_a_wait_leaves_the_statement_timeout_alone(postgresql, holder):
     with postgresql.sessions() as session, session.begin():
         session.execute(text("SET LOCAL statement_timeout = '2min'"))
-        ended = threading.Thread(target=roll_back_once_somebody_waits, args=(postgresql, holder))
+        ended = threading.Thread(target=roll_back_once_a_caller_waits, args=(postgresql, holder))
         ended.start()
         with guard.claim(session, "order-1", action="pay", wait_timeout=None) as execution:
             execution.complete(pay(session, "order-1"))
@@ -235,7 +235,7 @@ def test_all_waiters_get_the_receipt_and_none_holds_up_the_next(postgresql, hold
 
 
 def test_the_lock_is_handed_on_without_the_waiters_clients(postgresql, holder):
-    """A waiter whose client stalls on its way out of the wait holds up nobody."""
+    """A waiter whose client stalls after the wait holds up no other caller."""
     stalled, go_on = threading.Event(), threading.Event()
     engine = asked(create_engine(postgresql.url))
 
@@ -269,7 +269,7 @@ def test_the_lock_is_handed_on_without_the_waiters_clients(postgresql, holder):
 
 
 def test_one_of_many_waiters_executes_when_the_holder_rolls_back(postgresql, holder):
-    """They come out of the wait together, and those who were overtaken wait again."""
+    """They leave the wait together, and those that were overtaken wait again."""
     callers = [Caller(postgresql, "order-1", wait_timeout=PATIENCE) for _ in range(6)]
     wait_until(lambda: waiters(postgresql) == 6)
     holder.rollback()
@@ -282,7 +282,7 @@ def test_one_of_many_waiters_executes_when_the_holder_rolls_back(postgresql, hol
 
 
 def test_a_waiter_that_was_overtaken_waits_again(postgresql, holder):
-    """Somebody else claims between the end of its wait and its own claim."""
+    """Another transaction claims between the end of its wait and its own claim."""
     overtaken, engine = [], asked(create_engine(postgresql.url))
     second = postgresql.sessions()
 
@@ -380,7 +380,7 @@ def test_above_read_committed_the_loser_gets_40001_unwrapped(postgresql, holder,
                     pytest.fail("the block must not run")
             except DBAPIError as error:
                 failed.append(error.orig.sqlstate)
-                # nobody can go on in the old snapshot, where the other execution is not there
+                # the old snapshot does not show the other execution, so no caller can go on in it
                 with pytest.raises(DBAPIError, match="aborted"):
                     session.execute(text("SELECT 1"))
             session.rollback()
@@ -440,7 +440,7 @@ def test_a_foreign_error_while_waiting_is_not_swallowed(postgresql, holder):
 
 
 def test_a_row_that_can_neither_be_written_nor_seen_is_not_waited_for_without_end(postgresql):
-    """As under row-level security, or with a trigger that drops the row: nobody holds the lock."""
+    """As under row-level security, or with a trigger that drops the row: no transaction holds the lock."""
     seen, engine = [], asked(create_engine(postgresql.url))
     event.listen(engine, "before_cursor_execute", lambda *arguments: seen.append(arguments[2]))
     with postgresql.engine.begin() as connection:

@@ -35,7 +35,7 @@ def machine(port, sessions):
             self.locked = [set() for _ in range(sessions)]
 
         def expect(self, number, name, amount):
-            """What the model says of a claim."""
+            """Return what the model expects of a claim."""
             known = self.open[number].get(name) or self.committed.get(name)
             if known is not None:
                 return "replay" if known[0] == amount else "conflict"
@@ -109,7 +109,7 @@ def machine(port, sessions):
         @invariant()
         def stored_is_what_the_model_says(self):
             if not hasattr(self, "sessions") or (len(self.sessions) == 1 and self.sessions[0].in_transaction()):
-                return  # on SQLite the only writer would keep us waiting
+                return  # on SQLite the other writer would block this one
             assert port.requests() == [(name, "completed") for name in sorted(self.committed)]
             for name in "abc":
                 assert port.payments(name) == (1 if name in self.committed else 0)
@@ -149,7 +149,7 @@ def test_many_random_histories_agree_with_the_model(port):
 
 
 def test_the_model_finds_a_guard_that_forgets(sqlite, monkeypatch):
-    """The control: a guard that gives every retry a new execution is found out."""
+    """The control: the model finds a guard that gives every retry a new execution."""
     from safeagent_sa._dialects.sqlite import SQLite
 
     insert_or_find = SQLite.insert_or_find
