@@ -73,7 +73,14 @@ def claim(session: Session, settings: Settings, scope: str, action: str, payload
         request_id, one = next(iter(inserted.items()))
         audience = Audience(settings.listeners, [claims.row(each) for each in inserted])
         open_claim = acquire.begin(
-            session, connection, protocol, claims.row(request_id), one, settings=settings, audience=audience
+            session,
+            connection,
+            protocol,
+            claims.row(request_id),
+            one,
+            settings=settings,
+            audience=audience,
+            block="batch",
         )
     for request_id, request in requests.items():  # in the caller's order
         if request_id in inserted:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _INFO_KEY = "safeagent_sa.endings"
 
+Block = Literal["claim", "batch"]
+"""The verb that a block belongs to."""
+
 
 @dataclass(slots=True, eq=False)
 class Audience:
@@ -35,6 +38,8 @@ class Audience:
     """Whether the claim went with BEGIN."""
     is_undone: bool = False
     """Whether a ROLLBACK TO SAVEPOINT has taken the rows back."""
+    block: Block | None = None
+    """Whose block is open; None for a claim without one, and once it has ended."""
     _began: float = field(default_factory=time.monotonic)
     _is_lost: bool = False
 

@@ -22,7 +22,7 @@ from . import open_guarded
 from .commit_guard import guard_transaction
 from .foreign_writes import connections_of
 from .guarded_transaction import KEY, GuardedTransaction, SessionWatch, transaction_of, write_pending
-from .lifecycle import Audience
+from .lifecycle import Audience, Block
 from .open_claim import BatchCompletion, Completion, OpenClaim, is_there, lost
 
 
@@ -89,7 +89,7 @@ def watch(
     *,
     proof: str,
     audience: Audience,
-    has_block: bool,
+    block: Block | None,
 ) -> OpenClaim:
     """Guard a row that was just inserted, until its transaction ends."""
     held = guard_transaction(connection)
@@ -99,7 +99,8 @@ def watch(
     )
     held.add(claim)
     watch.claims.append(claim)
-    if has_block:
+    if block is not None:
+        audience.block = block
         session.info.setdefault(_BLOCKS_KEY, {})[row.token] = claim
     return claim
 
@@ -119,7 +120,7 @@ def suppose(
     """
     is_open = not (connection.closed or connection.invalidated) and connection.in_transaction()
     if is_open and session.in_transaction() and not isinstance(error, SafeAgentError):
-        claim = watch(session, connection, protocol, row, proof="", audience=audience, has_block=False)
+        claim = watch(session, connection, protocol, row, proof="", audience=audience, block=None)
         claim.is_supposed = True
 
 
@@ -187,6 +188,7 @@ def _blocks(session: Session) -> dict[object, OpenClaim]:
 
 
 def _leave_block(claim: OpenClaim) -> None:
+    claim.audience.block = None
     session = claim.session_ref()
     if session is not None:
         _blocks(session).pop(claim.row.token, None)
