@@ -40,9 +40,9 @@ class SessionWatch:
         return any(not claim.is_undone for claim in self.claims)
 
     def refuse_lost(self) -> None:
-        """Raise where something was written that no claim covers any more."""
+        """Raise where something was written, or may have been, that no claim covers any more."""
         for claim in self.claims:
-            if claim.is_lost:
+            if claim.is_lost or (claim.is_undone and claim.audience.block is not None):
                 raise lost(claim)
 
 

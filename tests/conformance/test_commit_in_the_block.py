@@ -5,10 +5,10 @@ from contextlib import contextmanager
 
 import pytest
 from sqlalchemy import text
-from support.app import pay
+from support.app import deliver, pay
 from support.ports import not_pipelined
 
-from safeagent_sa import ExecutionGuard, NotCompletedError
+from safeagent_sa import ClaimLostError, ExecutionGuard, NotCompletedError
 
 
 guard = ExecutionGuard()
@@ -120,3 +120,19 @@ def test_a_commit_after_the_block_has_failed_asks_for_the_result(port):
         session.rollback()
 
     assert port.requests() == []
+
+
+@not_pipelined
+@pytest.mark.parametrize("commit", [by_the_session, by_the_connection, as_text])
+def test_a_commit_in_the_block_after_its_savepoint_was_rolled_back_is_refused(port, commit):
+    with port.sessions() as session:
+        around_it = session.begin_nested()
+        with pytest.raises(ClaimLostError), guard.claim(session, "order-1", action="pay"):
+            around_it.rollback()
+            pay(session, "order-1")
+            commit(session)
+        session.rollback()
+
+    assert port.requests() == []
+    assert port.payments("order-1") == 0
+    assert not deliver(port, "order-1").is_replay

@@ -355,6 +355,12 @@ COMPLETING = {
         "is_gone = open_claim.is_lost",
         "test_a_savepoint_around_the_claim_that_ends_inside_the_block_loses_it",
     ),
+    "a COMMIT in the block passes where a savepoint has taken the claim back": Mutant(
+        GUARDED,
+        "if claim.is_lost or (claim.is_undone and claim.audience.block is not None):",
+        "if claim.is_lost:",
+        "test_a_commit_in_the_block_after_its_savepoint_was_rolled_back_is_refused",
+    ),
     "business writes wait for the COMMIT": Mutant(
         COMPLETE,
         "        session.flush()\n        held",
@@ -378,8 +384,8 @@ LAST_WORD = {
     ),
     "another transaction of the session of a lost claim may commit": Mutant(
         GUARDED,
-        "        for claim in self.claims:\n            if claim.is_lost:\n                raise lost(claim)",
-        "        return",
+        "        for claim in self.claims:\n            if claim.is_lost or (",
+        "        for claim in self.claims:\n            if (",
         "test_an_exception_after_a_rollback_inside_the_block_does_not_let_later_writes_commit",
     ),
     "the Connection's COMMIT does not know of a lost claim": Mutant(
