@@ -132,11 +132,11 @@ def settle(batch_claim: BatchClaim, settings: Settings) -> None:
                 raise not_completed(claims.row(request_id), "the batch cannot end without an exception")
         connection, held = complete.ready_to_complete(open_claim)
         outbox.store(connection, settings.model, settings.fingerprinter, batch_claim.batch.new)
+        completion = BatchCompletion(open_claim.protocol, claims, open_claim.proof, texts, settings.is_forced)
+        session_watch.complete(open_claim, held, completion)
     except BaseException:
         abandon(batch_claim)
         raise
-    completion = BatchCompletion(open_claim.protocol, claims, open_claim.proof, texts, settings.is_forced)
-    session_watch.complete(open_claim, held, completion)
     open_claim.audience.completed(connection)
 
 

@@ -95,13 +95,19 @@ class _Endings:
     """The claims that are followed on one Session."""
 
     claims: list[_Followed] = field(default_factory=list)
+    left: list[Audience] = field(default_factory=list)
+    """Of claims in an outer transaction whose session has committed inside the block: its next end after the block counts."""
     committing: SessionTransaction | None = None
 
     def take(self, transaction: SessionTransaction) -> list[Audience]:
         """Stop following the claims in a transaction or savepoint, and return their audiences."""
         taken = [claim for claim in self.claims if transaction is claim.root or transaction in claim.savepoints]
         self.claims = [claim for claim in self.claims if claim not in taken]
-        return [claim.audience for claim in taken]
+        audiences = [claim.audience for claim in taken]
+        if self.left and transaction.parent is None:
+            audiences += [audience for audience in self.left if audience.block is None]
+            self.left = [audience for audience in self.left if audience.block is not None]
+        return audiences
 
 
 def _follow(session: Session, audience: Audience) -> None:
@@ -131,9 +137,12 @@ def _before_commit(session: Session) -> None:
 def _after_commit(session: Session) -> None:
     root = session.get_transaction()
     if root is not None and not session.in_nested_transaction():
-        for audience in session.info[_INFO_KEY].take(root):
+        endings: _Endings = session.info[_INFO_KEY]
+        for audience in endings.take(root):
             if audience.is_undone:  # by a savepoint that the session did not end
                 audience.notify("RolledBack", seconds=audience.seconds, was_commit_sent=False)
+            elif audience.block is not None:
+                endings.left.append(audience)
             else:
                 audience.notify("Committed", seconds=audience.seconds)
 

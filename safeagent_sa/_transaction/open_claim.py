@@ -97,7 +97,8 @@ class OpenClaim:
     audience: Audience
     session_ref: ReferenceType[Session]
     connection_ref: ReferenceType[Connection]
-    root_ref: ReferenceType[SessionTransaction]
+    root_ref: ReferenceType[SessionTransaction] | None
+    """None once the session has committed inside the block: an outer transaction of the Connection holds the claim, then."""
     transaction_ref: ReferenceType[RootTransaction]
     completion: Completion | BatchCompletion | None = None
     """None until the block has ended well."""
@@ -118,10 +119,17 @@ class OpenClaim:
 
     @property
     def is_same_transaction(self) -> bool:
-        """Whether the transaction of the claim is still the session's, and still the connection's under it."""
-        session, root = self.session_ref(), self.root_ref()
-        if session is None or root is None or session.get_transaction() is not root:
+        """Whether the row is in the session's transaction, and in the connection's under it.
+
+        A session that is joined to an outer transaction may commit and go on: the connection's alone counts from there.
+        """
+        session = self.session_ref()
+        if session is None or self.is_undone:
             return False
+        if self.root_ref is not None:
+            root = self.root_ref()
+            if root is None or session.get_transaction() is not root:
+                return False
         connection, transaction = self.connection_ref(), self.transaction_ref()
         return connection is not None and transaction is not None and connection.get_transaction() is transaction
 

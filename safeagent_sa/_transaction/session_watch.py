@@ -4,12 +4,14 @@
 what only a session knows:
 
 * `before_commit` refuses early where the COMMIT must fail, with at most a look at the claims' rows, and so leaves the Session
-  usable. A session whose own bind is a Connection stores its completions there, since its COMMIT may send none.
+  usable. The commit of a session that is joined to an outer transaction of its Connection sends no COMMIT: it writes the
+  completions, and leaves the claims of open blocks to the outer transaction.
 * `after_begin` lets each further connection of the transaction take part in it.
 """
 
 from __future__ import annotations
 
+from typing import Any
 from weakref import ref
 
 from sqlalchemy import Connection, event
@@ -28,7 +30,8 @@ from .open_claim import BatchCompletion, Completion, OpenClaim, is_there, lost
 
 _INFO_KEY = "safeagent_sa"
 
-_BLOCKS_KEY = "safeagent_sa.blocks"
+_OUTER = (None, None, False, False)
+"""How a session's transaction takes part in a Connection's that it has not begun on."""
 
 
 def plain_session(session: object) -> Session:
@@ -101,7 +104,7 @@ def watch(
     watch.claims.append(claim)
     if block is not None:
         audience.block = block
-        session.info.setdefault(_BLOCKS_KEY, {})[row.token] = claim
+        session.info.setdefault(open_guarded.BLOCKS_KEY, {})[row.token] = claim
     return claim
 
 
@@ -128,6 +131,8 @@ def complete(claim: OpenClaim, held: GuardedTransaction, completion: Completion 
     """Note that the block has ended well; the COMMIT will store the result, and prove it."""
     _leave_block(claim)
     claim.completion, claim.savepoints_at_end = completion, len(held.savepoints.names)
+    if claim.root_ref is None:  # its session has committed, and need not do so again
+        write_pending(held.owner(), (claim.row.token,))
 
 
 def abandon(claim: OpenClaim) -> None:
@@ -142,7 +147,7 @@ def abandon(claim: OpenClaim) -> None:
     session = claim.session_ref()
     if session is None:
         return
-    if session.is_active and (not claim.is_same_transaction or claim.is_undone):
+    if session.is_active and not claim.is_same_transaction:
         lose(claim)
 
 
@@ -151,9 +156,7 @@ def lose(claim: OpenClaim) -> None:
     claim.is_lost, claim.completion = True, None
     session = claim.session_ref()
     if session is not None and session.in_transaction():
-        current = _watch_of(session)
-        if claim not in current.claims:
-            current.claims.append(claim)
+        _take_up(claim, session)
 
 
 def is_own(connection: Connection, token: object) -> bool:
@@ -182,8 +185,15 @@ def _watch_of(session: Session) -> SessionWatch:
     return current
 
 
+def _take_up(claim: OpenClaim, session: Session) -> None:
+    """Watch a claim of an earlier transaction in the session's present one."""
+    current = _watch_of(session)
+    if claim not in current.claims:
+        current.claims.append(claim)
+
+
 def _blocks(session: Session) -> dict[object, OpenClaim]:
-    found: dict[object, OpenClaim] = session.info.get(_BLOCKS_KEY, {})
+    found: dict[object, OpenClaim] = session.info.get(open_guarded.BLOCKS_KEY, {})
     return found
 
 
@@ -198,6 +208,8 @@ def _after_begin(session: Session, _transaction: SessionTransaction, connection:
     for claim in _blocks(session).values():
         if not claim.is_same_transaction:
             lose(claim)  # another transaction, begun in the block after its own had ended
+        elif claim.root_ref is None:
+            _take_up(claim, session)
     current = _current_watch(session)
     if current is not None:
         guard_transaction(connection).join(current)
@@ -214,10 +226,17 @@ def _before_commit(session: Session) -> None:
     if current is None:
         return
     current.refuse_lost()
+    root: Any = current.root()
     for connection in {claim.connection_ref() for claim in current.claims}:
         held = None if connection is None else transaction_of(connection)
         if connection is None or held is None:
             continue
-        held.refuse_early(connection)
-        if isinstance(session.bind, Connection):
+        # Read here, without a function for it: this is on the way of every COMMIT.
+        _, transaction, is_owner, _ = root._connections.get(connection, _OUTER)  # noqa: SLF001 - no other way to know
+        is_joined = not is_owner or transaction is not held.transaction_ref()
+        held.refuse_early(connection, is_joined=is_joined)
+        if is_joined:
             write_pending(connection, list(held.claims))
+            for claim in _blocks(session).values():
+                if claim.connection_ref() is connection:
+                    claim.root_ref = None

@@ -141,6 +141,21 @@ async def test_a_commit_in_the_block_names_the_line_that_awaits_it(async_port):
 
 
 @ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")
+async def test_a_session_in_an_outer_transaction_may_commit_in_the_block(async_port):
+    async with async_port.async_engine.connect() as connection, connection.begin() as outer:
+        async with AsyncSession(connection, join_transaction_mode="create_savepoint") as session:
+            async with guard.claim(session, "order-1", action="pay") as execution:
+                await pay_and_commit(session, "order-1")
+                await pay(session, "taken back")
+                await session.rollback()
+                execution.complete(1)
+        await outer.commit()
+
+    assert (async_port.payments("order-1"), async_port.payments("taken back")) == (1, 0)
+    assert async_port.requests() == [("order-1", "completed")]
+
+
+@ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")
 async def test_a_savepoint_undoes_only_the_block(async_port):
     async with async_port.async_sessions() as session, session.begin():
         await pay(session, "before")
