@@ -86,7 +86,7 @@ class ExecutionStore:
         key = validate_key(self._settings.scope, request_id)
         request = outcome.Request(key, validate_action(action), None, self._settings.fingerprinter.make(None))
         session_watch.refuse_pending_writes(self._session, key)
-        claim = acquire.claim(self._session, self._settings, request, self._settings.wait_timeout, has_block=False)
+        claim = acquire.claim(self._session, self._settings, request, self._settings.wait_timeout, block=None)
         if claim.open_claim is not None:
             self._claims[request_id] = claim
         return claim.open_claim is not None

@@ -223,10 +223,13 @@ class NotCompletedError(MisuseError):
     Attributes:
         scope: The scope of the request.
         request_id: The id of the request.
+        location: Where a COMMIT inside an open block came from, such as `/srv/shop/orders.py:12 in send_payment`; None
+            for every other cause.
     """
 
     scope: str
     request_id: str
+    location: str | None = None
 
 
 class AlreadyCompletedError(MisuseError):

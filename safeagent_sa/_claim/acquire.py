@@ -25,7 +25,7 @@ from .._request.ids import Key
 from .._settings import Settings
 from .._transaction import open_guarded, session_watch
 from .._transaction.guarded_transaction import write_pending
-from .._transaction.lifecycle import Audience
+from .._transaction.lifecycle import Audience, Block
 from .._transaction.open_claim import OpenClaim
 from ..errors import AutocommitError, ExecutionInProgressError, RequestConflictError
 from ..execution import Execution, ExecutionStatus
@@ -67,7 +67,7 @@ def _find_pending(connection: Connection, protocol: ClaimProtocol, key: Key, fou
 
 
 def claim(
-    session: Session, settings: Settings, request: Request, wait_timeout: float | None, *, has_block: bool = True
+    session: Session, settings: Settings, request: Request, wait_timeout: float | None, *, block: Block | None = "claim"
 ) -> Claim:
     """Become the one execution of the request, which commits with the caller, or find the receipt of an earlier one.
 
@@ -94,9 +94,7 @@ def claim(
             found = _find_pending(connection, protocol, request.key, found)
         return Claim(replay(session, connection, settings, request, found, audience=audience), None)
 
-    open_claim = begin(
-        session, connection, protocol, row, found, settings=settings, audience=audience, has_block=has_block
-    )
+    open_claim = begin(session, connection, protocol, row, found, settings=settings, audience=audience, block=block)
     execution: Execution[Any] = Execution(
         *request.key, request.action, max_result_bytes=settings.max_result_bytes, result_type=request.result_type
     )
@@ -112,12 +110,12 @@ def begin(
     *,
     settings: Settings,
     audience: Audience,
-    has_block: bool = True,
+    block: Block | None,
 ) -> OpenClaim:
     """Guard a row that was just inserted; take it back where it was committed at once."""
     # First of all, so that no error from here on leaves a row that is not guarded.
     open_claim = session_watch.watch(
-        session, connection, protocol, row, proof=inserted.proof, audience=audience, has_block=has_block
+        session, connection, protocol, row, proof=inserted.proof, audience=audience, block=block
     )
     if transaction_state(connection) is TransactionState.NONE:
         protocol.delete(connection, row)

@@ -72,7 +72,14 @@ def claim(session: Session, settings: Settings, scope: str, action: str, payload
         request_id, one = next(iter(inserted.items()))
         audience = Audience(settings.listeners, [claims.row(each) for each in inserted])
         open_claim = acquire.begin(
-            session, connection, protocol, claims.row(request_id), one, settings=settings, audience=audience
+            session,
+            connection,
+            protocol,
+            claims.row(request_id),
+            one,
+            settings=settings,
+            audience=audience,
+            block="batch",
         )
     for request_id, request in requests.items():  # in the caller's order
         if request_id in inserted:
@@ -124,11 +131,11 @@ def settle(batch_claim: BatchClaim, settings: Settings) -> None:
                 raise not_completed(claims.row(request_id), "the batch cannot end without an exception")
         connection, held = complete.ready_to_complete(open_claim)
         outbox.store(connection, settings.model, settings.fingerprinter, batch_claim.batch.new)
+        completion = BatchCompletion(open_claim.protocol, claims, open_claim.proof, texts, settings.is_forced)
+        session_watch.complete(open_claim, held, completion)
     except BaseException:
         abandon(batch_claim)
         raise
-    completion = BatchCompletion(open_claim.protocol, claims, open_claim.proof, texts, settings.is_forced)
-    session_watch.complete(open_claim, held, completion)
     open_claim.audience.completed(connection)
 
 

@@ -33,16 +33,21 @@ def settle(claim: Claim, settings: Settings) -> None:
             raise not_completed(open_claim.row, "the block cannot end without an exception")
         connection, held = ready_to_complete(open_claim)
         outbox.store(connection, settings.model, settings.fingerprinter, (execution,))
+        completion = Completion(
+            open_claim.protocol,
+            open_claim.row,
+            open_claim.proof,
+            result,
+            settings.is_forced,
+            claim.fast_path,
+            claim.names,
+        )
+        session_watch.complete(open_claim, held, completion)
     except BaseException:
         execution._discard()  # noqa: SLF001
         session_watch.abandon(open_claim)
         raise
-    fast_path = claim.fast_path
-    completion = Completion(
-        open_claim.protocol, open_claim.row, open_claim.proof, result, settings.is_forced, fast_path, claim.names
-    )
-    session_watch.complete(open_claim, held, completion)
-    open_claim.audience.completed(connection, fast_path)
+    open_claim.audience.completed(connection, claim.fast_path)
 
 
 def abandon(claim: Claim) -> None:

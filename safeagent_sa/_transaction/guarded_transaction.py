@@ -46,7 +46,7 @@ class SessionWatch:
     def refuse_lost(self) -> None:
         """Raise where something was written that a lost claim no longer covers."""
         for claim in self.claims:
-            if claim.is_lost:
+            if claim.is_lost or (claim.is_undone and claim.audience.block is not None):
                 raise lost(claim)
 
 
@@ -92,9 +92,12 @@ class GuardedTransaction:
         if all(each is not watch for each in self.watches):
             self.watches.append(watch)
 
-    def refuse_early(self, connection: Connection) -> None:
-        """Raise where this transaction must not commit, as far as that is known before anything is written."""
-        self._refuse_lost_and_incomplete(connection)
+    def refuse_early(self, connection: Connection, *, is_joined: bool) -> None:
+        """Raise where it is clear before anything is written that this transaction must not commit.
+
+        The commit of a joined session does not end it, so a block may go on after that.
+        """
+        self._refuse_lost_and_incomplete(connection, may_be_open=is_joined)
         self._refuse_ended_on_server(connection)
 
     def prove(self, connection: Connection, *, may_pipeline: bool) -> list[PipelinedCompletion]:
@@ -122,13 +125,13 @@ class GuardedTransaction:
         self._refuse_ended_on_server(connection)  # or may have ended the transaction
         return travelling
 
-    def _refuse_lost_and_incomplete(self, connection: Connection) -> None:
+    def _refuse_lost_and_incomplete(self, connection: Connection, *, may_be_open: bool = False) -> None:
         for watch in self.watches:
             watch.refuse_lost()
         for claim in list(self.claims.values()):
             if claim.is_lost:
                 raise lost(claim)
-            if claim.completion is None:
+            if claim.completion is None and not (may_be_open and claim.audience.block is not None):
                 why = why_incomplete(claim, connection)
                 if why is not None:
                     raise why

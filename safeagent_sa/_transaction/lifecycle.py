@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _INFO_KEY = "safeagent_sa.endings"
 
+Block = Literal["claim", "batch"]
+"""The verb that a block belongs to."""
+
 
 @dataclass(slots=True, eq=False)
 class Audience:
@@ -35,6 +38,8 @@ class Audience:
     """Whether the claim went with BEGIN."""
     is_undone: bool = False
     """Whether a ROLLBACK TO SAVEPOINT has undone the INSERT."""
+    block: Block | None = None
+    """Whose block is open; None for a claim without one, and once it has ended."""
     _began: float = field(default_factory=time.monotonic)
     _is_lost: bool = False
 
@@ -90,13 +95,19 @@ class _Endings:
     """The claims that are followed on one Session."""
 
     claims: list[_Followed] = field(default_factory=list)
+    left: list[Audience] = field(default_factory=list)
+    """Of claims in an outer transaction whose session has committed inside the block: its next end after the block counts."""
     committing: SessionTransaction | None = None
 
     def take(self, transaction: SessionTransaction) -> list[Audience]:
         """Stop following the claims in a transaction or savepoint, and return their audiences."""
         taken = [claim for claim in self.claims if transaction is claim.root or transaction in claim.savepoints]
         self.claims = [claim for claim in self.claims if claim not in taken]
-        return [claim.audience for claim in taken]
+        audiences = [claim.audience for claim in taken]
+        if self.left and transaction.parent is None:
+            audiences += [audience for audience in self.left if audience.block is None]
+            self.left = [audience for audience in self.left if audience.block is not None]
+        return audiences
 
 
 def _follow(session: Session, audience: Audience) -> None:
@@ -126,9 +137,12 @@ def _before_commit(session: Session) -> None:
 def _after_commit(session: Session) -> None:
     root = session.get_transaction()
     if root is not None and not session.in_nested_transaction():
-        for audience in session.info[_INFO_KEY].take(root):
+        endings: _Endings = session.info[_INFO_KEY]
+        for audience in endings.take(root):
             if audience.is_undone:  # by a savepoint that the session did not end
                 audience.notify("RolledBack", seconds=audience.seconds, was_commit_sent=False)
+            elif audience.block is not None:
+                endings.left.append(audience)
             else:
                 audience.notify("Committed", seconds=audience.seconds)
 

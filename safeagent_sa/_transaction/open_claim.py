@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from .._dialects import ClaimProtocol, NewClaim, NewClaims
 from .._dialects.drivers import note_local_commits
 from ..errors import ClaimLostError, DurabilityUnknownError, NotCompletedError, TransactionAbortedError
+from .caller import location
 from .lifecycle import Audience
 
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from .._dialects.postgresql.fast_path import FastPath
     from .._dialects.postgresql.pipeline import PipelinedCompletion
     from .._dialects.postgresql.prepared import Names
+
+
+_NAMED = 3
+"""How many ids of a batch an error names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,8 @@ class OpenClaim:
     audience: Audience
     session_ref: ReferenceType[Session]
     connection_ref: ReferenceType[Connection]
-    root_ref: ReferenceType[SessionTransaction]
+    root_ref: ReferenceType[SessionTransaction] | None
+    """None once the session has committed inside the block: an outer transaction of the Connection holds the claim, then."""
     transaction_ref: ReferenceType[RootTransaction]
     completion: Completion | BatchCompletion | None = None
     """None until the block has ended well."""
@@ -114,10 +120,17 @@ class OpenClaim:
 
     @property
     def is_same_transaction(self) -> bool:
-        """Whether the transaction of the claim is still the session's, and still the connection's under it."""
-        session, root = self.session_ref(), self.root_ref()
-        if session is None or root is None or session.get_transaction() is not root:
+        """Whether the row is in the session's transaction, and in the connection's under it.
+
+        A session that is joined to an outer transaction may commit and go on: the connection's alone counts from there.
+        """
+        session = self.session_ref()
+        if session is None or self.is_undone:
             return False
+        if self.root_ref is not None:
+            root = self.root_ref()
+            if root is None or session.get_transaction() is not root:
+                return False
         connection, transaction = self.connection_ref(), self.transaction_ref()
         return connection is not None and transaction is not None and connection.get_transaction() is transaction
 
@@ -164,15 +177,32 @@ def why_incomplete(claim: OpenClaim, connection: Connection) -> Exception | None
             "transaction again; end each savepoint inside the block that begins it."
         )
         return NotCompletedError(message, scope=claim.row.scope, request_id=claim.row.request_id)
+    if claim.audience.block is not None:
+        return committed_in_block(claim)
     return not_completed(claim.row, "this COMMIT was refused")
+
+
+def committed_in_block(claim: OpenClaim) -> NotCompletedError:
+    """Return the error for a COMMIT while the block of a claim, or of a batch of claims, is open."""
+    row, place = claim.row, location()
+    ids = ", ".join(repr(each.request_id) for each in claim.audience.rows[:_NAMED])
+    more = len(claim.audience.rows) - _NAMED
+    message = (
+        f"this COMMIT was refused: it came while the block of the {claim.audience.block} of request_id {ids}"
+        f"{f' and {more} more' if more > 0 else ''} (scope {row.scope!r}) was open{f', from {place}' if place else ''}. It "
+        "would have stored work without its receipt. Call flush() there instead, and commit after the block; or, where that "
+        "code is not yours to change, run it with contain_commits=True, which run_transaction() and "
+        "idempotent(session_factory=...) take. See docs/services-that-commit.md."
+    )
+    return NotCompletedError(message, scope=row.scope, request_id=row.request_id, location=place)
 
 
 def not_completed(row: NewClaim, consequence: str) -> NotCompletedError:
     """Return the error for a claim without a result."""
     message = (
         f"the claim of request_id {row.request_id!r} (scope {row.scope!r}) has no stored result, so {consequence}. "
-        "Call complete(result) after the business writes, before the block ends if there is one; after an "
-        "exception roll back, or put the claim and its writes into session.begin_nested() to undo them alone."
+        "Call complete(result) after the business writes, and inside the block if there is one. After an exception, roll "
+        "back; to undo the claim and its writes alone, put them into session.begin_nested()."
     )
     return NotCompletedError(message, scope=row.scope, request_id=row.request_id)
 

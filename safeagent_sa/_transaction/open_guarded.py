@@ -9,6 +9,10 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 from sqlalchemy.orm import Session, SessionTransaction
 
 
+BLOCKS_KEY = "safeagent_sa.blocks"
+"""In `Session.info`: the claims whose block is open, by token."""
+
+
 class _Here(threading.local):
     """The sessions that have claimed in one thread, since sessions are not shared between threads.
 
@@ -32,10 +36,14 @@ def note(session: Session) -> None:
 
 
 def is_guarded_transaction_open() -> bool:
-    """Return whether a session that has claimed in this thread, and task, is still in that transaction."""
+    """Return whether a session that has claimed in this thread, and task, is still in that transaction, or in a block."""
     here = _owner()
     return any(
-        owner() is here and root() is not None and root() is session.get_transaction()
+        owner() is here
+        and (
+            (root() is not None and root() is session.get_transaction())
+            or any(claim.is_same_transaction for claim in session.info.get(BLOCKS_KEY, {}).values())
+        )
         for session, (owner, root) in list(_here.sessions.items())
     )
 

@@ -3,12 +3,14 @@
 It listens on the one Session and never on a class:
 
 * `before_commit` refuses early where the COMMIT must fail, reading at most the claims' rows, so that the Session stays usable.
-  A session whose bind is a Connection writes its completions there, since its COMMIT may send none.
+  The commit of a session that is joined to an outer transaction of its Connection sends no COMMIT: it writes the
+  completions, and leaves the claims of open blocks to the outer transaction.
 * `after_begin` lets each further connection of the transaction take part in it.
 """
 
 from __future__ import annotations
 
+from typing import Any
 from weakref import ref
 
 from sqlalchemy import Connection, event
@@ -21,13 +23,14 @@ from . import open_guarded
 from .commit_guard import guard_transaction
 from .foreign_writes import connections_of
 from .guarded_transaction import KEY, GuardedTransaction, SessionWatch, transaction_of, write_pending
-from .lifecycle import Audience
+from .lifecycle import Audience, Block
 from .open_claim import BatchCompletion, Completion, OpenClaim, is_there, lost
 
 
 _INFO_KEY = "safeagent_sa"
 
-_BLOCKS_KEY = "safeagent_sa.blocks"
+_OUTER = (None, None, False, False)
+"""How a session's transaction takes part in a Connection's that it has not begun on."""
 
 
 def plain_session(session: object) -> Session:
@@ -88,7 +91,7 @@ def watch(
     *,
     proof: str,
     audience: Audience,
-    has_block: bool,
+    block: Block | None,
 ) -> OpenClaim:
     """Guard a row that was just inserted, until its transaction ends."""
     held = guard_transaction(connection)
@@ -98,8 +101,9 @@ def watch(
     )
     held.add(claim)
     watch.claims.append(claim)
-    if has_block:
-        session.info.setdefault(_BLOCKS_KEY, {})[row.token] = claim
+    if block is not None:
+        audience.block = block
+        session.info.setdefault(open_guarded.BLOCKS_KEY, {})[row.token] = claim
     return claim
 
 
@@ -118,7 +122,7 @@ def suppose(
     """
     is_open = not (connection.closed or connection.invalidated) and connection.in_transaction()
     if is_open and session.in_transaction() and not isinstance(error, SafeAgentError):
-        claim = watch(session, connection, protocol, row, proof="", audience=audience, has_block=False)
+        claim = watch(session, connection, protocol, row, proof="", audience=audience, block=None)
         claim.is_supposed = True
 
 
@@ -126,6 +130,8 @@ def complete(claim: OpenClaim, held: GuardedTransaction, completion: Completion 
     """Note that the block has ended with a result, which the COMMIT will write and prove."""
     _leave_block(claim)
     claim.completion, claim.savepoints_at_end = completion, len(held.savepoints.names)
+    if claim.root_ref is None:  # its session has committed, and need not do so again
+        write_pending(held.owner(), (claim.row.token,))
 
 
 def abandon(claim: OpenClaim) -> None:
@@ -140,7 +146,7 @@ def abandon(claim: OpenClaim) -> None:
     session = claim.session_ref()
     if session is None:
         return
-    if session.is_active and (not claim.is_same_transaction or claim.is_undone):
+    if session.is_active and not claim.is_same_transaction:
         lose(claim)
 
 
@@ -149,9 +155,7 @@ def lose(claim: OpenClaim) -> None:
     claim.is_lost, claim.completion = True, None
     session = claim.session_ref()
     if session is not None and session.in_transaction():
-        current = _watch_of(session)
-        if claim not in current.claims:
-            current.claims.append(claim)
+        _take_up(claim, session)
 
 
 def is_own(connection: Connection, token: object) -> bool:
@@ -180,12 +184,20 @@ def _watch_of(session: Session) -> SessionWatch:
     return current
 
 
+def _take_up(claim: OpenClaim, session: Session) -> None:
+    """Watch a claim of an earlier transaction in the session's present one."""
+    current = _watch_of(session)
+    if claim not in current.claims:
+        current.claims.append(claim)
+
+
 def _blocks(session: Session) -> dict[object, OpenClaim]:
-    found: dict[object, OpenClaim] = session.info.get(_BLOCKS_KEY, {})
+    found: dict[object, OpenClaim] = session.info.get(open_guarded.BLOCKS_KEY, {})
     return found
 
 
 def _leave_block(claim: OpenClaim) -> None:
+    claim.audience.block = None
     session = claim.session_ref()
     if session is not None:
         _blocks(session).pop(claim.row.token, None)
@@ -195,6 +207,8 @@ def _after_begin(session: Session, _transaction: SessionTransaction, connection:
     for claim in _blocks(session).values():
         if not claim.is_same_transaction:
             lose(claim)  # another transaction, begun in the block after its own had ended
+        elif claim.root_ref is None:
+            _take_up(claim, session)
     current = _current_watch(session)
     if current is not None:
         guard_transaction(connection).join(current)
@@ -211,10 +225,17 @@ def _before_commit(session: Session) -> None:
     if current is None:
         return
     current.refuse_lost()
+    root: Any = current.root()
     for connection in {claim.connection_ref() for claim in current.claims}:
         held = None if connection is None else transaction_of(connection)
         if connection is None or held is None:
             continue
-        held.refuse_early(connection)
-        if isinstance(session.bind, Connection):
+        # Read here, without a function for it: this is on the way of every COMMIT.
+        _, transaction, is_owner, _ = root._connections.get(connection, _OUTER)  # noqa: SLF001 - no other way to know
+        is_joined = not is_owner or transaction is not held.transaction_ref()
+        held.refuse_early(connection, is_joined=is_joined)
+        if is_joined:
             write_pending(connection, list(held.claims))
+            for claim in _blocks(session).values():
+                if claim.connection_ref() is connection:
+                    claim.root_ref = None

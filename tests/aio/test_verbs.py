@@ -118,6 +118,43 @@ async def test_commit_is_refused_after_an_exception_that_was_caught_outside_the_
     assert async_port.payments("order-1") == 0
 
 
+async def pay_and_commit(session, reference):
+    await pay(session, reference)
+    await session.commit()
+
+
+async def test_a_commit_in_the_block_names_the_line_that_awaits_it(async_port):
+    place = f"{__file__}:{pay_and_commit.__code__.co_firstlineno + 2} in pay_and_commit"
+    with pytest.raises(NotCompletedError) as caught:
+        await guard.run_transaction(async_port.async_sessions, "order-1", pay_and_commit, "order-1", action="pay")
+    assert caught.value.location == place
+
+    async with async_port.async_sessions() as session:
+        with pytest.raises(NotCompletedError) as caught:
+            async with guard.claim(session, "order-1", action="pay"):
+                await asyncio.create_task(pay_and_commit(session, "order-1"))
+        await session.rollback()
+    assert f"was open, from {place}." in str(caught.value)
+    assert caught.value.location == place
+    assert async_port.requests() == []
+    assert async_port.payments("order-1") == 0
+
+
+@ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")
+async def test_a_session_in_an_outer_transaction_may_commit_in_the_block(async_port):
+    async with async_port.async_engine.connect() as connection, connection.begin() as outer:
+        async with AsyncSession(connection, join_transaction_mode="create_savepoint") as session:
+            async with guard.claim(session, "order-1", action="pay") as execution:
+                await pay_and_commit(session, "order-1")
+                await pay(session, "taken back")
+                await session.rollback()
+                execution.complete(1)
+        await outer.commit()
+
+    assert (async_port.payments("order-1"), async_port.payments("taken back")) == (1, 0)
+    assert async_port.requests() == [("order-1", "completed")]
+
+
 @ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")
 async def test_a_savepoint_undoes_only_the_block(async_port):
     async with async_port.async_sessions() as session, session.begin():

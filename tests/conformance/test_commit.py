@@ -1,7 +1,7 @@
 """The guard decides last before COMMIT, on every way past the session, the savepoint or the block."""
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from support.app import Payment, pay
@@ -153,6 +153,20 @@ def test_a_rollback_to_a_savepoint_as_text_stops_the_commit(port):
             session.execute(text("ROLLBACK TO SAVEPOINT mine"))
             pay(session, "order-1")
             raise ZeroDivisionError
+        with pytest.raises(ClaimLostError):
+            session.commit()
+
+    assert nothing_is_stored(port)
+
+
+@not_pipelined
+def test_a_rollback_to_a_savepoint_as_text_in_the_last_flush_of_the_block_loses_the_claim(port):
+    with port.sessions() as session:
+        session.execute(text("SAVEPOINT mine"))
+        with pytest.raises(ClaimLostError), guard.claim(session, "order-1", action="pay") as execution:
+            event.listen(session, "after_flush", lambda *_: session.execute(text("ROLLBACK TO SAVEPOINT mine")))
+            session.add(Payment(reference="order-1", amount=1))
+            execution.complete(1)
         with pytest.raises(ClaimLostError):
             session.commit()
 

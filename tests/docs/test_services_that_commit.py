@@ -38,6 +38,7 @@ def names(tmp_path):
     for each in (metadata, Base.metadata):
         each.create_all(engine)
     yield {
+        "engine": engine,
         "guard": ExecutionGuard(),
         "SessionLocal": sessionmaker(engine),
         "Session": Session,
@@ -63,4 +64,4 @@ def test_the_page_does_what_it_says(names):
 
     with factory() as session:
         counts = [session.scalar(select(func.count()).select_from(table)) for table in (Payment, Notice)]
-    assert counts == [2, 1]
+    assert counts == [3, 2]

@@ -288,8 +288,8 @@ COMPLETING = {
     ),
     "a joined session completes nothing at its own commit": Mutant(
         WATCH,
-        "if isinstance(session.bind, Connection):",
-        "if False:",
+        "            write_pending(connection, list(held.claims))\n",
+        "",
         "test_a_session_in_an_outer_transaction_completes_at_its_own_commit test_sessions_joined_to_an_outer_transaction_of_a_test_suite_work",
     ),
     "synchronous_commit is not forced": Mutant(
@@ -351,15 +351,51 @@ COMPLETING = {
     ),
     "an exception in the block does not tell that the claim was lost": Mutant(
         WATCH,
-        "(not claim.is_same_transaction or claim.is_undone):\n        lose(claim)",
-        "(not claim.is_same_transaction or claim.is_undone):\n        pass",
+        "session.is_active and not claim.is_same_transaction:\n        lose(claim)",
+        "session.is_active and not claim.is_same_transaction:\n        pass",
         "test_an_exception_after_that_savepoint_does_not_let_later_writes_commit",
     ),
     "a savepoint that took the claim back in the block is not noticed": Mutant(
         COMPLETE,
         "is_gone = open_claim.is_undone or open_claim.is_lost",
         "is_gone = open_claim.is_lost",
-        "test_a_savepoint_around_the_claim_that_ends_inside_the_block_loses_it",
+        "test_a_rollback_to_a_savepoint_as_text_in_the_last_flush_of_the_block_loses_the_claim",
+    ),
+    "a COMMIT in the block passes where a savepoint has taken the claim back": Mutant(
+        GUARDED,
+        "if claim.is_lost or (claim.is_undone and claim.audience.block is not None):",
+        "if claim.is_lost:",
+        "test_a_commit_in_the_block_after_its_savepoint_was_rolled_back_is_refused",
+    ),
+    "a joined session may not commit in the block": Mutant(
+        GUARDED,
+        "not (may_be_open and claim.audience.block is not None)",
+        "True",
+        "test_a_commit_in_the_block_is_stored_with_the_receipt_by_the_outer_commit",
+    ),
+    "a session that works in a savepoint is taken for the owner of its transaction": Mutant(
+        WATCH,
+        "is_joined = not is_owner or transaction is not held.transaction_ref()",
+        "is_joined = not is_owner",
+        "test_a_commit_in_the_block_is_stored_with_the_receipt_by_the_outer_commit",
+    ),
+    "a joined session that commits in the block loses the claim": Mutant(
+        WATCH,
+        "                    claim.root_ref = None",
+        "                    pass",
+        "test_a_commit_in_the_block_is_stored_with_the_receipt_by_the_outer_commit",
+    ),
+    "a block that a joined session has committed in keeps its result to itself": Mutant(
+        WATCH,
+        "if claim.root_ref is None:  # its session",
+        "if False:  # its session",
+        "test_reads_in_the_outer_transaction_see_the_receipt_after_the_block",
+    ),
+    "a second database is not watched after a commit in the block": Mutant(
+        WATCH,
+        "            _take_up(claim, session)\n    current",
+        "            pass\n    current",
+        "test_a_second_database_is_refused_after_a_commit_in_the_block",
     ),
     "business writes wait for the COMMIT": Mutant(
         COMPLETE,
@@ -384,8 +420,8 @@ LAST_WORD = {
     ),
     "another transaction of the session of a lost claim may commit": Mutant(
         GUARDED,
-        "        for claim in self.claims:\n            if claim.is_lost:\n                raise lost(claim)",
-        "        return",
+        "        for claim in self.claims:\n            if claim.is_lost or (",
+        "        for claim in self.claims:\n            if (",
         "test_an_exception_after_a_rollback_inside_the_block_does_not_let_later_writes_commit",
     ),
     "the Connection's COMMIT does not know of a lost claim": Mutant(
@@ -423,8 +459,8 @@ LAST_WORD = {
     ),
     "a transaction that the driver has ended is not noticed by the Session": Mutant(
         GUARDED,
-        "        self._refuse_lost_and_incomplete(connection)\n        self._refuse_ended_on_server(connection)\n",
-        "        self._refuse_lost_and_incomplete(connection)\n",
+        "may_be_open=is_joined)\n        self._refuse_ended_on_server(connection)\n",
+        "may_be_open=is_joined)\n",
         "test_last_word.py test_commit.py test_savepoints.py test_unseen.py",
     ),
     "another transaction's claims are taken for this one's": Mutant(
@@ -434,7 +470,7 @@ LAST_WORD = {
         "test_last_word.py test_commit.py test_savepoints.py test_unseen.py",
     ),
     "a refused commit of the Session ends its transaction": Mutant(
-        WATCH, "        held.refuse_early(connection)\n", "", "test_misuse.py test_claim_many.py"
+        WATCH, "        held.refuse_early(connection, is_joined=is_joined)\n", "", "test_misuse.py test_claim_many.py"
     ),
     "the engine's COMMIT is not guarded": Mutant(
         GUARD, '_STEPS = (\n    "do_commit",\n', "_STEPS = (\n", "test_commit_of_the_connection_is_refused_too"
