@@ -10,7 +10,7 @@ import datetime as dt
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
-from typing import Any, Concatenate, TypeVar, overload
+from typing import Any, Concatenate, TypeAlias, TypeVar, overload
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
@@ -32,7 +32,10 @@ from .execution import Batch, Execution, Receipt, ResultT
 from .relay import AsyncRelay
 
 
-__all__ = ["AsyncExecutionGuard"]
+__all__ = ["AsyncBatch", "AsyncExecutionGuard"]
+
+AsyncBatch: TypeAlias = Batch[AbstractAsyncContextManager[None]]
+"""A Batch whose `each` is entered with `async with`."""
 
 _ValueT = TypeVar("_ValueT")
 
@@ -502,11 +505,16 @@ class AsyncExecutionGuard(ConfiguredGuard):
         *,
         action: str,
         scope: str | None = None,
-    ) -> AbstractAsyncContextManager[Batch]:
+    ) -> AbstractAsyncContextManager[AsyncBatch]:
         """Claim many request_ids for a block; all new executions commit with your transaction together, or none does.
 
         It sends two statements for the claims and one for the results, whatever their number. It never waits: requests
         held elsewhere are in `batch.in_progress`, to be delivered again later.
+
+        One message that cannot be processed need not hold up the others. `batch.each(execution)` runs a block for it in
+        a SAVEPOINT: an exception undoes its writes and its claim. `batch.release(execution)` gives its claim up before
+        anything is written. Both are in `batch.released`, to be delivered again, and the rest commits; one more
+        statement undoes their claims.
 
         Args:
             session: The session of the business writes.
@@ -516,27 +524,32 @@ class AsyncExecutionGuard(ConfiguredGuard):
             scope: The tenant or namespace; as in `claim`.
 
         Returns:
-            An async context manager. It gives the batch: `new` to complete in the block, `replayed`, `in_progress`,
-            `conflicts` and `blocked`.
+            An async context manager. It gives the batch: `new` to complete or release in the block, `replayed`,
+            `in_progress`, `conflicts` and `blocked`; `released` fills in the block.
 
         Raises:
             BatchTooLargeError: More ids than one call takes; nothing was sent.
             sqlalchemy.exc.DBAPIError: SQLSTATE 53200 where PostgreSQL's lock table is full: each id holds a lock until
                 its transaction ends, in this and in every other open transaction. The transaction is aborted and stores
                 nothing; roll back, and claim fewer ids in each.
-            NotCompletedError: The block ended with a new execution that was not completed.
+            NotCompletedError: The block ended with a new execution that was neither completed nor released.
             Exception: Everything else that `claim` raises, except OutcomeErrors, which are in the batch.
 
         Example:
             ```python
             async with guard.claim_many(session, {m.id: m.body for m in messages}, action="ingest") as batch:
                 for execution in batch.new:
-                    execution.complete(await ingest(session, execution.request_id))
+                    async with batch.each(execution):
+                        execution.complete(await ingest(session, execution.request_id))
             ```
         """
-        session = _plain_session(session)
-        block = blocks.claim_many(self._settings, session.sync_session, payloads, action=action, scope=scope)
-        return _over(session, block)
+        plain = _plain_session(session)
+
+        def enter(block: AbstractContextManager[None]) -> AbstractAsyncContextManager[None]:
+            return _over(plain, block)
+
+        block = blocks.claim_many(self._settings, plain.sync_session, payloads, action=action, scope=scope, enter=enter)
+        return _over(plain, block)
 
     async def get(
         self, session: AsyncSession | async_scoped_session[Any], request_id: str, *, scope: str | None = None

@@ -114,7 +114,7 @@ class Committed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolledBack(Event):
-    """The transaction or savepoint of the claim has ended without a confirmed COMMIT.
+    """The transaction or savepoint of the claim has ended without a confirmed COMMIT, or its batch has released it.
 
     Attributes:
         seconds: Seconds since the claim.

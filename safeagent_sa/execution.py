@@ -1,14 +1,15 @@
 """The values that callers hold: the Execution handle, the Receipt, the statuses and the legal transitions.
 
 Nothing here does I/O: `complete()` keeps the result, and the guard writes it later. So sync and async code share these
-classes, and a handle can be read after the session is closed.
+classes, and a handle can be read after the session is closed. The block of `Batch.each` is the guard's.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, NamedTuple, cast
@@ -31,6 +32,9 @@ from .errors import (
 
 # Any where the type of the result is not known, as with a plain `claim`.
 ResultT = TypeVar("ResultT", default=Any)
+
+# A context manager, or an async one with AsyncExecutionGuard.
+BlockT = TypeVar("BlockT", default=AbstractContextManager[None])
 
 
 class ExecutionStatus(StrEnum):
@@ -146,6 +150,7 @@ class Execution(Generic[ResultT]):
     __slots__ = (
         "_closed",
         "_effects",
+        "_is_released",
         "_max_result_bytes",
         "_stored",
         "_type",
@@ -174,7 +179,7 @@ class Execution(Generic[ResultT]):
         self._max_result_bytes = max_result_bytes
         self._type = result_type
         self._stored = stored
-        self._closed = False
+        self._closed = self._is_released = False
         self._effects: PlannedEffects | None = None
 
     @property
@@ -203,7 +208,8 @@ class Execution(Generic[ResultT]):
             ReceiptTypeError: The stored result does not fit the result type of this call.
         """
         if self._stored is None:
-            message = f"{self!r} has no result yet: call complete(result) inside the block first"
+            why = "its batch has released it" if self._is_released else "call complete(result) inside the block first"
+            message = f"{self!r} has no result: {why}"
             raise NotCompletedError(message, scope=self.scope, request_id=self.request_id)
         return self._decoded(self._stored)
 
@@ -255,15 +261,23 @@ class Execution(Generic[ResultT]):
         """Forget the result of a block that has failed: none of its work will be stored."""
         self._stored = None
 
+    def _release(self) -> None:
+        """End it without a result; its batch undoes the claim."""
+        self._close()
+        self._discard()
+        self._is_released = True
+
     def __repr__(self) -> str:
-        kind = "replay" if self.is_replay else str(self.status)
+        kind = "replay" if self.is_replay else "released" if self._is_released else str(self.status)
         return f"<Execution {self.scope!r} {self.request_id!r} {self.action!r}: {kind}>"
 
     def _refuse_after_the_end(self, verb: str) -> None:
         if self.is_replay:
             raise self._refused(verb, "it is a replay; write and complete under `if not execution.is_replay` only")
         if self._closed:
-            raise self._refused(verb, f"its block has ended; call {verb} inside the block")
+            ended = f"its block has ended; call {verb} inside the block"
+            released = "its batch has released it; the next delivery claims the request again"
+            raise self._refused(verb, released if self._is_released else ended)
 
     def _refused(self, verb: str, why: str) -> AlreadyCompletedError:
         message = f"{verb} of {self!r} is refused: {why}"
@@ -271,22 +285,101 @@ class Execution(Generic[ResultT]):
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Generic[BlockT]):
     """The requests of one `claim_many`, sorted by the outcome of each claim.
 
-    It holds plain values and does no I/O; the results of the new executions commit with your transaction together.
+    The results of the new executions commit with your transaction together, without those that were released.
 
     Attributes:
-        new: To execute and complete in the block.
+        new: To execute in the block: complete or release each. Those that were released stay in this list.
         replayed: Executed before, each with its receipt.
         in_progress: Held elsewhere; deliver them again later. One error each, with its `request_id`.
         conflicts: Used with another action or payload. One error each.
         blocked: Failed, in doubt, expired, or with a result that cannot be read: not to execute, and without a result.
             One error each.
+        released: The new executions that are not stored, by request_id: deliver them again. The value is the error that
+            left the block of `each`, or None after `release`.
     """
 
+    _make_block: Callable[[Batch[BlockT], Execution[Any]], BlockT] = field(repr=False, compare=False)
     new: list[Execution[Any]] = field(default_factory=list)
     replayed: list[Execution[Any]] = field(default_factory=list)
     in_progress: list[ExecutionInProgressError] = field(default_factory=list)
     conflicts: list[RequestConflictError] = field(default_factory=list)
     blocked: list[OutcomeError] = field(default_factory=list)
+    released: dict[str, Exception | None] = field(default_factory=dict)
+    _new: dict[str, Execution[Any]] = field(default_factory=dict, repr=False, compare=False)
+
+    def each(self, execution: Execution[Any]) -> BlockT:
+        """Run a block for one execution in a SAVEPOINT; if it raises, its writes and its claim are undone, and the batch goes on.
+
+        The error is kept in `released`; the other executions commit with your transaction. `release` in the block
+        undoes its writes too. It costs two statements for each execution. With AsyncExecutionGuard, use `async with`.
+
+        Args:
+            execution: One of `new`.
+
+        Returns:
+            A context manager. It swallows each Exception of its block after which the transaction can go on.
+
+        Raises:
+            AlreadyCompletedError: The execution is not new in this batch, was completed or released, or the batch has
+                ended; nothing was sent.
+            ClaimLostError: The block has ended the savepoint, so its writes cannot be undone alone.
+            sqlalchemy.exc.DBAPIError: The connection is lost, or the database asks for the whole transaction to be run
+                again (SQLSTATE 40001 and 40P01): the whole batch is to be rolled back.
+            BaseException: A cancellation or KeyboardInterrupt in the block.
+
+        Example:
+            ```python
+            with guard.claim_many(session, {m.id: m.body for m in messages}, action="ingest") as batch:
+                for execution in batch.new:
+                    with batch.each(execution):
+                        execution.complete(ingest(session, execution.request_id))
+            for message in messages:
+                message.nack() if message.id in batch.released else message.ack()
+            ```
+        """
+        self._refuse_unless_open("batch.each()", execution)
+        return self._make_block(self, execution)
+
+    def release(self, execution: Execution[Any]) -> None:
+        """Give up one execution: its claim is undone with your transaction, and the other executions commit.
+
+        The guard deletes the claim when the block of the batch ends. Release before you write anything for the
+        execution: its writes are not undone, unless you release it inside its `each`. Its effects are not stored.
+
+        Args:
+            execution: One of `new`.
+
+        Raises:
+            AlreadyCompletedError: The execution is not new in this batch, was completed or released, or the batch has
+                ended; nothing was sent.
+
+        Example:
+            ```python
+            with guard.claim_many(session, {m.id: m.body for m in messages}, action="ingest") as batch:
+                for execution in batch.new:
+                    if is_ready(execution.request_id):
+                        execution.complete(ingest(session, execution.request_id))
+                    else:
+                        batch.release(execution)
+            ```
+        """
+        self._refuse_unless_open("batch.release()", execution)
+        self._release(execution, None)
+
+    def _add(self, execution: Execution[Any]) -> None:
+        self.new.append(execution)
+        self._new[execution.request_id] = execution
+
+    def _release(self, execution: Execution[Any], error: Exception | None) -> None:
+        execution._release()  # noqa: SLF001 - the batch and its handles are one mechanism
+        self.released[execution.request_id] = error
+
+    def _refuse_unless_open(self, verb: str, execution: Execution[Any]) -> None:
+        if self._new.get(execution.request_id) is not execution:
+            raise execution._refused(verb, "it is not a new execution of this batch; give one of `batch.new`")  # noqa: SLF001
+        execution._refuse_after_the_end(verb)  # noqa: SLF001
+        if execution.status is ExecutionStatus.COMPLETED:
+            raise execution._refused(verb, f"it has a result already; call {verb} before complete()")  # noqa: SLF001

@@ -505,6 +505,11 @@ class ExecutionGuard(ConfiguredGuard):
         It sends two statements for the claims and one for the results, whatever their number. It never waits: requests
         held elsewhere are in `batch.in_progress`, to be delivered again later.
 
+        One message that cannot be processed need not hold up the others. `batch.each(execution)` runs a block for it in
+        a SAVEPOINT: an exception undoes its writes and its claim. `batch.release(execution)` gives its claim up before
+        anything is written. Both are in `batch.released`, to be delivered again, and the rest commits; one more
+        statement undoes their claims.
+
         Args:
             session: The session of the business writes.
             payloads: For each request_id the payload that a retry must repeat; at most 1,000 on PostgreSQL and 10,000
@@ -513,25 +518,28 @@ class ExecutionGuard(ConfiguredGuard):
             scope: The tenant or namespace; as in `claim`.
 
         Returns:
-            A context manager. It gives the batch: `new` to complete in the block, `replayed`, `in_progress`,
-            `conflicts` and `blocked`.
+            A context manager. It gives the batch: `new` to complete or release in the block, `replayed`,
+            `in_progress`, `conflicts` and `blocked`; `released` fills in the block.
 
         Raises:
             BatchTooLargeError: More ids than one call takes; nothing was sent.
             sqlalchemy.exc.DBAPIError: SQLSTATE 53200 where PostgreSQL's lock table is full: each id holds a lock until
                 its transaction ends, in this and in every other open transaction. The transaction is aborted and stores
                 nothing; roll back, and claim fewer ids in each.
-            NotCompletedError: The block ended with a new execution that was not completed.
+            NotCompletedError: The block ended with a new execution that was neither completed nor released.
             Exception: Everything else that `claim` raises, except OutcomeErrors, which are in the batch.
 
         Example:
             ```python
             with guard.claim_many(session, {m.id: m.body for m in messages}, action="ingest") as batch:
                 for execution in batch.new:
-                    execution.complete(ingest(session, execution.request_id))
+                    with batch.each(execution):
+                        execution.complete(ingest(session, execution.request_id))
             ```
         """
-        return blocks.claim_many(self._settings, plain_session(session), payloads, action=action, scope=scope)
+        return blocks.claim_many(
+            self._settings, plain_session(session), payloads, action=action, scope=scope, enter=lambda block: block
+        )
 
     def get(
         self, session: Session | scoped_session[Any], request_id: str, *, scope: str | None = None

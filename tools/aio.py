@@ -36,6 +36,7 @@ DOORS = (
 # Everywhere, as whole words.
 NAMES = {
     "AbstractContextManager": "AbstractAsyncContextManager",
+    "Batch": "AsyncBatch",
     "Effect": "AsyncEffect",
     "EffectContext": "AsyncEffectContext",
     "Relay": "AsyncRelay",

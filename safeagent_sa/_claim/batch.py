@@ -2,7 +2,8 @@
 
     INSERT of all         the ids whose lock is free and that are new
     SELECT of the rest    a replay, a conflict, or no row: the request is held elsewhere
-    UPDATE of all         before COMMIT; it changes as many rows as there are new executions, or the batch is lost
+    DELETE of the released ones, where there are any
+    UPDATE of the rest    before COMMIT; it changes as many rows as remain, or the batch is lost
 
 Ids are locked in the order of their bytes, and no lock is waited for, so two batches cannot deadlock.
 """
@@ -18,14 +19,20 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from .._dialects import ClaimProtocol, NewClaims, StoredRequest
+from .._dialects import ClaimProtocol, NewClaim, NewClaims, StoredRequest
 from .._request.ids import validate_action, validate_key
 from .._settings import Settings
 from .._transaction import session_watch
 from .._transaction.guarded_transaction import write_pending
 from .._transaction.lifecycle import Audience
-from .._transaction.open_claim import BatchCompletion, OpenClaim, not_completed
-from ..errors import BatchTooLargeError, ExecutionInProgressError, OutcomeError, RequestConflictError
+from .._transaction.open_claim import BatchCompletion, OpenClaim, lost
+from ..errors import (
+    BatchTooLargeError,
+    ExecutionInProgressError,
+    NotCompletedError,
+    OutcomeError,
+    RequestConflictError,
+)
 from ..execution import Batch, Execution
 from . import acquire, binding, complete, outbox
 from .outcome import Request, in_progress
@@ -35,12 +42,14 @@ from .outcome import Request, in_progress
 class BatchClaim:
     """A batch that was claimed: the values for the caller, and what completes it."""
 
-    batch: Batch
+    batch: Batch[Any]
     claims: NewClaims
     open_claim: OpenClaim | None
 
 
-def claim(session: Session, settings: Settings, scope: str, action: str, payloads: Mapping[str, Any]) -> BatchClaim:
+def claim(
+    session: Session, settings: Settings, scope: str, action: str, payloads: Mapping[str, Any], *, batch: Batch[Any]
+) -> BatchClaim:
     """Claim every id that is free, to commit with the caller, and sort the others by what became of them."""
     validate_action(action)
     first_key = validate_key(scope, next(iter(payloads))) if payloads else None
@@ -51,7 +60,6 @@ def claim(session: Session, settings: Settings, scope: str, action: str, payload
     }
     fingerprints = {request_id: requests[request_id].fingerprint for request_id in sorted(requests, key=str.encode)}
     claims = NewClaims(scope, action, uuid.uuid4(), fingerprints)
-    batch = Batch()
     if not requests:
         return BatchClaim(batch, claims, None)
     first = next(iter(requests.values()))
@@ -61,7 +69,7 @@ def claim(session: Session, settings: Settings, scope: str, action: str, payload
         inserted = protocol.insert_many(connection, claims)
     except BaseException as error:
         rows = [claims.row(request_id) for request_id in fingerprints]
-        audience = Audience(settings.listeners, rows)
+        audience = Audience(settings.listeners, rows, is_batch=True)
         session_watch.suppose(error, session, connection, protocol, rows[0], audience=audience)
         raise
     others = [request_id for request_id in fingerprints if request_id not in inserted]
@@ -70,7 +78,7 @@ def claim(session: Session, settings: Settings, scope: str, action: str, payload
     if inserted:
         # One stands for all: one statement inserted them, so they stay or go together.
         request_id, one = next(iter(inserted.items()))
-        audience = Audience(settings.listeners, [claims.row(each) for each in inserted])
+        audience = Audience(settings.listeners, [claims.row(each) for each in inserted], is_batch=True)
         open_claim = acquire.begin(
             session,
             connection,
@@ -83,7 +91,7 @@ def claim(session: Session, settings: Settings, scope: str, action: str, payload
         )
     for request_id, request in requests.items():  # in the caller's order
         if request_id in inserted:
-            batch.new.append(Execution(*request.key, action, max_result_bytes=settings.max_result_bytes))
+            batch._add(Execution(*request.key, action, max_result_bytes=settings.max_result_bytes))  # noqa: SLF001
             continue
         audience = Audience(settings.listeners, (claims.row(request_id),))
         if request_id in stored:
@@ -114,29 +122,50 @@ def _refuse_more_than_fit(size: int, protocol: ClaimProtocol) -> None:
 
 
 def settle(batch_claim: BatchClaim, settings: Settings) -> None:
-    """Keep the results of all new executions for the COMMIT, and store the effects that they leave to a relay.
+    """Take back what was released; keep the results of the rest for the COMMIT, and store the effects that they leave.
 
     Raises:
-        NotCompletedError: One of them was not completed.
+        NotCompletedError: One of them was neither completed nor released.
         ClaimLostError: The rows are gone, or not in the transaction that is open now.
     """
-    results = {execution.request_id: execution._close() for execution in batch_claim.batch.new}  # noqa: SLF001
-    open_claim, claims = batch_claim.open_claim, batch_claim.claims
+    batch, open_claim, claims = batch_claim.batch, batch_claim.open_claim, batch_claim.claims
+    kept = [execution for execution in batch.new if execution.request_id not in batch.released]
+    results = {execution.request_id: execution._close() for execution in kept}  # noqa: SLF001
     if open_claim is None:
         return
     texts = {request_id: text for request_id, text in results.items() if text is not None}
     try:
         for request_id, text in results.items():
             if text is None:
-                raise not_completed(claims.row(request_id), "the batch cannot end without an exception")
+                raise _not_completed(claims.row(request_id))
+        if texts:
+            open_claim.row = claims.row(next(iter(texts)))  # the one that stands for all must be one that stays
         connection, held = complete.ready_to_complete(open_claim)
-        outbox.store(connection, settings.model, settings.fingerprinter, batch_claim.batch.new)
+        if batch.released:
+            _take_back(connection, open_claim, claims, list(batch.released))
+        outbox.store(connection, settings.model, settings.fingerprinter, kept)
         completion = BatchCompletion(open_claim.protocol, claims, open_claim.proof, texts, settings.is_forced)
         session_watch.complete(open_claim, held, completion)
     except BaseException:
         abandon(batch_claim)
         raise
     open_claim.audience.completed(connection)
+
+
+def _not_completed(row: NewClaim) -> NotCompletedError:
+    message = (
+        f"request_id {row.request_id!r} (scope {row.scope!r}) of the batch was neither completed nor released, so the batch "
+        "cannot end without an exception. Call complete(result) for each execution in batch.new, or batch.release(execution) "
+        "before anything is written for it; `with batch.each(execution):` releases an execution whose block raises."
+    )
+    return NotCompletedError(message, scope=row.scope, request_id=row.request_id)
+
+
+def _take_back(connection: Connection, open_claim: OpenClaim, claims: NewClaims, request_ids: list[str]) -> None:
+    if open_claim.protocol.delete_many(connection, claims, open_claim.proof, request_ids) != len(request_ids):
+        session_watch.lose(open_claim)
+        raise lost(open_claim)
+    open_claim.audience.released(request_ids)
 
 
 def abandon(batch_claim: BatchClaim) -> None:
@@ -158,7 +187,7 @@ def _find(
     return stored
 
 
-def _sort(batch: Batch, replay: Callable[[], Execution[Any]]) -> None:
+def _sort(batch: Batch[Any], replay: Callable[[], Execution[Any]]) -> None:
     try:
         batch.replayed.append(replay())
     except RequestConflictError as error:

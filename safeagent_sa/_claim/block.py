@@ -5,8 +5,8 @@ Both guards share it: `guard` enters these blocks directly, `aio` inside `AsyncS
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -15,7 +15,7 @@ from .._request.ids import validate_action, validate_key
 from .._request.results import PLAIN, ResultType
 from .._settings import USE_DEFAULT, Settings, UseDefault, valid_timeout
 from .._transaction import session_watch
-from ..execution import Batch, Execution, Receipt
+from ..execution import Batch, BlockT, Execution, Receipt
 from . import acquire, binding, complete, outcome
 
 
@@ -51,12 +51,22 @@ def claim(
 
 @contextmanager
 def claim_many(
-    settings: Settings, session: Session, payloads: Mapping[str, Any], *, action: str, scope: str | None
-) -> Generator[Batch]:
-    """Claim many requests for the block; rows, results and business writes commit with the caller."""
+    settings: Settings,
+    session: Session,
+    payloads: Mapping[str, Any],
+    *,
+    action: str,
+    scope: str | None,
+    enter: Callable[[AbstractContextManager[None]], BlockT],
+) -> Generator[Batch[BlockT]]:
+    """Claim many requests for the block; `enter` turns the block of one of them into what the caller enters."""
     from . import batch as batches  # noqa: PLC0415 - for guards that claim many
+    from . import each  # noqa: PLC0415
 
-    found = batches.claim(session, settings, settings.scope_or(scope), action, payloads)
+    def make_block(batch: Batch[BlockT], execution: Execution[Any]) -> BlockT:
+        return enter(each.block(settings, session, batch, execution))
+
+    found = batches.claim(session, settings, settings.scope_or(scope), action, payloads, batch=Batch(make_block))
     try:
         yield found.batch
     except BaseException:

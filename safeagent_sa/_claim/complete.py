@@ -30,7 +30,7 @@ def settle(claim: Claim, settings: Settings) -> None:
     result = execution._close()  # noqa: SLF001 - the handle and this module are one mechanism
     try:
         if result is None:
-            raise not_completed(open_claim.row, "the block cannot end without an exception")
+            raise not_completed(open_claim, "the block cannot end without an exception")
         connection, held = ready_to_complete(open_claim)
         outbox.store(connection, settings.model, settings.fingerprinter, (execution,))
         completion = Completion(

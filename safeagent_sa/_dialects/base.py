@@ -111,6 +111,13 @@ class ClaimProtocol(ABC):
         self._by_key = (columns.scope == bindparam("key_scope"), columns.request_id == bindparam("key_request_id"))
         self._owned = (*self._by_key, columns.token == bindparam("key_token"))
         self._delete = delete(table).where(*self._owned)
+        self._delete_many = delete(table).where(
+            columns.scope == bindparam("key_scope"),
+            columns.request_id.in_(bindparam("request_ids", expanding=True)),
+            columns.token == bindparam("key_token"),
+            columns.status == ExecutionStatus.CLAIMED.value,
+            self.is_same,
+        )
         completed = columns.status == ExecutionStatus.COMPLETED.value
         self._is_completed: Any = select(literal_column("1")).where(*self._owned, completed, self.is_same)
         stored = [columns[name] for name in StoredRequest._fields]
@@ -172,6 +179,11 @@ class ClaimProtocol(ABC):
         stored = self.find_many(connection, claims.scope, request_ids).values()
         done = [row for row in stored if (row.token, row.status) == (claims.token, ExecutionStatus.COMPLETED)]
         return len(done) if self.is_same_transaction(connection, proof) else 0
+
+    def delete_many(self, connection: Connection, claims: NewClaims, proof: str, request_ids: list[str]) -> int:
+        """Take back some rows that are still the batch's own and not completed, and return the number of rows."""
+        owner = {"key_scope": claims.scope, "key_token": claims.token, "proof": proof}
+        return connection.execute(self._delete_many, owner | {"request_ids": request_ids}).rowcount
 
     def is_same_transaction(self, connection: Connection, proof: str) -> bool:
         """Return whether the server still has the transaction of a claim."""

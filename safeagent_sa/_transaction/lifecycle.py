@@ -7,7 +7,7 @@ was rolled back and a transaction that ended without an answer to its COMMIT are
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +34,7 @@ class Audience:
 
     listeners: tuple[Listener, ...]
     rows: Sequence[NewClaim]
+    is_batch: bool = False
     is_pipelined: bool = False
     """Whether the claim went with BEGIN."""
     is_undone: bool = False
@@ -42,6 +43,7 @@ class Audience:
     """Whose block is open; None for a claim without one, and once it has ended."""
     _began: float = field(default_factory=time.monotonic)
     _is_lost: bool = False
+    _released: Collection[str] = ()
 
     def notify(self, kind: str, **values: Any) -> None:
         """Notify the listeners of an event of each of the claims; `kind` is its name."""
@@ -49,6 +51,8 @@ class Audience:
             from .. import events  # noqa: PLC0415 - for guards with listeners
 
             for row in self.rows:
+                if row.request_id in self._released:
+                    continue
                 names = {"scope": row.scope, "request_id": row.request_id, "action": row.action}
                 events.tell(self.listeners, getattr(events, kind)(**names, claim_id=row.token, **values))
 
@@ -68,6 +72,12 @@ class Audience:
         if self.listeners:
             is_pipelined = fast_path is not None and fast_path.is_open(connection)
             self.notify("Completed", seconds=self.seconds, is_pipelined=is_pipelined)
+
+    def released(self, request_ids: Collection[str]) -> None:
+        """Notify of the rows that their batch has taken back; no later event is about them."""
+        taken_back = [row for row in self.rows if row.request_id in request_ids]
+        Audience(self.listeners, taken_back).notify("RolledBack", seconds=self.seconds, was_commit_sent=False)
+        self._released = request_ids
 
     def lost(self) -> None:
         """Notify of rows that have gone; once, however often the COMMIT is tried."""

@@ -76,6 +76,8 @@ class BatchCompletion:
 
     def write(self, connection: Connection) -> bool:
         """Write the results; return whether rows and transaction were still the batch's own."""
+        if not self.results:
+            return True  # all were released
         count = self.protocol.complete_many(connection, self.claims, self.proof, self.results, is_forced=self.is_forced)
         return count == len(self.results)
 
@@ -93,6 +95,7 @@ class OpenClaim:
     """A claim whose row is in a transaction that has not ended."""
 
     row: NewClaim
+    """Of a batch, one that stays: it stands for all of them."""
     proof: str
     protocol: ClaimProtocol
     audience: Audience
@@ -117,6 +120,14 @@ class OpenClaim:
     """How many of the transaction's known savepoints are around the claim."""
     savepoints_at_end: int = 0
     """How many of them were around the end of its block."""
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        kind = "batch" if self.audience.is_batch else "claim"
+        others = len(self.audience.rows) - 1
+        request = f"request_id {self.row.request_id!r} (scope {self.row.scope!r})"
+        return f"the {kind} of {request}" + (f" and {others} more" if others else "")
 
     @property
     def is_same_transaction(self) -> bool:
@@ -172,14 +183,14 @@ def why_incomplete(claim: OpenClaim, connection: Connection) -> Exception | None
         return lost(claim)  # a ROLLBACK as text: no claim covers what the block wrote after it
     if claim.is_cut:
         message = (
-            f"the result of request_id {claim.row.request_id!r} (scope {claim.row.scope!r}) was dropped, since a savepoint "
-            "was rolled back that may hold writes of its block; so this COMMIT was refused. Roll back and run the whole "
-            "transaction again; end each savepoint inside the block that begins it."
+            f"what {claim.name} has completed was dropped, since a savepoint was rolled back that may hold writes of its "
+            "block; so this COMMIT was refused. Roll back and run the whole transaction again; end each savepoint inside "
+            "the block that begins it."
         )
         return NotCompletedError(message, scope=claim.row.scope, request_id=claim.row.request_id)
     if claim.audience.block is not None:
         return committed_in_block(claim)
-    return not_completed(claim.row, "this COMMIT was refused")
+    return not_completed(claim, "this COMMIT was refused")
 
 
 def committed_in_block(claim: OpenClaim) -> NotCompletedError:
@@ -197,25 +208,24 @@ def committed_in_block(claim: OpenClaim) -> NotCompletedError:
     return NotCompletedError(message, scope=row.scope, request_id=row.request_id, location=place)
 
 
-def not_completed(row: NewClaim, consequence: str) -> NotCompletedError:
+def not_completed(claim: OpenClaim, consequence: str) -> NotCompletedError:
     """Return the error for a claim without a result."""
     message = (
-        f"the claim of request_id {row.request_id!r} (scope {row.scope!r}) has no stored result, so {consequence}. "
+        f"{claim.name} has no stored result, so {consequence}. "
         "Call complete(result) after the business writes, and inside the block if there is one. After an exception, roll "
         "back; to undo the claim and its writes alone, put them into session.begin_nested()."
     )
-    return NotCompletedError(message, scope=row.scope, request_id=row.request_id)
+    return NotCompletedError(message, scope=claim.row.scope, request_id=claim.row.request_id)
 
 
 def lost(claim: OpenClaim) -> ClaimLostError:
     """Note that the row of a claim has gone, and return the error for it."""
     claim.audience.lost()
-    where = "inside the claim's block" if claim.completion is None else "between the claim's block and this COMMIT"
+    where = "inside its block" if claim.completion is None else "between its block and this COMMIT"
     message = (
-        f"the claim of request_id {claim.row.request_id!r} (scope {claim.row.scope!r}) is gone: its transaction or "
-        f"savepoint was committed, rolled back or closed {where}. It covers nothing that was written since, so this "
-        "transaction cannot commit: roll back, let the session alone end its transaction, and retry with the same "
-        "request_id."
+        f"{claim.name} is gone: its transaction or savepoint was committed, rolled back or closed {where}. It covers nothing "
+        "that was written since, so this transaction cannot commit: roll back, let the session alone end its transaction, and "
+        f"retry with the same request_id{'s' if claim.audience.is_batch else ''}."
     )
     return ClaimLostError(message, scope=claim.row.scope, request_id=claim.row.request_id)
 

@@ -218,3 +218,55 @@ async def test_a_cancelled_block_cannot_be_committed(async_port):
 
     assert async_port.requests() == []
     assert async_port.payments("order-1") == 0
+
+
+@ports(*ASYNC[:3], among=ASYNC, argument="async_port")
+@pytest.mark.parametrize("first", ["asyncio.sleep(0)", "a statement"])
+async def test_a_task_that_is_cancelled_in_the_block_of_one_message_stores_nothing_of_its_batch(async_port, first):
+    entered = asyncio.Event()
+
+    async def consume():
+        async with async_port.async_sessions() as session, session.begin():
+            async with guard.claim_many(session, dict.fromkeys("ab"), action="pay") as batch:
+                batches.append(batch)
+                for execution in batch.new:
+                    async with batch.each(execution):
+                        execution.complete(await pay(session, execution.request_id))
+                        if execution.request_id == "b":
+                            entered.set()
+                            while True:
+                                await (
+                                    asyncio.sleep(0)
+                                    if first == "asyncio.sleep(0)"
+                                    else session.scalar(text("SELECT 1"))
+                                )
+
+    batches = []
+    task = asyncio.create_task(consume())
+    await entered.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert batches[0].released == {}
+    async with async_port.async_sessions() as session:
+        assert (await session.scalars(select(ExecutionRequest.request_id))).all() == []
+        assert (await session.scalars(select(Payment.reference))).all() == []
+
+
+@ports(*ASYNC[:3], among=ASYNC, argument="async_port")
+async def test_a_message_that_takes_too_long_is_released_where_the_connection_is_left_whole(async_port):
+    async with async_port.async_sessions() as session, session.begin():
+        async with guard.claim_many(session, dict.fromkeys("ab"), action="pay") as batch:
+            for execution in batch.new:
+                async with batch.each(execution):
+                    execution.complete(await pay(session, execution.request_id))
+                    if execution.request_id == "a":
+                        async with asyncio.timeout(0):
+                            await asyncio.Event().wait()
+
+    assert type(batch.released.pop("a")) is TimeoutError
+    assert batch.released == {}
+    async with async_port.async_sessions() as session:
+        assert (await session.scalars(select(ExecutionRequest.request_id))).all() == ["b"]
+        assert (await session.scalars(select(Payment.reference))).all() == ["b"]

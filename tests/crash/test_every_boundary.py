@@ -42,6 +42,30 @@ def claim_many(sessions):
     return {each.request_id: each.result for each in [*batch.new, *batch.replayed]}
 
 
+def consume(sessions):
+    """Consume messages of which one is not ready and another one cannot be processed, at any delivery."""
+    with sessions() as session, session.begin():
+        with guard.claim_many(session, dict.fromkeys(IDS), action="pay") as batch:
+            for execution in batch.new:
+                if execution.request_id == IDS[0]:
+                    batch.release(execution)
+                    continue
+                with batch.each(execution):
+                    execution.complete(pay(session, execution.request_id))
+                    if execution.request_id == IDS[1]:
+                        raise ValueError(execution.request_id)
+    return acknowledged(batch)
+
+
+def acknowledged(batch):
+    """Return the receipts of what was stored; raise for what a consumer would have delivered again."""
+    again = [*batch.in_progress, *(error for name, error in batch.released.items() if name not in IDS[:2])]
+    if again:
+        raise again[0]
+    stored = [each for each in [*batch.new, *batch.replayed] if each.request_id not in batch.released]
+    return {each.request_id: each.result for each in stored}
+
+
 def decorated(sessions):
     @guard.idempotent(request_id="order:{order}", action="pay", session_factory=sessions)
     def run(session: Session, order: int) -> dict[str, str]:
@@ -60,7 +84,8 @@ def compat(sessions):
 
 @pytest.mark.parametrize("at_once", [1, 3])
 @pytest.mark.parametrize(
-    "handler", [claim_in_a_savepoint, claim_several_in_one_transaction, claim_many, decorated, compat]
+    "handler",
+    [claim_in_a_savepoint, claim_several_in_one_transaction, claim_many, consume, decorated, compat],
 )
 @pytest.mark.parametrize("port", ["sqlite", "postgresql"], indirect=True)
 def test_a_verb_under_every_fault(port, handler, at_once):
@@ -90,6 +115,20 @@ async def async_claim_many(sessions):
     return {each.request_id: each.result for each in [*batch.new, *batch.replayed]}
 
 
+async def async_consume(sessions):
+    async with sessions() as session, session.begin():
+        async with aguard.claim_many(session, dict.fromkeys(IDS), action="pay") as batch:
+            for execution in batch.new:
+                if execution.request_id == IDS[0]:
+                    batch.release(execution)
+                    continue
+                async with batch.each(execution):
+                    execution.complete(await apay(session, execution.request_id))
+                    if execution.request_id == IDS[1]:
+                        raise ValueError(execution.request_id)
+    return acknowledged(batch)
+
+
 async def async_decorated(sessions):
     @aguard.idempotent(request_id="order:{order}", action="pay", session_factory=sessions)
     async def run(session: AsyncSession, order: int) -> dict[str, str]:
@@ -99,7 +138,7 @@ async def async_decorated(sessions):
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
-@pytest.mark.parametrize("handler", [async_claim_in_a_savepoint, async_claim_many, async_decorated])
+@pytest.mark.parametrize("handler", [async_claim_in_a_savepoint, async_claim_many, async_consume, async_decorated])
 @pytest.mark.parametrize("driver", ["sqlite+aiosqlite", "postgresql+psycopg", "postgresql+asyncpg"])
 def test_an_async_verb_under_every_fault(request, driver, handler, at_once):
     port = request.getfixturevalue(driver.partition("+")[0])

@@ -15,7 +15,7 @@ class Mutant(NamedTuple):
 
 
 ACQUIRE, COMPLETE = "_claim/acquire.py", "_claim/complete.py"
-BATCH, OUTCOME = "_claim/batch.py", "_claim/outcome.py"
+BATCH, EACH, OUTCOME = "_claim/batch.py", "_claim/each.py", "_claim/outcome.py"
 GUARD, GUARDED = "_transaction/commit_guard.py", "_transaction/guarded_transaction.py"
 OPEN, WATCH = "_transaction/open_claim.py", "_transaction/session_watch.py"
 SAVEPOINTS, RUN = "_transaction/savepoints.py", "_transaction/run.py"
@@ -918,6 +918,73 @@ PIPELINES = {
 BATCHES = {
     "a batch ignores the locks": Mutant(
         SQL, "select(*given).select_from(new).where(are_free)", "select(*given).select_from(new)", "test_claim_many.py"
+    ),
+    "a released claim is stored": Mutant(BATCH, "        if batch.released:", "        if False:", "test_poison.py"),
+    "a release deletes what is no claim any more": Mutant(
+        BASE,
+        "            columns.status == ExecutionStatus.CLAIMED.value,\n",
+        "",
+        "test_a_released_row_that_is_no_claim_any_more_is_not_deleted",
+    ),
+    "the rows of a release are not counted": Mutant(
+        BATCH,
+        "request_ids) != len(request_ids):",
+        "request_ids) < 0:",
+        "test_a_released_row_that_is_no_claim_any_more_is_not_deleted",
+    ),
+    "a released execution stands for its batch": Mutant(
+        BATCH,
+        "        if texts:\n",
+        "        if False:\n",
+        "test_a_released_row_that_is_no_claim_any_more_is_not_deleted",
+    ),
+    "the effects of a released execution are stored": Mutant(
+        BATCH,
+        "settings.fingerprinter, kept)",
+        "settings.fingerprinter, batch.new)",
+        "test_the_effects_of_a_released_execution_are_not_stored",
+    ),
+    "a block for one of a batch begins without its savepoint": Mutant(
+        EACH,
+        "            binding.reach(session, settings, key)",
+        "            pass",
+        "test_what_passes_the_session_by_is_undone_too",
+    ),
+    "a failed flush that such a block swallows completes it": Mutant(
+        EACH,
+        "    if not session.is_active:",
+        "    if False:",
+        "test_a_failed_flush_that_the_block_swallows_releases_the_execution",
+    ),
+    "an error of the whole transaction is taken for that of one message": Mutant(
+        EACH,
+        "or _is_final(error) or",
+        "or",
+        "test_an_error_that_asks_for_the_whole_transaction_again_passes_through",
+    ),
+    "a lost connection is taken for an error of one message": Mutant(
+        EACH,
+        " or not _can_go_on(connection):",
+        ":",
+        "test_a_lost_connection_passes_through_even_where_the_block_raises_another_error",
+    ),
+    "a savepoint that could not be rolled back counts as undone": Mutant(
+        EACH, "if error is not undone or", "if", "test_a_savepoint_that_is_ended_as_text_ends_the_batch"
+    ),
+    "a savepoint that the block has ended counts as undone": Mutant(
+        EACH,
+        "undone = error if _is_open(session, savepoint) else None",
+        "undone = error",
+        "test_a_block_that_ends_its_own_savepoint_ends_the_batch",
+    ),
+    "an interrupted block keeps its result": Mutant(
+        EACH,
+        "                execution._discard()  # noqa: SLF001\n",
+        "",
+        "test_what_an_interrupted_block_has_completed_is_not_stored",
+    ),
+    "a release in the block keeps its writes": Mutant(
+        EACH, "        raise _Released\n", "        pass\n", "test_a_release_inside_the_block_undoes_its_writes"
     ),
     "a batch has no limit": Mutant(
         BATCH, "    if size > limit:", "    if False:", "test_the_error_for_too_many_ids_shows_a_loop_that_claims_them"

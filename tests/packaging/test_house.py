@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import safeagent_sa
-from safeagent_sa import Execution, ExecutionGuard, models, retention, schema, sqlite
+from safeagent_sa import Batch, Execution, ExecutionGuard, models, retention, schema, sqlite
 from safeagent_sa.aio import AsyncExecutionGuard
 from safeagent_sa.compat import ExecutionStore
 from safeagent_sa.effects import AsyncEffect, Effect
@@ -194,7 +194,7 @@ def public_verbs():
     """Every public verb by its name: functions of modules, and methods of classes."""
     classes = (ExecutionGuard, AsyncExecutionGuard, Effect, AsyncEffect, Relay, AsyncRelay, ExecutionStore)
     functions = [(module, name) for module in (retention, schema) for name in module.__all__]
-    methods = [(each, name) for each in (*classes, Execution, PlannedEffects) for name in vars(each)]
+    methods = [(each, name) for each in (*classes, Batch, Execution, PlannedEffects) for name in vars(each)]
     for owner, name in [*functions, *methods, (safeagent_sa, "make_model"), (sqlite, "configure")]:
         if not name.startswith("_") and name not in STEPS_OF_EFFECTS and inspect.isfunction(getattr(owner, name)):
             yield pytest.param(getattr(owner, name), id=f"{owner.__name__}.{name}")

@@ -164,7 +164,7 @@ class Facade:
         return _awaited(self.guard.claim(_async(session), *arguments, **options))
 
     def claim_many(self, session: Any, *arguments: Any, **options: Any) -> Any:
-        return _awaited(self.guard.claim_many(_async(session), *arguments, **options))
+        return _batch(self.guard.claim_many(_async(session), *arguments, **options))
 
     def execute(self, session: Any, request_id: str, fn: Any, /, *arguments: Any, **options: Any) -> Any:
         return await_only(self.guard.execute(_async(session), request_id, _coroutine(fn), *arguments, **options))
@@ -222,6 +222,19 @@ class Facade:
             for action, handler in handlers.items()
         }
         return RelayFacade(self.guard.relay(lambda: _async(factory()), awaited, **options))
+
+
+class BatchFacade:
+    """A Batch whose `each` is awaited."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.batch, name)
+
+    def each(self, execution: Any) -> Any:
+        return _awaited(self.batch.each(execution))
 
 
 class EffectFacade:
@@ -286,6 +299,12 @@ def _awaited(block: Any) -> Any:
             raise
     else:
         await_only(block.__aexit__(None, None, None))
+
+
+@contextmanager
+def _batch(block: Any) -> Any:
+    with _awaited(block) as batch:
+        yield BatchFacade(batch)
 
 
 def _async(session: Any) -> Any:

@@ -55,6 +55,7 @@ def steps(port: Port, batch: int) -> Iterator[Step]:
         decorated = guard.idempotent(request_id="four:{reference}", action="pay", session_factory=sessions)(pay)
         yield f"guard.idempotent, {again}", lambda decorated=decorated: decorated(reference="x")
         yield f"guard.claim_many, {again}", lambda: in_transaction(_many, guard, batch)
+    yield "guard.claim_many, released", lambda: in_transaction(_many, guard, batch, release=True)
     yield "guard.get", lambda: in_transaction(guard.get, "one")
     yield "guard.claim, waiting", lambda: _wait(port, guard)
 
@@ -113,10 +114,11 @@ def steps(port: Port, batch: int) -> Iterator[Step]:
     yield "safeagent-sa purge, deleting", lambda: _command("purge", *options, "--delete")
 
 
-def _many(session: Any, guard: ExecutionGuard, size: int) -> None:
-    with guard.claim_many(session, {f"many-{number}": number for number in range(size)}, action="pay") as batch:
+def _many(session: Any, guard: ExecutionGuard, size: int, release: bool = False) -> None:
+    names = {f"{'released' if release else 'many'}-{number}": number for number in range(size)}
+    with guard.claim_many(session, names, action="pay") as batch:
         for execution in batch.new:
-            execution.complete(1)
+            batch.release(execution) if release else execution.complete(1)
 
 
 def _wait(port: Port, guard: ExecutionGuard) -> None:

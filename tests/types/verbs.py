@@ -23,7 +23,7 @@ from safeagent_sa import (
     schema,
     sqlite,
 )
-from safeagent_sa.aio import AsyncExecutionGuard
+from safeagent_sa.aio import AsyncBatch, AsyncExecutionGuard
 from safeagent_sa.compat import ExecutionStore
 from safeagent_sa.events import Event, LoggingListener
 from safeagent_sa.integrations.opentelemetry import OpenTelemetryListener
@@ -78,6 +78,9 @@ def claims(session: Session, scoped: scoped_session[Session]) -> None:
     with guard.claim_many(session, {"a": 1}, action="b") as batch:
         assert_type(batch, Batch)
         assert_type(batch.new, list[Execution[Any]])
+        assert_type(batch.each(batch.new[0]), AbstractContextManager[None])
+        assert_type(batch.release(batch.new[0]), None)
+        assert_type(batch.released, dict[str, Exception | None])
     assert_type(guard.get(session, "a"), Receipt | None)
 
 
@@ -97,7 +100,9 @@ async def async_claims(session: AsyncSession, scoped: async_scoped_session[Async
     async with aguard.claim(scoped, "a", action="b", result_type=PaymentReceipt) as execution:
         assert_type(execution.complete(PaymentReceipt(Decimal(1))), PaymentReceipt)
     async with aguard.claim_many(session, {"a": 1}, action="b") as batch:
+        assert_type(batch, AsyncBatch)
         assert_type(batch.replayed, list[Execution[Any]])
+        assert_type(batch.each(batch.new[0]), AbstractAsyncContextManager[None])
     assert_type(await aguard.get(session, "a"), Receipt | None)
 
 
