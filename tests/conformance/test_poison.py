@@ -555,9 +555,9 @@ def test_listeners_hear_that_a_released_execution_was_rolled_back_once(port):
     listening = ExecutionGuard(listeners=[heard.append])
     consume(port, "abc", poison="b", release="c", listening=listening)
 
-    told = [(type(each).__name__, each.request_id) for each in heard]
-    assert sorted(told[:3]) == [("Claimed", name) for name in "abc"]
-    assert told[3:] == [("RolledBack", "b"), ("RolledBack", "c"), ("Completed", "a"), ("Committed", "a")]
+    seen = [(type(each).__name__, each.request_id) for each in heard]
+    assert sorted(seen[:3]) == [("Claimed", name) for name in "abc"]
+    assert seen[3:] == [("RolledBack", "b"), ("RolledBack", "c"), ("Completed", "a"), ("Committed", "a")]
     assert not any(each.was_commit_sent for each in heard[3:5])
 
 

@@ -238,7 +238,7 @@ COMPLETING = {
         "        claim.is_written_early = True",
         "test_a_read_before_the_commit_sees_the_receipt test_a_retry_in_the_same_transaction_is_a_replay_too",
     ),
-    "whoever looks before the COMMIT sees no receipt": Mutant(
+    "a look before the COMMIT sees no receipt": Mutant(
         ACQUIRE,
         "    if write_pending(connection, (found.token,)):",
         "    if False:",
@@ -523,7 +523,7 @@ LAST_WORD = {
         "        pass  # or",
         "test_a_hook_on_the_last_statement_of_all_is_seen_by_the_driver_s_status",
     ),
-    "an error that was swallowed in the block is not told at its end": Mutant(
+    "an error that was swallowed in the block is not reported at its end": Mutant(
         COMPLETE,
         "            if state is TransactionState.ABORTED:\n                raise aborted()\n",
         "",

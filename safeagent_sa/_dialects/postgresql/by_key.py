@@ -176,14 +176,14 @@ class ByKeyOnCitus(ByKey):
     def complete(
         self, connection: Connection, claim: NewClaim, proof: str, result: str, *, is_forced: bool = True
     ) -> int:
-        """Turn synchronous_commit on before, in a statement of its own."""
+        """Turn synchronous_commit on before, in a separate statement."""
         self._make_durable(connection, is_forced=is_forced)
         return super().complete(connection, claim, proof, result, is_forced=is_forced)
 
     def complete_many(
         self, connection: Connection, claims: NewClaims, proof: str, results: dict[str, str], *, is_forced: bool = True
     ) -> int:
-        """Turn synchronous_commit on before, in a statement of its own."""
+        """Turn synchronous_commit on before, in a separate statement."""
         self._make_durable(connection, is_forced=is_forced)
         return super().complete_many(connection, claims, proof, results, is_forced=is_forced)
 
