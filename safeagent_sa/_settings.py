@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
+from uuid import UUID
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, Insert, insert
 from sqlalchemy.orm import Mapper, class_mapper, configure_mappers
 
 from ._dialects import ClaimProtocol, Locking
-from ._request.ids import Key, validate_key
+from ._request.ids import Key, validate_scope
 from ._request.payloads import Fingerprinter
 from .errors import DurabilityWarning
 from .models import ExecutionRequest, ExecutionRequestMixin
@@ -58,7 +59,6 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raise where no guard can work with a value."""
-        validate_key(self.scope, "any")
         valid_timeout(self.wait_timeout)
         if self.max_result_bytes < 1:
             raise ValueError(f"max_result_bytes must be at least 1, not {self.max_result_bytes}")
@@ -69,7 +69,7 @@ class Settings:
         if self.locking not in ("auto", "advisory", "key"):
             raise ValueError(f"locking is 'auto', 'advisory' or 'key', not {self.locking!r}")
 
-    def scope_or(self, scope: str | None) -> str:
+    def scope_or(self, scope: str | UUID | int | None) -> str | UUID | int:
         """Return the scope of one call."""
         return self.scope if scope is None else scope
 
@@ -121,7 +121,7 @@ class ConfiguredGuard:
         self,
         *,
         model: type[ExecutionRequestMixin] = ExecutionRequest,
-        scope: str = "",
+        scope: str | UUID | int = "",
         wait_timeout: float | None = DEFAULT_WAIT_TIMEOUT,
         max_result_bytes: int = DEFAULT_MAX_RESULT_BYTES,
         fingerprint_keys: Sequence[bytes] | None = None,
@@ -164,7 +164,7 @@ class ConfiguredGuard:
             ```
         """
         self._settings = Settings(
-            scope,
+            validate_scope(scope),
             wait_timeout,
             model,
             Fingerprinter(fingerprint_keys),

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from typing import Any, Concatenate, TypeAlias, TypeVar, overload
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
@@ -51,11 +52,11 @@ class AsyncExecutionGuard(ConfiguredGuard):
     def claim(
         self,
         session: AsyncSession | async_scoped_session[Any],
-        request_id: str,
+        request_id: str | UUID | int,
         *,
         action: str,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: type[ResultT],
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
@@ -65,11 +66,11 @@ class AsyncExecutionGuard(ConfiguredGuard):
     def claim(
         self,
         session: AsyncSession | async_scoped_session[Any],
-        request_id: str,
+        request_id: str | UUID | int,
         *,
         action: str,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: Any = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
@@ -78,11 +79,11 @@ class AsyncExecutionGuard(ConfiguredGuard):
     def claim(
         self,
         session: AsyncSession | async_scoped_session[Any],
-        request_id: str,
+        request_id: str | UUID | int,
         *,
         action: str,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: Any = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
@@ -162,13 +163,13 @@ class AsyncExecutionGuard(ConfiguredGuard):
     async def execute(
         self,
         session: AsyncSession | async_scoped_session[Any],
-        request_id: str,
+        request_id: str | UUID | int,
         fn: Callable[Concatenate[AsyncSession, ...], Awaitable[ResultT]],
         /,
         *args: Any,
         action: str,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: type[ResultT] | None = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
@@ -179,13 +180,13 @@ class AsyncExecutionGuard(ConfiguredGuard):
     async def execute(
         self,
         session: AsyncSession | async_scoped_session[Any],
-        request_id: str,
+        request_id: str | UUID | int,
         fn: Callable[Concatenate[AsyncSession, ...], Awaitable[Any]],
         /,
         *args: Any,
         action: str,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: Any,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
@@ -195,13 +196,13 @@ class AsyncExecutionGuard(ConfiguredGuard):
     async def execute(
         self,
         session: AsyncSession | async_scoped_session[Any],
-        request_id: str,
+        request_id: str | UUID | int,
         fn: Callable[Concatenate[AsyncSession, ...], Awaitable[Any]],
         /,
         *args: Any,
         action: str,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: Any = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
@@ -261,7 +262,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
     async def _execute(
         self,
         session: AsyncSession | async_scoped_session[Any],
-        request_id: str,
+        request_id: str | UUID | int,
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -286,13 +287,13 @@ class AsyncExecutionGuard(ConfiguredGuard):
     async def run_transaction(
         self,
         session_factory: AsyncSessionFactory,
-        request_id: str,
+        request_id: str | UUID | int,
         fn: Callable[Concatenate[AsyncSession, ...], Awaitable[ResultT]],
         /,
         *args: Any,
         action: str,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: type[ResultT] | None = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
@@ -305,13 +306,13 @@ class AsyncExecutionGuard(ConfiguredGuard):
     async def run_transaction(
         self,
         session_factory: AsyncSessionFactory,
-        request_id: str,
+        request_id: str | UUID | int,
         fn: Callable[Concatenate[AsyncSession, ...], Awaitable[Any]],
         /,
         *args: Any,
         action: str,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: Any,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
@@ -323,13 +324,13 @@ class AsyncExecutionGuard(ConfiguredGuard):
     async def run_transaction(
         self,
         session_factory: AsyncSessionFactory,
-        request_id: str,
+        request_id: str | UUID | int,
         fn: Callable[Concatenate[AsyncSession, ...], Awaitable[Any]],
         /,
         *args: Any,
         action: str,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: Any = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
@@ -397,10 +398,10 @@ class AsyncExecutionGuard(ConfiguredGuard):
     def idempotent(
         self,
         *,
-        request_id: str | Callable[..., str],
+        request_id: str | Callable[..., str | UUID | int],
         action: str,
         payload: Sequence[str] | Callable[..., Any] | None = None,
-        scope: str | Callable[..., str] | None = None,
+        scope: str | Callable[..., str | UUID | int] | None = None,
         result_type: Any = None,
         session_factory: None = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
@@ -411,10 +412,10 @@ class AsyncExecutionGuard(ConfiguredGuard):
     def idempotent(
         self,
         *,
-        request_id: str | Callable[..., str],
+        request_id: str | Callable[..., str | UUID | int],
         action: str,
         payload: Sequence[str] | Callable[..., Any] | None = None,
-        scope: str | Callable[..., str] | None = None,
+        scope: str | Callable[..., str | UUID | int] | None = None,
         result_type: Any = None,
         session_factory: AsyncSessionFactory,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
@@ -426,10 +427,10 @@ class AsyncExecutionGuard(ConfiguredGuard):
     def idempotent(
         self,
         *,
-        request_id: str | Callable[..., str],
+        request_id: str | Callable[..., str | UUID | int],
         action: str,
         payload: Sequence[str] | Callable[..., Any] | None = None,
-        scope: str | Callable[..., str] | None = None,
+        scope: str | Callable[..., str | UUID | int] | None = None,
         result_type: Any = None,
         session_factory: AsyncSessionFactory | None = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
@@ -501,10 +502,10 @@ class AsyncExecutionGuard(ConfiguredGuard):
     def claim_many(
         self,
         session: AsyncSession | async_scoped_session[Any],
-        payloads: Mapping[str, Any],
+        payloads: Mapping[str, Any] | Mapping[UUID, Any] | Mapping[int, Any],
         *,
         action: str,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
     ) -> AbstractAsyncContextManager[AsyncBatch]:
         """Claim many request_ids for a block; all new executions commit with your transaction together, or none does.
 
@@ -552,7 +553,11 @@ class AsyncExecutionGuard(ConfiguredGuard):
         return _over(plain, block)
 
     async def get(
-        self, session: AsyncSession | async_scoped_session[Any], request_id: str, *, scope: str | None = None
+        self,
+        session: AsyncSession | async_scoped_session[Any],
+        request_id: str | UUID | int,
+        *,
+        scope: str | UUID | int | None = None,
     ) -> Receipt | None:
         """Read a receipt in the session's transaction; nothing is claimed or written, and it never waits.
 
@@ -695,7 +700,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         session: AsyncSession | async_scoped_session[Any],
         *,
         older_than: dt.timedelta | float = 0.0,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         limit: int = 100,
     ) -> list[Doubt]:
         """Read the requests that may or may not have happened, in the session's transaction; nothing is written.
@@ -729,12 +734,12 @@ class AsyncExecutionGuard(ConfiguredGuard):
     async def resolve(
         self,
         session: AsyncSession | async_scoped_session[Any],
-        request_id: str,
+        request_id: str | UUID | int,
         verdict: Verdict,
         *,
         by: str,
         evidence: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: Any = None,
     ) -> Receipt | None:
         """Record what became of a request in doubt; it commits with your transaction.

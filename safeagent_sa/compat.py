@@ -7,6 +7,7 @@ store has the same methods and writes in your transaction; you commit.
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy.orm import Session, scoped_session
 
@@ -62,7 +63,7 @@ class ExecutionStore:
             self._session.connection(bind_arguments={"mapper": self._settings.model}), model=self._settings.model
         )
 
-    def insert_if_not_exists(self, request_id: str, action: str) -> bool:
+    def insert_if_not_exists(self, request_id: str | UUID | int, action: str) -> bool:
         """Claim a request_id (idempotency key) in your transaction; the claim commits or rolls back with it.
 
         Args:
@@ -88,10 +89,10 @@ class ExecutionStore:
         session_watch.refuse_pending_writes(self._session, key)
         claim = acquire.claim(self._session, self._settings, request, self._settings.wait_timeout, block=None)
         if claim.open_claim is not None:
-            self._claims[request_id] = claim
+            self._claims[key.request_id] = claim
         return claim.open_claim is not None
 
-    def complete(self, request_id: str, result: Any) -> None:
+    def complete(self, request_id: str | UUID | int, result: Any) -> None:
         """Store the result of a claimed request; it commits with your transaction.
 
         Args:
@@ -109,18 +110,19 @@ class ExecutionStore:
             store.complete("req_123", {"status": "sent"})
             ```
         """
+        scope, request_id = validate_key(self._settings.scope, request_id)
         claim = self._claims.get(request_id)
         if claim is None:
             message = (
                 f"request_id {request_id!r} has no open claim in this store, so complete() has nothing to complete. Call "
                 "insert_if_not_exists() first; where it returns True, call complete() once."
             )
-            raise NotCompletedError(message, scope=self._settings.scope, request_id=request_id)
+            raise NotCompletedError(message, scope=scope, request_id=request_id)
         claim.execution.complete(result)
         del self._claims[request_id]
         complete.settle(claim, self._settings)
 
-    def get(self, request_id: str) -> dict[str, Any] | None:
+    def get(self, request_id: str | UUID | int) -> dict[str, Any] | None:
         """Read a request in your transaction, in SafeAgent's form; nothing is claimed or written.
 
         Args:
@@ -143,7 +145,7 @@ class ExecutionStore:
             return None
         receipt = outcome.receipt_of(key, stored)
         return {
-            "request_id": request_id,
+            "request_id": key.request_id,
             "action": stored.action,
             "status": "pending" if receipt is None else "completed",
             "result": None if receipt is None else receipt.result,

@@ -12,6 +12,7 @@ only if the effect allows that (`"retry"`), or a probe or a person has found out
 from __future__ import annotations
 
 import inspect
+import uuid
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from typing import Any, Generic
@@ -54,12 +55,12 @@ class Effect(EffectBase, Generic[ResultT]):
     def execute(
         self,
         session_factory: SessionFactory,
-        request_id: str,
+        request_id: str | uuid.UUID | int,
         fn: Callable[..., ResultT],
         /,
         *args: Any,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | uuid.UUID | int | None = None,
         **kwargs: Any,
     ) -> Execution[ResultT]:
         """Make the call once, between the guard's own short transactions; only the rows of `on_success` commit with the outcome.
@@ -155,12 +156,12 @@ class AsyncEffect(EffectBase, Generic[ResultT]):
     async def execute(
         self,
         session_factory: AsyncSessionFactory,
-        request_id: str,
+        request_id: str | uuid.UUID | int,
         fn: Callable[..., Awaitable[ResultT]],
         /,
         *args: Any,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | uuid.UUID | int | None = None,
         **kwargs: Any,
     ) -> Execution[ResultT]:
         """Make the call once, between the guard's own short transactions; only the rows of `on_success` commit with the outcome.

@@ -16,7 +16,6 @@
     │   ├── InvalidScopeError
     │   ├── InvalidActionError
     │   ├── InvalidPayloadError
-    │   ├── InvalidResultError
     │   ├── BatchTooLargeError          more ids than one call takes: claim them in slices
     │   └── RetentionTooShortError      a purge of receipts that retries may still need
     ├── MisuseError                     a mistake in the calling code: fix the code
@@ -33,6 +32,7 @@
     │   ├── NotInDoubtError             the request is not in doubt, or was resolved in another way
     │   ├── UnsupportedSessionError     not a session, or the wrong kind: Session or AsyncSession
     │   ├── UnsupportedFunctionError    the wrong kind: function or coroutine function
+    │   ├── InvalidResultError          (ValueError) a result that cannot be stored and read back unchanged
     │   ├── UnsupportedResultTypeError  a result type without a JSON form, or pydantic is not installed
     │   └── FingerprintKeyError         the key that made a stored fingerprint is not configured
     └── SetupError                      the engine or the database is not ready for the guard
@@ -172,11 +172,11 @@ class InvalidInputError(SafeAgentError, ValueError):
 
 
 class InvalidRequestIdError(InvalidInputError):
-    """The request_id is empty, too long, not a string, or has characters that are not allowed."""
+    """The request_id is empty, too long, of a type that names no request, or has characters that ids must not have."""
 
 
 class InvalidScopeError(InvalidInputError):
-    """The scope is too long, not a string, a template, or has characters that are not allowed."""
+    """The scope is too long, of a type that names no scope, or has characters that scopes must not have."""
 
 
 class InvalidActionError(InvalidInputError):
@@ -191,10 +191,6 @@ class InvalidPayloadError(InvalidInputError):
     """
 
     path: str
-
-
-class InvalidResultError(InvalidInputError):
-    """The result cannot be stored and read back unchanged."""
 
 
 class BatchTooLargeError(InvalidInputError):
@@ -320,6 +316,10 @@ class UnsupportedSessionError(MisuseError):
 
 class UnsupportedFunctionError(MisuseError):
     """The guard cannot run the function: it is of the wrong kind, or does not take the arguments."""
+
+
+class InvalidResultError(MisuseError, ValueError):
+    """The result cannot be stored and given back unchanged: the code returned what is no JSON, no `result_type`, or too large."""
 
 
 class UnsupportedResultTypeError(MisuseError):

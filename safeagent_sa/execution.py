@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, NamedTuple, cast
+from uuid import UUID
 
 from typing_extensions import TypeVar
 
@@ -22,6 +23,7 @@ from ._request.results import PLAIN, MisfitError, ResultType
 from .errors import (
     AlreadyCompletedError,
     ExecutionInProgressError,
+    InvalidPayloadError,
     InvalidRequestIdError,
     NotCompletedError,
     OutcomeError,
@@ -98,7 +100,7 @@ class PlannedEffects:
         self._execution = execution
         self._planned: dict[str, PlannedEffect] = {}
 
-    def add(self, action: str, payload: Any = None, *, request_id: str | None = None) -> str:
+    def add(self, action: str, payload: Any = None, *, request_id: str | UUID | int | None = None) -> str:
         """Store an effect with the business rows; it commits with your transaction.
 
         Args:
@@ -130,11 +132,16 @@ class PlannedEffects:
             if len(request_id.encode()) > MAX_BYTES:
                 request_id = "sha256:" + hashlib.sha256(request_id.encode()).hexdigest()
         key = validate_key(self._execution.scope, request_id)
-        if request_id in self._planned:
-            raise InvalidRequestIdError(f"the effect {request_id!r} was added before; name each by its own request_id")
-        text = json_text.encode(payload, max_bytes=self._execution._max_result_bytes)  # noqa: SLF001
-        self._planned[request_id] = PlannedEffect(key.request_id, action, json_text.decode(text), text)
-        return request_id
+        if key.request_id in self._planned:
+            message = f"the effect {key.request_id!r} was added before; name each by its own request_id"
+            raise InvalidRequestIdError(message)
+        try:
+            text = json_text.encode(payload, max_bytes=self._execution._max_result_bytes)  # noqa: SLF001
+        except json_text.NotStorableError as problem:
+            message = f"the payload of the effect {problem}. Nothing was sent to the database; the claim is still open."
+            raise InvalidPayloadError(message, path="$") from None
+        self._planned[key.request_id] = PlannedEffect(key.request_id, action, json_text.decode(text), text)
+        return key.request_id
 
     def __iter__(self) -> Iterator[PlannedEffect]:
         return iter(self._planned.values())

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Concatenate, overload
+from uuid import UUID
 
 from sqlalchemy.orm import Session, scoped_session
 
@@ -44,11 +45,11 @@ class ExecutionGuard(ConfiguredGuard):
     def claim(
         self,
         session: Session | scoped_session[Any],
-        request_id: str,
+        request_id: str | UUID | int,
         *,
         action: str,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: type[ResultT],
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
@@ -58,11 +59,11 @@ class ExecutionGuard(ConfiguredGuard):
     def claim(
         self,
         session: Session | scoped_session[Any],
-        request_id: str,
+        request_id: str | UUID | int,
         *,
         action: str,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: Any = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
@@ -71,11 +72,11 @@ class ExecutionGuard(ConfiguredGuard):
     def claim(
         self,
         session: Session | scoped_session[Any],
-        request_id: str,
+        request_id: str | UUID | int,
         *,
         action: str,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: Any = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
@@ -151,13 +152,13 @@ class ExecutionGuard(ConfiguredGuard):
     def execute(
         self,
         session: Session | scoped_session[Any],
-        request_id: str,
+        request_id: str | UUID | int,
         fn: Callable[Concatenate[Session, ...], ResultT],
         /,
         *args: Any,
         action: str,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: type[ResultT] | None = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
@@ -168,13 +169,13 @@ class ExecutionGuard(ConfiguredGuard):
     def execute(
         self,
         session: Session | scoped_session[Any],
-        request_id: str,
+        request_id: str | UUID | int,
         fn: Callable[Concatenate[Session, ...], Any],
         /,
         *args: Any,
         action: str,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: Any,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
@@ -184,13 +185,13 @@ class ExecutionGuard(ConfiguredGuard):
     def execute(
         self,
         session: Session | scoped_session[Any],
-        request_id: str,
+        request_id: str | UUID | int,
         fn: Callable[Concatenate[Session, ...], Any],
         /,
         *args: Any,
         action: str,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: Any = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
@@ -250,7 +251,7 @@ class ExecutionGuard(ConfiguredGuard):
     def _execute(
         self,
         session: Session | scoped_session[Any],
-        request_id: str,
+        request_id: str | UUID | int,
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -280,13 +281,13 @@ class ExecutionGuard(ConfiguredGuard):
     def run_transaction(
         self,
         session_factory: SessionFactory,
-        request_id: str,
+        request_id: str | UUID | int,
         fn: Callable[Concatenate[Session, ...], ResultT],
         /,
         *args: Any,
         action: str,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: type[ResultT] | None = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
@@ -299,13 +300,13 @@ class ExecutionGuard(ConfiguredGuard):
     def run_transaction(
         self,
         session_factory: SessionFactory,
-        request_id: str,
+        request_id: str | UUID | int,
         fn: Callable[Concatenate[Session, ...], Any],
         /,
         *args: Any,
         action: str,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: Any,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
@@ -317,13 +318,13 @@ class ExecutionGuard(ConfiguredGuard):
     def run_transaction(
         self,
         session_factory: SessionFactory,
-        request_id: str,
+        request_id: str | UUID | int,
         fn: Callable[Concatenate[Session, ...], Any],
         /,
         *args: Any,
         action: str,
         payload: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: Any = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
@@ -389,10 +390,10 @@ class ExecutionGuard(ConfiguredGuard):
     def idempotent(
         self,
         *,
-        request_id: str | Callable[..., str],
+        request_id: str | Callable[..., str | UUID | int],
         action: str,
         payload: Sequence[str] | Callable[..., Any] | None = None,
-        scope: str | Callable[..., str] | None = None,
+        scope: str | Callable[..., str | UUID | int] | None = None,
         result_type: Any = None,
         session_factory: None = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
@@ -403,10 +404,10 @@ class ExecutionGuard(ConfiguredGuard):
     def idempotent(
         self,
         *,
-        request_id: str | Callable[..., str],
+        request_id: str | Callable[..., str | UUID | int],
         action: str,
         payload: Sequence[str] | Callable[..., Any] | None = None,
-        scope: str | Callable[..., str] | None = None,
+        scope: str | Callable[..., str | UUID | int] | None = None,
         result_type: Any = None,
         session_factory: SessionFactory,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
@@ -418,10 +419,10 @@ class ExecutionGuard(ConfiguredGuard):
     def idempotent(
         self,
         *,
-        request_id: str | Callable[..., str],
+        request_id: str | Callable[..., str | UUID | int],
         action: str,
         payload: Sequence[str] | Callable[..., Any] | None = None,
-        scope: str | Callable[..., str] | None = None,
+        scope: str | Callable[..., str | UUID | int] | None = None,
         result_type: Any = None,
         session_factory: SessionFactory | None = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
@@ -495,10 +496,10 @@ class ExecutionGuard(ConfiguredGuard):
     def claim_many(
         self,
         session: Session | scoped_session[Any],
-        payloads: Mapping[str, Any],
+        payloads: Mapping[str, Any] | Mapping[UUID, Any] | Mapping[int, Any],
         *,
         action: str,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
     ) -> AbstractContextManager[Batch]:
         """Claim many request_ids for a block; all new executions commit with your transaction together, or none does.
 
@@ -542,7 +543,11 @@ class ExecutionGuard(ConfiguredGuard):
         )
 
     def get(
-        self, session: Session | scoped_session[Any], request_id: str, *, scope: str | None = None
+        self,
+        session: Session | scoped_session[Any],
+        request_id: str | UUID | int,
+        *,
+        scope: str | UUID | int | None = None,
     ) -> Receipt | None:
         """Read a receipt in the session's transaction; nothing is claimed or written, and it never waits.
 
@@ -685,7 +690,7 @@ class ExecutionGuard(ConfiguredGuard):
         session: Session | scoped_session[Any],
         *,
         older_than: dt.timedelta | float = 0.0,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         limit: int = 100,
     ) -> list[Doubt]:
         """Read the requests that may or may not have happened, in the session's transaction; nothing is written.
@@ -720,12 +725,12 @@ class ExecutionGuard(ConfiguredGuard):
     def resolve(
         self,
         session: Session | scoped_session[Any],
-        request_id: str,
+        request_id: str | UUID | int,
         verdict: Verdict,
         *,
         by: str,
         evidence: Any = None,
-        scope: str | None = None,
+        scope: str | UUID | int | None = None,
         result_type: Any = None,
     ) -> Receipt | None:
         """Record what became of a request in doubt; it commits with your transaction.

@@ -10,6 +10,7 @@ import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
@@ -33,7 +34,7 @@ from sqlalchemy.orm import Session
 
 from ._claim.outcome import in_doubt, in_progress
 from ._dialects import protocol_for
-from ._request.ids import validate_key
+from ._request.ids import validate_key, validate_scope
 from ._settings import seconds_of
 from ._transaction import run as transactions
 from ._transaction import session_watch
@@ -64,7 +65,7 @@ def purge(
     older_than: dt.timedelta | float,
     tombstone: bool = True,
     batch_size: int = 1000,
-    scope: str | None = None,
+    scope: str | UUID | int | None = None,
     model: type[ExecutionRequestMixin] = ExecutionRequest,
     dry_run: bool = False,
     allow_under_24_hours: bool = False,
@@ -127,7 +128,7 @@ async def purge_async(
     older_than: dt.timedelta | float,
     tombstone: bool = True,
     batch_size: int = 1000,
-    scope: str | None = None,
+    scope: str | UUID | int | None = None,
     model: type[ExecutionRequestMixin] = ExecutionRequest,
     dry_run: bool = False,
     allow_under_24_hours: bool = False,
@@ -190,7 +191,11 @@ async def purge_async(
 
 
 def erase(
-    session: Session, request_id: str, *, scope: str = "", model: type[ExecutionRequestMixin] = ExecutionRequest
+    session: Session,
+    request_id: str | UUID | int,
+    *,
+    scope: str | UUID | int = "",
+    model: type[ExecutionRequestMixin] = ExecutionRequest,
 ) -> bool:
     """Erase what one request has stored of a person, and keep its tombstone; it commits with your transaction.
 
@@ -290,7 +295,7 @@ class _Plan:
         older_than: dt.timedelta,
         batch_size: int,
         model: type[ExecutionRequestMixin],
-        scope: str | None,
+        scope: str | UUID | int | None,
         *,
         tombstone: bool,
         is_short_allowed: bool,
@@ -304,7 +309,8 @@ class _Plan:
         if not 1 <= batch_size <= _MAX_BATCH:
             raise ValueError(f"batch_size must be 1 to {_MAX_BATCH}, not {batch_size}")
         table: Table = model.__table__  # type: ignore[attr-defined]
-        return cls(table, model, older_than, batch_size, scope, tombstone)
+        chosen = None if scope is None else validate_scope(scope)
+        return cls(table, model, older_than, batch_size, chosen, tombstone)
 
     def cutoff(self, session: Session) -> dt.datetime:
         """Return the time before which an execution must have ended: one for all batches, so that the purge ends."""

@@ -29,6 +29,7 @@ from .._transaction.open_claim import BatchCompletion, OpenClaim, lost
 from ..errors import (
     BatchTooLargeError,
     ExecutionInProgressError,
+    InvalidRequestIdError,
     NotCompletedError,
     OutcomeError,
     RequestConflictError,
@@ -48,17 +49,29 @@ class BatchClaim:
 
 
 def claim(
-    session: Session, settings: Settings, scope: str, action: str, payloads: Mapping[str, Any], *, batch: Batch[Any]
+    session: Session,
+    settings: Settings,
+    scope: str | uuid.UUID | int,
+    action: str,
+    payloads: Mapping[Any, Any],
+    *,
+    batch: Batch[Any],
 ) -> BatchClaim:
     """Claim every id that is free, to commit with the caller, and sort the others by what became of them."""
     validate_action(action)
     first_key = validate_key(scope, next(iter(payloads))) if payloads else None
     _refuse_more_than_fit(len(payloads), binding.expected_protocol(session, settings, first_key))
-    requests = {
-        request_id: Request(validate_key(scope, request_id), action, payload, settings.fingerprinter.make(payload))
-        for request_id, payload in payloads.items()
-    }
+    requests: dict[str, Request] = {}
+    for name, payload in payloads.items():
+        key = validate_key(scope, name)
+        if key.request_id in requests:
+            raise InvalidRequestIdError(
+                f"two ids of the batch are one request_id, {key.request_id!r}: an int or a UUID stands for its text. Nothing "
+                "was sent to the database."
+            )
+        requests[key.request_id] = Request(key, action, payload, settings.fingerprinter.make(payload))
     fingerprints = {request_id: requests[request_id].fingerprint for request_id in sorted(requests, key=str.encode)}
+    scope = "" if first_key is None else first_key.scope
     claims = NewClaims(scope, action, uuid.uuid4(), fingerprints)
     if not requests:
         return BatchClaim(batch, claims, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy.orm import Session
 
@@ -23,11 +24,11 @@ from . import acquire, binding, complete, outcome
 def claim(
     settings: Settings,
     session: Session,
-    request_id: str,
+    request_id: str | UUID | int,
     *,
     action: str,
     payload: Any,
-    scope: str | None,
+    scope: str | UUID | int | None,
     wait_timeout: float | UseDefault | None,
     savepoint: bool,
     result_type: ResultType = PLAIN,
@@ -53,10 +54,10 @@ def claim(
 def claim_many(
     settings: Settings,
     session: Session,
-    payloads: Mapping[str, Any],
+    payloads: Mapping[Any, Any],
     *,
     action: str,
-    scope: str | None,
+    scope: str | UUID | int | None,
     enter: Callable[[AbstractContextManager[None]], BlockT],
 ) -> Generator[Batch[BlockT]]:
     """Claim many requests for the block; `enter` turns the block of one of them into what the caller enters."""
@@ -75,7 +76,9 @@ def claim_many(
     batches.settle(found, settings)
 
 
-def get(settings: Settings, session: Session, request_id: str, *, scope: str | None) -> Receipt | None:
+def get(
+    settings: Settings, session: Session, request_id: str | UUID | int, *, scope: str | UUID | int | None
+) -> Receipt | None:
     """Return the receipt of a request, None where it has none; read in the caller's transaction."""
     key = validate_key(settings.scope_or(scope), request_id)
     stored = acquire.find(session, settings, key)

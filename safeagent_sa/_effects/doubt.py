@@ -17,11 +17,16 @@ from .._request import ids, json_text
 from .._request.ids import Key, validate_key
 from .._request.results import ResultType
 from .._transaction import session_watch
-from ..errors import NotInDoubtError
+from ..errors import InvalidResultError, NotInDoubtError
 from ..execution import ExecutionStatus, Receipt
 from . import lease_rows
 from .lease_rows import Found
 from .verdict import Answer, Verdict
+
+
+_MAX_EVIDENCE = 256 * 1024
+
+_NOT_RESOLVED = "resolve() has sent nothing to the database, and the request is as it was."
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,12 @@ class Doubt:
 
 
 def in_doubt(
-    settings: _settings.Settings, session: Session, *, older_than: dt.timedelta | float, scope: str | None, limit: int
+    settings: _settings.Settings,
+    session: Session,
+    *,
+    older_than: dt.timedelta | float,
+    scope: str | uuid.UUID | int | None,
+    limit: int,
 ) -> list[Doubt]:
     """Read the requests in doubt from the index of open effects, the oldest first."""
     connection, protocol = binding.reach(session, settings)
@@ -69,7 +79,7 @@ def in_doubt(
     )
     if scope is not None:
         # An expression, so that no database prefers the primary key: a scope may be the whole table.
-        query = query.where(columns.scope.concat("") == scope)
+        query = query.where(columns.scope.concat("") == ids.validate_scope(scope))
     doubts = []
     for row in connection.execute(query).all():
         *looked_up, scope_, request_id, since = list(row)
@@ -103,12 +113,12 @@ def is_in_doubt(protocol: ClaimProtocol, columns: Any) -> ColumnElement[bool]:
 def resolve(
     settings: _settings.Settings,
     session: Session,
-    request_id: str,
+    request_id: str | uuid.UUID | int,
     verdict: Verdict,
     *,
     by: str,
     evidence: Any,
-    scope: str | None,
+    scope: str | uuid.UUID | int | None,
     result_type: ResultType,
 ) -> Receipt | None:
     """Record the verdict of a person on a request in doubt; return its receipt where it has succeeded.
@@ -127,9 +137,13 @@ def resolve(
         )
     if not by:
         raise ValueError("resolve() needs by=, the name of the person who has found out; it is kept with the request")
-    text = result_type.encode(verdict.result, max_bytes=settings.max_result_bytes)
+    text = result_type.encode(verdict.result, max_bytes=settings.max_result_bytes, consequence=_NOT_RESOLVED)
     note = {"resolved": verdict.answer.value, "by": by, "evidence": evidence}
-    json_text.noted(None, note)  # refuses evidence that is not plain JSON before any SQL
+    for name in ("by", "evidence"):
+        try:
+            json_text.encode(note[name], max_bytes=_MAX_EVIDENCE)
+        except json_text.NotStorableError as problem:
+            raise InvalidResultError(f"{name} {problem}. {_NOT_RESOLVED}") from None
     rows = lease_rows.Rows(session, settings)
     found = rows.find(key, is_locking=True)
     if found is None or not _is_resolvable(rows.connection, found, verdict):

@@ -28,7 +28,7 @@ from .._claim.outcome import Request, failed, in_doubt
 from .._dialects import is_transient
 from .._request.arguments import refuse_misfit, refuse_shared_names
 from .._request.ids import idempotency_key, validate_action, validate_key
-from .._request.json_text import noted, recorded
+from .._request.json_text import kept, noted, recorded
 from .._request.results import annotation_of, result_type_of
 from .._settings import Settings
 from .._transaction import open_guarded
@@ -42,6 +42,12 @@ from .verdict import Answer, NotDoneError, Verdict
 
 # A year, in seconds: a longer lease is a mistake in the unit.
 _LONGEST_LEASE = 366 * 86400.0
+
+_HAPPENED = (
+    "The call was made and has happened, so the effect is in doubt, and is not called again. What could be stored of the result "
+    "is in the details of the request: read them with guard.in_doubt(session), and settle it with "
+    "guard.resolve(session, request_id, succeeded(result), by=...)."
+)
 
 WhenInDoubt: TypeAlias = Literal["park", "retry"] | Callable[..., Any]
 RetryOn: TypeAlias = type[Exception] | Iterable[type[Exception]]
@@ -145,7 +151,13 @@ class EffectBase:
         self._result_type = result_type
         self.terms = Terms(settings, lease, takes_over_doubt=when_in_doubt != "park")
 
-    def request(self, request_id: str, payload: Any, scope: str | None, fn: Callable[..., Any]) -> Request:
+    def request(
+        self,
+        request_id: str | uuid.UUID | int,
+        payload: Any,
+        scope: str | uuid.UUID | int | None,
+        fn: Callable[..., Any],
+    ) -> Request:
         """Return what one call of `execute` asks for, validated."""
         key = validate_key(self._settings.scope_or(scope), request_id)
         fingerprint = self._settings.fingerprinter.make(payload)
@@ -214,10 +226,11 @@ class EffectBase:
     ) -> Flow[Execution[Any]]:
         limit = self._settings.max_result_bytes
         try:
-            text = request.result_type.encode(value, max_bytes=limit)
+            text = request.result_type.encode(value, max_bytes=limit, consequence=_HAPPENED)
         except InvalidResultError as error:
             # The call was made, and there is nothing to answer a retry with: a person must decide.
-            yield partial(lease.put_in_doubt, error=recorded(error))
+            note = noted(details or lease.details, {"not_stored": kept(value)})
+            yield partial(lease.put_in_doubt, error=recorded(error), details=note)
             raise
         complete: Step = partial(lease.complete, result=text, details=details)
         if self._on_success is not None:

@@ -1,6 +1,7 @@
-"""What is asked: ids, payloads, results and the functions that are decorated. Nothing here knows a database.
+"""What a request is made of: ids, payloads, results and decorated functions. Nothing here knows a database.
 
-* `ids` validates what names a request; `payloads` makes the fingerprint of its arguments.
-* `results` and `json_text` turn a result into the stored text, and back.
-* `signature`, `template`, `arguments` and `annotations` read functions and calls.
+* `ids` validates what names a request.
+* `payloads` makes the fingerprint of a payload from its `canonical` form.
+* `results` and `json_text` turn a result into the stored text, and back; `mapped` finds rows of the ORM, which no text restores.
+* `signature`, `template`, `arguments`, `annotations` and `fields` read functions, calls and classes.
 """

@@ -1,6 +1,6 @@
-"""Reads annotations, which may be for type checkers only: what they name need not be there.
+"""Reads annotations. Some are for type checkers only, and name what does not exist at run time.
 
-Up to Python 3.13 such ones are texts. From 3.14 on they are evaluated when they are read, and then raise NameError.
+Up to Python 3.13 such annotations are texts. From 3.14 on they are evaluated when they are read, and then raise NameError.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SESSIONS = {"Session", "scoped_session", "AsyncSession", "async_scoped_session"
 
 
 def is_session(annotation: Any) -> bool:
-    """Tell whether an annotation means a session of SQLAlchemy, by its text where it names nothing."""
+    """Return whether an annotation means a session of SQLAlchemy, judged by its text where the name cannot be resolved."""
     if isinstance(annotation, str):
         return annotation.partition("[")[0].rpartition(".")[2].strip() in _SESSIONS
     if isinstance(annotation, typing.ForwardRef):

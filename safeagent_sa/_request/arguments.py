@@ -1,7 +1,7 @@
-"""Whether a function can be called with what a verb was given for it, found out before anything is sent.
+"""Checks, before any SQL, that a function can be called with the arguments that a verb was given for it.
 
-A verb hands its further arguments on to the function. A keyword that both could take is refused by name: it would be the
-verb's, and the function would run with a default of its own.
+A verb passes its further arguments on to the function. A keyword that both could take is refused by name: the verb would take
+it, and the function would run with its default.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def refuse_shared_names(verb: Callable[..., Any], fn: Callable[..., Any], args: 
 
 
 def refuse_misfit(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise where a function cannot be called like this: found out in the call, it would be in doubt for nothing."""
+    """Raise where a function cannot be called with these arguments: an error in the call itself would leave the effect in doubt."""
     try:
         signature = signature_of(fn)
     except (TypeError, ValueError):  # some builtins have none

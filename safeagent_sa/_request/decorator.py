@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, Protocol, TypeVar, overload
+from uuid import UUID
 
 from .ids import validate_action
 from .signature import ParamsT, Plan, SelfT
@@ -31,10 +32,10 @@ def decorator(
     guard: Any,
     session_factory: Any,
     *,
-    request_id: str | Callable[..., str],
+    request_id: str | Callable[..., str | UUID | int],
     action: str,
     payload: Sequence[str] | Callable[..., Any] | None,
-    scope: str | Callable[..., str] | None,
+    scope: str | Callable[..., str | UUID | int] | None,
     result_type: Any,
     wait_timeout: Any,
     savepoint: bool,

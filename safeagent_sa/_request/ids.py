@@ -1,7 +1,8 @@
 """Validates the words that name a request, before any SQL, so that the caller's transaction stays usable.
 
-Nothing is normalised: two ids that differ in one byte are two requests. What could not survive a round trip through
-every supported database, or would be mistaken for another id by a human reader, is refused.
+A UUID or an int stands for its canonical text: `1` and `"1"` are one id. No text is normalised: two ids that differ in one byte are
+two requests. What could not survive a round trip through every supported database, or would be mistaken for another id by a
+human reader, is refused.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
+from uuid import UUID
 
 from ..errors import InvalidActionError, InvalidInputError, InvalidRequestIdError, InvalidScopeError
 
@@ -18,11 +20,13 @@ from ..errors import InvalidActionError, InvalidInputError, InvalidRequestIdErro
 # abort the caller's transaction (error 54000), and fit the limit that payment providers set for idempotency keys.
 MAX_BYTES = 255
 
+_KINDS = f"a str, a UUID or an int of at most {MAX_BYTES} digits"
+
 # C0 and C1 controls and DEL: NUL cannot be stored at all, the others hide in logs.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
-# What `idempotent` fills in, and nothing else does: a scope or an action with it is one constant for all callers. An id
-# may have it, since ids come from clients.
+# Only `idempotent` fills these in. In any other scope or action, such a field would be one constant for all callers. An id
+# may contain it, since ids come from clients.
 _FIELD = re.compile(r"\{[^\W\d]\w*(?:[.\[!:][^{}]*)?\}")
 
 
@@ -33,8 +37,10 @@ class Key(NamedTuple):
     request_id: str
 
 
-def validate_key(scope: str, request_id: str) -> Key:
-    """Return the key, or raise InvalidScopeError or InvalidRequestIdError."""
+def validate_key(scope: str | UUID | int, request_id: str | UUID | int) -> Key:
+    """Return the key, in texts, or raise InvalidScopeError or InvalidRequestIdError."""
+    scope = scope if type(scope) is str else _as_text(scope)
+    request_id = request_id if type(request_id) is str else _as_text(request_id)
     _validate(InvalidScopeError, "scope", scope, allow_empty=True)
     if "{" in scope and (field := _FIELD.search(scope)):
         raise InvalidScopeError(
@@ -46,9 +52,14 @@ def validate_key(scope: str, request_id: str) -> Key:
     return Key(scope, request_id)
 
 
+def validate_scope(scope: str | UUID | int) -> str:
+    """Return the text of a scope, or raise InvalidScopeError."""
+    return validate_key(scope, "any").scope
+
+
 def validate_action(action: str) -> str:
     """Return the action, or raise InvalidActionError."""
-    _validate(InvalidActionError, "action", action)
+    _validate(InvalidActionError, "action", action, kinds="a str")
     if "{" in action and (field := _FIELD.search(action)):
         raise InvalidActionError(
             f"action {action!r} looks like a template, and actions are none: there are few of them, each names a kind of "
@@ -58,16 +69,28 @@ def validate_action(action: str) -> str:
     return action
 
 
-def _validate(error: type[InvalidInputError], name: str, value: object, *, allow_empty: bool = False) -> None:
-    problem = _problem(value, allow_empty=allow_empty)
+def _as_text(value: Any) -> str:
+    """Return the text of a UUID or an int; any other value as it is, to be refused where it is no str."""
+    if isinstance(value, UUID):
+        return str(value)
+    # Python does not write integers that are far too long for an id.
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= MAX_BYTES * 8:
+        return int.__repr__(value)
+    return cast("str", value)
+
+
+def _validate(
+    error: type[InvalidInputError], name: str, value: object, *, allow_empty: bool = False, kinds: str = _KINDS
+) -> None:
+    problem = _problem(value, kinds, allow_empty=allow_empty)
     if problem is not None:
         message = f"{name} {problem}. Nothing was sent to the database."
         raise error(message)
 
 
-def _problem(value: object, *, allow_empty: bool) -> str | None:  # noqa: PLR0911 - a line for each rule
+def _problem(value: object, kinds: str, *, allow_empty: bool) -> str | None:  # noqa: PLR0911 - a line for each rule
     if not isinstance(value, str):
-        return f"must be a str, not {type(value).__name__}; convert it with str() where the request is made"
+        return f"must be {kinds}, not {type(value).__name__}; convert it with str() where the request is made"
     if not value:
         return None if allow_empty else "is empty; it must name the intent, the same on every retry"
     if value.isascii() and value.isprintable():
@@ -88,5 +111,5 @@ def _problem(value: object, *, allow_empty: bool) -> str | None:  # noqa: PLR091
 
 
 def idempotency_key(key: Key, action: str) -> str:
-    """Return the key for the other system: the same on every attempt, and without anything to read in it."""
+    """Return the key for the other system: the same on every attempt, and a hash that reveals nothing."""
     return "safeagent" + hashlib.sha256(json.dumps([*key, action]).encode()).hexdigest()

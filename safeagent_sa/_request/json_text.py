@@ -1,4 +1,4 @@
-"""Turns a result into the JSON text that is stored, and back; both directions of a receipt live here.
+"""Turns a value into the JSON text that is stored, and back.
 
 Text, not JSONB: JSONB gives `1e16` back as an integer, reorders keys and refuses some strings, so that a replay would
 differ from the first answer. A value passes only if its stored text decodes to a value that encodes to the same text:
@@ -9,25 +9,44 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from ..errors import InvalidResultError
 
 
-# A receipt that can be written but not read back is worse than none: the interpreter's own limit depends on how deep
-# the reader's stack is, this one does not.
+# A receipt that can be written but not read back is worse than none. The interpreter's limit depends on the depth of the
+# reader's stack, this one does not.
 MAX_DEPTH = 100
 
 # Longer error messages are cut: they are for people, and may quote whole requests.
 _MAX_MESSAGE = 2000
+
+# So much is kept of a result that cannot be stored, for the person who settles the request.
+_MAX_KEPT = 64 * 1024
+_MAX_KEPT_VALUES = 1000
 
 # An escaped NUL: an even number of backslashes before it belongs to the string's own text.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
+class NotStorableError(Exception):
+    """A value has no text that gives it back; the message says why, behind a subject such as "the result".
+
+    Attributes:
+        found: The object in it that is not JSON, or None.
+        is_too_large: Whether its size alone is the problem.
+    """
+
+    def __init__(self, problem: str, *, found: object = None, is_too_large: bool = False) -> None:
+        super().__init__(problem)
+        self.found = found
+        self.is_too_large = is_too_large
+
+
 def encode(value: Any, *, max_bytes: int) -> str:
-    """Return the JSON text of a result, or raise InvalidResultError before any SQL.
+    """Return the JSON text of a value, or raise NotStorableError.
 
     Args:
         value: Plain JSON values: None, bool, int, finite float, str, and lists, tuples and dicts of them.
@@ -37,24 +56,26 @@ def encode(value: Any, *, max_bytes: int) -> str:
         text = _dump(value)
         size = len(text.encode())
     except UnicodeEncodeError:
-        raise _refuse("has a string with a lone surrogate, which is not text") from None
+        raise NotStorableError("has a string with a lone surrogate, which is not text") from None
     except RecursionError:
-        raise _refuse(f"is nested more than {MAX_DEPTH} levels deep") from None
+        raise NotStorableError(f"is nested more than {MAX_DEPTH} levels deep") from None
     except (TypeError, ValueError) as error:
         # the json module's own words name the type or the number, never the value's content
-        raise _refuse(f"is not plain JSON ({error}); convert it before complete()") from None
+        raise NotStorableError(f"is not plain JSON ({error})") from None
     if size > max_bytes:
-        raise _refuse(
-            f"is {size} bytes of JSON, more than max_result_bytes={max_bytes}; store the bulk in a table of yours "
-            "and complete() with its key"
-        )
+        raise NotStorableError(f"is {size} bytes of JSON, more than the {max_bytes} that fit", is_too_large=True)
     if _NUL.search(text):
-        raise _refuse(r"has a string with a NUL character (\u0000), which PostgreSQL cannot hold as text")
+        raise NotStorableError(r"has a string with a NUL character (\u0000), which PostgreSQL cannot hold as text")
     if _depth(text) > MAX_DEPTH:
-        raise _refuse(f"is nested more than {MAX_DEPTH} levels deep")
+        raise NotStorableError(f"is nested more than {MAX_DEPTH} levels deep")
     if _dump(decode(text)) != text:
-        raise _refuse("does not survive a round trip: two keys of a dict become the same string in JSON")
+        raise NotStorableError("does not survive a round trip: two keys of a dict become the same string in JSON")
     return text
+
+
+def _refuse_object(value: object) -> Any:
+    name = type(value).__qualname__
+    raise NotStorableError(f"holds a {name}, which is not plain JSON", found=value)
 
 
 class UnreadableError(Exception):
@@ -92,7 +113,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _strict = json.JSONDecoder(object_pairs_hook=_object).decode
 
 # Made once: `json.dumps` with options makes an encoder on every call.
-_dump = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_dump = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_refuse_object).encode
 
 
 def _depth(text: str) -> int:
@@ -108,25 +129,25 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def _refuse(problem: str) -> InvalidResultError:
-    message = f"the result {problem}. Nothing was sent to the database; the claim is still open."
-    return InvalidResultError(message)
-
-
 def recorded(reason: str | BaseException, data: Any = None) -> str:
-    """Return an error as the JSON text that is stored."""
+    """Return an error as the JSON text that is stored; raise InvalidResultError where its data is not plain JSON."""
     kind = "NotDone" if isinstance(reason, str) else type(reason).__qualname__
     message = cut_text(reason)
     stored = {"type": kind, "message": message, "data": data}
-    return encode(stored, max_bytes=64 * 1024)
+    try:
+        return encode(stored, max_bytes=64 * 1024)
+    except NotStorableError as problem:
+        raise InvalidResultError(
+            f"the data of not_done() {problem}. Nothing is recorded as not done: give data that is plain JSON, or none."
+        ) from None
 
 
-def cut_text(reason: str | BaseException) -> str:
-    """Return a text that every database holds; some exceptions cannot even say what they are."""
+def cut_text(reason: object) -> str:
+    """Return the text of an object, cut to what every database holds; not every object has one."""
     try:
         text = str(reason)
-    except Exception:  # noqa: BLE001 - it is somebody else's code, called at the worst moment
-        text = "its message cannot be read"
+    except Exception:  # noqa: BLE001 - foreign code, at a moment when nothing may fail
+        text = "its text cannot be read"
     return text[:_MAX_MESSAGE].encode("utf-8", "replace").decode().replace("\x00", "")
 
 
@@ -140,9 +161,28 @@ def error_of(error: str | None) -> dict[str, Any]:
     return {"error_type": found.get("type"), "error_message": found.get("message"), "data": found.get("data")}
 
 
+def kept(value: Any) -> Any:
+    """Return what can be stored of a value that cannot be stored itself: plain JSON, with short texts for the rest."""
+    found = _kept(value, 10, iter(range(_MAX_KEPT_VALUES)))
+    return found if len(_dump(found)) <= _MAX_KEPT else cut_text(found)
+
+
+def _kept(value: Any, depth: int, places: Iterator[int]) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, (dict, list, tuple, set, frozenset)):
+        if depth == 0 or next(places, None) is None:  # a value may hold itself
+            return f"<{type(value).__qualname__}>"
+        if isinstance(value, dict):
+            return {cut_text(key): _kept(item, depth - 1, places) for key, item in value.items()}
+        return [_kept(item, depth - 1, places) for item in value]
+    is_number = isinstance(value, (int, float)) and abs(value) < 2**53  # neither NaN nor too long to be written
+    return value if is_number else cut_text(value)
+
+
 def noted(details: str | None, note: dict[str, Any]) -> str:
-    """Return stored details with one more entry in their history."""
-    return encode(details_of(details) | {"history": [*history(details), note]}, max_bytes=256 * 1024)
+    """Return stored details with one more entry in their history, which is plain JSON."""
+    return _dump(details_of(details) | {"history": [*history(details), note]})
 
 
 def details_of(details: str | None) -> dict[str, Any]:

@@ -1,7 +1,6 @@
-"""What `idempotent` reads out of a function's signature and of each call: session, request_id, scope, payload.
+"""Reads session, request_id, scope and payload from a decorated function's signature and from each call.
 
-Everything that can be wrong with the signature is an error where the function is decorated; what can be wrong with the
-arguments is an error of the call, before any SQL.
+A wrong signature is an error where the function is decorated. A wrong argument is an error of the call, before any SQL.
 """
 
 from __future__ import annotations
@@ -12,11 +11,14 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
+from uuid import UUID
 
 from ..errors import InvalidRequestIdError, InvalidScopeError, UnsupportedFunctionError
 from .annotations import annotations_of, is_session, signature_of
-from .ids import validate_key
-from .results import annotation_of
+from .canonical import Default
+from .fields import MISSING
+from .ids import validate_scope
+from .results import annotation_of, refuse_mapped
 from .template import Template, root_of
 
 
@@ -27,12 +29,12 @@ FnT = TypeVar("FnT", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What one call of the decorated function asks for."""
+    """The request that one call of the decorated function makes."""
 
-    request_id: str
+    request_id: Any
     session: Any
     fn: Callable[[Any], Any]
-    """Calls the function; with the session that it is given, where the caller gave none."""
+    """Calls the function, with the session that it is given where the caller gave none."""
     options: dict[str, Any]
     """The further arguments of the guard's verb."""
 
@@ -44,9 +46,9 @@ class Plan:
         self,
         fn: Callable[..., Any],
         *,
-        request_id: str | Callable[..., str],
+        request_id: str | Callable[..., str | UUID | int],
         payload: Sequence[str] | Callable[..., Any] | None,
-        scope: str | Callable[..., str] | None,
+        scope: str | UUID | int | Callable[..., str | UUID | int] | None,
         result_type: Any,
         opens_session: bool,
         is_async: bool,
@@ -62,11 +64,14 @@ class Plan:
         self._request_id = _request_id_of(request_id, names, fn)
         self._scope = _scope_of(scope, names, fn)
         # The first argument of a method is the object that it belongs to, and no part of the request.
-        self._payload = _payload_of(payload, names[1:] if names[:1] in (["self"], ["cls"]) else names, names, fn)
+        chosen = parameters[1:] if names[:1] in (["self"], ["cls"]) else parameters
+        self._payload = _payload_of(payload, chosen, parameters, fn)
         self._result_type = result_type
+        # What a call would refuse is refused here, as far as the names of the annotation are defined by now.
+        refuse_mapped(annotation_of(fn, is_final=False) if result_type is None else result_type)
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """Return what a call asks for, or raise the TypeError of a call with wrong arguments."""
+        """Return the request of a call, or raise the TypeError of a call with wrong arguments."""
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = dict(bound.arguments)
@@ -86,7 +91,7 @@ class Plan:
         return Call(self._request_id(arguments), session, with_session, options)
 
     def dress(self, wrapper: FnT) -> FnT:
-        """Let the wrapper look like the function, without the session where it opens one itself."""
+        """Give the wrapper the function's name and signature, without the session where the guard opens one."""
         functools.update_wrapper(wrapper, self._fn)
         if self._opens_session:
             wrapper.__signature__ = self.signature  # type: ignore[attr-defined]
@@ -114,26 +119,29 @@ def _session_parameter(fn: Callable[..., Any], signature: inspect.Signature) -> 
 
 
 def _request_id_of(
-    request_id: str | Callable[..., str], names: list[str], fn: Callable[..., Any]
-) -> Callable[[Mapping[str, Any]], str]:
+    request_id: str | Callable[..., str | UUID | int], names: list[str], fn: Callable[..., Any]
+) -> Callable[[Mapping[str, Any]], str | UUID | int]:
     if callable(request_id):
         return _named(request_id, names)
     template = Template("request_id", request_id, names, fn, InvalidRequestIdError)
     if template.is_constant:
         raise ValueError(
-            f"request_id={request_id!r} names no argument, so every call would be the same request. Put those in that tell "
-            'requests apart, such as "order:{order_id}:pay".'
+            f"request_id={request_id!r} names no argument, so every call would be the same request. Name the arguments that "
+            'distinguish requests, such as "order:{order_id}:pay".'
         )
     return template
 
 
 def _scope_of(
-    scope: str | Callable[..., str] | None, names: list[str], fn: Callable[..., Any]
-) -> Callable[[Mapping[str, Any]], str | None]:
+    scope: str | UUID | int | Callable[..., str | UUID | int] | None, names: list[str], fn: Callable[..., Any]
+) -> Callable[[Mapping[str, Any]], str | UUID | int | None]:
     if scope is None:
         return lambda _: None  # the guard's own
     if callable(scope):
         return _filled(_named(scope, names))
+    if not isinstance(scope, str):  # such as the UUID of a tenant
+        constant = validate_scope(scope)
+        return lambda _: constant
     template = Template("scope", scope, names, fn, InvalidScopeError)
     if template.is_constant:
         root = root_of(scope)
@@ -143,19 +151,19 @@ def _scope_of(
                 f'{fn.__qualname__}(). Write what is meant: scope="{{{scope}}}" for the value of each call, '
                 f"scope=lambda {root}: ... for what is made of it, or scope=lambda: {scope!r} for this very text."
             )
-        validate_key(template({}), "any")
+        validate_scope(template({}))
     return template
 
 
 def _filled(made: Callable[[Mapping[str, Any]], Any]) -> Callable[[Mapping[str, Any]], Any]:
-    """Refuse no scope from a function: None would be the guard's own, which belongs to other tenants, too."""
+    """Refuse a function that returns no scope: None would mean the guard's own, which other tenants share."""
 
     def scope(arguments: Mapping[str, Any]) -> Any:
         value = made(arguments)
         if value is None or value == "":
             raise InvalidScopeError(
                 f"the function given as scope= returned {value!r} for this call, which names no tenant. Let it raise, or "
-                "return a name for what belongs to none. Nothing was sent to the database."
+                "return a name for what belongs to no tenant. Nothing was sent to the database."
             )
         return value
 
@@ -163,21 +171,40 @@ def _filled(made: Callable[[Mapping[str, Any]], Any]) -> Callable[[Mapping[str, 
 
 
 def _payload_of(
-    payload: Sequence[str] | Callable[..., Any] | None, default: list[str], names: list[str], fn: Callable[..., Any]
+    payload: Sequence[str] | Callable[..., Any] | None,
+    default: Sequence[inspect.Parameter],
+    parameters: Sequence[inspect.Parameter],
+    fn: Callable[..., Any],
 ) -> Callable[[Mapping[str, Any]], Any]:
+    every = {each.name: each for each in parameters}
     if callable(payload):
-        return _named(payload, names)
+        return _named(payload, list(every))
     if isinstance(payload, str):
         raise TypeError(f"payload is a sequence of names, such as [{payload!r}], or a callable; not one str")
-    chosen = default if payload is None else list(payload)
-    for name in chosen:
-        if name not in names:
+    for name in payload or ():
+        if name not in every:
             raise ValueError(f"payload names {name!r}, which is no argument of {fn.__qualname__}()")
-    return lambda arguments: {name: arguments[name] for name in chosen}
+    chosen = [each.name for each in default] if payload is None else list(payload)
+    # A default value does not count, so that a deploy which adds a parameter makes no conflict of a retry.
+    defaults = {name: Default(value) for name in chosen if (value := _unsent(every[name])) is not MISSING}
+    return lambda arguments: {
+        name: arguments[name]
+        for name in chosen
+        if name not in defaults or not defaults[name].is_value_of(arguments[name])
+    }
+
+
+def _unsent(parameter: inspect.Parameter) -> Any:
+    """Return the value of a parameter that a call does not name, or MISSING where a call must name it."""
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return ()
+    if parameter.kind is parameter.VAR_KEYWORD:
+        return {}
+    return MISSING if parameter.default is parameter.empty else parameter.default
 
 
 def _named(function: Callable[..., Any], names: list[str]) -> Callable[[Mapping[str, Any]], Any]:
-    """Let a function take those arguments of a call that it names."""
+    """Return a function of a call's arguments that passes on those which `function` names."""
     parameters = signature_of(function).parameters.values()
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
         wanted = names

@@ -1,7 +1,7 @@
-"""Templates over the arguments of a call: `"order:{order_id}:pay"` as a request_id, `"{user.tenant}"` as a scope.
+"""Fills templates with the arguments of a call: `"order:{order_id}:pay"` as a request_id, `"{user.tenant}"` as a scope.
 
-A template is checked where the function is decorated. A call fills it with values whose text names them, and refuses
-every other one: two calls that mean different things must not get one text.
+A template is checked where the function is decorated. A call takes only values whose text names them: two calls that mean
+different things must not get one text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from uuid import UUID
 from ..errors import InvalidInputError
 
 
-# Their text names the value, and is the same in every process: of a float, or of an object's repr, nobody knows that.
+# Their text names the value, and is the same in every process. That of a float, or of any other object, may differ.
 _STABLE = (str, int, UUID, Decimal, dt.date, dt.time)
 
 
@@ -27,7 +27,7 @@ def root_of(field: str) -> str:
 
 
 class Template:
-    """Makes a text of a template and the arguments of a call; a template without fields is the same text for all."""
+    """Makes a text from a template and the arguments of a call. A template without fields gives every call the same text."""
 
     def __init__(
         self, option: str, template: str, names: list[str], fn: Callable[..., Any], refusal: type[InvalidInputError]
@@ -35,31 +35,31 @@ class Template:
         """Check the template against the names of the function's arguments.
 
         Raises:
-            ValueError: It is no template, names what is no argument, or could make one text of two calls.
+            ValueError: It is no template, names no argument, or could make one text of two calls.
         """
-        self._told = f"{option}={template!r}"
+        self._option = f"{option}={template!r}"
         self._refusal = refusal
         self._formatter = string.Formatter()
         try:
             self._parts = list(self._formatter.parse(template))
         except ValueError as error:
-            raise ValueError(f"{self._told} is no template: {error}") from None
+            raise ValueError(f"{self._option} is no template: {error}") from None
         fields = [field for _, field, _, _ in self._parts if field is not None]
         self.is_constant = not fields
         for named in fields:
             root = root_of(named)
             if root not in names:
                 raise ValueError(
-                    f"{self._told}: {root!r} is no argument of {fn.__qualname__}(), which has {', '.join(names)}"
+                    f"{self._option}: {root!r} is no argument of {fn.__qualname__}(), which has {', '.join(names)}"
                 )
         for (_, field, spec, conversion), (literal, following, _, _) in zip(
             self._parts, [*self._parts[1:], ("end", None, None, None)], strict=True
         ):
             if "{" in (spec or "") or conversion not in (None, "s"):
-                raise ValueError(f"{self._told}: {{{field}}} has a format that is made at each call; use a callable")
+                raise ValueError(f"{self._option}: {{{field}}} has a format that is made at each call; use a callable")
             if field is not None and following is not None and not literal:
                 raise ValueError(
-                    f"{self._told}: {{{field}}} and {{{following}}} stand side by side, so two pairs of values could make one "
+                    f"{self._option}: {{{field}}} and {{{following}}} stand side by side, so two pairs of values could make one "
                     "text; put a separator between them"
                 )
 
@@ -89,7 +89,7 @@ class Template:
         value = value.value if isinstance(value, Enum) else value
         if value is None or value == "":
             raise self._refuse(field, "is None" if value is None else "is empty")
-        if not isinstance(value, _STABLE):
+        if not isinstance(value, _STABLE) or isinstance(value, bool):
             raise self._refuse(
                 field,
                 f"is of type {type(value).__qualname__}, whose text may differ from one delivery to the next; use str, "
@@ -106,4 +106,4 @@ class Template:
         return text
 
     def _refuse(self, field: str, problem: str) -> InvalidInputError:
-        return self._refusal(f"{self._told}: {{{field}}} {problem}. Nothing was sent to the database.")
+        return self._refusal(f"{self._option}: {{{field}}} {problem}. Nothing was sent to the database.")

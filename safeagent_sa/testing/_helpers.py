@@ -15,13 +15,18 @@ from sqlalchemy import Connection, Engine, insert, literal_column, select, updat
 from sqlalchemy.orm import Session
 
 from .._claim import binding
+from .._request.ids import validate_key
 from ..execution import ExecutionStatus
 from ..guard import ExecutionGuard
 from ..models import ExecutionRequest, ExecutionRequestMixin
 
 
 def assert_executed_once(
-    session: Session, request_id: str, *, scope: str = "", model: type[ExecutionRequestMixin] = ExecutionRequest
+    session: Session,
+    request_id: str | uuid.UUID | int,
+    *,
+    scope: str | uuid.UUID | int = "",
+    model: type[ExecutionRequestMixin] = ExecutionRequest,
 ) -> None:
     """Check that a request has one completed execution in the session's transaction; nothing is written.
 
@@ -39,6 +44,7 @@ def assert_executed_once(
         assert_executed_once(session, "order-1")
         ```
     """
+    scope, request_id = validate_key(scope, request_id)
     query = select(model.status, model.attempt).where(model.scope == scope, model.request_id == request_id)
     found = session.execute(query).one_or_none()
     others = session.scalars(select(model.request_id).where(model.scope == scope).limit(5)).all()
@@ -144,7 +150,9 @@ def in_progress(engine: Engine, request_id: str, *, action: str, guard: Executio
             session.rollback()
 
 
-def put_in_doubt(connection: Connection, request_id: str, *, action: str, guard: ExecutionGuard | None = None) -> None:
+def put_in_doubt(
+    connection: Connection, request_id: str | uuid.UUID | int, *, action: str, guard: ExecutionGuard | None = None
+) -> None:
     """Store a request that may or may not have happened; it commits with the connection's transaction.
 
     Args:
@@ -163,7 +171,7 @@ def put_in_doubt(connection: Connection, request_id: str, *, action: str, guard:
     table: Any = settings.model.__table__  # type: ignore[attr-defined]
     values = {
         "scope": settings.scope,
-        "request_id": request_id,
+        "request_id": validate_key(settings.scope, request_id).request_id,
         "action": action,
         "fingerprint": settings.fingerprinter.make(None),
         "status": ExecutionStatus.IN_DOUBT.value,
@@ -173,7 +181,9 @@ def put_in_doubt(connection: Connection, request_id: str, *, action: str, guard:
     connection.execute(insert(settings.model).values(values))
 
 
-def expire_lease(connection: Connection, request_id: str, *, guard: ExecutionGuard | None = None) -> None:
+def expire_lease(
+    connection: Connection, request_id: str | uuid.UUID | int, *, guard: ExecutionGuard | None = None
+) -> None:
     """End the lease of an effect, as if its time had passed; it commits with the connection's transaction.
 
     Leases follow the database's clock, which a test cannot move, so this moves the lease.
@@ -197,7 +207,8 @@ def expire_lease(connection: Connection, request_id: str, *, guard: ExecutionGua
     long_ago: Any = literal_column(
         "TIMESTAMP '2000-01-01'" if connection.dialect.name == "postgresql" else "'2000-01-01 00:00:00'"
     )
-    where = (table.c.scope == settings.scope, table.c.request_id == request_id, table.c.lease_expires_at.is_not(None))
+    key = validate_key(settings.scope, request_id)
+    where = (table.c.scope == key.scope, table.c.request_id == key.request_id, table.c.lease_expires_at.is_not(None))
     changed = connection.execute(update(table).where(*where).values(lease_expires_at=long_ago)).rowcount
     assert changed == 1, f"request_id {request_id!r} has no lease"
 

@@ -220,7 +220,7 @@ def test_bad_input_is_refused_before_any_sql(port, statements):
     with port.sessions() as session:
         for names, error in (
             ({"good": 1, "": 1}, InvalidRequestIdError),
-            ({"good": {1, 2}}, InvalidPayloadError),
+            ({"good": object()}, InvalidPayloadError),
             (dict.fromkeys(map(str, range(LIMITS[port.name] + 1))), BatchTooLargeError),
         ):
             with pytest.raises(error), guard.claim_many(session, names, action="pay"):

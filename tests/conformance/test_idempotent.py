@@ -22,6 +22,7 @@ from safeagent_sa import (
     InvalidScopeError,
     RequestConflictError,
     UnsupportedFunctionError,
+    UnsupportedResultTypeError,
     UnsupportedSessionError,
 )
 from safeagent_sa.aio import AsyncExecutionGuard
@@ -44,7 +45,7 @@ def insert(session, reference):
 
 
 def twice(port, call):
-    """Deliver a call twice, each time in a new transaction; return both answers."""
+    """Deliver a call twice, each time in its own transaction; return both answers."""
     answers = []
     for _ in range(2):
         with port.sessions() as session, session.begin():
@@ -153,7 +154,7 @@ def test_scope_is_a_template_as_the_id_is(port):
     assert port.payments("order-2") == 1
 
 
-def test_each_of_the_three_ways_out_of_a_refused_scope_works(port):
+def test_each_of_the_three_remedies_for_a_refused_scope_works(port):
     def pay(session: Session, tenant: str, order_id: str) -> int:
         return insert(session, order_id)
 
@@ -180,7 +181,9 @@ NO_TENANT = [
     ("t-{tenant}", "a\n", "control character"),
     (lambda tenant: tenant, None, "returned None"),
     (lambda tenant: tenant, "", "returned ''"),
-    (lambda tenant: tenant, 7, "must be a str"),
+    (lambda tenant: tenant, True, "must be a str, a UUID or an int"),
+    (lambda tenant: tenant, 1.5, "must be a str, a UUID or an int"),
+    ("{tenant}", True, "of type bool"),
 ]
 
 
@@ -196,7 +199,7 @@ def test_a_scope_that_names_no_tenant_is_an_error_before_any_sql(sqlite, scope, 
         assert not session.in_transaction()
 
 
-def test_methods_and_other_decorators(port):
+def test_methods_of_every_kind_can_be_decorated(port):
     class Shop:
         currency = "eur"
 
@@ -294,7 +297,7 @@ STABLE = [
 
 
 @pytest.mark.parametrize(("template", "value", "expected"), STABLE)
-def test_templates(sqlite, template, value, expected):
+def test_a_template_takes_values_whose_text_names_them(sqlite, template, value, expected):
     @guard.idempotent(request_id=template, action="pay", payload=[])
     def pay(session: Session, x: object) -> None:
         insert(session, "x")
@@ -312,6 +315,7 @@ UNSTABLE = [
     ("order:{x[0]}", [], "is missing"),
     ("order:{x[0]}", None, "is missing"),
     ("order:{x}", 1.5, "of type float"),
+    ("order:{x}", True, "of type bool"),
     ("order:{x}", object(), "of type object"),
     ("order:{x}", b"a", "of type bytes"),
     ("order:{x}", ["a"], "of type list"),
@@ -350,6 +354,21 @@ def test_a_callable_makes_the_id(port):
         for bad in (None, ""):
             with pytest.raises(InvalidRequestIdError):
                 pay_nothing(session, bad)
+
+
+@pytest.mark.parametrize(("name", "text"), [(7, "7"), (uuid.UUID(int=1), str(uuid.UUID(int=1)))], ids=["int", "UUID"])
+def test_ids_and_scopes_of_a_call_may_be_ints_and_uuids(port, name, text):
+    for scope in (lambda n: n, "{n}", name):
+
+        @guard.idempotent(request_id=lambda n: n, action="pay", scope=scope)
+        def pay(session: Session, n: int | uuid.UUID) -> int:
+            return insert(session, "order-1")
+
+        first, second = twice(port, lambda session, pay=pay: pay(session, name))
+        assert first == second
+    with port.sessions() as session:
+        assert guard.get(session, text, scope=text).result == first
+    assert port.payments("order-1") == 1
 
 
 def plain(session: Session, order_id: int) -> None:
@@ -395,6 +414,48 @@ def test_functions_that_cannot_be_guarded_are_refused_where_they_are_decorated(f
         guard.idempotent(request_id="{order_id}", action="pay")(fn)
 
 
+@dataclass
+class Report:
+    rows: list[Payment]
+
+
+@pytest.mark.parametrize("returned", [Payment, list[Payment], Payment | None, "list[Payment]", Report])
+def test_a_function_that_returns_a_mapped_class_is_refused_where_it_is_decorated(returned):
+    def pay(session: Session, order_id: int):
+        raise AssertionError
+
+    async def pay_later(session: AsyncSession, order_id: int):
+        raise AssertionError
+
+    for fn, one in ((pay, guard), (pay_later, AsyncExecutionGuard())):
+        fn.__annotations__["return"] = returned
+        with pytest.raises(UnsupportedResultTypeError, match=r"Payment(, which)? is a mapped class"):
+            one.idempotent(request_id="{order_id}", action="pay")(fn)
+        with pytest.raises(UnsupportedResultTypeError, match="mapped class"):
+            one.idempotent(request_id="{order_id}", action="pay", result_type=list[Payment])(fn)
+
+
+def test_a_mapped_class_that_is_defined_later_is_refused_at_the_call(sqlite):
+    @guard.idempotent(request_id="{order_id}", action="pay")
+    def pay(session: Session, order_id: int) -> "Later":
+        raise AssertionError(Later)
+
+    Later = Payment  # noqa: N806 - as a class statement further down would
+    with sqlite.sessions() as session:
+        with pytest.raises(UnsupportedResultTypeError, match="mapped class"):
+            pay(session, 1)
+        assert not session.in_transaction()
+
+
+def test_a_type_that_is_defined_later_is_the_type_of_the_results(sqlite):
+    @guard.idempotent(request_id="{order_id}", action="pay")
+    def pay(session: Session, order_id: int) -> "Later":
+        return Later(1, Decimal("1.50"))
+
+    Later = PaymentReceipt  # noqa: N806 - as a class statement further down would
+    assert twice(sqlite, lambda session: pay(session, 1)) == [PaymentReceipt(1, Decimal("1.50"))] * 2
+
+
 def test_the_async_guard_refuses_plain_functions():
     with pytest.raises(UnsupportedFunctionError, match="async def"):
         AsyncExecutionGuard().idempotent(request_id="{order_id}", action="pay")(plain)
@@ -428,7 +489,8 @@ WRONG_OPTIONS = [
     ({"request_id": "{order_id}", "scope": "order_id.tenant"}, r'scope="\{order_id.tenant\}" for'),
     ({"request_id": "{order_id}", "scope": "order_id[0]"}, r'scope="\{order_id\[0\]\}" for'),
     ({"request_id": "{order_id}", "scope": " tenant"}, "white space"),
-    ({"request_id": "{order_id}", "scope": 7}, "expected str, got int"),
+    ({"request_id": "{order_id}", "scope": 7.5}, "must be a str, a UUID or an int"),
+    ({"request_id": "{order_id}", "scope": True}, "must be a str, a UUID or an int"),
 ]
 
 
@@ -464,7 +526,7 @@ def test_the_session_is_found_by_its_annotation(port):
     assert port.payments("order-1") == 5
 
 
-def test_a_session_of_another_kind_at_the_call(sqlite):
+def test_a_session_of_another_kind_is_refused_at_the_call(sqlite):
     decorated = guard.idempotent(request_id="{order_id}", action="pay")(plain)
     with pytest.raises(UnsupportedSessionError):
         decorated(None, 1)

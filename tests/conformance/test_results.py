@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import builtins
 import datetime as dt
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from decimal import Decimal
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Generic, NamedTuple, NewType, TypeVar
 from uuid import UUID
 
 import pydantic
 import pytest
+import sqlmodel
+from sqlalchemy import Column, Integer, MetaData, Table
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column, registry
 from support.app import Payment
 from support.ports import before_any_sql, not_pipelined, ports
-from typing_extensions import TypedDict  # pydantic takes that of the standard library from Python 3.12 on
+from typing_extensions import (
+    TypeAliasType,
+    TypedDict,
+)  # pydantic takes that of the standard library from Python 3.12 on
 
 from safeagent_sa import (
     ExecutionGuard,
@@ -63,6 +69,14 @@ class CamelOutside(pydantic.BaseModel):
     receipt_id: int = pydantic.Field(serialization_alias="receiptId")
 
 
+class HeroBase(sqlmodel.SQLModel):
+    name: str
+
+
+class Hero(HeroBase, table=True):
+    id: int | None = sqlmodel.Field(default=None, primary_key=True)
+
+
 RECEIPT = Receipt(
     UUID(int=7), Decimal("10.10"), dt.datetime(2026, 11, 23, 8, 30, tzinfo=dt.timezone.utc), (Line("a", 2),)
 )
@@ -81,6 +95,7 @@ VALUES = [
     # the copy that comes back may have another order
     (list[frozenset[int]], [frozenset(range(n, 10**6, 9973 + n)) for n in range(20)]),
     (Camel, Camel(receiptId=1)),
+    (HeroBase, HeroBase(name="no row of a table")),
     (CamelOutside, CamelOutside(receipt_id=1)),
     (dt.datetime, RECEIPT.paid_at),
     (dt.timedelta, dt.timedelta(days=1, microseconds=1)),
@@ -163,6 +178,7 @@ WRONG = [
     (Decimal | str, "1.5", "another value"),
     (bytes | str, "AA==", "another value"),
     (float | Receipt, float("nan"), "not plain JSON|another value"),
+    (Receipt, "x" * 2**20, "but a str|max_result_bytes"),
 ]
 
 
@@ -201,11 +217,125 @@ def test_a_type_without_a_json_form_is_refused_before_any_sql(port):
         raise AssertionError
 
     with port.sessions() as session:
-        with pytest.raises(UnsupportedResultTypeError, match="return their keys"):
+        with pytest.raises(UnsupportedResultTypeError, match=r"Payment is a mapped class: .* Return their keys"):
             guard.execute(session, "order-1", pay, action="pay")
         with pytest.raises(UnsupportedResultTypeError, match="NotStorable"):
             guard.claim(session, "order-1", action="pay", result_type=NotStorable)
         assert not session.in_transaction()
+
+
+class DataclassBase(MappedAsDataclass, DeclarativeBase):
+    pass
+
+
+class Ticket(DataclassBase):
+    __tablename__ = "tickets"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Seat:
+    """Mapped by no class statement."""
+
+
+registry().map_imperatively(Seat, Table("seats", MetaData(), Column("id", Integer, primary_key=True)))
+
+MAPPED = {
+    "declarative": (Payment, lambda: Payment(reference="order-1", amount=100)),
+    "SQLModel": (Hero, lambda: Hero(name="hero")),
+    "dataclass": (Ticket, lambda: Ticket(id=1)),
+    "imperative": (Seat, Seat),
+}
+every_mapping = pytest.mark.parametrize(("kind", "make"), MAPPED.values(), ids=MAPPED)
+
+
+First, Second = TypeVar("First"), TypeVar("Second")
+
+
+class Pair(pydantic.BaseModel, Generic[First, Second], arbitrary_types_allowed=True):
+    first: First
+    second: Second
+
+
+class Undefined:
+    """As an alias whose value names what is not defined yet."""
+
+    @property
+    def __value__(self):
+        raise NameError
+
+
+@dataclass(eq=False)
+class Page:
+    first: Any
+
+
+class Listing(pydantic.BaseModel, arbitrary_types_allowed=True):
+    rows: dict[str, Any]
+
+
+@before_any_sql
+@every_mapping
+def test_a_result_type_with_a_mapped_class_is_refused_before_any_sql(port, kind, make):
+    holders = [
+        make_dataclass("Report", [("row", kind)]),
+        pydantic.create_model("Model", __config__={"arbitrary_types_allowed": True}, row=(kind, ...)),
+        TypedDict("Typed", {"row": kind}),
+        NamedTuple("Named", [("row", kind)]),
+        NewType("Row", kind),
+        TypeAliasType("Rows", list[kind]),
+        Pair[int, kind],
+        make_dataclass("Generic", [("row", kind)], bases=(Generic[First],))[int],
+    ]
+    kinds = [kind, list[kind], kind | None, tuple[int, kind], dict[str, list[kind]], Annotated[kind, "a row"]]
+    with port.sessions() as session:
+        for result_type in [*kinds, *holders, list[holders[0]]]:
+            with pytest.raises(UnsupportedResultTypeError, match=f"{kind.__name__}(, which)? is a mapped class"):
+                guard.claim(session, "order-1", action="pay", result_type=result_type)
+        with pytest.raises(UnsupportedResultTypeError, match="pydantic has no JSON form"):
+            guard.claim(session, "order-1", action="pay", result_type=Undefined())
+        assert not session.in_transaction()
+
+
+@before_any_sql
+@every_mapping
+def test_a_mapped_instance_is_no_result_whatever_holds_it(port, statements, kind, make):
+    row = make()
+    held = [
+        (None, row),
+        (None, [row]),
+        (None, {"rows": [(1, row)]}),
+        (None, Page(row)),
+        (Any, [Page([row])]),
+        (Page, Page(row)),
+        (Listing, Listing(rows={"a": [row]})),
+        (tuple[Any, ...], (1, row)),
+        (HeroBase, row),
+    ]
+    for result_type, value in held:
+        with port.sessions() as session:
+            with pytest.raises(InvalidResultError, match=f"a {kind.__name__}, a row of the ORM .* use its key"):
+                with guard.claim(session, "order-1", action="pay", result_type=result_type) as execution:
+                    statements.clear()
+                    execution.complete(value)
+            assert statements == []
+            session.rollback()
+
+
+@before_any_sql
+@pytest.mark.parametrize(
+    "value", [UUID(int=1), Decimal("1.5"), RECEIPT.paid_at, dt.date(2026, 11, 23), RECEIPT], ids=repr
+)
+def test_a_plain_result_of_such_a_type_needs_one_argument_that_the_error_names(port, value):
+    name = type(value).__name__
+    for options in ({}, {"result_type": type(value)}):
+        with port.sessions() as session:
+            with guard.claim(session, "order-1", action="pay", **options) as execution:
+                if options:
+                    assert execution.complete(value) == value
+                    continue
+                with pytest.raises(InvalidResultError, match=rf"is a {name}, .* add the argument result_type={name},"):
+                    execution.complete(value)
+                execution.complete("the claim was still open")
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def test_the_app_answers_as_the_page_says(driver, monkeypatch, request):
     monkeypatch.setenv("DATABASE_URL", url)
     OurBase.metadata.tables["payments"].drop(port.engine)
     namespace = {"__name__": "app"}
-    exec(compile("\n".join(BLOCKS), "docs/fastapi.md", "exec"), namespace)
+    exec(compile("\n".join([*BLOCKS, MENDED_LATER]), "docs/fastapi.md", "exec"), namespace)
     namespace["Base"].metadata.create_all(port.engine)
     try:
         asyncio.run(use(namespace["app"]))
@@ -35,6 +35,20 @@ def test_the_app_answers_as_the_page_says(driver, monkeypatch, request):
     finally:
         namespace["Base"].metadata.drop_all(port.engine)
         OurBase.metadata.create_all(port.engine)
+
+
+# The mistake that the page speaks of, and its correction between a delivery and the retry.
+MENDED_LATER = """
+results = [object(), "mended"]
+
+@app.post("/mistake")
+async def mistake() -> str:
+    @guard.idempotent(request_id="{key}", action="mistake", scope="acme", session_factory=Sessions)
+    async def run(session: AsyncSession, key: str):
+        return results.pop(0)
+
+    return await run("key-3")
+"""
 
 
 async def use(app):
@@ -53,6 +67,11 @@ async def use(app):
             assert (other.status_code, other.json()) == (422, {"error": "this key was used with another payload"})
             bad = await client.post("/payments", json=body, headers={"Idempotency-Key": "x" * 300})
             assert bad.status_code == 400
+            mistakes = httpx.ASGITransport(app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=mistakes, base_url="http://app") as other_client:
+                answers = [await other_client.post("/mistake") for _ in range(3)]
+            assert [answer.status_code for answer in answers] == [500, 200, 200]
+            assert [answer.text for answer in answers[1:]] == ['"mended"'] * 2
             new = await client.post(
                 "/payments/in-a-dependency", json={"amount": "7"}, headers={"Idempotency-Key": "key-2"}
             )

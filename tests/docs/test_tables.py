@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import event
-from support.app import pay
+from support.app import Payment, pay
+from support.pages import blocks
 from support.ports import ports
 
 import safeagent_sa
-from safeagent_sa import ExecutionGuard, ExecutionInProgressError
+from safeagent_sa import ExecutionGuard, ExecutionInProgressError, InvalidInputError, MisuseError
+from safeagent_sa._request.payloads import Fingerprinter
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +44,8 @@ def cycle():
     return value
 
 
-BAD_INPUTS = rows("docs/bad-input.md")
+BAD_INPUTS = [row for row in rows("docs/bad-input.md") if len(row) == 3]
+PAIRS = [row for row in rows("docs/bad-input.md") if row[2] in ("yes", "no")]
 MISUSE = rows("docs/misuse.md")
 WAYS = rows("docs/when-can-it-still-run-twice.md")
 GUARANTEES = [row for row in rows("README.md") if row[-1].startswith("test_")]
@@ -50,6 +53,7 @@ GUARANTEES = [row for row in rows("README.md") if row[-1].startswith("test_")]
 
 def test_the_tables_are_as_long_as_the_promise():
     assert len(BAD_INPUTS) >= 60
+    assert len(PAIRS) >= 40
     assert len(MISUSE) >= 20
     assert len(WAYS) >= 10
     assert len(GUARANTEES) >= 12
@@ -58,7 +62,7 @@ def test_the_tables_are_as_long_as_the_promise():
 @ports("sqlite")
 @pytest.mark.parametrize("argument", ["request_id", "scope", "action", "payload", "result"])
 def test_every_bad_input_is_refused_before_any_sql_and_harms_nothing(port, statements, argument):
-    names = {"nested": nested, "cycle": cycle, "Decimal": Decimal, "uuid": uuid, "dt": dt}
+    names = {"nested": nested, "cycle": cycle, "Decimal": Decimal, "uuid": uuid, "dt": dt, "Payment": Payment}
     tried = 0
     with port.sessions() as session, session.begin():
         pay(session, "before")
@@ -67,6 +71,7 @@ def test_every_bad_input_is_refused_before_any_sql_and_harms_nothing(port, state
                 continue
             tried += 1
             value, error = eval(source.strip("`"), names), getattr(safeagent_sa, name)
+            assert issubclass(error, MisuseError if argument == "result" else InvalidInputError)
             arguments = {"request_id": f"order-{tried}", "action": "pay"}
             if argument == "result":
                 with guard.claim(session, **arguments) as execution:
@@ -83,6 +88,23 @@ def test_every_bad_input_is_refused_before_any_sql_and_harms_nothing(port, state
 
     assert tried >= 5
     assert port.payments("before") == 1
+
+
+@pytest.fixture(scope="module")
+def definitions():
+    """What the page about equal payloads defines before its table."""
+    names = {}
+    (code,) = [block.text for block in blocks("bad-input.md") if block.language == "python"]
+    exec(code, names)
+    return names
+
+
+@pytest.mark.parametrize(("one", "other", "answer", "rule"), PAIRS)
+def test_two_payloads_are_equal_where_the_table_says_so(definitions, one, other, answer, rule):
+    first, second = (eval(source.strip("`"), definitions) for source in (one, other))
+    guards = [Fingerprinter(), Fingerprinter([b"0123456789abcdef"])]
+
+    assert {each.matches(each.make(first), second) for each in guards} == {answer == "yes"}, rule
 
 
 def named_and_missing(rows):

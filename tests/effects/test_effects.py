@@ -472,12 +472,48 @@ def test_a_result_that_cannot_be_stored_is_in_doubt(port):
     provider.after = None
 
     def call(effect):
-        provider(effect)
-        return object()
+        return {**provider(effect), "at": object()}
 
-    with pytest.raises(InvalidResultError):
+    with pytest.raises(
+        InvalidResultError, match=r"the result holds a object.*The call was made.*guard\.in_doubt"
+    ) as caught:
         ExecutionGuard().effect("charge").execute(port.sessions, "charge-1", call)
+    assert "Nothing was sent" not in str(caught.value)
     assert row(port).status == "in_doubt"
+    (doubt,) = doubts(port)
+    kept = doubt.details["history"][0]["not_stored"]
+    assert (kept["charge"], kept["amount"]) == (1, 100)
+    assert kept["at"].startswith("<object object")
+    assert doubt.error_type == "InvalidResultError"
+    assert resolve(port, "charge-1", succeeded({"charge": 1})).result == {"charge": 1}
+    assert provider.attempts == [1]
+
+
+@not_pipelined
+def test_a_result_of_a_probe_that_cannot_be_stored_is_in_doubt_as_well(port):
+    provider = Provider()
+    provider.after = die
+    crash(port, provider)
+    with pytest.raises(InvalidResultError, match="has happened"):
+        charge(port, provider, when_in_doubt=lambda effect: succeeded({"charge": {1}}))
+    (doubt,) = doubts(port)
+    assert [list(entry) for entry in doubt.details["history"]] == [["probe", "attempt"], ["not_stored"]]
+    assert doubt.details["history"][1] == {"not_stored": {"charge": [1]}}
+
+
+@not_pipelined
+def test_a_large_result_whose_business_rows_fail_is_kept_whole(port):
+    def fail(session, result):
+        raise ZeroDivisionError
+
+    deep = []
+    for _ in range(98):
+        deep = [deep]
+    effect = ExecutionGuard().effect("charge", on_success=fail)
+    with pytest.raises(ZeroDivisionError):
+        effect.execute(port.sessions, "charge-1", lambda _: ["x" * 300_000, deep])
+    (doubt,) = doubts(port)
+    assert doubt.details["history"] == [{"succeeded": ["x" * 300_000, deep]}]
 
 
 @not_pipelined
@@ -713,10 +749,13 @@ def test_only_what_is_in_doubt_can_be_resolved(port):
         resolve(port, "charge-2", "succeeded")
     with pytest.raises(ValueError, match="by"):
         resolve(port, "charge-2", not_executed(), by="")
-    with pytest.raises(InvalidInputError):
+    with pytest.raises(InvalidResultError, match=r"the result holds .* resolve\(\) has sent nothing"):
         resolve(port, "charge-2", succeeded(object()))
-    with pytest.raises(InvalidInputError):
-        resolve(port, "charge-2", not_executed(), evidence=object())
+    for evidence, problem in ((object(), "holds a object"), ("\x00", "NUL"), ("x" * 300_000, "300002 bytes")):
+        with pytest.raises(InvalidResultError, match=rf"evidence .*{problem}.* resolve\(\) has sent nothing"):
+            resolve(port, "charge-2", not_executed(), evidence=evidence)
+    with pytest.raises(InvalidResultError, match="by has a string with a lone surrogate"):
+        resolve(port, "charge-2", not_executed(), by="\ud800")
 
 
 def test_a_claim_without_a_result_can_be_resolved(port):

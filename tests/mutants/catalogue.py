@@ -1029,7 +1029,7 @@ WORDS = {
         SIGNATURE,
         "        if root in names:",
         "        if False:",
-        "test_each_of_the_three_ways_out_of_a_refused_scope_works test_idempotent.py",
+        "test_each_of_the_three_remedies_for_a_refused_scope_works test_idempotent.py",
     ),
     "a function that returns no scope gives the guard's own": Mutant(
         SIGNATURE,
@@ -1051,7 +1051,7 @@ WORDS = {
     ),
     "a template takes values whose text names nothing": Mutant(
         TEMPLATE,
-        "if not isinstance(value, _STABLE):",
+        "if not isinstance(value, _STABLE) or isinstance(value, bool):",
         "if False:",
         "test_a_part_that_names_nothing_is_an_error_before_any_sql",
     ),
@@ -1351,6 +1351,125 @@ RUNNING = {
     ),
 }
 
+CANONICAL, MAPPED = "_request/canonical.py", "_request/mapped.py"
+
+VALUES = {
+    "a field with its default value counts": Mutant(
+        CANONICAL,
+        "        if text != default.text:",
+        "        if True:",
+        "test_a_default_value_that_is_spelt_out_does_not_count",
+    ),
+    "a default is found by Python's equality": Mutant(
+        CANONICAL,
+        "        if item is default.value or item is MISSING",
+        "        if item == default.value or item is MISSING",
+        "test_true_is_not_the_default_1",
+    ),
+    "a value of the day counts although nothing was sent": Mutant(
+        CANONICAL,
+        "(is_of_the_day and sent is not None and name not in sent)",
+        "False",
+        "test_a_value_of_the_day_counts_only_where_it_was_sent",
+    ),
+    "a value of the day never counts": Mutant(
+        CANONICAL,
+        "(is_of_the_day and sent is not None and name not in sent)",
+        "is_of_the_day",
+        "test_a_value_of_the_day_counts_only_where_it_was_sent",
+    ),
+    "two kinds of a tagged union are one payload": Mutant(
+        CANONICAL,
+        "if get_origin(annotation) is Literal and len(get_args(annotation)) == 1:",
+        "if False:",
+        "test_the_tag_of_a_union_counts",
+    ),
+    "datetimes are compared as they are written": Mutant(
+        CANONICAL,
+        "    if value.utcoffset() is not None:",
+        "    if False:",
+        "test_aware_datetimes_are_equal_by_instant",
+    ),
+    "sets have an order": Mutant(
+        CANONICAL,
+        "return f\"set[{','.join(sorted({text_of(item, path, depth - 1) for item in value}))}]\"",
+        "return f\"set[{','.join([text_of(item, path, depth - 1) for item in value])}]\"",
+        "test_sets_have_no_order test_every_payload_has_this_canonical_form",
+    ),
+    "large amounts are rounded before they are compared": Mutant(
+        CANONICAL,
+        "sign, digits, exponent = value.as_tuple()",
+        "sign, digits, exponent = value.normalize().as_tuple()",
+        "test_every_payload_has_this_canonical_form",
+    ),
+    "all secrets are one payload": Mutant(
+        CANONICAL,
+        'if hasattr(kind, "get_secret_value"):',
+        "if False:",
+        "test_a_secret_is_compared_and_never_shown",
+    ),
+    "the second of two keys that are one text is dropped": Mutant(
+        CANONICAL,
+        "            if name in items:",
+        "            if False:",
+        "test_payloads_without_a_canonical_form_are_refused_with_their_place",
+    ),
+    "a parameter with its default value counts": Mutant(
+        "_request/signature.py",
+        "if name not in defaults or not defaults[name].is_value_of(arguments[name])",
+        "if True",
+        "test_all_arguments_but_the_session_are_the_payload test_a_deploy_that_adds_a_parameter_with_a_default_makes_no_conflict",
+    ),
+    "a bool is an id": Mutant(
+        "_request/ids.py",
+        "isinstance(value, int) and not isinstance(value, bool)",
+        "isinstance(value, int)",
+        "test_bad_words_are_refused_by_name",
+    ),
+    "two ids of a batch that are one text are one request": Mutant(
+        BATCH,
+        "        if key.request_id in requests:",
+        "        if False:",
+        "test_two_ids_of_a_batch_that_are_one_text_are_refused_by_name",
+    ),
+    "a mapped class is a result type": Mutant(
+        MAPPED,
+        '            if hasattr(each, "__mapper__"):\n                return each',
+        "            if False:\n                return each",
+        "test_a_result_type_with_a_mapped_class_is_refused_before_any_sql",
+    ),
+    "a mapped instance comes back as another value": Mutant(
+        RESULTS,
+        "if has_equality else mapped_value_in(value) is None",
+        "if has_equality else True",
+        "test_a_mapped_instance_is_no_result_whatever_holds_it",
+    ),
+    "a result that cannot be stored is the client's fault": Mutant(
+        "errors.py",
+        "class InvalidResultError(MisuseError, ValueError):",
+        "class InvalidResultError(InvalidInputError):",
+        "test_a_result_that_cannot_be_stored_is_a_mistake_in_the_code_and_not_in_the_request",
+    ),
+    "an effect whose result cannot be stored says that nothing was sent": Mutant(
+        FLOW,
+        ", consequence=_HAPPENED)",
+        ")",
+        "test_a_result_that_cannot_be_stored_is_in_doubt",
+    ),
+    "nothing is kept of a result that cannot be stored": Mutant(
+        FLOW,
+        '{"not_stored": kept(value)}',
+        "{}",
+        "test_a_result_that_cannot_be_stored_is_in_doubt",
+    ),
+    "a note that is too large is lost": Mutant(
+        "_request/json_text.py",
+        '    return _dump(details_of(details) | {"history": [*history(details), note]})',
+        '    return encode(details_of(details) | {"history": [*history(details), note]}, max_bytes=256 * 1024)',
+        "test_a_note_is_never_refused_whatever_was_noted_before",
+    ),
+}
+
 MUTANTS = {
     **CLAIMING,
     **WAITING,
@@ -1363,6 +1482,7 @@ MUTANTS = {
     **BATCHES,
     **WORDS,
     **STORED,
+    **VALUES,
     **EFFECTS,
     **RUNNING,
 }

@@ -1,14 +1,31 @@
-"""Results: what is stored comes back unchanged, and what could not is refused before any SQL."""
+"""Results: what is stored comes back unchanged, and what could not is refused before any SQL, as a mistake in the code."""
 
+import datetime as dt
+import enum
 import json
+import uuid
+from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safeagent_sa import InvalidResultError
-from safeagent_sa._request.json_text import MAX_DEPTH, decode, encode
+from safeagent_sa import InvalidInputError, InvalidResultError, MisuseError
+from safeagent_sa._request.json_text import (
+    MAX_DEPTH,
+    NotStorableError,
+    decode,
+    details_of,
+    encode,
+    history,
+    kept,
+    noted,
+    recorded,
+)
+from safeagent_sa._request.results import PLAIN
 
 
 def nested(levels):
@@ -47,14 +64,113 @@ BAD = {
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
 def test_results_that_cannot_be_given_back_are_refused(value):
     with pytest.raises(InvalidResultError, match="Nothing was sent"):
-        encode(value, max_bytes=1024)
+        PLAIN.encode(value, max_bytes=1024)
+
+
+def test_a_result_that_cannot_be_stored_is_a_mistake_in_the_code_and_not_in_the_request():
+    assert issubclass(InvalidResultError, MisuseError)
+    assert issubclass(InvalidResultError, ValueError)
+    assert not issubclass(InvalidResultError, InvalidInputError)
 
 
 def test_the_error_does_not_hold_the_result():
     with pytest.raises(InvalidResultError) as caught:
-        encode({"card": "4111111111111111", "x": object()}, max_bytes=1024)
+        PLAIN.encode({"card": "4111111111111111", "x": object()}, max_bytes=1024)
 
     assert "4111" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@dataclass
+class Receipt:
+    amount: Decimal
+
+
+class Model(pydantic.BaseModel):
+    amount: Decimal
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        uuid.uuid4(),
+        Decimal("1.5"),
+        dt.datetime(2026, 1, 2, tzinfo=dt.timezone.utc),
+        dt.date(2026, 1, 2),
+        dt.timedelta(1),
+        Colour.RED,
+        b"raw",
+        Receipt(Decimal(1)),
+        Model(amount=1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_error_for_a_plain_result_names_the_one_argument_to_add(value):
+    with pytest.raises(InvalidResultError, match=rf"add the argument result_type={type(value).__name__}, "):
+        PLAIN.encode(value, max_bytes=1024)
+
+
+def test_the_error_names_no_argument_where_none_would_help():
+    for value in (object(), {"amount": Decimal("1.5")}, [dt.date(2026, 1, 2)]):
+        with pytest.raises(InvalidResultError, match=r"holds a [A-Za-z]+, which is not plain JSON") as caught:
+            PLAIN.encode(value, max_bytes=1024)
+        assert "add the argument" not in str(caught.value)
+
+
+def test_a_result_that_is_too_large_names_the_setting():
+    with pytest.raises(InvalidResultError, match=r"1025 bytes of JSON, more than the 1024 .*max_result_bytes.*its key"):
+        PLAIN.encode("x" * 1023, max_bytes=1024)
+
+
+@pytest.mark.parametrize("value", BAD.values(), ids=BAD)
+def test_what_is_kept_of_such_a_result_can_be_stored(value):
+    stored = kept(value)
+
+    assert decode(encode(stored, max_bytes=64 * 1024)) == stored
+
+
+class Unspeakable:
+    def __str__(self):
+        raise ZeroDivisionError
+
+
+def test_of_a_result_that_cannot_be_stored_all_that_can_be_is_kept():
+    value = {"charge": "ch_1", "paid": True, "amounts": (Decimal("1.5"), 2, 0.5), "x": Unspeakable(), 7: float("nan")}
+
+    assert kept(value) == {
+        "charge": "ch_1",
+        "paid": True,
+        "amounts": ["1.5", 2, 0.5],
+        "x": "its text cannot be read",
+        "7": "nan",
+    }
+    assert len(kept("x" * 10**6)) == 2000
+    assert len(kept(["x" * 2000] * 900)) == 2000
+
+
+def test_what_holds_itself_in_many_places_is_kept_in_part():
+    wide: list[Any] = []
+    wide += [wide] * 50
+
+    assert encode(kept(wide), max_bytes=64 * 1024).count("<list>") > 50
+
+
+def test_a_note_is_never_refused_whatever_was_noted_before():
+    details = noted(None, {"succeeded": nested(MAX_DEPTH)})
+    details = noted(details, {"succeeded": "x" * 10**6})
+    details = noted(details, {"probe": "unknown"})
+
+    assert [list(entry) for entry in history(details)] == [["succeeded"], ["succeeded"], ["probe"]]
+    assert list(details_of(details)) == ["history"]
+
+
+def test_the_error_for_the_data_of_a_failure_names_its_verb():
+    with pytest.raises(InvalidResultError, match=r"the data of not_done\(\) holds a Decimal, which is not plain JSON"):
+        recorded("declined", Decimal("1.5"))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +224,7 @@ def test_every_json_value_comes_back_in_type_and_value(value):
 def test_every_text_is_stored_or_refused(value):
     try:
         stored = encode(value, max_bytes=10**6)
-    except InvalidResultError:
+    except NotStorableError:
         assert "\x00" in value or any("\ud800" <= character <= "\udfff" for character in value)
     else:
         assert decode(stored) == value

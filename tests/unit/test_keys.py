@@ -1,15 +1,21 @@
 """What may name a request, and what is refused before any SQL."""
 
+import enum
+import uuid
+
 import pytest
 
 from safeagent_sa import InvalidActionError, InvalidInputError, InvalidRequestIdError, InvalidScopeError
-from safeagent_sa._request.ids import Key, validate_action, validate_key
+from safeagent_sa._request.ids import Key, validate_action, validate_key, validate_scope
 
 
 BAD = {
-    "not a string: int": 42,
-    "not a string: bytes": b"order-1",
-    "not a string: None": None,
+    "a bool": True,
+    "a float": 4.2,
+    "bytes": b"order-1",
+    "None": None,
+    "an int of 256 digits": 10**255,
+    "an int that Python does not write": 10**5000,
     "too long, ascii": "a" * 256,
     "too long in bytes only": "é" * 128,
     "NUL": "order\x00",
@@ -35,6 +41,33 @@ def test_bad_words_are_refused_by_name(value):
     with pytest.raises(InvalidScopeError, match="scope"):
         validate_key(value, "order-1")
     with pytest.raises(InvalidActionError, match="action"):
+        validate_action(value)
+
+
+class Tenant(enum.IntEnum):
+    ACME = 7
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (42, "42"),
+        (0, "0"),
+        (-1, "-1"),
+        (10**254, "1" + "0" * 254),
+        (Tenant.ACME, "7"),
+        (uuid.UUID("{0000000A-0000-0000-0000-000000000001}"), "0000000a-0000-0000-0000-000000000001"),
+    ],
+)
+def test_an_int_or_a_uuid_stands_for_its_text(value, text):
+    assert validate_key(value, value) == validate_key(text, text) == Key(text, text)
+    assert {type(part) for part in validate_key(value, value)} == {str}
+    assert validate_scope(value) == text
+
+
+@pytest.mark.parametrize("value", [42, uuid.UUID(int=1)])
+def test_an_action_is_a_text(value):
+    with pytest.raises(InvalidActionError, match="must be a str, not"):
         validate_action(value)
 
 

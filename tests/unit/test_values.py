@@ -52,7 +52,7 @@ def test_none_is_a_result():
 
 def test_a_result_that_is_refused_leaves_the_execution_open():
     execution = new()
-    with pytest.raises(InvalidResultError):
+    with pytest.raises(InvalidResultError, match="the claim is still open"):
         execution.complete("x" * 100)
     execution.complete("y")
 
