@@ -166,7 +166,7 @@ def mistakes(session: Session) -> None:
     # Each of these must be an error: an unneeded ignore is an error too.
     decorated(session, "seven")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     opened(session, 7)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
-    guard.claim(session, 7, action="b")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    guard.claim(session, 7.5, action="b")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     guard.claim("session", "a", action="b")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
