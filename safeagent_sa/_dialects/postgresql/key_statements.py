@@ -87,7 +87,7 @@ class KeyStatements:
 
         self.insert_with: Callable[[Mapping[str, Any]], Any] = insert_with
         self.insert = insert_with({})
-        self.insert_or_find = self.insert  # for the fast path; the look is a statement of its own
+        self.insert_or_find = self.insert  # for the fast path; the look is a separate statement
         self.complete = complete(*owned, result=bindparam("new_result"))
         self.complete_or_fail = or_fail(self.complete, table, owned, is_same)
 
