@@ -215,8 +215,8 @@ class Execution(Generic[ResultT]):
             ReceiptTypeError: The stored result does not fit the result type of this call.
         """
         if self._stored is None:
-            why = "its batch has released it" if self._is_released else "call complete(result) inside the block first"
-            message = f"{self!r} has no result: {why}"
+            released, missing = ": its batch has released it", " yet: call complete(result) inside the block first"
+            message = f"{self!r} has no result{released if self._is_released else missing}"
             raise NotCompletedError(message, scope=self.scope, request_id=self.request_id)
         return self._decoded(self._stored)
 

@@ -118,7 +118,8 @@ def begin(
         session, connection, protocol, row, proof=inserted.proof, audience=audience, block=block
     )
     if transaction_state(connection) is TransactionState.NONE:
-        protocol.delete(connection, row)
+        for each in audience.rows:
+            protocol.delete(connection, each)
         message = (
             "the claim was committed at once: something put the connection into AUTOCOMMIT mode after the guard had "
             "checked it. The claim was taken back. Look for event listeners or wrappers that change the connection."

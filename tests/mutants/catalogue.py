@@ -102,7 +102,7 @@ CLAIMING = {
     ),
     "an AUTOCOMMIT row is left behind": Mutant(
         ACQUIRE,
-        "protocol.delete(connection, row)",
+        "protocol.delete(connection, each)",
         "pass",
         "test_autocommit_that_comes_after_the_look_is_found_and_the_row_taken_back",
     ),

@@ -67,7 +67,8 @@ def test_autocommit_is_refused_in_all_its_forms_and_leaves_no_row(port, make, sa
 
 
 @synchronous
-def test_autocommit_that_comes_after_the_look_is_found_and_the_row_taken_back(port):
+@pytest.mark.parametrize("is_batch", [False, True])
+def test_autocommit_that_comes_after_the_look_is_found_and_the_row_taken_back(port, is_batch):
     engine = create_engine(port.url)
 
     @event.listens_for(engine, "before_cursor_execute")
@@ -77,8 +78,10 @@ def test_autocommit_that_comes_after_the_look_is_found_and_the_row_taken_back(po
             connection.connection.dbapi_connection.autocommit = True
 
     with Session(engine) as session:
-        with pytest.raises(AutocommitError, match="taken back"), guard.claim(session, "order-1", action="pay"):
-            pytest.fail("the block must not run")
+        batch = guard.claim_many(session, {"order-1": 1, "order-2": 2}, action="pay")
+        with pytest.raises(AutocommitError, match="taken back"):
+            with batch if is_batch else guard.claim(session, "order-1", action="pay"):
+                pytest.fail("the block must not run")
     engine.dispose()
 
     assert port.requests() == []

@@ -106,6 +106,7 @@ def steps(port: Port, batch: int) -> Iterator[Step]:
     yield "safeagent-sa in-doubt", lambda: _command("in-doubt", *url)
     yield "safeagent-sa in-doubt of a scope", lambda: _command("in-doubt", "--scope", "", *url)
     yield "safeagent-sa resolve", lambda: _command("resolve", "doubtful", "succeeded", *url)
+    yield "safeagent-sa erase", lambda: _command("erase", "one", "--scope", "tenant-8", *url)
 
     options = ("--older-than", "24h", *url)
     yield "safeagent-sa purge, counted", lambda: _command("purge", *options, "--dry-run")

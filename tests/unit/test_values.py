@@ -33,7 +33,7 @@ def test_a_new_execution_has_no_result_until_it_is_completed():
     execution = new()
 
     assert (execution.is_replay, execution.status) == (False, ExecutionStatus.CLAIMED)
-    with pytest.raises(NotCompletedError, match="has no result: call complete"):
+    with pytest.raises(NotCompletedError, match="has no result yet: call complete"):
         _ = execution.result
 
     assert execution.complete({"at": (1, 2)}) == {"at": [1, 2]}
