@@ -96,8 +96,8 @@ CLAIMING = {
     ),
     "AUTOCOMMIT is not looked for again": Mutant(
         ACQUIRE,
-        "if transaction_state(connection) is TransactionState.NONE:\n        protocol",
-        "if False:\n        protocol",
+        "if transaction_state(connection) is TransactionState.NONE:\n        for",
+        "if False:\n        for",
         "test_autocommit_that_comes_after_the_look_is_found_and_the_row_taken_back",
     ),
     "an AUTOCOMMIT row is left behind": Mutant(
