@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import text
 from support.app import deliver, pay
-from support.ports import not_pipelined
+from support.ports import on_each_kind
 
 from safeagent_sa import ClaimLostError, ExecutionGuard, NotCompletedError
 
@@ -86,7 +86,7 @@ def test_a_function_that_commits_is_named_whatever_runs_it(port, commit):
     check(caught.value, port, commit, "claim of request_id 'order-1' (scope 'acme')")
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize(
     ("ids", "named"),
     [
@@ -122,7 +122,7 @@ def test_a_commit_after_the_block_has_failed_asks_for_the_result(port):
     assert port.requests() == []
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("commit", [by_the_session, by_the_connection, as_text])
 def test_a_commit_in_the_block_after_its_savepoint_was_rolled_back_is_refused(port, commit):
     with port.sessions() as session:

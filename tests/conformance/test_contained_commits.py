@@ -5,6 +5,7 @@ from sqlalchemy import create_engine, event, select
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session, sessionmaker
 from support.app import Base, Payment, pay
+from support.ports import on_each_kind, ports
 
 from safeagent_sa import ExecutionGuard, MisuseError, UnsupportedSessionError
 from safeagent_sa.testing import explore_faults
@@ -32,6 +33,7 @@ def run(port, request_id, fn=service, factory=None, **options):
     )
 
 
+@ports("sqlite", "postgresql", "psycopg_async", "asyncpg", "pipelined")
 def test_commits_of_the_service_are_one_transaction_with_the_claim(port):
     first = run(port, "order-1")
     again = run(port, "order-1")
@@ -42,6 +44,7 @@ def test_commits_of_the_service_are_one_transaction_with_the_claim(port):
     assert port.requests() == [("order-1", "completed")]
 
 
+@on_each_kind
 def test_an_error_after_a_commit_undoes_it(port):
     with pytest.raises(ZeroDivisionError):
         run(port, "order-1", fails=True)
@@ -51,6 +54,7 @@ def test_an_error_after_a_commit_undoes_it(port):
     assert port.payments("order-1") == 3
 
 
+@on_each_kind
 def test_one_commit_reaches_the_database(port):
     commits = []
 
@@ -105,6 +109,7 @@ def after_a_failed_flush(session, reference):
 
 
 @pytest.mark.parametrize("business", [in_blocks, closed_in_between, after_a_failed_flush])
+@on_each_kind
 def test_services_may_use_the_session_as_their_own(port, business):
     run(port, "order-1", business)
     assert port.payments("order-1") == 3
@@ -115,6 +120,7 @@ class Shop(Session):
     pass
 
 
+@on_each_kind
 def test_class_options_and_events_of_the_session_are_kept(port):
     factory = sessionmaker(port.engine, class_=Shop, expire_on_commit=False, info={"shop": 7})
     heard = []
@@ -132,6 +138,7 @@ def test_class_options_and_events_of_the_session_are_kept(port):
     assert heard == [True, True]
 
 
+@on_each_kind
 def test_objects_expire_at_a_commit_of_the_service(port):
     def look(session, reference):
         payment = Payment(reference=reference, amount=1)
@@ -143,6 +150,7 @@ def test_objects_expire_at_a_commit_of_the_service(port):
     assert run(port, "order-1", look).result == 1
 
 
+@on_each_kind
 def test_the_decorator_contains_commits(port):
     guard = ExecutionGuard()
 
@@ -154,6 +162,7 @@ def test_the_decorator_contains_commits(port):
     assert port.payments("order-1") == 3
 
 
+@on_each_kind
 def test_a_commit_on_the_connection_is_refused_and_stores_nothing(port):
     def commits_for_real(session, reference):
         pay(session, reference)

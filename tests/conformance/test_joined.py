@@ -7,7 +7,7 @@ from sqlalchemy import create_engine, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from support.app import Base, Payment, deliver, pay
-from support.ports import not_pipelined, ports
+from support.ports import on_each_kind, ports
 
 from safeagent_sa import (
     ClaimLostError,
@@ -43,7 +43,7 @@ def nothing_is_stored(port):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@not_pipelined
+@on_each_kind
 def test_a_commit_in_the_block_is_stored_with_the_receipt_by_the_outer_commit(port, mode):
     with joined(port, mode) as (outer, session):
         with guard.claim(session, "order-1", action="pay", payload={"amount": 100}) as execution:
@@ -60,7 +60,7 @@ def test_a_commit_in_the_block_is_stored_with_the_receipt_by_the_outer_commit(po
     assert (again.is_replay, again.result) == (True, first)
 
 
-@not_pipelined
+@on_each_kind
 def test_a_session_that_controls_the_outer_transaction_may_release_the_savepoint_that_it_began_in(port):
     with joined(port, "control_fully in a savepoint") as (_, session):
         with pytest.raises(NotCompletedError), guard.claim(session, "order-1", action="pay") as execution:
@@ -108,7 +108,7 @@ def test_nothing_is_seen_outside_before_the_outer_commit(on_postgresql):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@not_pipelined
+@on_each_kind
 def test_an_outer_rollback_after_the_block_undoes_what_was_committed_in_it(port, mode):
     with joined(port, mode) as (outer, session):
         with guard.claim(session, "order-1", action="pay") as execution:
@@ -121,7 +121,7 @@ def test_an_outer_rollback_after_the_block_undoes_what_was_committed_in_it(port,
 
 
 @pytest.mark.parametrize("mode", MODES)
-@not_pipelined
+@on_each_kind
 def test_an_outer_commit_in_the_block_is_refused(port, mode):
     with joined(port, mode) as (outer, session):
         with pytest.raises(NotCompletedError) as caught, guard.claim(session, "order-1", action="pay"):
@@ -136,7 +136,7 @@ def test_an_outer_commit_in_the_block_is_refused(port, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("by", ["outer", "session"])
-@not_pipelined
+@on_each_kind
 def test_a_commit_after_a_block_that_has_committed_and_failed_is_refused(port, mode, by):
     with joined(port, mode) as (outer, session):
         with pytest.raises(ZeroDivisionError), guard.claim(session, "order-1", action="pay"):
@@ -154,7 +154,7 @@ def test_a_commit_after_a_block_that_has_committed_and_failed_is_refused(port, m
 
 
 @pytest.mark.parametrize("mode", MODES)
-@not_pipelined
+@on_each_kind
 def test_an_outer_rollback_in_the_block_loses_the_claim(port, mode):
     with joined(port, mode) as (outer, session):
         with pytest.raises(ClaimLostError), guard.claim(session, "order-1", action="pay") as execution:
@@ -166,7 +166,7 @@ def test_an_outer_rollback_in_the_block_loses_the_claim(port, mode):
 
 
 @pytest.mark.parametrize("end", ["rollback", "close"])
-@not_pipelined
+@on_each_kind
 def test_a_rollback_after_a_commit_in_the_block_undoes_what_came_after_it(port, end):
     with joined(port, "create_savepoint") as (outer, session):
         with guard.claim(session, "order-1", action="pay") as execution:
@@ -183,7 +183,7 @@ def test_a_rollback_after_a_commit_in_the_block_undoes_what_came_after_it(port, 
     assert port.requests() == [("order-1", "completed")]
 
 
-@not_pipelined
+@on_each_kind
 def test_a_failed_flush_after_a_commit_in_the_block_may_be_rolled_back(port):
     with joined(port, "create_savepoint") as (outer, session):
         with guard.claim(session, "order-1", action="pay") as execution:
@@ -201,7 +201,7 @@ def test_a_failed_flush_after_a_commit_in_the_block_may_be_rolled_back(port):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("then", ["completes", "fails"])
-@not_pipelined
+@on_each_kind
 def test_a_rollback_before_any_commit_in_the_block_loses_the_claim(port, mode, then):
     error = ClaimLostError if then == "completes" else ZeroDivisionError
     with joined(port, mode) as (outer, session):
@@ -222,7 +222,7 @@ def test_a_rollback_before_any_commit_in_the_block_loses_the_claim(port, mode, t
 
 
 @pytest.mark.parametrize("by", ["session", "outer", "none"])
-@not_pipelined
+@on_each_kind
 def test_a_commit_in_the_block_that_fails_loses_the_claim(port, by):
     with joined(port, "create_savepoint") as (outer, session):
         with pytest.raises(ClaimLostError), guard.claim(session, "order-1", action="pay") as execution:
@@ -242,7 +242,7 @@ def test_a_commit_in_the_block_that_fails_loses_the_claim(port, by):
 
 
 @pytest.mark.parametrize("by", ["session", "outer", "none"])
-@not_pipelined
+@on_each_kind
 def test_a_savepoint_around_the_session_that_is_rolled_back_in_the_block_loses_the_claim(port, by):
     with port.engine.connect() as connection, connection.begin() as outer:
         around_it = connection.begin_nested()
@@ -264,7 +264,7 @@ def test_a_savepoint_around_the_session_that_is_rolled_back_in_the_block_loses_t
     assert nothing_is_stored(port)
 
 
-@not_pipelined
+@on_each_kind
 def test_writes_of_the_block_that_are_rolled_back_after_it_take_the_result_with_them(port):
     with joined(port, "create_savepoint") as (outer, session):
         with guard.claim(session, "order-1", action="pay") as execution:
@@ -279,7 +279,7 @@ def test_writes_of_the_block_that_are_rolled_back_after_it_take_the_result_with_
 
 
 @pytest.mark.parametrize("mode", MODES)
-@not_pipelined
+@on_each_kind
 def test_claims_in_claims_of_one_joined_session(port, mode):
     with joined(port, mode) as (outer, session):
         with guard.claim(session, "order-1", action="pay") as execution:
@@ -302,7 +302,7 @@ def test_claims_in_claims_of_one_joined_session(port, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@not_pipelined
+@on_each_kind
 def test_one_of_two_claims_without_a_result_stops_the_outer_commit(port, mode):
     with joined(port, mode) as (outer, session):
         with guard.claim(session, "order-1", action="pay") as execution:
@@ -318,7 +318,7 @@ def test_one_of_two_claims_without_a_result_stops_the_outer_commit(port, mode):
     assert nothing_is_stored(port)
 
 
-@not_pipelined
+@on_each_kind
 def test_a_batch_may_commit_in_its_block(port):
     with joined(port, "create_savepoint") as (outer, session):
         with guard.claim_many(session, {"order-1": 1, "order-2": 2}, action="pay") as batch:
@@ -332,7 +332,7 @@ def test_a_batch_may_commit_in_its_block(port):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@not_pipelined
+@on_each_kind
 def test_reads_in_the_outer_transaction_see_the_receipt_after_the_block(port, mode):
     with joined(port, mode) as (_, session):
         with guard.claim(session, "order-1", action="pay") as execution:
@@ -369,7 +369,7 @@ class _Suite:
         return execution
 
 
-@not_pipelined
+@on_each_kind
 def test_a_test_suite_that_rolls_everything_back_sees_what_production_does(port):
     suite = _Suite(port)
     try:
@@ -385,7 +385,7 @@ def test_a_test_suite_that_rolls_everything_back_sees_what_production_does(port)
     assert nothing_is_stored(port)
 
 
-@not_pipelined
+@on_each_kind
 def test_effects_wait_for_the_end_of_a_block_that_has_committed(port):
     effect = guard.effect("mail")
     sent = []
@@ -404,7 +404,7 @@ def test_effects_wait_for_the_end_of_a_block_that_has_committed(port):
 
 @pytest.mark.parametrize("mode", ["create_savepoint", "rollback_only"])
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-@not_pipelined
+@on_each_kind
 def test_listeners_hear_of_the_end_after_the_block(port, mode, end):
     heard = []
     listening = ExecutionGuard(listeners=[heard.append])

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import event, func, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from support.app import Payment, pay
-from support.ports import before_any_sql, not_pipelined, ports
+from support.ports import before_any_sql, on_each_kind, ports
 from support.processes import end_backend
 
 from safeagent_sa import (
@@ -55,7 +55,7 @@ def completed(names):
     return [(name, "completed") for name in names]
 
 
-@not_pipelined
+@on_each_kind
 def test_an_execution_whose_block_raises_is_undone_alone(port):
     batch = consume(port, "abcd", poison="bd")
 
@@ -65,7 +65,7 @@ def test_an_execution_whose_block_raises_is_undone_alone(port):
     assert [port.payments(name) for name in "abcd"] == [1, 0, 1, 0]
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("first", ["a", "b"])
 def test_a_released_execution_executes_at_its_next_delivery_and_the_others_replay(port, first):
     batch = consume(port, "abc", release=first)
@@ -79,7 +79,7 @@ def test_a_released_execution_executes_at_its_next_delivery_and_the_others_repla
     assert [port.payments(name) for name in "abc"] == [1, 1, 1]
 
 
-@not_pipelined
+@on_each_kind
 def test_a_batch_that_is_released_as_a_whole_stores_nothing_and_leaves_the_transaction_usable(port):
     with port.sessions() as session, session.begin():
         with guard.claim_many(session, dict.fromkeys("abc"), action="pay") as batch:
@@ -92,13 +92,13 @@ def test_a_batch_that_is_released_as_a_whole_stores_nothing_and_leaves_the_trans
     assert ids(consume(port, "abc").new) == ["a", "b", "c"]
 
 
-@not_pipelined
+@on_each_kind
 def test_a_batch_of_poison_stores_nothing(port):
     assert list(consume(port, "abc", poison="abc").released) == ["a", "b", "c"]
     assert port.requests() == []
 
 
-@not_pipelined
+@on_each_kind
 def test_a_released_id_can_be_claimed_again_in_the_same_transaction_after_its_batch(port):
     with port.sessions() as session, session.begin():
         with guard.claim_many(session, dict.fromkeys("ab"), action="pay") as batch:
@@ -113,7 +113,7 @@ def test_a_released_id_can_be_claimed_again_in_the_same_transaction_after_its_ba
     assert port.requests() == completed("ab")
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("released", [0, 1, 7, 8])
 def test_a_release_costs_one_statement_whatever_the_number(port, statements, released):
     with port.sessions() as session, session.begin():
@@ -128,7 +128,7 @@ def test_a_release_costs_one_statement_whatever_the_number(port, statements, rel
     assert port.requests() == completed("abcdefgh"[released:])
 
 
-@not_pipelined
+@on_each_kind
 def test_a_row_that_is_added_and_never_flushed_fails_in_its_own_block(port):
     with port.sessions() as session, session.begin():
         with guard.claim_many(session, dict.fromkeys("abc"), action="pay") as batch:
@@ -144,7 +144,7 @@ def test_a_row_that_is_added_and_never_flushed_fails_in_its_own_block(port):
     assert [port.payments(name) for name in "abc"] == [1, 0, 1]
 
 
-@not_pipelined
+@on_each_kind
 def test_a_failed_flush_that_the_block_swallows_releases_the_execution(port):
     with port.sessions() as session, session.begin():
         with guard.claim_many(session, dict.fromkeys("ab"), action="pay") as batch:
@@ -162,7 +162,7 @@ def test_a_failed_flush_that_the_block_swallows_releases_the_execution(port):
     assert [port.payments(name) for name in "ab"] == [0, 1]
 
 
-@not_pipelined
+@on_each_kind
 def test_what_passes_the_session_by_is_undone_too(port):
     """The SAVEPOINT is there before the block begins, not only with the session's next statement."""
     with port.sessions() as session, session.begin():
@@ -180,7 +180,7 @@ def test_what_passes_the_session_by_is_undone_too(port):
     assert [port.payments(name) for name in "ab"] == [0, 1]
 
 
-@not_pipelined
+@on_each_kind
 def test_a_release_inside_the_block_undoes_its_writes(port):
     with port.sessions() as session, session.begin():
         with guard.claim_many(session, dict.fromkeys("ab"), action="pay") as batch:
@@ -198,7 +198,7 @@ def test_a_release_inside_the_block_undoes_its_writes(port):
     assert [port.payments(name) for name in "ab"] == [0, 1]
 
 
-@not_pipelined
+@on_each_kind
 def test_claims_and_batches_inside_a_block_that_raises_are_undone_with_it(port):
     with port.sessions() as session, session.begin():
         with guard.claim_many(session, dict.fromkeys("ab"), action="pay") as batch:
@@ -214,7 +214,7 @@ def test_claims_and_batches_inside_a_block_that_raises_are_undone_with_it(port):
     assert [port.payments(name) for name in ("inner", "kept")] == [0, 1]
 
 
-@not_pipelined
+@on_each_kind
 def test_the_effects_of_a_released_execution_are_not_stored(port):
     with port.sessions() as session, session.begin():
         with guard.claim_many(session, dict.fromkeys("abc"), action="pay") as batch:
@@ -236,7 +236,7 @@ def test_the_effects_of_a_released_execution_are_not_stored(port):
     ]
 
 
-@not_pipelined
+@on_each_kind
 def test_a_block_that_ends_without_complete_is_an_error_that_names_its_request(port):
     with port.sessions() as session:
         with pytest.raises(NotCompletedError, match=r"'b'.* of the batch was neither completed nor released") as caught:
@@ -311,7 +311,7 @@ class _Stop(BaseException):
     pass
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("error", [KeyboardInterrupt, _Stop])
 def test_what_is_no_exception_of_the_message_passes_through(port, error):
     with port.sessions() as session:
@@ -328,7 +328,7 @@ def test_what_is_no_exception_of_the_message_passes_through(port, error):
     assert port.payments("a") == 0
 
 
-@not_pipelined
+@on_each_kind
 def test_what_an_interrupted_block_has_completed_is_not_stored(port):
     with port.sessions() as session:
         with pytest.raises(NotCompletedError, match="'a'"):
@@ -386,7 +386,7 @@ ENDS = {
 }
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("then", [ClaimLostError, InvalidRequestError, PoisonError])
 @pytest.mark.parametrize("end", ENDS)
 def test_a_block_that_ends_its_own_savepoint_ends_the_batch(port, end, then):
@@ -410,7 +410,7 @@ def test_a_block_that_ends_its_own_savepoint_ends_the_batch(port, end, then):
     assert port.payments("a") == 0
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("statement", ["RELEASE SAVEPOINT", "ROLLBACK"])
 def test_a_savepoint_that_is_ended_as_text_ends_the_batch(port, statement):
     with port.sessions() as session:
@@ -448,7 +448,7 @@ def test_a_transaction_that_was_aborted_before_the_block_ends_the_batch(port):
 # --- what the COMMIT proves
 
 
-@not_pipelined
+@on_each_kind
 def test_a_savepoint_that_takes_the_release_back_refuses_the_commit(port):
     """Else the COMMIT would store claims without a result, which are never executed again."""
     for released in ("a", "ab"):
@@ -466,7 +466,7 @@ def test_a_savepoint_that_takes_the_release_back_refuses_the_commit(port):
         assert port.requests() == []
 
 
-@not_pipelined
+@on_each_kind
 def test_a_released_row_that_is_no_claim_any_more_is_not_deleted(port):
     with port.sessions() as session:
         with pytest.raises(ClaimLostError, match="the batch of request_id 'b'"):
@@ -483,7 +483,7 @@ def test_a_released_row_that_is_no_claim_any_more_is_not_deleted(port):
     assert port.requests() == []
 
 
-@not_pipelined
+@on_each_kind
 def test_rows_of_other_scopes_and_batches_are_not_released(port):
     with port.sessions() as session, session.begin():
         with guard.claim_many(session, dict.fromkeys("ab"), action="pay", scope="other") as other:
@@ -497,7 +497,7 @@ def test_rows_of_other_scopes_and_batches_are_not_released(port):
         assert session.scalars(select(ExecutionRequest.scope)).all() == ["other", "other"]
 
 
-@not_pipelined
+@on_each_kind
 def test_a_retry_after_a_rollback_finds_nothing(port):
     with port.sessions() as session:
         with guard.claim_many(session, dict.fromkeys("ab"), action="pay") as batch:
@@ -522,7 +522,7 @@ def test_a_released_row_is_seen_by_no_other_transaction(postgresql):
     assert ids(consume(postgresql, "a").new) == ["a"]
 
 
-@not_pipelined
+@on_each_kind
 def test_consumers_that_share_messages_execute_each_once_until_none_is_left(port):
     """Each message is poison at its first delivery, whichever consumer gets it."""
     names = [f"m-{number:02}" for number in range(30)]
@@ -549,7 +549,7 @@ def test_consumers_that_share_messages_execute_each_once_until_none_is_left(port
 # --- what listeners hear
 
 
-@not_pipelined
+@on_each_kind
 def test_listeners_hear_that_a_released_execution_was_rolled_back_once(port):
     heard = []
     listening = ExecutionGuard(listeners=[heard.append])
@@ -561,7 +561,7 @@ def test_listeners_hear_that_a_released_execution_was_rolled_back_once(port):
     assert not any(each.was_commit_sent for each in heard[3:5])
 
 
-@not_pipelined
+@on_each_kind
 def test_a_connection_that_refuses_the_release_ends_the_batch(port):
     """The error of the DELETE reaches the caller, and the COMMIT is refused."""
 

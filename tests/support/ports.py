@@ -24,6 +24,11 @@ def not_pipelined(test):
     return ports(*PLAIN)(test)
 
 
+def on_each_kind(test):
+    """Run a test of the session's side on SQLite, and on PostgreSQL by a sync and an async driver; on all in `make test-all`."""
+    return ports("sqlite", "postgresql", "asyncpg")(test)
+
+
 def before_any_sql(test):
     """Run a test that sends no SQL on one port, and on all in `make test-all`."""
     return ports("sqlite")(test)
