@@ -442,7 +442,8 @@ class ExecutionGuard(ConfiguredGuard):
                 None or empty, or is of a type without a stable text.
             action: What is done; as in `claim`.
             payload: What a retry must repeat: the names of arguments, or a function of the arguments that it names;
-                None for all arguments except the session (and `self`).
+                None for all arguments except the session (and `self`). An argument that has the default value of its
+                parameter does not count, so that a new parameter makes no retry a conflict.
             scope: The tenant or namespace: a template as for `request_id`, such as `"{user.tenant}"`, or a function of
                 the arguments that it names. A text without fields is the same for every call; None is the guard's own.
                 Take it from the authenticated principal. A call fails where it is None or empty.
