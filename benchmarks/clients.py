@@ -6,7 +6,7 @@ import multiprocessing
 import statistics
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -64,15 +64,17 @@ def _crowd(url: sa.URL) -> Iterator[Callable[[str, int], None]]:
             if (failure := ours.recv()) is not None:
                 raise RuntimeError(failure)
 
-    for process in processes:
+    for process, (_, theirs) in zip(processes, pipes, strict=True):
         process.start()
+        theirs.close()  # so that a process that dies ends the run, by an EOFError
     try:
         for ours, _ in pipes:
             ours.recv()  # ready
         yield together
     finally:
         for ours, _ in pipes:
-            ours.send(None)
+            with suppress(OSError):  # it is gone
+                ours.send(None)
         for process in processes:
             process.join()
 

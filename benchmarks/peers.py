@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from psycopg.conninfo import make_conninfo
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from safeagent_sa import ExecutionGuard
+from safeagent_sa import ExecutionGuard, capabilities
 
 from .contestants import GUARDS, KNOWN, PAYLOAD, Base, Contestant, guarded, new_id, pay, repeated
 from .server import Place
@@ -97,6 +97,7 @@ def _recorded(engine: sa.Engine) -> list[tuple[str, dict[str, Any]]]:
     def note(_connection: Any, _cursor: Any, statement: str, parameters: dict[str, Any], *_: Any) -> None:
         sent.append((statement, parameters))
 
+    capabilities(engine)  # asked once for each engine, before its first claim
     sa.event.listen(engine, "before_cursor_execute", note)
     guarded(engine, ExecutionGuard(**GUARDS["guarded"]), new_id())
     sa.event.remove(engine, "before_cursor_execute", note)

@@ -122,7 +122,9 @@ def test_a_release_costs_one_statement_whatever_the_number(port, statements, rel
                 batch.release(execution)
             for execution in batch.new[released:]:
                 execution.complete()
+    around = ("SAVEPOINT", "SELECT", "RELEASE")  # a claim by the key
     sent = [statement.split()[0] for statement in statements if "BEGIN" not in statement]
+    sent = [word for word in sent if not (port.locks_by_key and word in around)]
 
     assert sent == ["INSERT", *["DELETE"][: min(released, 1)], *["UPDATE"][: min(8 - released, 1)]]
     assert port.requests() == completed("abcdefgh"[released:])
