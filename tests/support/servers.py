@@ -30,7 +30,7 @@ No PostgreSQL for the tests. Do one of these and run again:
 
 Tried: """
 
-ROOM = "-c max_connections=200 -c max_prepared_transactions=10"
+ROOM = "-c max_connections=500 -c max_prepared_transactions=10"
 OFFICIAL = "postgres:17-alpine"
 DURABLE = "-c fsync=on -c full_page_writes=on -c synchronous_commit=on"
 FAST = "-c fsync=off -c full_page_writes=off"
