@@ -1,6 +1,6 @@
 """Runs Alembic's command line and ours in this process, as a new process would: no interpreter has to start.
 
-Folder, environment and output are those of a new process. Modules of the folder, paths and loggers are restored afterwards.
+Folder, environment and output are those of a new process. The app's modules, paths and loggers are restored afterwards.
 One test of each kind of command starts a real process nevertheless.
 """
 
@@ -19,6 +19,7 @@ from unittest import mock
 import alembic.config
 from alembic.config import Config
 
+import safeagent_sa
 from safeagent_sa.cli._app import app
 
 
@@ -68,8 +69,17 @@ def _as_a_process(folder, environment):
         finally:
             sys.path[:] = path
             for name in set(sys.modules) - modules:
-                if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(folder):
+                if _is_of_app(sys.modules[name], folder):
                     del sys.modules[name]
+
+
+def _is_of_app(module, folder):
+    """Whether the module is the app's own. The environment may lie inside of the folder, and an extension module that is
+    imported twice can crash the interpreter.
+    """
+    file = Path(getattr(module, "__file__", None) or "/")
+    installed = (sys.prefix, Path(safeagent_sa.__file__).parent)
+    return file.is_relative_to(folder) and not any(map(file.is_relative_to, installed))
 
 
 @contextlib.contextmanager
