@@ -44,6 +44,7 @@ def run(server, tmp_path):
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.thorough
 def test_a_short_run_has_every_figure_and_makes_a_page(run):
     found, printed, page = run(QUICK)
     sections = found["sections"]

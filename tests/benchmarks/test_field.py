@@ -30,6 +30,7 @@ def test_ours_passes_every_scenario_without_a_note(new_database):
         assert (verdict.outcome, verdict.note) == ("pass", ""), name
 
 
+@pytest.mark.thorough
 def test_a_hand_written_table_fails_only_where_it_compares_no_arguments(new_database):
     verdicts = outcomes(Handwritten, new_database())
     assert verdicts.pop("other arguments").note == "answered with the old receipt"

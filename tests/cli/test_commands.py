@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import create_engine, func, inspect, update
 from support.app import deliver
 from support.patience import PATIENCE
-from support.ports import before_any_sql
+from support.ports import before_any_sql, on_each_kind
 from typer.testing import CliRunner
 
 from safeagent_sa import ExecutionGuard, ExecutionRequest, __version__
@@ -222,6 +222,7 @@ def test_the_demo_on_sqlite():
     assert "✗" not in done.output
 
 
+@pytest.mark.thorough
 def test_the_demo_on_postgresql_leaves_nothing_behind(new_database):
     url = new_database().render_as_string(hide_password=False)
     done = run("demo", DATABASE_URL=url)
@@ -273,6 +274,7 @@ def make_old(port, request_id):
         )
 
 
+@on_each_kind
 def test_a_purge_on_a_schedule_goes_on_until_it_is_stopped(port):
     make_old(port, "order-1")
     purge = [sys.executable, "-m", "safeagent_sa", "purge", "--url", port.url, "--older-than", "90d", "--every", "1s"]

@@ -188,7 +188,7 @@ def test_factories_that_cannot_be_contained_are_refused(postgresql, tmp_path):
     assert postgresql.requests() == []
 
 
-@pytest.mark.parametrize("port", ["sqlite", "postgresql"], indirect=True)
+@ports("sqlite", among=["sqlite", "postgresql"])
 def test_no_fault_at_any_statement_divides_the_commits_of_a_service(port):
     report = explore_faults(lambda: run(port, "order-1").result, port.sessions)
     assert report.boundaries

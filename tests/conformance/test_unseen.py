@@ -271,6 +271,7 @@ def test_a_tool_that_takes_its_wrapper_away_takes_the_guard_s_along(sync_port, s
     assert sync_port.requests() == [("before", "completed"), ("order-1", "completed")]
 
 
+@not_pipelined
 def test_a_transaction_that_was_ended_as_text_is_forgotten_with_its_connection(port):
     gc.collect()
     before = {id(each) for each in gc.get_objects() if isinstance(each, GuardedTransaction)}

@@ -2,12 +2,12 @@
 
 import asyncio
 
-import pytest
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 from support.aio import make_async_engine
 from support.app import Payment, pay
+from support.ports import usual_pairs
 
 from safeagent_sa import ExecutionGuard
 from safeagent_sa.aio import AsyncExecutionGuard
@@ -82,13 +82,15 @@ def compat(sessions):
         return store.get("order-1")["result"]
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
-@pytest.mark.parametrize(
-    "handler",
+@usual_pairs(
+    ("database", "handler", "at_once"),
+    lambda database, _, at_once: (database, at_once) in (("sqlite", 1), ("postgresql", 3)),
+    ["sqlite", "postgresql"],
     [claim_in_a_savepoint, claim_several_in_one_transaction, claim_many, consume, decorated, compat],
+    [1, 3],
 )
-@pytest.mark.parametrize("port", ["sqlite", "postgresql"], indirect=True)
-def test_a_verb_under_every_fault(port, handler, at_once):
+def test_a_verb_under_every_fault(request, database, handler, at_once):
+    port = request.getfixturevalue(database)
     report = explore_faults(lambda: handler(port.sessions), port.sessions, at_once=at_once)
     check(report, has_server=port.name == "postgresql")
 
@@ -137,9 +139,17 @@ async def async_decorated(sessions):
     return await run(order=1)
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
-@pytest.mark.parametrize("handler", [async_claim_in_a_savepoint, async_claim_many, async_consume, async_decorated])
-@pytest.mark.parametrize("driver", ["sqlite+aiosqlite", "postgresql+psycopg", "postgresql+asyncpg"])
+@usual_pairs(
+    ("driver", "handler", "at_once"),
+    lambda driver, handler, at_once: (
+        (driver, at_once) in (("sqlite+aiosqlite", 1), ("postgresql+asyncpg", 1))
+        or (driver, handler, at_once) == ("postgresql+psycopg", async_consume, 1)
+        or (driver, handler, at_once) == ("postgresql+asyncpg", async_decorated, 3)
+    ),
+    ["sqlite+aiosqlite", "postgresql+psycopg", "postgresql+asyncpg"],
+    [async_claim_in_a_savepoint, async_claim_many, async_consume, async_decorated],
+    [1, 3],
+)
 def test_an_async_verb_under_every_fault(request, driver, handler, at_once):
     port = request.getfixturevalue(driver.partition("+")[0])
     engine = make_async_engine(make_url(port.url).set(drivername=driver))

@@ -9,6 +9,7 @@ import random
 
 import pytest
 from sqlalchemy import literal_column, select, update
+from support.ports import usual_pairs
 
 from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionRequest, LeaseLostError, OutcomeError
 from safeagent_sa._effects.drive import Call
@@ -147,7 +148,9 @@ FAULTS = [None, *itertools.product(range(5), ["crash before", "crash after", "lo
 def pairs():
     for name, policy in itertools.product(["sqlite", "postgresql"], ["park", "retry", "probe"]):
         is_long = name == "postgresql" and policy != "park"
-        yield pytest.param(name, policy, marks=[pytest.mark.stress] if is_long else [])
+        is_usual = (name, policy) == ("sqlite", "park")
+        marks = pytest.mark.stress if is_long else () if is_usual else pytest.mark.thorough
+        yield pytest.param(name, policy, marks=marks)
 
 
 @pytest.mark.parametrize(("port", "policy"), list(pairs()), indirect=["port"])
@@ -169,7 +172,13 @@ def random_schedules(port, policy, count):
     assert world.violations == []
 
 
-@pytest.mark.parametrize("policy", ["park", "retry", "probe"])
+@usual_pairs(
+    ("port", "policy"),
+    lambda *case: case in (("sqlite", "retry"), ("sqlite", "probe"), ("postgresql", "park")),
+    ["sqlite", "postgresql"],
+    ["park", "retry", "probe"],
+    indirect=["port"],
+)
 def test_some_interleavings_of_three_workers(port, policy):
     random_schedules(port, policy, 100)
 

@@ -5,6 +5,7 @@ import random
 
 import pytest
 from support.explorer import Explorer, Fault
+from support.ports import usual
 
 
 LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
@@ -16,10 +17,11 @@ STEPS = {"psycopg": 4, "psycopg_async": 4, "asyncpg": 5, "psycopg+pipeline": 3, 
 
 
 def pairs():
-    stress = pytest.mark.stress
     for driver, level in itertools.product(STEPS, LEVELS):
-        always = driver in ("psycopg", "psycopg+pipeline") or level == LEVELS[0]
-        yield pytest.param(driver, level, marks=[] if always else stress)
+        is_short = driver in ("psycopg", "psycopg+pipeline") or level == LEVELS[0]
+        is_usual = is_short and "psycopg_async" not in driver and level != "REPEATABLE READ"
+        marks = () if is_usual else pytest.mark.thorough if is_short else pytest.mark.stress
+        yield pytest.param(driver, level, marks=marks)
 
 
 @pytest.fixture(params=STEPS)
@@ -40,7 +42,7 @@ def explorer(postgresql, driver):
         found.close()
 
 
-# By default one level on each driver and one driver on each level; the other pairs in the long runs.
+# A level on each driver and a driver on each level in `make test-all`; the other pairs in the long runs.
 @pytest.mark.parametrize("wait_timeout", [None, 0])
 @pytest.mark.parametrize(("driver", "level"), list(pairs()))
 def test_all_interleavings_of_two_callers(explorer, driver, level, wait_timeout):
@@ -99,6 +101,7 @@ def test_all_interleavings_of_three_callers(explorer, driver):
     assert found.report.violations == []
 
 
+@usual("driver", ["psycopg", "psycopg+pipeline"], among=STEPS)
 def test_some_interleavings_of_three_callers(explorer, driver):
     chance = random.Random(SEED)
     found = explorer(callers=3)

@@ -8,6 +8,7 @@ import random
 
 import pytest
 from support.explorer import Explorer, Fault
+from support.ports import usual
 
 from safeagent_sa import ExecutionRequest
 from safeagent_sa._dialects import Inserted, choose_protocol
@@ -52,7 +53,7 @@ FAULTS = [*(Fault(0, step, "crash") for step in range(STEPS)), Fault(0, STEPS - 
 
 
 @pytest.mark.parametrize("wait_timeout", [None, 0])
-@pytest.mark.parametrize("level", LEVELS)
+@usual("level", ["READ COMMITTED", "REPEATABLE READ"], among=LEVELS)
 def test_some_interleavings_of_two_callers(explorer, level, wait_timeout):
     chance, seed = seeded()
     found = explorer(level=level, wait_timeout=wait_timeout, skips=skips)
@@ -64,7 +65,7 @@ def test_some_interleavings_of_two_callers(explorer, level, wait_timeout):
     assert found.report.executed > 0
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@usual("level", ["READ COMMITTED", "SERIALIZABLE"], among=LEVELS)
 def test_some_interleavings_of_two_callers_with_a_fault(explorer, level):
     chance, seed = seeded()
     found = explorer(level=level)
@@ -76,7 +77,7 @@ def test_some_interleavings_of_two_callers_with_a_fault(explorer, level):
     assert found.report.faults > 0
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@usual("level", ["READ COMMITTED"], among=LEVELS)
 def test_some_interleavings_of_three_callers_with_a_fault(explorer, level):
     chance, seed = seeded()
     found = explorer(level=level, callers=3)
@@ -89,7 +90,7 @@ def test_some_interleavings_of_three_callers_with_a_fault(explorer, level):
 
 
 @pytest.mark.parametrize("driver", ["psycopg+pipeline", "psycopg_async+pipeline"])
-@pytest.mark.parametrize("level", LEVELS)
+@usual("level", ["READ COMMITTED"], among=LEVELS)
 def test_some_interleavings_of_two_callers_whose_claims_are_batches(explorer, level, driver):
     chance, seed = seeded()
     found = explorer(level=level, driver=driver)

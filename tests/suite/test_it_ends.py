@@ -111,6 +111,7 @@ STANDSTILLS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("where", STANDSTILLS)
 def test_the_controller_ends_a_run_whose_workers_do_not_end(run, where):
     """A worker has no limit outside its tests, or in a test that removes all limits."""

@@ -4,6 +4,8 @@ A database, a driver or a mode can change an outcome only if the test sends some
 conversions to and from JSON, are the same on all ports, so one is enough.
 """
 
+import itertools
+
 import pytest
 
 
@@ -38,6 +40,27 @@ def ports_for(argument, values, among=PORTS):
     """The same for pairs of a port and a value: `values` gives for each value the ports that always run it."""
     cases = [_case(name in names, name, value) for name in among for value, names in values.items()]
     return pytest.mark.parametrize(("port", argument), cases, indirect=["port"])
+
+
+def usual(argument, values, *, among, id=None):  # noqa: A002 - pytest's word
+    """Run a test with these of the values always, and with the other ones in `make test-all`."""
+    cases = [
+        pytest.param(each, marks=() if each in values else pytest.mark.thorough, id=id and id(each)) for each in among
+    ]
+    return pytest.mark.parametrize(argument, cases)
+
+
+def usual_pairs(arguments, is_usual, *lists, indirect=()):
+    """The same for every combination of values; `is_usual` takes one and returns whether the test always runs with it."""
+    cases = [
+        pytest.param(*values, marks=() if is_usual(*values) else pytest.mark.thorough, id="-".join(map(_name, values)))
+        for values in itertools.product(*lists)
+    ]
+    return pytest.mark.parametrize(arguments, cases, indirect=indirect)
+
+
+def _name(value):
+    return getattr(value, "__name__", str(value))
 
 
 def _case(is_always_run, *values):
