@@ -27,7 +27,7 @@ from .._transaction import open_guarded, session_watch
 from .._transaction.guarded_transaction import write_pending
 from .._transaction.lifecycle import Audience, Block
 from .._transaction.open_claim import OpenClaim
-from ..errors import AutocommitError, ExecutionInProgressError, RequestConflictError
+from ..errors import AutocommitError, ExecutionInProgressError, RequestConflictError, RequestRefusedError
 from ..execution import Execution, ExecutionStatus
 from . import binding
 from .outcome import Request, answer, in_progress
@@ -173,6 +173,9 @@ def replay(
         raise
     except ExecutionInProgressError:
         audience.notify("InProgress")
+        raise
+    except RequestRefusedError:
+        audience.replayed(is_refused=True)
         raise
     open_guarded.note(session)
     audience.replayed()

@@ -13,6 +13,7 @@ from .._dialects import StoredRequest
 from .._request import json_text
 from .._request.ids import Key
 from .._request.payloads import Fingerprinter
+from .._request.refusals import refused
 from .._request.results import PLAIN, ResultType
 from ..errors import (
     AlreadyClaimedError,
@@ -54,6 +55,8 @@ def receipt_of(key: Key, stored: StoredRequest) -> Receipt | None:
                 stored.created_at,
                 stored.completed_at or stored.created_at,
             )
+        case ExecutionStatus.REFUSED:
+            raise refused(key, _refusal_of(key, stored), is_replay=True)
         case ExecutionStatus.CLAIMED | ExecutionStatus.LEASED:
             return None
         case ExecutionStatus.FAILED:
@@ -69,12 +72,23 @@ def _result_of(key: Key, stored: StoredRequest) -> Any:
     try:
         return json_text.read(stored.result)
     except json_text.UnreadableError:
-        message = (
-            f"{_name(key)} was executed before, and it is not executed again; but its stored result cannot be read back: it is "
-            "no JSON that the guard has written. Look at the row with `safeagent-sa show`, find out what has written to it, "
-            "and restore its column `result`: then every retry gets it."
-        )
-        raise ReceiptUnreadableError(message, scope=key.scope, request_id=key.request_id) from None
+        raise _unreadable(key) from None
+
+
+def _refusal_of(key: Key, stored: StoredRequest) -> Any:
+    found = _result_of(key, stored)
+    if isinstance(found, dict) and isinstance(found.get("type"), str) and "data" in found:
+        return found
+    raise _unreadable(key)
+
+
+def _unreadable(key: Key) -> ReceiptUnreadableError:
+    message = (
+        f"{_name(key)} was executed before, and it is not executed again; but its stored result cannot be read back: it is "
+        "no JSON that the guard has written. Look at the row with `safeagent-sa show`, find out what has written to it, "
+        "and restore its column `result`: then every retry gets it."
+    )
+    return ReceiptUnreadableError(message, scope=key.scope, request_id=key.request_id)
 
 
 def answer(request: Request, fingerprinter: Fingerprinter, stored: StoredRequest, *, is_own: bool) -> Receipt:

@@ -21,10 +21,11 @@ from sqlalchemy import (
     literal_column,
     select,
     true,
+    update,
 )
 from sqlalchemy.exc import DBAPIError
 
-from ..execution import ExecutionStatus
+from ..execution import ANSWERED, ExecutionStatus
 from .drivers import TransactionState, transaction_state
 
 
@@ -118,8 +119,19 @@ class ClaimProtocol(ABC):
             columns.status == ExecutionStatus.CLAIMED.value,
             self.is_same,
         )
-        completed = columns.status == ExecutionStatus.COMPLETED.value
-        self._is_completed: Any = select(literal_column("1")).where(*self._owned, completed, self.is_same)
+        is_answered = columns.status.in_([status.value for status in ANSWERED])
+        self._is_completed: Any = select(literal_column("1")).where(*self._owned, is_answered, self.is_same)
+        self._refuse = (
+            update(table)
+            .where(
+                columns.scope == bindparam("key_scope"),
+                columns.request_id.in_(bindparam("request_ids", expanding=True)),
+                columns.token == bindparam("key_token"),
+                columns.status == ExecutionStatus.COMPLETED.value,
+                self.is_same,
+            )
+            .values(status=ExecutionStatus.REFUSED.value)
+        )
         stored = [columns[name] for name in StoredRequest._fields]
         self._select = select(*stored).where(*self._by_key)
         self._select_many = select(columns.request_id, *stored).where(columns.scope == bindparam("key_scope"))
@@ -156,6 +168,13 @@ class ClaimProtocol(ABC):
         From then on, where `is_forced`, the server answers COMMIT only when it can no longer lose it.
         """
 
+    def refuse(
+        self, connection: Connection, scope: str, token: uuid.UUID, proof: str, request_ids: Sequence[str]
+    ) -> int:
+        """Turn results that were just completed into refusals, and return the number of rows."""
+        owner = {"key_scope": scope, "key_token": token, "proof": proof}
+        return connection.execute(self._refuse, owner | {"request_ids": list(request_ids)}).rowcount
+
     def is_completed(self, connection: Connection, claim: NewClaim, proof: str) -> bool:
         """Return whether this is still the transaction of the claim, and has stored the result."""
         return connection.scalar(self._is_completed, self._owner(claim) | {"proof": proof}) is not None
@@ -177,7 +196,7 @@ class ClaimProtocol(ABC):
     def count_completed(self, connection: Connection, claims: NewClaims, proof: str, request_ids: list[str]) -> int:
         """Do as `is_completed` does for many rows in one statement, and return the number of rows."""
         stored = self.find_many(connection, claims.scope, request_ids).values()
-        done = [row for row in stored if (row.token, row.status) == (claims.token, ExecutionStatus.COMPLETED)]
+        done = [row for row in stored if row.token == claims.token and row.status in ANSWERED]
         return len(done) if self.is_same_transaction(connection, proof) else 0
 
     def delete_many(self, connection: Connection, claims: NewClaims, proof: str, request_ids: list[str]) -> int:

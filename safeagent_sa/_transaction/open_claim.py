@@ -16,6 +16,7 @@ from .._dialects.drivers import note_local_commits
 from ..errors import ClaimLostError, DurabilityUnknownError, NotCompletedError, TransactionAbortedError
 from .caller import location
 from .lifecycle import Audience
+from .refusing import Refusing
 
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class OpenClaim:
     root_ref: ReferenceType[SessionTransaction] | None
     """None once the session has committed inside the block: an outer transaction of the Connection holds the claim, then."""
     transaction_ref: ReferenceType[RootTransaction]
-    completion: Completion | BatchCompletion | None = None
+    completion: Completion | BatchCompletion | Refusing | None = None
     """None until the block has ended well."""
     is_supposed: bool = False
     """Whether it is unknown that the row exists, since its INSERT has raised an error."""

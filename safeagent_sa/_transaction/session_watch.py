@@ -25,6 +25,7 @@ from .foreign_writes import connections_of
 from .guarded_transaction import KEY, GuardedTransaction, SessionWatch, transaction_of, write_pending
 from .lifecycle import Audience, Block
 from .open_claim import BatchCompletion, Completion, OpenClaim, is_there, lost
+from .refusing import Refusing
 
 
 _INFO_KEY = "safeagent_sa"
@@ -126,7 +127,7 @@ def suppose(
         claim.is_supposed = True
 
 
-def complete(claim: OpenClaim, held: GuardedTransaction, completion: Completion | BatchCompletion) -> None:
+def complete(claim: OpenClaim, held: GuardedTransaction, completion: Completion | BatchCompletion | Refusing) -> None:
     """Note that the block has ended with a result, which the COMMIT will write and prove."""
     _leave_block(claim)
     claim.completion, claim.savepoints_at_end = completion, len(held.savepoints.names)

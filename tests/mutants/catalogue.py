@@ -18,6 +18,7 @@ ACQUIRE, COMPLETE = "_claim/acquire.py", "_claim/complete.py"
 BATCH, EACH, OUTCOME = "_claim/batch.py", "_claim/each.py", "_claim/outcome.py"
 GUARD, GUARDED = "_transaction/commit_guard.py", "_transaction/guarded_transaction.py"
 OPEN, WATCH = "_transaction/open_claim.py", "_transaction/session_watch.py"
+REFUSING = "_transaction/refusing.py"
 SAVEPOINTS, RUN = "_transaction/savepoints.py", "_transaction/run.py"
 BASE, STEPS, SQLITE = "_dialects/base.py", "_dialects/steps.py", "_dialects/sqlite.py"
 DRIVERS = "_dialects/drivers.py"
@@ -282,7 +283,7 @@ COMPLETING = {
     ),
     "a batch's early completion is proved by any row": Mutant(
         BASE,
-        "if (row.token, row.status) == (claims.token, ExecutionStatus.COMPLETED)]",
+        "if row.token == claims.token and row.status in ANSWERED]",
         "if row]",
         "test_a_savepoint_as_text_behind_the_block_is_no_harm test_savepoints_as_text_are_followed",
     ),
@@ -405,9 +406,43 @@ COMPLETING = {
     ),
     "the first caller gets what was given": Mutant(
         EXECUTION,
-        "return self._decoded(self._stored)\n\n    def _decoded",
-        "return result\n\n    def _decoded",
+        "return self._decoded(self._stored)\n\n    def refuse",
+        "return result\n\n    def refuse",
         "test_complete_takes_and_gives_the_type test_values.py test_changing_a_result_changes_nothing_for_others test_the_first_answer_is_what_the_replay_gives",
+    ),
+    "a refusal is stored as a result": Mutant(
+        COMPLETE, "        if execution.is_refused:\n", "        if False:\n", "test_refusal.py"
+    ),
+    "a refusal of a batch is stored as a result": Mutant(
+        BATCH,
+        "        if refused:\n",
+        "        if False:\n",
+        "test_so_is_one_of_a_batch test_a_batch_stores_results_refusals_and_effects_together",
+    ),
+    "a refusal travels with the COMMIT as a result": Mutant(
+        REFUSING,
+        '"""Return None: separate statements write a refusal."""',
+        "return self.completion.with_commit(connection, on_lost)",
+        "test_a_refusal_is_stored_with_its_rows_and_is_the_answer_of_every_retry",
+    ),
+    "a refusal that was written early is not found again": Mutant(
+        EXECUTION,
+        "ANSWERED = (ExecutionStatus.COMPLETED, ExecutionStatus.REFUSED)",
+        "ANSWERED = (ExecutionStatus.COMPLETED,)",
+        "test_a_refusal_is_there_for_reads_of_its_own_transaction",
+    ),
+    "a refusal undoes the rows of its function": Mutant(
+        "guard.py",
+        "                except Refusal as refusal:\n",
+        "                except ZeroDivisionError as refusal:\n",
+        "test_a_refusal_is_stored_with_its_rows_and_is_the_answer_of_every_retry",
+    ),
+    "a refusal is returned and not raised after the COMMIT": Mutant(
+        EXECUTION,
+        "        if self._is_refused:\n            raise self._refusal()\n        return self\n",
+        "        return self\n",
+        "test_a_refusal_is_stored_with_its_rows_and_is_the_answer_of_every_retry "
+        "test_run_transaction_raises_a_new_refusal_once_it_is_committed",
     ),
 }
 
@@ -756,8 +791,8 @@ ENGINES = {
     ),
     "a batch by the key is counted without the transaction": Mutant(
         KEY_SQL,
-        "is_one_of(table), is_completed, is_same)",
-        "is_one_of(table), is_completed)",
+        "is_one_of(table), is_answered, is_same)",
+        "is_one_of(table), is_answered)",
         "test_a_batch_that_was_completed_early_in_another_transaction_is_not_counted",
     ),
     "a claim by the key leaves its lock_timeout": Mutant(
