@@ -20,6 +20,7 @@ all errors, and `schema` the migrations of the table.
 from __future__ import annotations
 
 from ._dialects import Capabilities, capabilities
+from ._request.own_results import ResultEncoder
 from ._request.refusals import Refusal
 from ._settings import USE_DEFAULT
 from ._transaction.run import AsyncSessionFactory, SessionFactory
@@ -116,6 +117,7 @@ __all__ = [
     "Refusal",
     "RequestConflictError",
     "RequestRefusedError",
+    "ResultEncoder",
     "RetentionTooShortError",
     "SafeAgentError",
     "SchemaError",

@@ -23,7 +23,7 @@ from ._effects.verdict import Verdict
 from ._request.arguments import refuse_shared_names
 from ._request.decorator import OpensSession, decorator
 from ._request.refusals import Refusal
-from ._request.results import annotation_of, result_type_of
+from ._request.results import annotation_of
 from ._request.signature import ParamsT
 from ._settings import USE_DEFAULT, ConfiguredGuard, UseDefault
 from ._transaction import run
@@ -157,7 +157,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
             scope=scope,
             wait_timeout=wait_timeout,
             savepoint=savepoint,
-            result_type=result_type_of(result_type),
+            result_type=self._settings.result_type_of(result_type),
         )
         return _over(session, block)
 
@@ -792,7 +792,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
                 await guard.resolve(session, "order:42:charge", result, by="alice", evidence="dashboard")
             ```
         """
-        kind = result_type_of(result_type)
+        kind = self._settings.result_type_of(result_type)
         return await _plain_session(session).run_sync(
             lambda plain: doubts.resolve(
                 self._settings, plain, request_id, verdict, by=by, evidence=evidence, scope=scope, result_type=kind

@@ -19,7 +19,7 @@ from ._claim import contain
 from ._request.arguments import refuse_shared_names
 from ._request.decorated import execute_of
 from ._request.refusals import Refusal
-from ._request.results import annotation_of, result_type_of
+from ._request.results import annotation_of
 from ._settings import USE_DEFAULT, ConfiguredGuard, UseDefault
 from ._transaction import run
 from ._transaction.run import Attempts, SessionFactory
@@ -148,7 +148,7 @@ class ExecutionGuard(ConfiguredGuard):
             scope=scope,
             wait_timeout=wait_timeout,
             savepoint=savepoint,
-            result_type=result_type_of(result_type),
+            result_type=self._settings.result_type_of(result_type),
         )
 
     @overload
@@ -794,7 +794,7 @@ class ExecutionGuard(ConfiguredGuard):
             by=by,
             evidence=evidence,
             scope=scope,
-            result_type=result_type_of(result_type),
+            result_type=self._settings.result_type_of(result_type),
         )
 
 

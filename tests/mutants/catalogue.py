@@ -31,6 +31,7 @@ PREPARED = "_dialects/postgresql/prepared.py"
 LEASE, ROWS = "_effects/lease.py", "_effects/lease_rows.py"
 DOUBT, FLOW, RELAY = "_effects/doubt.py", "_effects/flow.py", "_effects/relaying.py"
 IDS, JSON_TEXT, RESULTS = "_request/ids.py", "_request/json_text.py", "_request/results.py"
+OWN_RESULTS = "_request/own_results.py"
 SIGNATURE, ARGUMENTS, TEMPLATE = "_request/signature.py", "_request/arguments.py", "_request/template.py"
 RETENTION, EXECUTION = "retention.py", "execution.py"
 
@@ -409,6 +410,24 @@ COMPLETING = {
         "return self._decoded(self._stored)\n\n    def refuse",
         "return result\n\n    def refuse",
         "test_complete_takes_and_gives_the_type test_values.py test_changing_a_result_changes_nothing_for_others test_the_first_answer_is_what_the_replay_gives",
+    ),
+    "a result of an own type need not come back equal": Mutant(
+        OWN_RESULTS,
+        " and _is_equal(decoded, value)",
+        "",
+        "test_a_result_that_only_looks_equal_in_its_text_is_refused",
+    ),
+    "a result of an own type need not be of its type": Mutant(
+        OWN_RESULTS,
+        "type(decoded) is type(value) and",
+        "True and",
+        "test_a_result_that_comes_back_as_another_type_is_refused",
+    ),
+    "a result of an own type may have another text the second time": Mutant(
+        OWN_RESULTS,
+        "is_same and self._has_text(decoded, text, max_bytes)",
+        "is_same",
+        "test_a_result_that_is_equal_but_has_another_text_is_refused",
     ),
     "a refusal is stored as a result": Mutant(
         COMPLETE, "        if execution.is_refused:\n", "        if False:\n", "test_refusal.py"
@@ -1161,7 +1180,7 @@ STORED = {
     ),
     "typed results are not compared": Mutant(
         RESULTS,
-        "if _without_order(again) != _without_order(plain) or",
+        "if without_order(again) != without_order(plain) or",
         "if False and",
         "test_a_value_that_would_come_back_as_another_one_is_refused",
     ),
@@ -1469,7 +1488,7 @@ VALUES = {
     ),
     "a mapped class is a result type": Mutant(
         MAPPED,
-        '            if hasattr(each, "__mapper__"):\n                return each',
+        '            if is_wanted(each):\n                return each',
         "            if False:\n                return each",
         "test_a_result_type_with_a_mapped_class_is_refused_before_any_sql",
     ),

@@ -34,7 +34,6 @@ ONE_SUBCLASS = {
     "EffectContext": "the context of an async call is one, whose heartbeat is awaited",
     "ExecutionRequestMixin": "users make models of their own from it",
     "FastPath": "key locking has more around its claim",
-    "ResultType": "itself the type of plain JSON",
     "_Base": "a declarative base",
 }
 
