@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
 from weakref import WeakSet
 
-from sqlalchemy import Connection, Engine, Insert, insert
+from sqlalchemy import Connection, Engine, Insert, Table, insert
 from sqlalchemy.orm import Mapper, class_mapper, configure_mappers
 
 from ._dialects import ClaimProtocol, Locking
@@ -114,6 +114,12 @@ class Settings:
         row = self.mapper.class_manager.new_instance()
         row.scope, row.request_id = key
         return row
+
+    @cached_property
+    def table(self) -> Table:
+        """The table of the model."""
+        found: Table = self.model.__table__  # type: ignore[attr-defined]
+        return found
 
     @cached_property
     def write(self) -> Insert:

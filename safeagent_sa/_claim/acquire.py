@@ -30,6 +30,7 @@ from .._transaction.open_claim import OpenClaim
 from ..errors import AutocommitError, ExecutionInProgressError, RequestConflictError, RequestRefusedError
 from ..execution import Execution, ExecutionStatus
 from . import binding
+from .advice import advise, advised
 from .outcome import Request, answer, in_progress
 
 
@@ -53,7 +54,8 @@ class Claim:
 def find(session: Session, settings: Settings, key: Key) -> StoredRequest | None:
     """Return the stored request, read in the session's transaction."""
     connection, protocol = binding.reach(session, settings, key)
-    found = protocol.find(connection, *key)
+    with advised(protocol, settings.table):
+        found = protocol.find(connection, *key)
     if found is not None and found.status == ExecutionStatus.CLAIMED:
         return _find_pending(connection, protocol, key, found)
     return found
@@ -87,6 +89,7 @@ def claim(
         if found is None:
             found = _find_or_wait(connection, protocol, row, audience, wait_timeout)
     except BaseException as error:
+        advise(error, protocol, settings.table)
         session_watch.suppose(error, session, connection, protocol, row, audience=audience)
         raise
     if isinstance(found, StoredRequest):

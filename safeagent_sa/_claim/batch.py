@@ -37,6 +37,7 @@ from ..errors import (
 )
 from ..execution import Batch, Execution
 from . import acquire, binding, complete, outbox
+from .advice import advise
 from .outcome import Request, in_progress
 
 
@@ -82,6 +83,7 @@ def claim(
     try:
         inserted = protocol.insert_many(connection, claims)
     except BaseException as error:
+        advise(error, protocol, settings.table)
         rows = [claims.row(request_id) for request_id in fingerprints]
         audience = Audience(settings.listeners, rows, is_batch=True)
         session_watch.suppose(error, session, connection, protocol, rows[0], audience=audience)

@@ -10,6 +10,7 @@ import datetime as dt
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
@@ -31,6 +32,14 @@ from .drivers import TransactionState, transaction_state
 
 if TYPE_CHECKING:
     from .postgresql.fast_path import FastPath
+
+
+class Problem(Enum):
+    """What an error of the database says of the guard's own statement, where there is something to do about it."""
+
+    NO_TABLE = "the table does not exist"
+    NO_COLUMN = "a column does not exist"
+    CANCELLED = "the statement was cancelled while it waited"
 
 
 class NewClaim(NamedTuple):
@@ -219,6 +228,11 @@ class ClaimProtocol(ABC):
     @abstractmethod
     def is_transient(error: DBAPIError) -> bool:
         """Return whether this database, by its own error code, asks the client to run the whole transaction again."""
+
+    @staticmethod
+    @abstractmethod
+    def problem_of(error: DBAPIError) -> Problem | None:
+        """Return what is wrong, where a person can put it right."""
 
     @staticmethod
     def may_have_written(connection: Connection) -> bool:  # noqa: ARG004 - for databases that show it

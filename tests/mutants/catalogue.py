@@ -429,6 +429,18 @@ COMPLETING = {
         "is_same",
         "test_a_result_that_is_equal_but_has_another_text_is_refused",
     ),
+    "a forgotten migration is a bare error": Mutant(
+        ACQUIRE,
+        "        advise(error, protocol, settings.table)\n",
+        "",
+        "test_a_forgotten_migration_has_the_lines_to_paste test_so_has_a_claim_that_went_with_begin",
+    ),
+    "a note is for every table": Mutant(
+        "_claim/advice.py",
+        "table.name not in str(error.orig)",
+        "False",
+        "test_a_missing_table_of_a_trigger_has_no_note",
+    ),
     "a refusal is stored as a result": Mutant(
         COMPLETE, "        if execution.is_refused:\n", "        if False:\n", "test_refusal.py"
     ),
@@ -1488,7 +1500,7 @@ VALUES = {
     ),
     "a mapped class is a result type": Mutant(
         MAPPED,
-        '            if is_wanted(each):\n                return each',
+        "            if is_wanted(each):\n                return each",
         "            if False:\n                return each",
         "test_a_result_type_with_a_mapped_class_is_refused_before_any_sql",
     ),
