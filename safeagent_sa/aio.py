@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, asyn
 from typing import Any, Concatenate, TypeAlias, TypeVar, overload
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
 from ._claim import block as blocks
 from ._claim import contain
@@ -830,8 +830,12 @@ def _plain_session(session: object) -> AsyncSession:
     found = session() if isinstance(session, async_scoped_session) else session
     if isinstance(found, AsyncSession):
         return found
-    message = (
-        f"AsyncExecutionGuard needs a sqlalchemy.ext.asyncio.AsyncSession, not {type(session).__name__}. For a "
-        "synchronous Session use safeagent_sa.ExecutionGuard, which has the same verbs."
+    remedy = "For a synchronous Session use safeagent_sa.ExecutionGuard, which has the same verbs."
+    if isinstance(found, AsyncConnection):
+        remedy = (
+            "Make one on it, session = AsyncSession(connection), which takes part in the connection's transaction: claim and "
+            "write with that session, await session.commit() to write its part, and commit the connection."
+        )
+    raise UnsupportedSessionError(
+        f"AsyncExecutionGuard needs a sqlalchemy.ext.asyncio.AsyncSession, not {type(session).__name__}. {remedy}"
     )
-    raise UnsupportedSessionError(message)

@@ -168,9 +168,9 @@ def replay(
     audience: Audience,
 ) -> Execution[Any]:
     """Return the replay of a stored request, or raise the error that its status asks for."""
-    is_own = stored.status == ExecutionStatus.CLAIMED and session_watch.is_own(connection, stored.token)
+    own = session_watch.own_claim(connection, stored.token) if stored.status == ExecutionStatus.CLAIMED else None
     try:
-        receipt = answer(request, settings.fingerprinter, stored, is_own=is_own)
+        receipt = answer(request, settings.fingerprinter, stored, own=None if own is None else own.audience)
     except RequestConflictError as error:
         audience.notify("Conflict", differs=error.differs)
         raise

@@ -78,7 +78,7 @@ def claim(
     if not requests:
         return BatchClaim(batch, claims, None)
     first = next(iter(requests.values()))
-    session_watch.refuse_pending_writes(session, first.key)
+    session_watch.refuse_pending_writes(session, first.key, "claim_many")
     connection, protocol = binding.connect(session, settings, first.key)
     try:
         inserted = protocol.insert_many(connection, claims)

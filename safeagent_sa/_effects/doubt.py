@@ -187,7 +187,7 @@ def _is_resolvable(connection: Connection, found: Found, verdict: Verdict) -> bo
         case ExecutionStatus.LEASED:
             return found.is_started and found.is_expired
         case ExecutionStatus.CLAIMED:
-            return not session_watch.is_own(connection, found.stored.token)
+            return session_watch.own_claim(connection, found.stored.token) is None
         case ExecutionStatus.FAILED:  # a dead letter, to be fired once more
             return found.payload is not None and verdict.answer is Answer.NOT_EXECUTED
     return False

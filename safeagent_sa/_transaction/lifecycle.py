@@ -41,6 +41,10 @@ class Audience:
     """Whether a ROLLBACK TO SAVEPOINT has undone the INSERT."""
     block: Block | None = None
     """Whose block is open; None for a claim without one, and once it has ended."""
+    is_failed: bool = False
+    """Whether an exception has left the block."""
+    is_of_store: bool = False
+    """Whether `compat` has made the claim."""
     _began: float = field(default_factory=time.monotonic)
     _is_lost: bool = False
     _released: Collection[str] = ()

@@ -73,7 +73,10 @@ CLAIMING = {
         "test_another_action_or_payload_under_the_same_id_is_a_conflict",
     ),
     "one's own claim is taken for another's": Mutant(
-        OUTCOME, "    if is_own:\n", "    if False:\n", "test_claiming_the_same_id_inside_its_own_block_is_refused"
+        OUTCOME,
+        "    if own is not None:\n",
+        "    if False:\n",
+        "test_claiming_the_same_id_inside_its_own_block_is_refused",
     ),
     "tenants share their locks": Mutant(
         SQL, "_LOCK_SEED + _TableId(table)", "_LOCK_SEED", "test_tenants_with_a_schema_each_do_not_meet"
@@ -440,6 +443,12 @@ COMPLETING = {
         "table.name not in str(error.orig)",
         "False",
         "test_a_missing_table_of_a_trigger_has_no_note",
+    ),
+    "a claim after a failed block is taken for a second one": Mutant(
+        WATCH,
+        "claim.completion, claim.audience.is_failed = None, True",
+        "claim.completion = None",
+        "test_a_claim_after_a_failed_block_says_that_it_was_not_rolled_back",
     ),
     "a refusal is stored as a result": Mutant(
         COMPLETE, "        if execution.is_refused:\n", "        if False:\n", "test_refusal.py"
