@@ -20,6 +20,8 @@ all errors, and `schema` the migrations of the table.
 from __future__ import annotations
 
 from ._dialects import Capabilities, capabilities
+from ._request.own_results import ResultEncoder
+from ._request.refusals import Refusal
 from ._settings import USE_DEFAULT
 from ._transaction.run import AsyncSessionFactory, SessionFactory
 from .errors import (
@@ -53,6 +55,7 @@ from .errors import (
     ReceiptTypeError,
     ReceiptUnreadableError,
     RequestConflictError,
+    RequestRefusedError,
     RetentionTooShortError,
     SafeAgentError,
     SchemaError,
@@ -65,7 +68,7 @@ from .errors import (
     UnsupportedSessionError,
 )
 from .execution import Batch, Execution, ExecutionStatus, Receipt
-from .guard import ExecutionGuard
+from .guard import ExecutionGuard, execution_of
 from .models import ExecutionRequest, ExecutionRequestMixin, make_model, metadata
 
 
@@ -111,7 +114,10 @@ __all__ = [
     "ReceiptExpiredError",
     "ReceiptTypeError",
     "ReceiptUnreadableError",
+    "Refusal",
     "RequestConflictError",
+    "RequestRefusedError",
+    "ResultEncoder",
     "RetentionTooShortError",
     "SafeAgentError",
     "SchemaError",
@@ -125,6 +131,7 @@ __all__ = [
     "UnsupportedSessionError",
     "__version__",
     "capabilities",
+    "execution_of",
     "make_model",
     "metadata",
 ]

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
 from weakref import WeakSet
 
-from sqlalchemy import Connection, Engine, Insert, insert
+from sqlalchemy import Connection, Engine, Insert, Table, insert
 from sqlalchemy.orm import Mapper, class_mapper, configure_mappers
 
 from ._dialects import ClaimProtocol, Locking
 from ._request.ids import Key, validate_scope
+from ._request.own_results import ResultEncoder, result_type_with
 from ._request.payloads import Fingerprinter
+from ._request.results import ResultType
 from .errors import DurabilityWarning
 from .models import ExecutionRequest, ExecutionRequestMixin
 
@@ -56,6 +58,7 @@ class Settings:
     listeners: tuple[Listener, ...] = ()
     pipeline: Literal["off", "auto"] = "off"
     locking: Locking = "auto"
+    result_encoder: ResultEncoder | None = None
 
     def __post_init__(self) -> None:
         """Raise where no guard can work with a value."""
@@ -68,6 +71,10 @@ class Settings:
             raise ValueError(f"pipeline is 'off' or 'auto', not {self.pipeline!r}")
         if self.locking not in ("auto", "advisory", "key"):
             raise ValueError(f"locking is 'auto', 'advisory' or 'key', not {self.locking!r}")
+
+    def result_type_of(self, annotation: Any) -> ResultType:
+        """Return how results of an annotation are stored; raise UnsupportedResultTypeError where they cannot be."""
+        return result_type_with(annotation, self.result_encoder)
 
     def scope_or(self, scope: str | UUID | int | None) -> str | UUID | int:
         """Return the scope of one call."""
@@ -109,6 +116,12 @@ class Settings:
         return row
 
     @cached_property
+    def table(self) -> Table:
+        """The table of the model."""
+        found: Table = self.model.__table__  # type: ignore[attr-defined]
+        return found
+
+    @cached_property
     def write(self) -> Insert:
         """A statement that writes to the table; it chooses a bind and is never sent."""
         return insert(self.model)
@@ -129,6 +142,7 @@ class ConfiguredGuard:
         listeners: Iterable[Listener] = (),
         pipeline: Literal["off", "auto"] = "off",
         locking: Locking = "auto",
+        result_encoder: ResultEncoder | None = None,
     ) -> None:
         """Configure a guard; nothing is sent to any database and nothing is registered anywhere.
 
@@ -152,6 +166,8 @@ class ConfiguredGuard:
                 claim, and uses advisory locks where the server has them and the role may take them, else the key.
                 "advisory" and "key" insist on one of them. SQLite has one writer at a time and needs neither, so "auto" and
                 "key" are the same there, and "advisory" is refused.
+            result_encoder: Stores results of types that pydantic does not know by two functions of yours; see
+                `ResultEncoder`. A replay gives back what they make of the stored text.
 
         Raises:
             InvalidScopeError: The scope cannot be stored.
@@ -173,6 +189,7 @@ class ConfiguredGuard:
             tuple(listeners),
             pipeline,
             locking,
+            result_encoder,
         )
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import datetime as dt
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Any, Concatenate, TypeAlias, TypeVar, overload
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
 from ._claim import block as blocks
 from ._claim import contain
@@ -22,7 +22,8 @@ from ._effects.doubt import Doubt
 from ._effects.verdict import Verdict
 from ._request.arguments import refuse_shared_names
 from ._request.decorator import OpensSession, decorator
-from ._request.results import annotation_of, result_type_of
+from ._request.refusals import Refusal
+from ._request.results import annotation_of
 from ._request.signature import ParamsT
 from ._settings import USE_DEFAULT, ConfiguredGuard, UseDefault
 from ._transaction import run
@@ -113,6 +114,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
             RequestConflictError: The request_id was used with another action or payload.
             ExecutionInProgressError: Another claim of the request has not ended; your transaction stays usable.
             ExecutionInDoubtError: An earlier execution may or may not have happened.
+            RequestRefusedError: An earlier execution has refused the request, with the data that it gave.
             ExecutionFailedError: An earlier execution is on record as failed.
             ReceiptExpiredError: The request was executed before, and its receipt was purged.
             ReceiptUnreadableError: The request was executed before, and its stored result cannot be read.
@@ -155,7 +157,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
             scope=scope,
             wait_timeout=wait_timeout,
             savepoint=savepoint,
-            result_type=result_type_of(result_type),
+            result_type=self._settings.result_type_of(result_type),
         )
         return _over(session, block)
 
@@ -209,6 +211,9 @@ class AsyncExecutionGuard(ConfiguredGuard):
         **kwargs: Any,
     ) -> Execution[Any]:
         """Run a function under a claim; its writes and its return value commit with your transaction, or none does.
+
+        Where `fn` raises Refusal, its writes stay and the refusal is stored: `result` of the execution then raises
+        RequestRefusedError, as a retry does at once.
 
         Args:
             session: The session of the business writes, which `fn` gets as its first argument.
@@ -276,11 +281,15 @@ class AsyncExecutionGuard(ConfiguredGuard):
         async with self.claim(session, request_id, result_type=result_type, **options) as execution:
             if execution.is_replay:
                 return execution
-            if service_factory is None:
-                execution.complete(await _called(fn, session, args, kwargs))
-            else:
-                async with contain.contained_async(service_factory, session, self._settings) as service:
+            async with (
+                nullcontext(session)
+                if service_factory is None
+                else contain.contained_async(service_factory, session, self._settings)
+            ) as service:
+                try:
                     execution.complete(await _called(fn, service, args, kwargs))
+                except Refusal as refusal:
+                    execution.refuse(refusal.data, type=refusal.type)
         return execution
 
     @overload
@@ -365,6 +374,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
             The execution, committed.
 
         Raises:
+            RequestRefusedError: `fn` has raised Refusal, now or in an earlier call; the refusal is committed.
             UnsupportedSessionError: The factory did not make a AsyncSession, or made one that is in a transaction.
             UnsupportedFunctionError: `fn` does not return an awaitable, or has a parameter with the name of an option.
             InvalidResultError: `fn` returned a value that is neither plain JSON nor of the result type.
@@ -388,11 +398,12 @@ class AsyncExecutionGuard(ConfiguredGuard):
             "wait_timeout": wait_timeout,
             "service_factory": session_factory if contain_commits else None,
         }
-        return await run.run_async(
+        execution = await run.run_async(
             session_factory,
             lambda session: self._execute(session, request_id, fn, args, kwargs, **options),
             Attempts(max_attempts, timeout),
         )
+        return execution._answered()  # noqa: SLF001 - the handle and its verbs are one mechanism
 
     @overload
     def idempotent(
@@ -476,6 +487,8 @@ class AsyncExecutionGuard(ConfiguredGuard):
             TypeError: At the decoration: `payload` is one str. At a call: the arguments do not fit the function.
             InvalidRequestIdError: At a call: a part of the id is missing, None, empty or not stable.
             ReceiptTypeError: At a call: the stored result no longer fits the result type.
+            RequestRefusedError: At a call: the function has raised Refusal, now or in an earlier call. Without
+                `session_factory` catch it inside your transaction: a rollback drops a refusal that is new.
             Exception: At a call: what the function raises, and everything that `execute` or `run_transaction` raises.
 
         Example:
@@ -573,6 +586,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
             The receipt, or None if the request is unknown or has not ended.
 
         Raises:
+            RequestRefusedError: The request was refused.
             ExecutionFailedError: The request is on record as failed.
             ExecutionInDoubtError: The request may or may not have happened.
             ReceiptExpiredError: The request was executed, and its receipt was purged.
@@ -778,7 +792,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
                 await guard.resolve(session, "order:42:charge", result, by="alice", evidence="dashboard")
             ```
         """
-        kind = result_type_of(result_type)
+        kind = self._settings.result_type_of(result_type)
         return await _plain_session(session).run_sync(
             lambda plain: doubts.resolve(
                 self._settings, plain, request_id, verdict, by=by, evidence=evidence, scope=scope, result_type=kind
@@ -816,8 +830,12 @@ def _plain_session(session: object) -> AsyncSession:
     found = session() if isinstance(session, async_scoped_session) else session
     if isinstance(found, AsyncSession):
         return found
-    message = (
-        f"AsyncExecutionGuard needs a sqlalchemy.ext.asyncio.AsyncSession, not {type(session).__name__}. For a "
-        "synchronous Session use safeagent_sa.ExecutionGuard, which has the same verbs."
+    remedy = "For a synchronous Session use safeagent_sa.ExecutionGuard, which has the same verbs."
+    if isinstance(found, AsyncConnection):
+        remedy = (
+            "Make one on it, session = AsyncSession(connection), which takes part in the connection's transaction: claim and "
+            "write with that session, await session.commit() to write its part, and commit the connection."
+        )
+    raise UnsupportedSessionError(
+        f"AsyncExecutionGuard needs a sqlalchemy.ext.asyncio.AsyncSession, not {type(session).__name__}. {remedy}"
     )
-    raise UnsupportedSessionError(message)

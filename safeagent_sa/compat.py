@@ -86,9 +86,10 @@ class ExecutionStore:
         """
         key = validate_key(self._settings.scope, request_id)
         request = outcome.Request(key, validate_action(action), None, self._settings.fingerprinter.make(None))
-        session_watch.refuse_pending_writes(self._session, key)
+        session_watch.refuse_pending_writes(self._session, key, "store")
         claim = acquire.claim(self._session, self._settings, request, self._settings.wait_timeout, block=None)
         if claim.open_claim is not None:
+            claim.open_claim.audience.is_of_store = True
             self._claims[key.request_id] = claim
         return claim.open_claim is not None
 

@@ -6,6 +6,7 @@
     │   ├── ExecutionInProgressError    another claim has not ended; try again after `retry_after` seconds
     │   ├── ExecutionInDoubtError       it may or may not have happened; a person or a probe must find out
     │   ├── ExecutionFailedError        it ran before, and a failure is on record
+    │   ├── RequestRefusedError         it ran, and its answer is a refusal, the same on every retry
     │   ├── DurabilityUnknownError      it is stored here, but perhaps not on the synchronous standby
     │   ├── LeaseLostError              this attempt at an effect is no longer the current one
     │   ├── ReceiptTypeError            its stored result does not fit the result type of this call
@@ -42,8 +43,8 @@
 
     DurabilityWarning (UserWarning)     the server confirms commits that it can still lose
 
-Every error carries its data as attributes and survives pickling (for worker processes and task queues). None holds a
-payload or a result, so all can be logged.
+Every error carries its data as attributes and survives pickling (for worker processes and task queues). No message holds
+a payload, a result or the data of a refusal, so all can be logged.
 """
 
 from __future__ import annotations
@@ -134,6 +135,20 @@ class ExecutionFailedError(OutcomeError):
     error_message: str | None
     data: Any
     attempt: int
+
+
+class RequestRefusedError(OutcomeError):
+    """The execution has ended with a refusal, such as a declined card; it is stored, and every retry gets the same.
+
+    Attributes:
+        type: What kind of refusal it is, such as `"card_declined"`.
+        data: What was stored with it, as plain JSON values.
+        is_replay: Whether an earlier call has refused it.
+    """
+
+    type: str
+    data: Any
+    is_replay: bool
 
 
 class LeaseLostError(OutcomeError):

@@ -51,9 +51,11 @@ class Replayed(Event):
 
     Attributes:
         is_pipelined: Whether the claim was sent in one round trip with BEGIN.
+        is_refused: Whether its answer is a refusal.
     """
 
     is_pipelined: bool = False
+    is_refused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +92,12 @@ class Completed(Event):
     Attributes:
         seconds: Seconds since the claim.
         is_pipelined: Whether the result is sent in one round trip with the COMMIT.
+        is_refused: Whether it is a refusal.
     """
 
     seconds: float
     is_pipelined: bool = False
+    is_refused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

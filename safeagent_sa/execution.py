@@ -7,28 +7,26 @@ classes, and a handle can be read after the session is closed. The block of `Bat
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Generic, NamedTuple, cast
-from uuid import UUID
+from typing import Any, Generic, cast
 
 from typing_extensions import TypeVar
 
-from ._request import json_text
-from ._request.ids import MAX_BYTES, validate_action, validate_key
+from ._request import json_text, refusals
+from ._request.ids import Key
+from ._request.planned_effects import PlannedEffects
 from ._request.results import PLAIN, MisfitError, ResultType
 from .errors import (
     AlreadyCompletedError,
     ExecutionInProgressError,
-    InvalidPayloadError,
-    InvalidRequestIdError,
     NotCompletedError,
     OutcomeError,
     ReceiptTypeError,
     RequestConflictError,
+    RequestRefusedError,
 )
 
 
@@ -43,7 +41,7 @@ class ExecutionStatus(StrEnum):
     """The stored states of a request.
 
     ```text
-    claimed ──► completed ──► expired               one business transaction
+    claimed ──► completed | refused ──► expired     one business transaction
     leased ───► completed | failed | in_doubt       an effect
     in_doubt ─► completed | leased | failed         resolved by a probe or a person
     ```
@@ -51,10 +49,15 @@ class ExecutionStatus(StrEnum):
 
     CLAIMED = "claimed"
     COMPLETED = "completed"
+    REFUSED = "refused"
     LEASED = "leased"
     FAILED = "failed"
     IN_DOUBT = "in_doubt"
     EXPIRED = "expired"
+
+
+ANSWERED = (ExecutionStatus.COMPLETED, ExecutionStatus.REFUSED)
+"""The states of an execution that has its answer, which is in the column `result`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,73 +83,6 @@ class Receipt:
     completed_at: dt.datetime
 
 
-class PlannedEffect(NamedTuple):
-    """An effect that a relay fires after the COMMIT."""
-
-    request_id: str
-    action: str
-    payload: Any
-    text: str
-
-
-class PlannedEffects:
-    """The effects that a new execution leaves to a relay; they commit with your transaction, or none does.
-
-    They are written at the end of the block. After the COMMIT a relay fires them, each as an execution with its own
-    request_id, in no particular order.
-    """
-
-    def __init__(self, execution: Execution[Any]) -> None:
-        self._execution = execution
-        self._planned: dict[str, PlannedEffect] = {}
-
-    def add(self, action: str, payload: Any = None, *, request_id: str | UUID | int | None = None) -> str:
-        """Store an effect with the business rows; it commits with your transaction.
-
-        Args:
-            action: What is done; the relay has one handler for each action.
-            payload: The argument of the handler, as plain JSON values; stored until the effect is done.
-            request_id: Names the effect; None to derive it from the execution's own id, the action and a number.
-
-        Returns:
-            The request_id of the effect, in the scope of the execution.
-
-        Raises:
-            AlreadyCompletedError: This is a replay, or the block has ended.
-            InvalidInputError: The action, the payload or the id cannot be stored, or the id was added before.
-
-        Example:
-            ```python
-            with guard.claim(session, "order:42", action="place_order") as execution:
-                if not execution.is_replay:
-                    session.add(order)
-                    execution.effects.add("email.confirmation", {"to": order.email})
-                    execution.complete({"order_id": order.id})
-            ```
-        """
-        self._execution._refuse_after_the_end("effects.add()")  # noqa: SLF001 - a part of the handle
-        validate_action(action)
-        if request_id is None:
-            number = 1 + sum(planned.action == action for planned in self._planned.values())
-            request_id = f"{self._execution.request_id}/{action}" + (f"/{number}" if number > 1 else "")
-            if len(request_id.encode()) > MAX_BYTES:
-                request_id = "sha256:" + hashlib.sha256(request_id.encode()).hexdigest()
-        key = validate_key(self._execution.scope, request_id)
-        if key.request_id in self._planned:
-            message = f"the effect {key.request_id!r} was added before; name each by its own request_id"
-            raise InvalidRequestIdError(message)
-        try:
-            text = json_text.encode(payload, max_bytes=self._execution._max_result_bytes)  # noqa: SLF001
-        except json_text.NotStorableError as problem:
-            message = f"the payload of the effect {problem}. Nothing was sent to the database; the claim is still open."
-            raise InvalidPayloadError(message, path="$") from None
-        self._planned[key.request_id] = PlannedEffect(key.request_id, action, json_text.decode(text), text)
-        return key.request_id
-
-    def __iter__(self) -> Iterator[PlannedEffect]:
-        return iter(self._planned.values())
-
-
 class Execution(Generic[ResultT]):
     """The handle that a claim gives: a new execution to complete, or the replay of an earlier one.
 
@@ -157,6 +93,7 @@ class Execution(Generic[ResultT]):
     __slots__ = (
         "_closed",
         "_effects",
+        "_is_refused",
         "_is_released",
         "_max_result_bytes",
         "_stored",
@@ -186,7 +123,7 @@ class Execution(Generic[ResultT]):
         self._max_result_bytes = max_result_bytes
         self._type = result_type
         self._stored = stored
-        self._closed = self._is_released = False
+        self._closed = self._is_released = self._is_refused = False
         self._effects: PlannedEffects | None = None
 
     @property
@@ -202,9 +139,16 @@ class Execution(Generic[ResultT]):
         return self.receipt is not None
 
     @property
+    def is_refused(self) -> bool:
+        """Whether this call has refused the request; a retry gets RequestRefusedError."""
+        return self._is_refused
+
+    @property
     def status(self) -> ExecutionStatus:
-        """`COMPLETED` with a result, `CLAIMED` without one."""
-        return ExecutionStatus.COMPLETED if self._stored is not None else ExecutionStatus.CLAIMED
+        """`COMPLETED` with a result, `REFUSED` with a refusal, `CLAIMED` without either."""
+        if self._stored is None:
+            return ExecutionStatus.CLAIMED
+        return ExecutionStatus.REFUSED if self._is_refused else ExecutionStatus.COMPLETED
 
     @property
     def result(self) -> ResultT:
@@ -212,12 +156,15 @@ class Execution(Generic[ResultT]):
 
         Raises:
             NotCompletedError: This is a new execution without a result; call `complete()` first.
+            RequestRefusedError: This call has refused the request.
             ReceiptTypeError: The stored result does not fit the result type of this call.
         """
         if self._stored is None:
             released, missing = ": its batch has released it", " yet: call complete(result) inside the block first"
             message = f"{self!r} has no result{released if self._is_released else missing}"
             raise NotCompletedError(message, scope=self.scope, request_id=self.request_id)
+        if self._is_refused:
+            raise self._refusal()
         return self._decoded(self._stored)
 
     def complete(self, result: ResultT = cast("Any", None)) -> ResultT:  # noqa: B008 - None, whatever the type
@@ -241,11 +188,35 @@ class Execution(Generic[ResultT]):
                     receipt = execution.complete({"parcel": 7})
             ```
         """
-        self._refuse_after_the_end("complete()")
-        if self._stored is not None:
-            raise self._refused("complete()", "it has a result already; complete an execution once")
+        self._refuse_a_second_answer("complete()")
         self._stored = self._type.encode(result, max_bytes=self._max_result_bytes)
         return self._decoded(self._stored)
+
+    def refuse(self, data: Any = None, *, type: str) -> None:  # noqa: A002 - the word of problem details (RFC 9457)
+        """Give the execution a refusal as its answer, which commits with your transaction and the rows of the block.
+
+        For an answer that must be the same on every retry, such as a declined card. `result` raises RequestRefusedError,
+        and so does every retry. Write the rows to keep, leave the block, and commit; an exception would undo it all.
+
+        Args:
+            data: What the caller and every retry get, as plain JSON values; stored in clear text.
+            type: What kind of refusal it is, such as `"card_declined"`; at most 255 bytes.
+
+        Raises:
+            InvalidResultError: The data or the type cannot be stored and read back unchanged; the claim stays open.
+            AlreadyCompletedError: This is a replay, the execution has a result already, or the block has ended.
+
+        Example:
+            ```python
+            with Session(engine) as session, session.begin():
+                with guard.claim(session, "order:42:pay", action="pay") as execution:
+                    if not execution.is_replay:
+                        session.add(DeclinedPayment(order_id=42))
+                        execution.refuse({"code": "insufficient_funds"}, type="card_declined")
+            ```
+        """
+        self._refuse_a_second_answer("refuse()")
+        self._stored, self._is_refused = refusals.encode(type, data, max_bytes=self._max_result_bytes), True
 
     def _decoded(self, text: str) -> ResultT:
         try:
@@ -259,6 +230,27 @@ class Execution(Generic[ResultT]):
             where = {"scope": self.scope, "request_id": self.request_id}
             raise ReceiptTypeError(message, fields=misfit.fields, **where) from None
 
+    def _refusal(self) -> RequestRefusedError:
+        assert self._stored is not None
+        return refusals.refused(Key(self.scope, self.request_id), json_text.decode(self._stored), is_replay=False)
+
+    def _answered(self) -> Execution[ResultT]:
+        """Return the execution, now that it is committed, or raise its refusal."""
+        if self._is_refused:
+            raise self._refusal()
+        return self
+
+    def _returned(self) -> ResultT:
+        """Return the result to the caller of a decorated function, or raise the refusal, which is not committed yet."""
+        if self._is_refused:
+            error = self._refusal()
+            error.add_note(
+                "The refusal is not stored yet: it commits with your transaction, and a rollback drops it. Catch this error "
+                "inside the transaction, or call `execution_of(function)(...)`, whose execution raises it after the COMMIT."
+            )
+            raise error
+        return self.result
+
     def _close(self) -> str | None:
         """End the block: refuse `complete()` afterwards, and return the text to store."""
         self._closed = True
@@ -266,7 +258,7 @@ class Execution(Generic[ResultT]):
 
     def _discard(self) -> None:
         """Forget the result of a block that has failed: none of its work will be stored."""
-        self._stored = None
+        self._stored, self._is_refused = None, False
 
     def _release(self) -> None:
         """End it without a result; its batch undoes the claim."""
@@ -277,6 +269,11 @@ class Execution(Generic[ResultT]):
     def __repr__(self) -> str:
         kind = "replay" if self.is_replay else "released" if self._is_released else str(self.status)
         return f"<Execution {self.scope!r} {self.request_id!r} {self.action!r}: {kind}>"
+
+    def _refuse_a_second_answer(self, verb: str) -> None:
+        self._refuse_after_the_end(verb)
+        if self._stored is not None:
+            raise self._refused(verb, "it has a result already; complete or refuse an execution once")
 
     def _refuse_after_the_end(self, verb: str) -> None:
         if self.is_replay:
@@ -302,8 +299,8 @@ class Batch(Generic[BlockT]):
         replayed: Executed before, each with its receipt.
         in_progress: Held elsewhere; deliver them again later. One error each, with its `request_id`.
         conflicts: Used with another action or payload. One error each.
-        blocked: Failed, in doubt, expired, or with a result that cannot be read: not to execute, and without a result.
-            One error each.
+        blocked: Refused, failed, in doubt, expired, or with a result that cannot be read: not to execute, and without a
+            result. One error each.
         released: The new executions that are not stored, by request_id: deliver them again. The value is the error that
             left the block of `each`, or None after `release`.
     """
@@ -388,5 +385,5 @@ class Batch(Generic[BlockT]):
         if self._new.get(execution.request_id) is not execution:
             raise execution._refused(verb, "it is not a new execution of this batch; give one of `batch.new`")  # noqa: SLF001
         execution._refuse_after_the_end(verb)  # noqa: SLF001
-        if execution.status is ExecutionStatus.COMPLETED:
+        if execution.status in ANSWERED:
             raise execution._refused(verb, f"it has a result already; call {verb} before complete()")  # noqa: SLF001

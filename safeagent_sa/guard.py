@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import datetime as dt
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Concatenate, overload
 from uuid import UUID
 
@@ -17,7 +17,9 @@ from sqlalchemy.orm import Session, scoped_session
 from ._claim import block as blocks
 from ._claim import contain
 from ._request.arguments import refuse_shared_names
-from ._request.results import annotation_of, result_type_of
+from ._request.decorated import execute_of
+from ._request.refusals import Refusal
+from ._request.results import annotation_of
 from ._settings import USE_DEFAULT, ConfiguredGuard, UseDefault
 from ._transaction import run
 from ._transaction.run import Attempts, SessionFactory
@@ -106,6 +108,7 @@ class ExecutionGuard(ConfiguredGuard):
             RequestConflictError: The request_id was used with another action or payload.
             ExecutionInProgressError: Another claim of the request has not ended; your transaction stays usable.
             ExecutionInDoubtError: An earlier execution may or may not have happened.
+            RequestRefusedError: An earlier execution has refused the request, with the data that it gave.
             ExecutionFailedError: An earlier execution is on record as failed.
             ReceiptExpiredError: The request was executed before, and its receipt was purged.
             ReceiptUnreadableError: The request was executed before, and its stored result cannot be read.
@@ -145,7 +148,7 @@ class ExecutionGuard(ConfiguredGuard):
             scope=scope,
             wait_timeout=wait_timeout,
             savepoint=savepoint,
-            result_type=result_type_of(result_type),
+            result_type=self._settings.result_type_of(result_type),
         )
 
     @overload
@@ -198,6 +201,9 @@ class ExecutionGuard(ConfiguredGuard):
         **kwargs: Any,
     ) -> Execution[Any]:
         """Run a function under a claim; its writes and its return value commit with your transaction, or none does.
+
+        Where `fn` raises Refusal, its writes stay and the refusal is stored: `result` of the execution then raises
+        RequestRefusedError, as a retry does at once.
 
         Args:
             session: The session of the business writes, which `fn` gets as its first argument.
@@ -270,11 +276,15 @@ class ExecutionGuard(ConfiguredGuard):
         with self.claim(session, request_id, result_type=result_type, **options) as execution:
             if execution.is_replay:
                 return execution
-            if service_factory is None:
-                execution.complete(fn(session, *args, **kwargs))
-            else:
-                with contain.contained(service_factory, session, self._settings) as service:
+            with (
+                nullcontext(session)
+                if service_factory is None
+                else contain.contained(service_factory, session, self._settings)
+            ) as service:
+                try:
                     execution.complete(fn(service, *args, **kwargs))
+                except Refusal as refusal:
+                    execution.refuse(refusal.data, type=refusal.type)
         return execution
 
     @overload
@@ -359,6 +369,7 @@ class ExecutionGuard(ConfiguredGuard):
             The execution, committed.
 
         Raises:
+            RequestRefusedError: `fn` has raised Refusal, now or in an earlier call; the refusal is committed.
             UnsupportedSessionError: The factory did not make a Session, or made one that is in a transaction.
             UnsupportedFunctionError: `fn` is a coroutine function, or has a parameter with the name of an option.
             InvalidResultError: `fn` returned a value that is neither plain JSON nor of the result type.
@@ -380,11 +391,12 @@ class ExecutionGuard(ConfiguredGuard):
             "wait_timeout": wait_timeout,
             "service_factory": session_factory if contain_commits else None,
         }
-        return run.run(
+        execution = run.run(
             session_factory,
             lambda session: self._execute(session, request_id, fn, args, kwargs, **options),
             Attempts(max_attempts, timeout),
         )
+        return execution._answered()  # noqa: SLF001 - the handle and its verbs are one mechanism
 
     @overload
     def idempotent(
@@ -468,6 +480,8 @@ class ExecutionGuard(ConfiguredGuard):
             TypeError: At the decoration: `payload` is one str. At a call: the arguments do not fit the function.
             InvalidRequestIdError: At a call: a part of the id is missing, None, empty or not stable.
             ReceiptTypeError: At a call: the stored result no longer fits the result type.
+            RequestRefusedError: At a call: the function has raised Refusal, now or in an earlier call. Without
+                `session_factory` catch it inside your transaction: a rollback drops a refusal that is new.
             Exception: At a call: what the function raises, and everything that `execute` or `run_transaction` raises.
 
         Example:
@@ -563,6 +577,7 @@ class ExecutionGuard(ConfiguredGuard):
             The receipt, or None if the request is unknown or has not ended.
 
         Raises:
+            RequestRefusedError: The request was refused.
             ExecutionFailedError: The request is on record as failed.
             ExecutionInDoubtError: The request may or may not have happened.
             ReceiptExpiredError: The request was executed, and its receipt was purged.
@@ -779,5 +794,44 @@ class ExecutionGuard(ConfiguredGuard):
             by=by,
             evidence=evidence,
             scope=scope,
-            result_type=result_type_of(result_type),
+            result_type=self._settings.result_type_of(result_type),
         )
+
+
+@overload
+def execution_of(  # type: ignore[overload-overlap]  # a coroutine is a value, too
+    fn: Callable[ParamsT, Coroutine[Any, Any, ResultT]], /
+) -> Callable[ParamsT, Coroutine[Any, Any, Execution[ResultT]]]: ...
+
+
+@overload
+def execution_of(fn: Callable[ParamsT, ResultT], /) -> Callable[ParamsT, Execution[ResultT]]: ...
+
+
+def execution_of(fn: Callable[..., Any], /) -> Callable[..., Any]:
+    """Return a function that does what a function decorated with `idempotent` does, and returns the execution.
+
+    Use it where the caller must know whether the call was a replay, such as for a header of an HTTP answer. It commits
+    what the decorated function commits: with your transaction, or with `session_factory` in a transaction for each call.
+
+    It is no attribute of the decorated function: there, type checkers would not know it, and a method would not be bound.
+
+    Args:
+        fn: The function that `idempotent` has returned, or a method of an object that is one.
+
+    Returns:
+        A function with the same parameters, or a coroutine function of AsyncExecutionGuard. Where the call refuses the
+        request and your transaction is open, `result` of the execution raises RequestRefusedError; a replay, and a call
+        with `session_factory`, raise it at once.
+
+    Raises:
+        UnsupportedFunctionError: `fn` is not decorated with `idempotent`, or has another decorator around it.
+
+    Example:
+        ```python
+        with SessionLocal() as session, session.begin():
+            execution = execution_of(pay)(session, 44, Decimal("100"))
+        print(execution.is_replay, execution.result)
+        ```
+    """
+    return execute_of(fn)

@@ -34,7 +34,7 @@ TABLE_NAME = "execution_requests"
 # PostgreSQL silently truncates identifiers to 63 bytes (manual, section 4.1.1); this leaves room for the suffixes.
 _MAX_TABLE_NAME = 40
 
-_STATUSES = ("claimed", "completed", "leased", "failed", "in_doubt", "expired")
+_STATUSES = ("claimed", "completed", "refused", "leased", "failed", "in_doubt", "expired")
 
 
 def _key_type() -> String:
@@ -117,7 +117,7 @@ def table_args(name: str) -> tuple[Any, ...]:
         PrimaryKeyConstraint("scope", "request_id", name=conv(f"pk_{name}")),
         CheckConstraint("length(request_id) > 0", name=conv(f"ck_{name}_request_id")),
         CheckConstraint(f"status IN ({allowed})", name=conv(f"ck_{name}_status")),
-        CheckConstraint("status <> 'completed' OR result IS NOT NULL", name=conv(f"ck_{name}_result")),
+        CheckConstraint("status NOT IN ('completed', 'refused') OR result IS NOT NULL", name=conv(f"ck_{name}_result")),
         CheckConstraint(
             "status NOT IN ('leased', 'in_doubt') OR lease_expires_at IS NOT NULL", name=conv(f"ck_{name}_lease")
         ),

@@ -40,7 +40,7 @@ from ._transaction import run as transactions
 from ._transaction import session_watch
 from ._transaction.run import AsyncSessionFactory, Attempts, SessionFactory
 from .errors import RetentionTooShortError
-from .execution import ExecutionStatus
+from .execution import ANSWERED, ExecutionStatus
 from .models import ExecutionRequest, ExecutionRequestMixin
 
 
@@ -53,7 +53,7 @@ SHORTEST = dt.timedelta(hours=24)
 _DROPPED = ("result", "error", "payload", "details")
 _TOMBSTONE = {"status": ExecutionStatus.EXPIRED.value} | dict.fromkeys(_DROPPED, null())
 
-_ENDED = (ExecutionStatus.COMPLETED.value, ExecutionStatus.FAILED.value, ExecutionStatus.EXPIRED.value)
+_ENDED = (*(status.value for status in ANSWERED), ExecutionStatus.FAILED.value, ExecutionStatus.EXPIRED.value)
 
 # A larger batch would hold its locks longer than a claim should wait.
 _MAX_BATCH = 10_000
@@ -73,7 +73,7 @@ def purge(
 ) -> int:
     """Drop old receipts in its own transactions, one for each batch; nothing commits with a transaction of yours.
 
-    It changes only executions that have ended: completed and failed ones. A request that is claimed, leased or in doubt
+    It changes only executions that have ended: completed, refused and failed ones. A request that is claimed, leased or in doubt
     stays, at any age. Rows that another transaction has locked stay until the next purge.
 
     Args:
@@ -136,7 +136,7 @@ async def purge_async(
 ) -> int:
     """Drop old receipts in its own transactions, one for each batch; nothing commits with a transaction of yours.
 
-    It changes only executions that have ended: completed and failed ones. A request that is claimed, leased or in doubt
+    It changes only executions that have ended: completed, refused and failed ones. A request that is claimed, leased or in doubt
     stays, at any age. Rows that another transaction has locked stay until the next purge.
 
     Args:

@@ -27,9 +27,10 @@ from .._transaction import open_guarded, session_watch
 from .._transaction.guarded_transaction import write_pending
 from .._transaction.lifecycle import Audience, Block
 from .._transaction.open_claim import OpenClaim
-from ..errors import AutocommitError, ExecutionInProgressError, RequestConflictError
+from ..errors import AutocommitError, ExecutionInProgressError, RequestConflictError, RequestRefusedError
 from ..execution import Execution, ExecutionStatus
 from . import binding
+from .advice import advise, advised
 from .outcome import Request, answer, in_progress
 
 
@@ -53,7 +54,8 @@ class Claim:
 def find(session: Session, settings: Settings, key: Key) -> StoredRequest | None:
     """Return the stored request, read in the session's transaction."""
     connection, protocol = binding.reach(session, settings, key)
-    found = protocol.find(connection, *key)
+    with advised(protocol, settings.table):
+        found = protocol.find(connection, *key)
     if found is not None and found.status == ExecutionStatus.CLAIMED:
         return _find_pending(connection, protocol, key, found)
     return found
@@ -87,6 +89,7 @@ def claim(
         if found is None:
             found = _find_or_wait(connection, protocol, row, audience, wait_timeout)
     except BaseException as error:
+        advise(error, protocol, settings.table)
         session_watch.suppose(error, session, connection, protocol, row, audience=audience)
         raise
     if isinstance(found, StoredRequest):
@@ -165,14 +168,17 @@ def replay(
     audience: Audience,
 ) -> Execution[Any]:
     """Return the replay of a stored request, or raise the error that its status asks for."""
-    is_own = stored.status == ExecutionStatus.CLAIMED and session_watch.is_own(connection, stored.token)
+    own = session_watch.own_claim(connection, stored.token) if stored.status == ExecutionStatus.CLAIMED else None
     try:
-        receipt = answer(request, settings.fingerprinter, stored, is_own=is_own)
+        receipt = answer(request, settings.fingerprinter, stored, own=None if own is None else own.audience)
     except RequestConflictError as error:
         audience.notify("Conflict", differs=error.differs)
         raise
     except ExecutionInProgressError:
         audience.notify("InProgress")
+        raise
+    except RequestRefusedError:
+        audience.replayed(is_refused=True)
         raise
     open_guarded.note(session)
     audience.replayed()

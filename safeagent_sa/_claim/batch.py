@@ -26,6 +26,7 @@ from .._transaction import session_watch
 from .._transaction.guarded_transaction import write_pending
 from .._transaction.lifecycle import Audience
 from .._transaction.open_claim import BatchCompletion, OpenClaim, lost
+from .._transaction.refusing import Refusing
 from ..errors import (
     BatchTooLargeError,
     ExecutionInProgressError,
@@ -36,6 +37,7 @@ from ..errors import (
 )
 from ..execution import Batch, Execution
 from . import acquire, binding, complete, outbox
+from .advice import advise
 from .outcome import Request, in_progress
 
 
@@ -76,11 +78,12 @@ def claim(
     if not requests:
         return BatchClaim(batch, claims, None)
     first = next(iter(requests.values()))
-    session_watch.refuse_pending_writes(session, first.key)
+    session_watch.refuse_pending_writes(session, first.key, "claim_many")
     connection, protocol = binding.connect(session, settings, first.key)
     try:
         inserted = protocol.insert_many(connection, claims)
     except BaseException as error:
+        advise(error, protocol, settings.table)
         rows = [claims.row(request_id) for request_id in fingerprints]
         audience = Audience(settings.listeners, rows, is_batch=True)
         session_watch.suppose(error, session, connection, protocol, rows[0], audience=audience)
@@ -157,12 +160,16 @@ def settle(batch_claim: BatchClaim, settings: Settings) -> None:
         if batch.released:
             _take_back(connection, open_claim, claims, list(batch.released))
         outbox.store(connection, settings.model, settings.fingerprinter, kept)
+        refused = [execution.request_id for execution in kept if execution.is_refused]
+        completion: BatchCompletion | Refusing
         completion = BatchCompletion(open_claim.protocol, claims, open_claim.proof, texts, settings.is_forced)
+        if refused:
+            completion = Refusing(completion, open_claim.row, refused)
         session_watch.complete(open_claim, held, completion)
     except BaseException:
         abandon(batch_claim)
         raise
-    open_claim.audience.completed(connection)
+    open_claim.audience.completed(connection, refused=refused)
 
 
 def _not_completed(row: NewClaim) -> NotCompletedError:

@@ -12,6 +12,7 @@ from .._settings import Settings
 from .._transaction import session_watch
 from .._transaction.guarded_transaction import GuardedTransaction, transaction_of
 from .._transaction.open_claim import Completion, OpenClaim, aborted, lost, not_completed
+from .._transaction.refusing import Refusing
 from . import outbox
 from .acquire import Claim
 
@@ -33,7 +34,7 @@ def settle(claim: Claim, settings: Settings) -> None:
             raise not_completed(open_claim, "the block cannot end without an exception")
         connection, held = ready_to_complete(open_claim)
         outbox.store(connection, settings.model, settings.fingerprinter, (execution,))
-        completion = Completion(
+        completion: Completion | Refusing = Completion(
             open_claim.protocol,
             open_claim.row,
             open_claim.proof,
@@ -42,12 +43,15 @@ def settle(claim: Claim, settings: Settings) -> None:
             claim.fast_path,
             claim.names,
         )
+        if execution.is_refused:
+            completion = Refusing(completion, open_claim.row, (execution.request_id,))
         session_watch.complete(open_claim, held, completion)
     except BaseException:
         execution._discard()  # noqa: SLF001
         session_watch.abandon(open_claim)
         raise
-    open_claim.audience.completed(connection, claim.fast_path)
+    refused = (execution.request_id,) if execution.is_refused else ()
+    open_claim.audience.completed(connection, claim.fast_path, refused=refused)
 
 
 def abandon(claim: Claim) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, select
 
 from .._request.payloads import Fingerprinter
-from ..execution import Execution, ExecutionStatus, PlannedEffect
+from .._request.planned_effects import PlannedEffect
+from ..execution import Execution, ExecutionStatus
 from ..models import ExecutionRequestMixin
 from . import binding
 

@@ -13,7 +13,9 @@ from .._dialects import StoredRequest
 from .._request import json_text
 from .._request.ids import Key
 from .._request.payloads import Fingerprinter
+from .._request.refusals import refused
 from .._request.results import PLAIN, ResultType
+from .._transaction.lifecycle import Audience
 from ..errors import (
     AlreadyClaimedError,
     ExecutionFailedError,
@@ -54,6 +56,8 @@ def receipt_of(key: Key, stored: StoredRequest) -> Receipt | None:
                 stored.created_at,
                 stored.completed_at or stored.created_at,
             )
+        case ExecutionStatus.REFUSED:
+            raise refused(key, _refusal_of(key, stored), is_replay=True)
         case ExecutionStatus.CLAIMED | ExecutionStatus.LEASED:
             return None
         case ExecutionStatus.FAILED:
@@ -69,22 +73,33 @@ def _result_of(key: Key, stored: StoredRequest) -> Any:
     try:
         return json_text.read(stored.result)
     except json_text.UnreadableError:
-        message = (
-            f"{_name(key)} was executed before, and it is not executed again; but its stored result cannot be read back: it is "
-            "no JSON that the guard has written. Look at the row with `safeagent-sa show`, find out what has written to it, "
-            "and restore its column `result`: then every retry gets it."
-        )
-        raise ReceiptUnreadableError(message, scope=key.scope, request_id=key.request_id) from None
+        raise _unreadable(key) from None
 
 
-def answer(request: Request, fingerprinter: Fingerprinter, stored: StoredRequest, *, is_own: bool) -> Receipt:
+def _refusal_of(key: Key, stored: StoredRequest) -> Any:
+    found = _result_of(key, stored)
+    if isinstance(found, dict) and isinstance(found.get("type"), str) and "data" in found:
+        return found
+    raise _unreadable(key)
+
+
+def _unreadable(key: Key) -> ReceiptUnreadableError:
+    message = (
+        f"{_name(key)} was executed before, and it is not executed again; but its stored result cannot be read back: it is "
+        "no JSON that the guard has written. Look at the row with `safeagent-sa show`, find out what has written to it, "
+        "and restore its column `result`: then every retry gets it."
+    )
+    return ReceiptUnreadableError(message, scope=key.scope, request_id=key.request_id)
+
+
+def answer(request: Request, fingerprinter: Fingerprinter, stored: StoredRequest, *, own: Audience | None) -> Receipt:
     """Return the receipt that a claim of a stored request gets, or raise the error that its status asks for.
 
     Args:
         request: What is claimed now.
         fingerprinter: Checks the stored fingerprint.
         stored: What was found.
-        is_own: Whether it is an open claim of the caller's own transaction.
+        own: What is known of it where it is an open claim of the caller's own transaction, else None.
     """
     key = request.key
     found = conflict(request, fingerprinter, stored)
@@ -95,17 +110,29 @@ def answer(request: Request, fingerprinter: Fingerprinter, stored: StoredRequest
         return receipt
     if stored.status == ExecutionStatus.LEASED:
         raise in_progress(key, 0.0)
-    if is_own:
-        message = (
-            f"{_name(key)} is already claimed by this very transaction; claim a request once and pass the execution on"
-        )
-        raise AlreadyClaimedError(message, scope=key.scope, request_id=key.request_id)
+    if own is not None:
+        raise _already_claimed(key, own)
     message = (
         f"{_name(key)} was claimed in a transaction that was committed without a result, by a COMMIT that the guard "
         "could not see. Its business writes may be stored: look for them, then complete or delete the row by hand. (Or "
         "another Session on this very Connection has just claimed it: claim a request once and pass the execution on.)"
     )
     raise ExecutionInDoubtError(message, scope=key.scope, request_id=key.request_id)
+
+
+def _already_claimed(key: Key, own: Audience) -> AlreadyClaimedError:
+    what = f"{_name(key)} is already claimed by this very transaction"
+    if own.is_failed:
+        message = (
+            f"{what}, in a block that an exception has left. This transaction cannot be committed any more, and nothing of it is "
+            "stored: call session.rollback(), and then claim again. To go on in one transaction after an error, claim with "
+            "savepoint=True."
+        )
+    elif own.is_of_store:
+        message = f"{what}; call insert_if_not_exists() once, and store.complete() where it has returned True"
+    else:
+        message = f"{what}; claim a request once and pass the execution on"
+    return AlreadyClaimedError(message, scope=key.scope, request_id=key.request_id)
 
 
 def conflict(request: Request, fingerprinter: Fingerprinter, stored: StoredRequest) -> RequestConflictError | None:

@@ -23,6 +23,7 @@ from .base import (
     Inserted,
     NewClaim,
     NewClaims,
+    Problem,
     StoredRequest,
     stored_of,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "Locking",
     "NewClaim",
     "NewClaims",
+    "Problem",
     "StoredRequest",
     "capabilities",
     "choose_protocol",

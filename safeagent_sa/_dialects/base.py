@@ -10,6 +10,7 @@ import datetime as dt
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
@@ -21,15 +22,24 @@ from sqlalchemy import (
     literal_column,
     select,
     true,
+    update,
 )
 from sqlalchemy.exc import DBAPIError
 
-from ..execution import ExecutionStatus
+from ..execution import ANSWERED, ExecutionStatus
 from .drivers import TransactionState, transaction_state
 
 
 if TYPE_CHECKING:
     from .postgresql.fast_path import FastPath
+
+
+class Problem(Enum):
+    """What an error of the database says of the guard's own statement, where there is something to do about it."""
+
+    NO_TABLE = "the table does not exist"
+    NO_COLUMN = "a column does not exist"
+    CANCELLED = "the statement was cancelled while it waited"
 
 
 class NewClaim(NamedTuple):
@@ -118,8 +128,19 @@ class ClaimProtocol(ABC):
             columns.status == ExecutionStatus.CLAIMED.value,
             self.is_same,
         )
-        completed = columns.status == ExecutionStatus.COMPLETED.value
-        self._is_completed: Any = select(literal_column("1")).where(*self._owned, completed, self.is_same)
+        is_answered = columns.status.in_([status.value for status in ANSWERED])
+        self._is_completed: Any = select(literal_column("1")).where(*self._owned, is_answered, self.is_same)
+        self._refuse = (
+            update(table)
+            .where(
+                columns.scope == bindparam("key_scope"),
+                columns.request_id.in_(bindparam("request_ids", expanding=True)),
+                columns.token == bindparam("key_token"),
+                columns.status == ExecutionStatus.COMPLETED.value,
+                self.is_same,
+            )
+            .values(status=ExecutionStatus.REFUSED.value)
+        )
         stored = [columns[name] for name in StoredRequest._fields]
         self._select = select(*stored).where(*self._by_key)
         self._select_many = select(columns.request_id, *stored).where(columns.scope == bindparam("key_scope"))
@@ -156,6 +177,13 @@ class ClaimProtocol(ABC):
         From then on, where `is_forced`, the server answers COMMIT only when it can no longer lose it.
         """
 
+    def refuse(
+        self, connection: Connection, scope: str, token: uuid.UUID, proof: str, request_ids: Sequence[str]
+    ) -> int:
+        """Turn results that were just completed into refusals, and return the number of rows."""
+        owner = {"key_scope": scope, "key_token": token, "proof": proof}
+        return connection.execute(self._refuse, owner | {"request_ids": list(request_ids)}).rowcount
+
     def is_completed(self, connection: Connection, claim: NewClaim, proof: str) -> bool:
         """Return whether this is still the transaction of the claim, and has stored the result."""
         return connection.scalar(self._is_completed, self._owner(claim) | {"proof": proof}) is not None
@@ -177,7 +205,7 @@ class ClaimProtocol(ABC):
     def count_completed(self, connection: Connection, claims: NewClaims, proof: str, request_ids: list[str]) -> int:
         """Do as `is_completed` does for many rows in one statement, and return the number of rows."""
         stored = self.find_many(connection, claims.scope, request_ids).values()
-        done = [row for row in stored if (row.token, row.status) == (claims.token, ExecutionStatus.COMPLETED)]
+        done = [row for row in stored if row.token == claims.token and row.status in ANSWERED]
         return len(done) if self.is_same_transaction(connection, proof) else 0
 
     def delete_many(self, connection: Connection, claims: NewClaims, proof: str, request_ids: list[str]) -> int:
@@ -200,6 +228,11 @@ class ClaimProtocol(ABC):
     @abstractmethod
     def is_transient(error: DBAPIError) -> bool:
         """Return whether this database, by its own error code, asks the client to run the whole transaction again."""
+
+    @staticmethod
+    @abstractmethod
+    def problem_of(error: DBAPIError) -> Problem | None:
+        """Return what is wrong, where a person can put it right."""
 
     @staticmethod
     def may_have_written(connection: Connection) -> bool:  # noqa: ARG004 - for databases that show it

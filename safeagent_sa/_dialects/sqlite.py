@@ -21,6 +21,7 @@ from .base import (
     Inserted,
     NewClaim,
     NewClaims,
+    Problem,
     StoredRequest,
     by_request_id,
     constant,
@@ -149,6 +150,14 @@ class SQLite(ClaimProtocol):
         """Return whether another writer holds the database."""
         code = getattr(error.orig, "sqlite_errorcode", None)
         return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+    @staticmethod
+    def problem_of(error: DBAPIError) -> Problem | None:
+        """Return what the words of the error stand for: SQLite has one code for all mistakes in a statement."""
+        words = str(error.orig)
+        if "no such table" in words:
+            return Problem.NO_TABLE
+        return Problem.NO_COLUMN if "no such column" in words or "has no column named" in words else None
 
     def now(self) -> Any:
         """Return the clock of the statement."""

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from .. import _settings
 from .._claim import binding, outcome
+from .._claim.advice import advised
 from .._dialects import ClaimProtocol
 from .._request import ids, json_text
 from .._request.ids import Key, validate_key
@@ -81,7 +82,9 @@ def in_doubt(
         # An expression, so that no database prefers the primary key: a scope may be the whole table.
         query = query.where(columns.scope.concat("") == ids.validate_scope(scope))
     doubts = []
-    for row in connection.execute(query).all():
+    with advised(protocol, table):
+        rows = connection.execute(query).all()
+    for row in rows:
         *looked_up, scope_, request_id, since = list(row)
         found = lease_rows.found_of(looked_up)
         error = json_text.error_of(found.stored.error)
@@ -184,7 +187,7 @@ def _is_resolvable(connection: Connection, found: Found, verdict: Verdict) -> bo
         case ExecutionStatus.LEASED:
             return found.is_started and found.is_expired
         case ExecutionStatus.CLAIMED:
-            return not session_watch.is_own(connection, found.stored.token)
+            return session_watch.own_claim(connection, found.stored.token) is None
         case ExecutionStatus.FAILED:  # a dead letter, to be fired once more
             return found.payload is not None and verdict.answer is Answer.NOT_EXECUTED
     return False

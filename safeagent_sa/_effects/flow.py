@@ -29,7 +29,7 @@ from .._dialects import is_transient
 from .._request.arguments import refuse_misfit, refuse_shared_names
 from .._request.ids import idempotency_key, validate_action, validate_key
 from .._request.json_text import kept, noted, recorded
-from .._request.results import annotation_of, result_type_of
+from .._request.results import annotation_of
 from .._settings import Settings
 from .._transaction import open_guarded
 from ..errors import EffectInTransactionError, InvalidResultError, OutcomeError
@@ -162,7 +162,7 @@ class EffectBase:
         key = validate_key(self._settings.scope_or(scope), request_id)
         fingerprint = self._settings.fingerprinter.make(payload)
         annotation = annotation_of(fn) if self._result_type is None else self._result_type
-        return Request(key, self.action, payload, fingerprint, result_type_of(annotation))
+        return Request(key, self.action, payload, fingerprint, self._settings.result_type_of(annotation))
 
     def refuse(self, verb: Callable[..., Any], call: Call) -> None:
         """Raise before any SQL where a call cannot be made here, or not with these arguments."""

@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Table, Update, case, func, literal, null, 
 from sqlalchemy.orm import Session
 
 from .._claim import binding
+from .._claim.advice import advised
 from .._dialects import ClaimProtocol, Inserted, NewClaim, StoredRequest, stored_of
 from .._request.ids import Key
 from .._settings import Settings
@@ -56,7 +57,8 @@ class Rows:
     def insert_or_find(self, claim: NewClaim, seconds: float) -> Inserted | Found | None:
         """Insert a row with a lease, or return the row that has its key; None where another statement must look."""
         leased = {"status": literal(LEASED), "lease_expires_at": self.protocol.later(seconds)}
-        found = self.protocol.insert_or_look(self.connection, claim, leased, lookup(self.protocol, self.table))
+        with advised(self.protocol, self.table):
+            found = self.protocol.insert_or_look(self.connection, claim, leased, lookup(self.protocol, self.table))
         if not isinstance(found, Inserted):
             return None if found is None else found_of(found)
         if not found.is_durable:
@@ -66,7 +68,8 @@ class Rows:
     def find(self, key: Key, *, is_locking: bool = False) -> Found | None:
         """Read a row and the state of its lease."""
         query = lookup(self.protocol, self.table).where(*self.by_key(key))
-        row = self.connection.execute(query.with_for_update() if is_locking else query).first()
+        with advised(self.protocol, self.table):
+            row = self.connection.execute(query.with_for_update() if is_locking else query).first()
         return None if row is None else found_of(row)
 
     def take_over(self, *which: Any, token: uuid.UUID, until: Any, parks: Any) -> tuple[Key, Found] | None:
@@ -118,7 +121,8 @@ class Rows:
         return update(self.table).where(*self.by_key(key), *fence).values(values)
 
     def _send(self, change: Update, *returned: Any) -> Any:
-        row = self.connection.execute(change.returning(self.protocol.is_durable, *returned)).first()
+        with advised(self.protocol, self.table):
+            row = self.connection.execute(change.returning(self.protocol.is_durable, *returned)).first()
         if row is None:
             return None
         if not row[0]:

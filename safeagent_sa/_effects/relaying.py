@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from .._claim.outcome import Request, failed, in_doubt
 from .._request import json_text
 from .._request.arguments import refuse_misfit
-from .._request.results import annotation_of, result_type_of
+from .._request.results import annotation_of
 from .._settings import Settings
 from ..errors import OutcomeError
 from ..execution import Execution
@@ -105,7 +105,8 @@ class RelayBase(Generic[_EffectT]):
             return None
         key, found = row
         effect, fn = self._handlers[found.stored.action]
-        request = Request(key, found.stored.action, None, found.stored.fingerprint, result_type_of(annotation_of(fn)))
+        result_type = effect.terms.settings.result_type_of(annotation_of(fn))
+        request = Request(key, found.stored.action, None, found.stored.fingerprint, result_type)
         taken: Any = leases.lease_or_answer(session, rows.connection, effect.terms, request, found=found, token=token)
         payload = None
         if isinstance(taken, Lease):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, Protocol, TypeVar, overload
 from uuid import UUID
 
+from .decorated import mark
 from .ids import validate_action
 from .signature import ParamsT, Plan, SelfT
 
@@ -67,16 +68,22 @@ def decorator(
             is_async=is_async,
         )
 
-        def call_once(*args: Any, **kwargs: Any) -> Any:
+        def execute(*args: Any, **kwargs: Any) -> Any:
             call = plan.call(args, kwargs)
             where = call.session if session_factory is None else session_factory
-            return verb(where, call.request_id, call.fn, **options, **call.options).result
+            return verb(where, call.request_id, call.fn, **options, **call.options)
+
+        async def execute_async(*args: Any, **kwargs: Any) -> Any:
+            return await execute(*args, **kwargs)
+
+        def call_once(*args: Any, **kwargs: Any) -> Any:
+            return execute(*args, **kwargs)._returned()  # noqa: SLF001 - a part of the handle
 
         async def await_once(*args: Any, **kwargs: Any) -> Any:
-            call = plan.call(args, kwargs)
-            where = call.session if session_factory is None else session_factory
-            return (await verb(where, call.request_id, call.fn, **options, **call.options)).result
+            return (await execute(*args, **kwargs))._returned()  # noqa: SLF001 - a part of the handle
 
-        return plan.dress(await_once if is_async else call_once)
+        decorated = plan.dress(await_once if is_async else call_once)
+        mark(decorated, execute_async if is_async else execute)
+        return decorated
 
     return decorate

@@ -6,7 +6,7 @@ was mapped: declarative, imperative, as a dataclass, or by SQLModel, whose class
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -15,6 +15,11 @@ from .fields import fields_of
 
 def mapped_class_in(annotation: Any) -> type | None:
     """Return a mapped class that an annotation names, in its arguments and in the fields of its classes too, or None."""
+    return class_in(annotation, lambda kind: hasattr(kind, "__mapper__"))
+
+
+def class_in(annotation: Any, is_wanted: Callable[[type], bool]) -> type | None:
+    """Return a class that an annotation names, or None; it looks into arguments, and into the fields of classes."""
     seen: list[Any] = []  # not a set: an annotation need not be hashable
     left = [annotation]
     while left:
@@ -23,7 +28,7 @@ def mapped_class_in(annotation: Any) -> type | None:
             continue
         seen.append(each)
         if isinstance(each, type):
-            if hasattr(each, "__mapper__"):
+            if is_wanted(each):
                 return each
             left += _annotations_of(each)
         left += [get_origin(each), *get_args(each)]

@@ -60,7 +60,7 @@ class ResultType:
         try:
             return json_text.encode(value, max_bytes=max_bytes)
         except NotStorableError as problem:
-            raise _refused(value, problem, consequence) from None
+            raise refused(value, problem, consequence) from None
 
     def decode(self, text: str) -> Any:
         """Return the value of a stored text, or raise MisfitError."""
@@ -90,7 +90,8 @@ class TypedResult(ResultType):
             reason = str(error).splitlines()[0]
             message = (
                 f"results cannot be of type {self._name}: pydantic has no JSON form for it ({reason}). Return plain values, a "
-                "dataclass, TypedDict, NamedTuple or pydantic model, or name another type with result_type=."
+                "dataclass, TypedDict, NamedTuple or pydantic model, name another type with result_type=, or give the guard two "
+                "functions for this one: ExecutionGuard(result_encoder=...)."
             )
             raise UnsupportedResultTypeError(message) from None
         self._invalid = pydantic.ValidationError
@@ -111,12 +112,12 @@ class TypedResult(ResultType):
                 has_equality: bool = type(value).__eq__ is not object.__eq__  # type: ignore[comparison-overlap]
                 is_equal = decoded == value if has_equality else mapped_value_in(value) is None
                 again = self._plain(decoded, by_alias=by_alias)
-                if _without_order(again) != _without_order(plain) or not is_equal:
+                if without_order(again) != without_order(plain) or not is_equal:
                     raise self._misfit("and would come back from JSON as another value")
                 return text
             raise self._misfit(f"and its field {' and '.join(misfits)} does not come back from JSON")
         except NotStorableError as problem:
-            raise _refused(value, problem, consequence) from None
+            raise refused(value, problem, consequence) from None
 
     def decode(self, text: str) -> Any:
         """Return the value of a stored text, or raise MisfitError."""
@@ -150,7 +151,7 @@ def refuse_mapped(annotation: Any) -> None:
     )
 
 
-def _refused(value: Any, problem: NotStorableError, consequence: str) -> InvalidResultError:
+def refused(value: Any, problem: NotStorableError, consequence: str) -> InvalidResultError:
     """Return the error that says what to do about a result that cannot be stored."""
     row = mapped_value_in(value)
     if row is not None:
@@ -175,12 +176,12 @@ def _has_json_form(value: Any) -> bool:
     return isinstance(value, _TYPED) or fields_of(type(value)) is not None
 
 
-def _without_order(plain: Any) -> Any:
+def without_order(plain: Any) -> Any:
     """Return plain JSON with its lists sorted: a set is written as a list in an arbitrary order."""
     if isinstance(plain, dict):
-        return {key: _without_order(each) for key, each in plain.items()}
+        return {key: without_order(each) for key, each in plain.items()}
     if isinstance(plain, list):
-        return sorted(map(_without_order, plain), key=repr)
+        return sorted(map(without_order, plain), key=repr)
     return plain
 
 

@@ -41,6 +41,10 @@ class Audience:
     """Whether a ROLLBACK TO SAVEPOINT has undone the INSERT."""
     block: Block | None = None
     """Whose block is open; None for a claim without one, and once it has ended."""
+    is_failed: bool = False
+    """Whether an exception has left the block."""
+    is_of_store: bool = False
+    """Whether `compat` has made the claim."""
     _began: float = field(default_factory=time.monotonic)
     _is_lost: bool = False
     _released: Collection[str] = ()
@@ -62,16 +66,21 @@ class Audience:
             _follow(session, self)
             self.notify("Claimed", is_pipelined=self.is_pipelined)
 
-    def replayed(self) -> None:
+    def replayed(self, *, is_refused: bool = False) -> None:
         """Notify of a receipt that was found."""
         if self.listeners:
-            self.notify("Replayed", is_pipelined=self.is_pipelined)
+            self.notify("Replayed", is_pipelined=self.is_pipelined, is_refused=is_refused)
 
-    def completed(self, connection: Connection, fast_path: FastPath | None = None) -> None:
-        """Notify of results that the COMMIT will store."""
+    def completed(
+        self, connection: Connection, fast_path: FastPath | None = None, *, refused: Collection[str] = ()
+    ) -> None:
+        """Notify of results that the COMMIT will store; `refused` has the ids of the refusals among them."""
         if self.listeners:
-            is_pipelined = fast_path is not None and fast_path.is_open(connection)
-            self.notify("Completed", seconds=self.seconds, is_pipelined=is_pipelined)
+            is_pipelined = not refused and fast_path is not None and fast_path.is_open(connection)
+            values = {"seconds": self.seconds, "is_pipelined": is_pipelined}
+            for row in (row for row in self.rows if row.request_id not in self._released):
+                is_refused = row.request_id in refused
+                Audience(self.listeners, (row,)).notify("Completed", is_refused=is_refused, **values)
 
     def released(self, request_ids: Collection[str]) -> None:
         """Notify of the rows that their batch has taken back; no later event is about them."""

@@ -16,6 +16,7 @@ from .._dialects.drivers import note_local_commits
 from ..errors import ClaimLostError, DurabilityUnknownError, NotCompletedError, TransactionAbortedError
 from .caller import location
 from .lifecycle import Audience
+from .refusing import Refusing
 
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class OpenClaim:
     root_ref: ReferenceType[SessionTransaction] | None
     """None once the session has committed inside the block: an outer transaction of the Connection holds the claim, then."""
     transaction_ref: ReferenceType[RootTransaction]
-    completion: Completion | BatchCompletion | None = None
+    completion: Completion | BatchCompletion | Refusing | None = None
     """None until the block has ended well."""
     is_supposed: bool = False
     """Whether it is unknown that the row exists, since its INSERT has raised an error."""
@@ -210,10 +211,12 @@ def committed_in_block(claim: OpenClaim) -> NotCompletedError:
 
 def not_completed(claim: OpenClaim, consequence: str) -> NotCompletedError:
     """Return the error for a claim without a result."""
+    call = "complete(result) after the business writes, inside the block"
+    if claim.audience.is_of_store:
+        call = f"store.complete({claim.row.request_id!r}, result) after the business writes"
     message = (
-        f"{claim.name} has no stored result, so {consequence}. "
-        "Call complete(result) after the business writes, and inside the block if there is one. After an exception, roll "
-        "back; to undo the claim and its writes alone, put them into session.begin_nested()."
+        f"{claim.name} has no stored result, so {consequence}. Call {call}. After an exception, roll back; to undo the claim "
+        "and its writes alone, put them into session.begin_nested()."
     )
     return NotCompletedError(message, scope=claim.row.scope, request_id=claim.row.request_id)
 

@@ -10,7 +10,8 @@ It listens on the one Session and never on a class:
 
 from __future__ import annotations
 
-from typing import Any
+import uuid
+from typing import Any, Literal
 from weakref import ref
 
 from sqlalchemy import Connection, event
@@ -25,9 +26,13 @@ from .foreign_writes import connections_of
 from .guarded_transaction import KEY, GuardedTransaction, SessionWatch, transaction_of, write_pending
 from .lifecycle import Audience, Block
 from .open_claim import BatchCompletion, Completion, OpenClaim, is_there, lost
+from .refusing import Refusing
 
 
 _INFO_KEY = "safeagent_sa"
+
+Verb = Literal["claim", "claim_many", "store"]
+"""Whose words an error speaks in; `store` is that of `compat`."""
 
 _OUTER = (None, None, False, False)
 """How a session's transaction takes part in a Connection's that it has not begun on."""
@@ -38,14 +43,16 @@ def plain_session(session: object) -> Session:
     found = session() if isinstance(session, scoped_session) else session
     if isinstance(found, Session):
         return found
-    message = (
-        f"a claim needs a sqlalchemy.orm.Session, not {type(session).__name__}. For an AsyncSession use "
-        "safeagent_sa.aio.AsyncExecutionGuard, which has the same verbs."
-    )
-    raise UnsupportedSessionError(message)
+    remedy = "For an AsyncSession use safeagent_sa.aio.AsyncExecutionGuard, which has the same verbs."
+    if isinstance(found, Connection):
+        remedy = (
+            "Make one on it, session = Session(connection), which takes part in the connection's transaction: claim and write "
+            "with that session, call session.commit() to write its part, and commit the connection."
+        )
+    raise UnsupportedSessionError(f"a claim needs a sqlalchemy.orm.Session, not {type(session).__name__}. {remedy}")
 
 
-def refuse_pending_writes(session: Session, key: Key) -> None:
+def refuse_pending_writes(session: Session, key: Key, verb: Verb = "claim") -> None:
     """Raise where changes from before the claim are not flushed: the COMMIT of a replay would write them.
 
     Flushed changes are part of the transaction whether it executes or replays. Those that are made in an open claim's block
@@ -56,10 +63,23 @@ def refuse_pending_writes(session: Session, key: Key) -> None:
     pending = [*session.new, *session.deleted, *(item for item in session.dirty if session.is_modified(item))]
     if pending:
         kinds = ", ".join(sorted({type(item).__name__ for item in pending}))
+        request = f"request_id {key.request_id!r}"
+        before, when, where = {
+            "claim": (f"the claim of {request}", "a replay", "in the block, behind `if not execution.is_replay`"),
+            "claim_many": (
+                "claim_many()",
+                "a delivery without a new request",
+                "in the block, for executions in batch.new",
+            ),
+            "store": (
+                f"insert_if_not_exists() of {request}",
+                "a duplicate",
+                "where insert_if_not_exists() has returned True",
+            ),
+        }[verb]
         message = (
-            f"the session holds {len(pending)} unflushed change(s) from before the claim of request_id "
-            f"{key.request_id!r} ({kinds}), which a replay would write as well. Make them in the block, behind "
-            "`if not execution.is_replay`; or call session.flush() before the claim if they belong to every delivery."
+            f"the session holds {len(pending)} unflushed change(s) from before {before} ({kinds}), which {when} would write as "
+            f"well. Make them {where}; or call session.flush() before that if they belong to every delivery."
         )
         raise PendingWritesError(message, scope=key.scope, request_id=key.request_id)
 
@@ -126,7 +146,7 @@ def suppose(
         claim.is_supposed = True
 
 
-def complete(claim: OpenClaim, held: GuardedTransaction, completion: Completion | BatchCompletion) -> None:
+def complete(claim: OpenClaim, held: GuardedTransaction, completion: Completion | BatchCompletion | Refusing) -> None:
     """Note that the block has ended with a result, which the COMMIT will write and prove."""
     _leave_block(claim)
     claim.completion, claim.savepoints_at_end = completion, len(held.savepoints.names)
@@ -142,7 +162,7 @@ def abandon(claim: OpenClaim) -> None:
     everything until it is rolled back.
     """
     _leave_block(claim)
-    claim.completion = None
+    claim.completion, claim.audience.is_failed = None, True
     session = claim.session_ref()
     if session is None:
         return
@@ -158,10 +178,10 @@ def lose(claim: OpenClaim) -> None:
         _take_up(claim, session)
 
 
-def is_own(connection: Connection, token: object) -> bool:
-    """Return whether the connection's transaction has made a claim with the token."""
+def own_claim(connection: Connection, token: uuid.UUID) -> OpenClaim | None:
+    """Return the claim of the connection's transaction with the token, or None where it has made none."""
     held = transaction_of(connection)
-    return held is not None and token in held.claims
+    return None if held is None else held.claims.get(token)
 
 
 def _current_watch(session: Session) -> SessionWatch | None:

@@ -16,7 +16,7 @@ from rich.text import Text
 from sqlalchemy import Connection, RowMapping, Table, select
 
 from .._request import json_text
-from ..execution import ExecutionStatus
+from ..execution import ANSWERED, ExecutionStatus
 from ..models import TABLE_NAME
 from . import _reads
 from ._console import Stop, err, in_sentences, out
@@ -30,6 +30,7 @@ _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 _COLOURS: dict[str, str] = {
     ExecutionStatus.COMPLETED: "green",
+    ExecutionStatus.REFUSED: "magenta",
     ExecutionStatus.FAILED: "red",
     ExecutionStatus.IN_DOUBT: "yellow",
 }
@@ -94,7 +95,7 @@ def show_request(
             colour = _COLOURS.get(value, "") if name == "status" else ""
             shown.add_row(Text(name, "bold"), cell(value if isinstance(value, str) else _json(value), colour))
     out.print(shown)
-    if fields["status"] == ExecutionStatus.COMPLETED:
+    if fields["status"] in ANSWERED:
         out.print(Text("result", "bold"))
         out.print(cell(_json(fields["result"], indent=2)), soft_wrap=True)
 
@@ -110,7 +111,7 @@ def _as_table(rows: list[dict[str, Any]]) -> RichTable:
     for row in rows:
         status = cell(row["status"], _COLOURS.get(row["status"], ""))
         created = cell(row["created_at"][:19].replace("T", " "))
-        result = cell(_json(row["result"]) if row["status"] == ExecutionStatus.COMPLETED else "")
+        result = cell(_json(row["result"]) if row["status"] in ANSWERED else "")
         result.truncate(60, overflow="ellipsis")
         result.no_wrap, result.overflow = True, "ellipsis"
         table.add_row(*(cell(row[name]) for name in names), status, created, result)

@@ -19,6 +19,7 @@ from ..errors import SchemaError
 from ..models import TABLE_NAME, ExecutionRequest, ExecutionRequestMixin
 from . import _adoption, _commit_check, _v0001
 from ._safeagent_stores import STORES, Store, StoreName
+from .remedies import LATEST, NOT_OURS, UPGRADE, remedy
 
 
 if TYPE_CHECKING:
@@ -30,8 +31,7 @@ _STEPS = (_v0001,)
 # The columns that distinguish the guard's table from another table with its name.
 _EVERY_STEP_HAS = {"scope", "request_id", "fingerprint", "token"}
 
-LATEST = len(_STEPS)
-"""The schema step that this version of the library needs."""
+assert len(_STEPS) == LATEST
 
 __all__ = [
     "LATEST",
@@ -279,36 +279,14 @@ def verify(bind: Engine | Connection, *, model: type[ExecutionRequestMixin] = Ex
         return
     if not found_columns:
         raise SchemaError(
-            f"the table {table.fullname} does not exist.\n{_remedy(table)}",
+            f"the table {table.fullname} does not exist.\n{remedy(table)}",
             table=table.fullname,
             found=0,
             needed=LATEST,
         )
     lacks = f"the table {table.fullname} lacks the columns {', '.join(missing)}: it was made by"
     if found_columns >= _EVERY_STEP_HAS:
-        message = (
-            f"{lacks} an earlier version of safeagent_sa. Run `safeagent-sa revision`, then `alembic upgrade head`."
-        )
+        message = f"{lacks} an earlier version of safeagent_sa. {UPGRADE}."
     else:
-        message = (
-            f"{lacks} another library or by hand. If it is SafeAgent's table, run `safeagent-sa adopt`. Otherwise give the "
-            "guard a table with another name: make_model(Base, tablename='safeagent_requests')."
-        )
+        message = f"{lacks} another library or by hand. {NOT_OURS}"
     raise SchemaError(message, table=table.fullname, found=None, needed=LATEST)
-
-
-def _remedy(table: Table) -> str:
-    names = "" if table.name == TABLE_NAME else f", table_name={table.name!r}"
-    names += f", schema={table.schema!r}" if table.schema else ""
-    return f"""
-Add a revision to your app's Alembic history, with `safeagent-sa revision` or by hand:
-
-    from safeagent_sa import schema as safeagent
-
-    def upgrade() -> None:
-        safeagent.upgrade(op, from_=0, to={LATEST}{names})
-
-    def downgrade() -> None:
-        safeagent.downgrade(op, from_={LATEST}, to=0{names})
-
-and run `alembic upgrade head`."""

@@ -38,10 +38,12 @@ def upgrade(op: Operations, table_name: str, schema: str | None) -> None:
         sa.PrimaryKeyConstraint("scope", "request_id", name=op.f(f"pk_{table_name}")),
         sa.CheckConstraint("length(request_id) > 0", name=op.f(f"ck_{table_name}_request_id")),
         sa.CheckConstraint(
-            "status IN ('claimed', 'completed', 'leased', 'failed', 'in_doubt', 'expired')",
+            "status IN ('claimed', 'completed', 'refused', 'leased', 'failed', 'in_doubt', 'expired')",
             name=op.f(f"ck_{table_name}_status"),
         ),
-        sa.CheckConstraint("status <> 'completed' OR result IS NOT NULL", name=op.f(f"ck_{table_name}_result")),
+        sa.CheckConstraint(
+            "status NOT IN ('completed', 'refused') OR result IS NOT NULL", name=op.f(f"ck_{table_name}_result")
+        ),
         # So that the index below holds every doubt.
         sa.CheckConstraint(
             "status NOT IN ('leased', 'in_doubt') OR lease_expires_at IS NOT NULL", name=op.f(f"ck_{table_name}_lease")

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Engine, MetaData, Table, insert, select, text
 
 from .._dialects import capabilities
-from ..execution import ExecutionStatus
+from ..execution import ANSWERED, ExecutionStatus
 from ..models import ExecutionRequestMixin
 
 
@@ -98,16 +98,18 @@ class Database:
             return {tuple(row) for row in connection.execute(query)}
 
     def completed(self) -> Counter[tuple[str, str]]:
-        """Return the completed requests."""
-        return self._statuses(ExecutionStatus.COMPLETED)
+        """Return the requests that have an answer: a result or a refusal."""
+        return self._statuses(*ANSWERED)
 
     def in_doubt(self) -> Counter[tuple[str, str]]:
         """Return the requests that are in doubt."""
         return self._statuses(ExecutionStatus.IN_DOUBT)
 
-    def _statuses(self, status: ExecutionStatus) -> Counter[tuple[str, str]]:
+    def _statuses(self, *statuses: ExecutionStatus) -> Counter[tuple[str, str]]:
         columns = self.requests.c
-        query = select(columns.scope, columns.request_id).where(columns.status == status.value)
+        query = select(columns.scope, columns.request_id).where(
+            columns.status.in_([status.value for status in statuses])
+        )
         with self.quiet.connect() as connection:
             return Counter((scope, request_id) for scope, request_id in connection.execute(query))
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RELEASED = {
     "_names.py": "1bb5e4861457395d753576eb7f4cabdbaa88afba35aa1cd63e5d8cb867da01d9",
     "_commit_check.py": "91bc0954fe7c81a463870833ddee8c36521f8818a0236bf191c6c83c2f1341c1",
-    "_v0001.py": "6266eff817fadec09d37ca23ebbb8647a269ec4141b33d3cdedf64a25b1d4d01",
+    "_v0001.py": "1ae4dd4494131b8f777a690467c8588f3a3f94f8f8a82e8f3f6f7bd759071664",
     "_safeagent_stores.py": "c4e3104c12fc6526b8a9baabec97ad2d4bfd98430782e68daf5114041081fad0",
     "_adoption.py": "34b4eb73cc75664e71ddb78d37ba888fd9bd9e3e5e68368bd7183732a74856f4",
 }

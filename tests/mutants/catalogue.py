@@ -18,6 +18,7 @@ ACQUIRE, COMPLETE = "_claim/acquire.py", "_claim/complete.py"
 BATCH, EACH, OUTCOME = "_claim/batch.py", "_claim/each.py", "_claim/outcome.py"
 GUARD, GUARDED = "_transaction/commit_guard.py", "_transaction/guarded_transaction.py"
 OPEN, WATCH = "_transaction/open_claim.py", "_transaction/session_watch.py"
+REFUSING = "_transaction/refusing.py"
 SAVEPOINTS, RUN = "_transaction/savepoints.py", "_transaction/run.py"
 BASE, STEPS, SQLITE = "_dialects/base.py", "_dialects/steps.py", "_dialects/sqlite.py"
 DRIVERS = "_dialects/drivers.py"
@@ -30,6 +31,7 @@ PREPARED = "_dialects/postgresql/prepared.py"
 LEASE, ROWS = "_effects/lease.py", "_effects/lease_rows.py"
 DOUBT, FLOW, RELAY = "_effects/doubt.py", "_effects/flow.py", "_effects/relaying.py"
 IDS, JSON_TEXT, RESULTS = "_request/ids.py", "_request/json_text.py", "_request/results.py"
+OWN_RESULTS = "_request/own_results.py"
 SIGNATURE, ARGUMENTS, TEMPLATE = "_request/signature.py", "_request/arguments.py", "_request/template.py"
 RETENTION, EXECUTION = "retention.py", "execution.py"
 
@@ -71,7 +73,10 @@ CLAIMING = {
         "test_another_action_or_payload_under_the_same_id_is_a_conflict",
     ),
     "one's own claim is taken for another's": Mutant(
-        OUTCOME, "    if is_own:\n", "    if False:\n", "test_claiming_the_same_id_inside_its_own_block_is_refused"
+        OUTCOME,
+        "    if own is not None:\n",
+        "    if False:\n",
+        "test_claiming_the_same_id_inside_its_own_block_is_refused",
     ),
     "tenants share their locks": Mutant(
         SQL, "_LOCK_SEED + _TableId(table)", "_LOCK_SEED", "test_tenants_with_a_schema_each_do_not_meet"
@@ -282,7 +287,7 @@ COMPLETING = {
     ),
     "a batch's early completion is proved by any row": Mutant(
         BASE,
-        "if (row.token, row.status) == (claims.token, ExecutionStatus.COMPLETED)]",
+        "if row.token == claims.token and row.status in ANSWERED]",
         "if row]",
         "test_a_savepoint_as_text_behind_the_block_is_no_harm test_savepoints_as_text_are_followed",
     ),
@@ -405,9 +410,79 @@ COMPLETING = {
     ),
     "the first caller gets what was given": Mutant(
         EXECUTION,
-        "return self._decoded(self._stored)\n\n    def _decoded",
-        "return result\n\n    def _decoded",
+        "return self._decoded(self._stored)\n\n    def refuse",
+        "return result\n\n    def refuse",
         "test_complete_takes_and_gives_the_type test_values.py test_changing_a_result_changes_nothing_for_others test_the_first_answer_is_what_the_replay_gives",
+    ),
+    "a result of an own type need not come back equal": Mutant(
+        OWN_RESULTS,
+        " and _is_equal(decoded, value)",
+        "",
+        "test_a_result_that_only_looks_equal_in_its_text_is_refused",
+    ),
+    "a result of an own type need not be of its type": Mutant(
+        OWN_RESULTS,
+        "type(decoded) is type(value) and",
+        "True and",
+        "test_a_result_that_comes_back_as_another_type_is_refused",
+    ),
+    "a result of an own type may have another text the second time": Mutant(
+        OWN_RESULTS,
+        "is_same and self._has_text(decoded, text, max_bytes)",
+        "is_same",
+        "test_a_result_that_is_equal_but_has_another_text_is_refused",
+    ),
+    "a forgotten migration is a bare error": Mutant(
+        ACQUIRE,
+        "        advise(error, protocol, settings.table)\n",
+        "",
+        "test_a_forgotten_migration_has_the_lines_to_paste test_so_has_a_claim_that_went_with_begin",
+    ),
+    "a note is for every table": Mutant(
+        "_claim/advice.py",
+        "table.name not in str(error.orig)",
+        "False",
+        "test_a_missing_table_of_a_trigger_has_no_note",
+    ),
+    "a claim after a failed block is taken for a second one": Mutant(
+        WATCH,
+        "claim.completion, claim.audience.is_failed = None, True",
+        "claim.completion = None",
+        "test_a_claim_after_a_failed_block_says_that_it_was_not_rolled_back",
+    ),
+    "a refusal is stored as a result": Mutant(
+        COMPLETE, "        if execution.is_refused:\n", "        if False:\n", "test_refusal.py"
+    ),
+    "a refusal of a batch is stored as a result": Mutant(
+        BATCH,
+        "        if refused:\n",
+        "        if False:\n",
+        "test_so_is_one_of_a_batch test_a_batch_stores_results_refusals_and_effects_together",
+    ),
+    "a refusal travels with the COMMIT as a result": Mutant(
+        REFUSING,
+        '"""Return None: separate statements write a refusal."""',
+        "return self.completion.with_commit(connection, on_lost)",
+        "test_a_refusal_is_stored_with_its_rows_and_is_the_answer_of_every_retry",
+    ),
+    "a refusal that was written early is not found again": Mutant(
+        EXECUTION,
+        "ANSWERED = (ExecutionStatus.COMPLETED, ExecutionStatus.REFUSED)",
+        "ANSWERED = (ExecutionStatus.COMPLETED,)",
+        "test_a_refusal_is_there_for_reads_of_its_own_transaction",
+    ),
+    "a refusal undoes the rows of its function": Mutant(
+        "guard.py",
+        "                except Refusal as refusal:\n",
+        "                except ZeroDivisionError as refusal:\n",
+        "test_a_refusal_is_stored_with_its_rows_and_is_the_answer_of_every_retry",
+    ),
+    "a refusal is returned and not raised after the COMMIT": Mutant(
+        EXECUTION,
+        "        if self._is_refused:\n            raise self._refusal()\n        return self\n",
+        "        return self\n",
+        "test_a_refusal_is_stored_with_its_rows_and_is_the_answer_of_every_retry "
+        "test_run_transaction_raises_a_new_refusal_once_it_is_committed",
     ),
 }
 
@@ -756,8 +831,8 @@ ENGINES = {
     ),
     "a batch by the key is counted without the transaction": Mutant(
         KEY_SQL,
-        "is_one_of(table), is_completed, is_same)",
-        "is_one_of(table), is_completed)",
+        "is_one_of(table), is_answered, is_same)",
+        "is_one_of(table), is_answered)",
         "test_a_batch_that_was_completed_early_in_another_transaction_is_not_counted",
     ),
     "a claim by the key leaves its lock_timeout": Mutant(
@@ -1126,7 +1201,7 @@ STORED = {
     ),
     "typed results are not compared": Mutant(
         RESULTS,
-        "if _without_order(again) != _without_order(plain) or",
+        "if without_order(again) != without_order(plain) or",
         "if False and",
         "test_a_value_that_would_come_back_as_another_one_is_refused",
     ),
@@ -1434,7 +1509,7 @@ VALUES = {
     ),
     "a mapped class is a result type": Mutant(
         MAPPED,
-        '            if hasattr(each, "__mapper__"):\n                return each',
+        "            if is_wanted(each):\n                return each",
         "            if False:\n                return each",
         "test_a_result_type_with_a_mapped_class_is_refused_before_any_sql",
     ),

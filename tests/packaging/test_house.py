@@ -34,7 +34,6 @@ ONE_SUBCLASS = {
     "EffectContext": "the context of an async call is one, whose heartbeat is awaited",
     "ExecutionRequestMixin": "users make models of their own from it",
     "FastPath": "key locking has more around its claim",
-    "ResultType": "itself the type of plain JSON",
     "_Base": "a declarative base",
 }
 
@@ -195,7 +194,13 @@ def public_verbs():
     classes = (ExecutionGuard, AsyncExecutionGuard, Effect, AsyncEffect, Relay, AsyncRelay, ExecutionStore)
     functions = [(module, name) for module in (retention, schema) for name in module.__all__]
     methods = [(each, name) for each in (*classes, Batch, Execution, PlannedEffects) for name in vars(each)]
-    for owner, name in [*functions, *methods, (safeagent_sa, "make_model"), (sqlite, "configure")]:
+    for owner, name in [
+        *functions,
+        *methods,
+        (safeagent_sa, "make_model"),
+        (safeagent_sa, "execution_of"),
+        (sqlite, "configure"),
+    ]:
         if not name.startswith("_") and name not in STEPS_OF_EFFECTS and inspect.isfunction(getattr(owner, name)):
             yield pytest.param(getattr(owner, name), id=f"{owner.__name__}.{name}")
 

@@ -21,7 +21,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, greenlet_spawn
 
 import support.app
-from safeagent_sa import ExecutionGuard, sqlite
+from safeagent_sa import ExecutionGuard, execution_of, sqlite
+from safeagent_sa._request.decorated import mark
 from safeagent_sa.aio import AsyncExecutionGuard
 from support.app import Port, make_engine
 from support.patience import PATIENCE
@@ -194,6 +195,11 @@ class Facade:
                 named = {name: _async(value) for name, value in named.items()}
                 return await_only(decorated(*map(_async, arguments), **named))
 
+            def execute(*arguments: Any, **named: Any) -> Any:
+                named = {name: _async(value) for name, value in named.items()}
+                return await_only(execution_of(decorated)(*map(_async, arguments), **named))
+
+            mark(called, execute)
             return called
 
         return decorate

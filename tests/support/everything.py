@@ -96,7 +96,10 @@ def steps(port: Port, batch: int) -> Iterator[Step]:
         ("--scope", "tenant-8"),
         ("--scope", "unknown"),
         ("--action", "refund"),
-        *(("--status", status) for status in ("claimed", "completed", "leased", "failed", "in_doubt", "expired")),
+        *(
+            ("--status", status)
+            for status in ("claimed", "completed", "refused", "leased", "failed", "in_doubt", "expired")
+        ),
         ("--status", "in_doubt", "--scope", ""),
     ):
         yield f"safeagent-sa list {options}", partial(_command, "list", *url, *options)

@@ -19,6 +19,7 @@ from safeagent_sa import (
     ExecutionRequestMixin,
     ExecutionStatus,
     Receipt,
+    execution_of,
     make_model,
     schema,
     sqlite,
@@ -160,6 +161,10 @@ def decorators(session: Session, asession: AsyncSession) -> None:
     awanted: Callable[[AsyncSession, int], Coroutine[Any, Any, PaymentReceipt]] = adecorated
     aopened_wanted: Callable[[int], Coroutine[Any, Any, PaymentReceipt]] = aopened
     wanted(7), awanted(asession, 7), aopened_wanted(7), Shop().apay_opened(7)
+    assert_type(execution_of(decorated)(session, 7, note="x"), Execution[PaymentReceipt])
+    assert_type(execution_of(Shop().pay_opened)(7), Execution[PaymentReceipt])
+    whole: Callable[[AsyncSession, int], Coroutine[Any, Any, Execution[PaymentReceipt]]] = execution_of(adecorated)
+    whole(asession, 7).close()
 
 
 def mistakes(session: Session) -> None:

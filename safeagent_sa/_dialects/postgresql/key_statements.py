@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
-from ...execution import ExecutionStatus
+from ...execution import ANSWERED
 from ..base import NewClaim, constant
 from .statements import arrays, completion, is_one_of, limits, or_fail, plain
 
@@ -104,5 +104,5 @@ class KeyStatements:
         done = arrays("request_id", "result")
         batch = (table.c.scope == bindparam("key_scope"), table.c.token == bindparam("key_token"))
         self.complete_many = complete(*batch, table.c.request_id == done.c.request_id, result=done.c.result)
-        is_completed = table.c.status == ExecutionStatus.COMPLETED.value
-        self.count_completed = select(func.count()).where(*batch, is_one_of(table), is_completed, is_same)
+        is_answered = table.c.status.in_([status.value for status in ANSWERED])
+        self.count_completed = select(func.count()).where(*batch, is_one_of(table), is_answered, is_same)

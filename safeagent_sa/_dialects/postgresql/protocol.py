@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ..base import Inserted, NewClaim, NewClaims, StoredRequest
 from .fast_path import FastPath
-from .server import OnPostgreSQL, milliseconds_of, refuse_read_only
+from .server import OnPostgreSQL, milliseconds_of, refuse_read_only, sqlstate_of
 from .statements import (
     IS_SAME,
     LOSABLE,
@@ -38,6 +38,14 @@ from .statements import (
 _MAX_ROUNDS = 100
 
 _IS_SAME = select(IS_SAME)
+
+# The language does not exist, its library cannot be loaded, or the role may not use it.
+_NO_PLPGSQL = {"42704", "58P01", "42501"}
+_WITHOUT_PLPGSQL = (
+    "The guard waits for another claim in an anonymous block of PL/pgSQL, and this database or role cannot run one. CREATE "
+    "EXTENSION plpgsql, or GRANT USAGE ON LANGUAGE plpgsql TO the role; or do without: ExecutionGuard(wait_timeout=0) does not "
+    'wait, and ExecutionGuard(locking="key") waits in another way. The transaction is aborted: roll back.'
+)
 
 
 class PostgreSQL(OnPostgreSQL):
@@ -110,7 +118,12 @@ class PostgreSQL(OnPostgreSQL):
         lock = {"lock_name": lock_name(claim.scope, claim.request_id), "milliseconds": milliseconds_of(timeout)}
         began = time.monotonic()
         limit: int = connection.execute(self._statements.prepare_wait, lock).one()[0]
-        connection.execute(WAIT)
+        try:
+            connection.execute(WAIT)
+        except DBAPIError as error:
+            if sqlstate_of(error) in _NO_PLPGSQL:
+                error.add_note(_WITHOUT_PLPGSQL)
+            raise
         return limit == 0 or time.monotonic() - began < limit / 1000
 
     def complete(

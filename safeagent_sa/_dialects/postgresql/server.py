@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, Float, Table, func, literal, t
 from sqlalchemy.exc import DBAPIError
 
 from ...errors import AutocommitError, ReadOnlyTransactionError
-from ..base import ClaimProtocol, StoredRequest, by_request_id, constant
+from ..base import ClaimProtocol, Problem, StoredRequest, by_request_id, constant
 from ..drivers import HAS_WRITTEN
 from .statements import LOSABLE, Ready, find_many, has_plain_types
 
@@ -21,6 +21,13 @@ _READ_ONLY_TRANSACTION = "25006"
 # cannot accept connections yet
 _TRANSIENT = {"40001", "40P01", "57P01", "57P02", "57P03"}
 _CONNECTION_EXCEPTION = "08"
+# undefined table, invalid schema name, undefined column, query cancelled
+_PROBLEMS = {
+    "42P01": Problem.NO_TABLE,
+    "3F000": Problem.NO_TABLE,
+    "42703": Problem.NO_COLUMN,
+    "57014": Problem.CANCELLED,
+}
 
 
 class OnPostgreSQL(ClaimProtocol):
@@ -67,6 +74,11 @@ class OnPostgreSQL(ClaimProtocol):
         """Return whether it is a serialization failure, a deadlock, a server that stops or starts, or a lost connection."""
         code = sqlstate_of(error) or ""
         return code in _TRANSIENT or code.startswith(_CONNECTION_EXCEPTION)
+
+    @staticmethod
+    def problem_of(error: DBAPIError) -> Problem | None:
+        """Return what the SQLSTATE stands for."""
+        return _PROBLEMS.get(sqlstate_of(error) or "")
 
     @staticmethod
     def may_have_written(connection: Connection) -> bool:

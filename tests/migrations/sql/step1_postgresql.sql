@@ -16,8 +16,8 @@ CREATE TABLE execution_requests (
     completed_at TIMESTAMP WITH TIME ZONE, 
     CONSTRAINT pk_execution_requests PRIMARY KEY (scope, request_id), 
     CONSTRAINT ck_execution_requests_request_id CHECK (length(request_id) > 0), 
-    CONSTRAINT ck_execution_requests_status CHECK (status IN ('claimed', 'completed', 'leased', 'failed', 'in_doubt', 'expired')), 
-    CONSTRAINT ck_execution_requests_result CHECK (status <> 'completed' OR result IS NOT NULL), 
+    CONSTRAINT ck_execution_requests_status CHECK (status IN ('claimed', 'completed', 'refused', 'leased', 'failed', 'in_doubt', 'expired')), 
+    CONSTRAINT ck_execution_requests_result CHECK (status NOT IN ('completed', 'refused') OR result IS NOT NULL), 
     CONSTRAINT ck_execution_requests_lease CHECK (status NOT IN ('leased', 'in_doubt') OR lease_expires_at IS NOT NULL)
 );
 

@@ -1,0 +1,38 @@
+"""Refusals among the results that a COMMIT stores: one statement more, which the path of all other results is free of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from .._dialects import NewClaim
+
+
+@dataclass(frozen=True, slots=True)
+class Refusing:
+    """A completion, and which of its results are refusals."""
+
+    completion: Any
+    """The completion of a claim, or of a batch."""
+    row: NewClaim
+    """One of its rows, whose scope and token all of them have."""
+    request_ids: Sequence[str]
+
+    def write(self, connection: Connection) -> bool:
+        """Write the results, then turn the refusals among them into what they are."""
+        if not self.completion.write(connection):
+            return False
+        scope, token, proof = self.row.scope, self.row.token, self.completion.proof
+        count: int = self.completion.protocol.refuse(connection, scope, token, proof, self.request_ids)
+        return count == len(self.request_ids)
+
+    def is_written(self, connection: Connection) -> bool:
+        """Return whether this very transaction has written them."""
+        is_written: bool = self.completion.is_written(connection)
+        return is_written
+
+    def with_commit(self, connection: Connection, on_lost: Callable[[], Exception]) -> None:
+        """Return None: separate statements write a refusal."""
