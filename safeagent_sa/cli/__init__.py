@@ -6,7 +6,7 @@
     list, show  _requests ─► _reads          stored requests, in a table of any size ─► _stretches
     in-doubt    _doubts                      requests that may have happened; `resolve` records what happened
     relay       _relay                       fires stored effects
-    doctor      _doctor ─► _doctor_requests  checks a database and gives advice
+    doctor      _doctor ─► _doctor_requests  checks a database and gives advice ─► _doctor_waits
     purge       _purge                       drops old receipts; `erase` drops what one request has stored
     demo        demo ─► scenes ─► stage ─► worker
 
