@@ -82,7 +82,7 @@ def test_requests_that_race_in_threads_execute_once(shop):
 
 def test_a_commit_in_the_function_is_refused_and_nothing_is_stored(shop):
     with shop.app.app_context():
-        with pytest.raises(NotCompletedError, match="test_flask.py"):
+        with pytest.raises(NotCompletedError, match=r"test_flask\.py"):
             shop.pay("order-1", is_committed=True)
     with shop.app.app_context():
         assert shop.db.session.query(shop.Payment).count() == 0
