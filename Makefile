@@ -17,7 +17,7 @@ BENCH_VENV := .venv-bench$(PINNED)
 BENCH_BIN := $(BENCH_VENV)/bin
 BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: help demo test test-all check words aio format changelog bench bench-full field stress pgbouncer roads mutants matrix nightly clean
+.PHONY: help demo test test-all check words aio format changelog bench bench-full field stress pgbouncer roads frameworks mutants matrix nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -73,13 +73,16 @@ pgbouncer: $(READY)  ## the protocol through PgBouncer, which must be installed
 roads: $(READY)  ## every migration setup, such as with ALEMBIC=1.14
 	$(SUITE) tests/migrations tests/cli/test_revision.py tests/docs/test_migrations.py tests/docs/test_adopt_safeagent.py $(ARGS)
 
+frameworks: $(READY)  ## follow the pages of docs/frameworks in new environments; ARGS=flask for one
+	PYTHONPATH=tests $(BIN)/python tests/frameworks/run.py $(ARGS)
+
 mutants: $(READY)  ## break the promises, one at a time, and check that a test fails
 	$(BIN)/python tests/mutants/run.py $(ARGS)
 
 matrix: $(READY)  ## the promises on the supported versions of Python, PostgreSQL and SQLAlchemy
 	$(BIN)/python tests/matrix/run.py $(ARGS)
 
-nightly: $(READY)  ## mutants, stress, field and matrix, with one table of results
+nightly: $(READY)  ## mutants, stress, field, frameworks and matrix, with one table of results
 	$(BIN)/python tests/nightly/run.py $(ARGS)
 
 clean:  ## remove everything that these targets create

@@ -414,6 +414,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         payload: Sequence[str] | Callable[..., Any] | None = None,
         scope: str | Callable[..., str | UUID | int] | None = None,
         result_type: Any = None,
+        session: AsyncSession | async_scoped_session[Any] | None = None,
         session_factory: None = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
@@ -428,6 +429,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         payload: Sequence[str] | Callable[..., Any] | None = None,
         scope: str | Callable[..., str | UUID | int] | None = None,
         result_type: Any = None,
+        session: None = None,
         session_factory: AsyncSessionFactory,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
@@ -443,6 +445,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         payload: Sequence[str] | Callable[..., Any] | None = None,
         scope: str | Callable[..., str | UUID | int] | None = None,
         result_type: Any = None,
+        session: AsyncSession | async_scoped_session[Any] | None = None,
         session_factory: AsyncSessionFactory | None = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
@@ -454,6 +457,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
 
         The annotation of a parameter says which one is the session. With `session_factory` the caller leaves it out:
         each call gets a session, and is a whole transaction that commits when it returns, as with `run_transaction`.
+        With `session` the function takes none: it uses that global session, whose transaction stays the caller's.
 
         Args:
             request_id: The idempotency key: a template over the arguments, such as `"order:{order_id}:pay"`
@@ -467,6 +471,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
                 the arguments that it names. A text without fields is the same for every call; None is the guard's own.
                 Take it from the authenticated principal. A call fails where it is None or empty.
             result_type: The type of the result; None for the function's return annotation.
+            session: A global session that the function uses without taking it, such as an `async_scoped_session`.
             session_factory: Makes a session for each call; None where the caller gives the session.
             wait_timeout: Seconds to wait for another claim of the same request; as in `claim`.
             savepoint: Run each call in a SAVEPOINT, as in `claim`; not with `session_factory`.
@@ -478,12 +483,14 @@ class AsyncExecutionGuard(ConfiguredGuard):
             A decorator. For type checkers, `session_factory` removes the first parameter (of a method the second one).
 
         Raises:
-            UnsupportedFunctionError: At the decoration: no session or two, a generator, or the other kind of function.
+            UnsupportedFunctionError: At the decoration: no session or two, a session beside `session=`, a generator, or
+                the other kind of function.
+            UnsupportedSessionError: At the decoration: `session` is something else, such as a factory.
             InvalidActionError: At the decoration: the action cannot be stored.
             InvalidScopeError: At the decoration or a call: the scope cannot be stored, or a part of it is missing,
                 None, empty or not stable.
             ValueError: At the decoration: a malformed template, or one that names no argument; a scope without fields
-                that is the name of a parameter; `savepoint` with `session_factory`.
+                that is the name of a parameter; `savepoint` or `session` with `session_factory`.
             TypeError: At the decoration: `payload` is one str. At a call: the arguments do not fit the function.
             InvalidRequestIdError: At a call: a part of the id is missing, None, empty or not stable.
             ReceiptTypeError: At a call: the stored result no longer fits the result type.
@@ -500,6 +507,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         return decorator(
             self,
             session_factory,
+            session,
             request_id=request_id,
             action=action,
             payload=payload,

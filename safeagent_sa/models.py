@@ -24,7 +24,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column, registry
 from sqlalchemy.schema import conv
 from sqlalchemy.util import memoized_property
 
@@ -57,7 +57,8 @@ class ExecutionRequestMixin:
         guard = ExecutionGuard(model=ExecutionRequest)
         ```
 
-    With a Base that is a `MappedAsDataclass`, use `make_model()`: SQLAlchemy 2.1 does not accept a plain mixin there.
+    With a Base that is a `MappedAsDataclass`, and with `SQLModel`, use `make_model()`: SQLAlchemy 2.1 and pydantic do not accept
+    a plain mixin there.
     """
 
     __tablename__ = TABLE_NAME
@@ -83,6 +84,15 @@ class ExecutionRequestMixin:
     @declared_attr.directive
     def __table_args__(cls) -> Any:  # noqa: N805 - SQLAlchemy calls it with the class
         return table_args(cls.__tablename__)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse classes of pydantic by name: they take the columns for fields, and end in an error about a schema."""
+        if any(base.__name__ == "BaseModel" and base.__module__.startswith("pydantic.") for base in cls.__mro__):
+            raise TypeError(
+                f"{cls.__name__} is a pydantic model, as every class of SQLModel is, and pydantic takes the columns of the "
+                "mixin for fields. Write instead of the class: ExecutionRequest = make_model(SQLModel)"
+            )
+        super().__init_subclass__(**options)
 
 
 class _PartialIndex(Index):
@@ -147,7 +157,7 @@ def make_model(
     """Make a model with another table name or schema on your Base; nothing is sent, and no table is created.
 
     Args:
-        base: Your declarative Base, dataclass or not; the table is added to its MetaData.
+        base: Your declarative Base, dataclass or not, or `SQLModel`; the table is added to its MetaData.
         tablename: The name of the table, at most 40 characters.
         schema: The database schema; None for the connection's default.
 
@@ -172,6 +182,8 @@ def make_model(
         "__table_args__": (*table_args(tablename), {"schema": schema}),
     }
     model = type("ExecutionRequest", (ExecutionRequestMixin,), namespace)
-    # By the registry and not by inheritance: a Base that is a dataclass would turn the columns into fields.
-    mapped: type[ExecutionRequestMixin] = base.registry.mapped(model)
+    # By a registry and not by inheritance: a Base that is a dataclass, or pydantic's, would turn the columns into fields.
+    # SQLModel shows no registry, but the MetaData that its migrations look at.
+    own: registry = base.registry if hasattr(base, "registry") else registry(metadata=base.metadata)
+    mapped: type[ExecutionRequestMixin] = own.mapped(model)
     return mapped

@@ -55,6 +55,7 @@ PHRASES = {
     "a synchronous Session": "an AsyncSession",
     "function `handler(": "coroutine function `handler(",
     "function `on_success(": "function or coroutine function `on_success(",
+    "such as Flask-SQLAlchemy's `db.session`": "such as an `async_scoped_session`",
     "function `probe(": "function or coroutine function `probe(",
     "between threads": "between tasks",
 }

@@ -166,6 +166,11 @@ def in_doubt(key: Key) -> ExecutionInDoubtError:
 
 def _conflict(message: str, differs: str, stored: StoredRequest, key: Key) -> RequestConflictError:
     advice = ". One request_id names one intent: send the original arguments, or a new request_id for a new intent."
+    if differs == "payload":  # such as the whole event of a webhook
+        advice += (
+            " Where a sender changes a part of the payload between deliveries, such as a counter or a time, name the fields "
+            'that matter: payload=["order_id"] for @idempotent, a dict of these fields for the other verbs.'
+        )
     return RequestConflictError(
         message + advice, differs=differs, stored_action=stored.action, scope=key.scope, request_id=key.request_id
     )

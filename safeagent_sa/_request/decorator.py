@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, Protocol, TypeVar, overload
 from uuid import UUID
 
+from ..errors import UnsupportedSessionError
+from .annotations import is_session
 from .decorated import mark
 from .ids import validate_action
 from .signature import ParamsT, Plan, SelfT
@@ -32,6 +34,7 @@ class OpensSession(Protocol[_SessionT_co]):
 def decorator(
     guard: Any,
     session_factory: Any,
+    session: Any,
     *,
     request_id: str | Callable[..., str | UUID | int],
     action: str,
@@ -48,6 +51,8 @@ def decorator(
     """Return the decorator for the verb that fits: `run_transaction` with a session factory, `execute` without one."""
     validate_action(action)
     options: dict[str, Any] = {"action": action, "wait_timeout": wait_timeout}
+    if session is not None:
+        _refuse_other_sources(session, session_factory, is_async=is_async)
     if session_factory is None:
         verb = guard.execute
         options |= {"savepoint": savepoint}
@@ -65,12 +70,15 @@ def decorator(
             scope=scope,
             result_type=result_type,
             opens_session=session_factory is not None,
+            is_global=session is not None,
             is_async=is_async,
         )
 
+        given = session_factory if session is None else session
+
         def execute(*args: Any, **kwargs: Any) -> Any:
             call = plan.call(args, kwargs)
-            where = call.session if session_factory is None else session_factory
+            where = call.session if given is None else given
             return verb(where, call.request_id, call.fn, **options, **call.options)
 
         async def execute_async(*args: Any, **kwargs: Any) -> Any:
@@ -87,3 +95,22 @@ def decorator(
         return decorated
 
     return decorate
+
+
+def _refuse_other_sources(session: Any, session_factory: Any, *, is_async: bool) -> None:
+    """Raise for what is no session that outlives a call, such as a factory, whose sessions would never be committed."""
+    if session_factory is not None:
+        raise ValueError(
+            "idempotent takes session= or session_factory=, not both: with session= the transaction stays yours, with "
+            "session_factory= each call is one"
+        )
+    if not is_session(type(session), is_async=is_async):
+        wanted = (
+            "an async_scoped_session or AsyncSession"
+            if is_async
+            else "a scoped_session, such as db.session, or a Session"
+        )
+        raise UnsupportedSessionError(
+            f"idempotent(session=...) needs {wanted}, not {type(session).__name__}. A sessionmaker makes a session that is "
+            "never committed: pass it as session_factory=."
+        )

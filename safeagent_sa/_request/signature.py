@@ -51,12 +51,13 @@ class Plan:
         scope: str | UUID | int | Callable[..., str | UUID | int] | None,
         result_type: Any,
         opens_session: bool,
+        is_global: bool,
         is_async: bool,
     ) -> None:
         _refuse_other_kinds(fn, is_async=is_async)
         self._fn = fn
         self._signature = signature_of(fn)
-        self._session = _session_parameter(fn, self._signature)
+        self._session = _session_parameter(fn, self._signature, is_wanted=not is_global)
         self._opens_session = opens_session
         parameters = [each for each in self._signature.parameters.values() if each.name != self._session]
         self.signature = self._signature.replace(parameters=parameters) if opens_session else self._signature
@@ -75,7 +76,7 @@ class Plan:
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = dict(bound.arguments)
-        session = None if self._opens_session else arguments.pop(self._session)
+        session = None if self._opens_session else arguments.pop(self._session, None)
 
         def with_session(opened: Any) -> Any:
             if not self._opens_session:
@@ -101,19 +102,28 @@ class Plan:
         return wrapper
 
 
-def _session_parameter(fn: Callable[..., Any], signature: inspect.Signature) -> str:
+def _session_parameter(fn: Callable[..., Any], signature: inspect.Signature, *, is_wanted: bool) -> str:
+    """Return the name of the parameter that is the session; "" where the function takes none and none is wanted."""
     try:
         kinds = typing.get_type_hints(fn)
     except Exception:  # noqa: BLE001 - an annotation is any expression; then their texts must do
         kinds = {}
     found = [name for name, each in signature.parameters.items() if is_session(kinds.get(name, each.annotation))]
+    if not is_wanted:
+        if found:
+            raise UnsupportedFunctionError(
+                f"{fn.__qualname__}() has the parameter {found[0]!r} for a session, and idempotent was given session=: "
+                "remove one of the two"
+            )
+        return ""
     if len(found) != 1:
         problem = (
             "two parameters that are annotated as sessions" if found else "no parameter that is annotated as a session"
         )
         raise UnsupportedFunctionError(
             f"{fn.__qualname__}() has {problem}; idempotent needs one, annotated as sqlalchemy.orm.Session or "
-            "sqlalchemy.ext.asyncio.AsyncSession: `session: Session`"
+            "sqlalchemy.ext.asyncio.AsyncSession: `session: Session`. For a function that uses a global session and takes "
+            "none: idempotent(session=db.session, ...)"
         )
     return found[0]
 

@@ -1,12 +1,12 @@
 """The command line `safeagent-sa`, in the extra `cli`; the library never imports it.
 
-    revision    _revision ─► _history        one revision in an app's own Alembic history
+    revision    _revision ─► _history        one revision in an app's own Alembic history ─► _environment
     adopt       _adopt ─► _revision          the same for a database with a table of SafeAgent's
     migrate     _migrate ─► _standalone      the packaged revisions, for databases without an Alembic history
     list, show  _requests ─► _reads          stored requests, in a table of any size ─► _stretches
     in-doubt    _doubts                      requests that may have happened; `resolve` records what happened
     relay       _relay                       fires stored effects
-    doctor      _doctor ─► _doctor_requests  checks a database and gives advice
+    doctor      _doctor ─► _doctor_requests  checks a database and gives advice ─► _doctor_waits
     purge       _purge                       drops old receipts; `erase` drops what one request has stored
     demo        demo ─► scenes ─► stage ─► worker
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from alembic.script import ScriptDirectory
 from rich.table import Table
 
 from ..execution import ExecutionStatus
 from ..models import TABLE_NAME
 from ..schema import _adoption
 from ..schema._safeagent_stores import STORES
+from . import _environment
 from ._console import Stop, in_sentences, out
 from ._database import connected
 from ._history import reached_step
-from ._options import AlembicConfig, Head, Message, Schema, TableName, Url, model_of
-from ._revision import app_config, options_text, write
+from ._options import DEFAULT_CONFIG, AlembicConfig, Head, Message, Schema, ScriptLocation, TableName, Url, model_of
+from ._revision import options_text, write
 
 
 class StoreName(StrEnum):
@@ -52,7 +51,8 @@ def adopt(
             "--time-zone", help="The time zone of PostgresExecutionStore's timestamps; the connection's by default."
         ),
     ] = None,
-    config: AlembicConfig = Path("alembic.ini"),
+    config: AlembicConfig = DEFAULT_CONFIG,
+    location: ScriptLocation = None,
     head: Head = "head",
     table_name: TableName = TABLE_NAME,
     schema: Schema = None,
@@ -69,8 +69,8 @@ def adopt(
     if is_dry_run:
         out.print("nothing was changed")
         return
-    script = ScriptDirectory.from_config(app_config(config))
-    if reached_step(script, table_name, schema):
+    environment = _environment.found(config, location)
+    if reached_step(environment.script, table_name, schema):
         raise Stop(
             f"a revision of this history already creates an empty {table_name}, and the adoption must create it. Downgrade "
             "and delete that revision, or adopt into a table with another name: --table-name safeagent_requests."
@@ -79,7 +79,7 @@ def adopt(
     options += f", scope={json.dumps(scope)}" if scope else ""
     options += f", time_zone={json.dumps(time_zone)}" if time_zone else ""
     calls = [f'safeagent.{verb}(op, "{store}"{options})' for verb in ("adopt_safeagent", "restore_safeagent")]
-    write(script, config, head, message or "adopt the records of SafeAgent", (calls[0], calls[1]))
+    write(environment, head, message or "adopt the records of SafeAgent", (calls[0], calls[1]))
 
 
 def _examine(url: str | None, schema: str | None, wanted: StoreName | None) -> StoreName:

@@ -24,8 +24,6 @@ T = TypeVar("T")
 # For pipes, which have no width; also comfortable to read.
 WIDTH = 100
 
-_DRIVERS = {"psycopg": '"safeagent_sa[postgresql]"', "asyncpg": "asyncpg", "aiosqlite": "aiosqlite"}
-
 
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
@@ -52,10 +50,6 @@ def in_sentences(command: Callable[P, T]) -> Callable[P, T]:
             message = f"the database reports: {str(error.orig).strip()}"
         except (Stop, SafeAgentError, CommandError, SQLAlchemyError) as error:
             message = str(error)
-        except ModuleNotFoundError as error:
-            if error.name not in _DRIVERS:
-                raise
-            message = f"the database driver {error.name!r} is not installed: pip install {_DRIVERS[error.name]}"
         # Text, because messages may contain square brackets; soft_wrap, because they may contain lines to paste.
         err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
         raise typer.Exit(1)

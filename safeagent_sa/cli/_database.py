@@ -38,7 +38,7 @@ def connected(
     is_sqlite = database.get_backend_name() == "sqlite"
     if is_sqlite and name and not name.startswith(("file:", ":")) and not Path(name).is_file():
         raise Stop(f"there is no SQLite database {name}")  # SQLite would create an empty one
-    engine = create_engine(database)
+    engine = create_engine(_urls.installed(database))
     if is_sqlite:
         sqlite.configure(engine)
     try:

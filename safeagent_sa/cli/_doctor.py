@@ -12,12 +12,14 @@ from rich.text import Text
 from sqlalchemy import Connection, Engine, Table, inspect, text
 
 from .._dialects import capabilities
+from .._settings import DEFAULT_WAIT_TIMEOUT
 from ..errors import SchemaError
 from ..models import TABLE_NAME
 from ..schema import verify
 from ._console import in_sentences, out
 from ._database import connected
 from ._doctor_requests import findings_of
+from ._doctor_waits import Load, waits_of
 from ._finding import Finding
 from ._options import Schema, TableName, Url
 
@@ -37,6 +39,15 @@ def doctor(
     is_deep: Annotated[
         bool, typer.Option("--deep", help="Look at every row for claims that were committed without a result.")
     ] = False,
+    pool: Annotated[
+        int, typer.Option("--pool", min=1, help="The connections of one process's pool: pool_size and max_overflow.")
+    ] = 15,
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", min=1, help="The requests that one process handles at once.")
+    ] = None,
+    wait_timeout: Annotated[
+        float, typer.Option("--wait-timeout", min=0, metavar="SECONDS", help="The guard's wait_timeout.")
+    ] = DEFAULT_WAIT_TIMEOUT,
     time_limit: Annotated[
         float,
         typer.Option(
@@ -49,10 +60,11 @@ def doctor(
     """Check the database as the app's role sees it, and give advice. Exits with 1 if the guard's promise is in danger.
 
     Use the app's URL: only that way can the command see grants, poolers and a role's settings. Without --deep it reads a few
-    pages of a table of any size.
+    pages of a table of any size. With --concurrency it checks that waiting duplicates leave connections for other requests.
     """
+    load = Load(pool, concurrency, wait_timeout)
     with connected(url, schema, table_name) as (engine, model):
-        findings = list(_look(engine, model.__table__, model, time_limit if is_deep else None))  # type: ignore[attr-defined]
+        findings = list(_look(engine, model.__table__, model, load, time_limit if is_deep else None))  # type: ignore[attr-defined]
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:
@@ -68,7 +80,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _look(engine: Engine, table: Table, model: Any, seconds: float | None) -> Iterator[Finding]:
+def _look(engine: Engine, table: Table, model: Any, load: Load, seconds: float | None) -> Iterator[Finding]:
     with engine.connect() as connection:
         try:
             verify(connection, model=model)
@@ -80,6 +92,7 @@ def _look(engine: Engine, table: Table, model: Any, seconds: float | None) -> It
         yield Finding("engine", "ok" if found.locking else "problem", f"{found.engine}: locking = {found.locking}")
         if connection.dialect.name == "postgresql":
             yield from _settings(connection)
+            yield from waits_of(connection, load)
             yield from _server(connection)
             yield from _grants(connection, table)
             yield from _storage(connection, table)

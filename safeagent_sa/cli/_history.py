@@ -98,10 +98,17 @@ def _creates(source: str, table_name: str, schema: str | None) -> bool:
 
 
 def _calls_of_upgrade(tree: ast.Module) -> Iterator[ast.Call]:
-    for function in tree.body:
-        # also upgrade_engine1(), as in the template `multidb`
-        if isinstance(function, ast.FunctionDef) and function.name.startswith("upgrade"):
-            yield from (node for node in ast.walk(function) if isinstance(node, ast.Call))
+    """Yield the calls in upgrade(), and in the functions of the revision that it calls, as in advanced-alchemy's template."""
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    # also upgrade_engine1(), which the template `multidb` finds by its name
+    open_ = [name for name in functions if name.startswith("upgrade")]
+    while open_:
+        function = functions.pop(open_.pop(0), None)
+        for node in ast.walk(function) if function else ():
+            if isinstance(node, ast.Call):
+                yield node
+                if isinstance(node.func, ast.Name):
+                    open_.append(node.func.id)
 
 
 def _imported_names(tree: ast.Module) -> Iterator[tuple[str, str]]:

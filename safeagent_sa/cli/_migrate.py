@@ -50,6 +50,7 @@ def migrate(
         # Offline, Alembic needs the start of a downgrade.
         command.downgrade(config, f"head:{to}", sql=True) if backwards else command.upgrade(config, to, sql=True)
         return
+    _urls.installed(database)
     with _steps_shown() as steps:
         command.downgrade(config, to) if backwards else command.upgrade(config, to)
     place = database.render_as_string(hide_password=True) + (f", schema {schema}" if schema else "")

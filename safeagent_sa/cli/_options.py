@@ -23,8 +23,16 @@ Schema = Annotated[
     str | None,
     typer.Option("--schema", help="The PostgreSQL schema of the table; the connection's default schema if not given."),
 ]
+DEFAULT_CONFIG = Path("alembic.ini")
 AlembicConfig = Annotated[
     Path, typer.Option("--config", "-c", envvar="ALEMBIC_CONFIG", help="The app's Alembic configuration.")
+]
+ScriptLocation = Annotated[
+    str | None,
+    typer.Option(
+        "--script-location",
+        help="The folder with env.py; as configured by default, else next to the configuration, else migrations.",
+    ),
 ]
 Head = Annotated[str, typer.Option("--head", help="The head to add to, if there are several.")]
 Message = Annotated[str | None, typer.Option("--message", "-m", help="The message of the revision.")]

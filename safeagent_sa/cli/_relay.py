@@ -46,8 +46,13 @@ def _load(target: str) -> Relay:
     try:
         found: Any = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
-        if error.name is None or not (module + ".").startswith(error.name + "."):
+        if error.name is None:
             raise
+        if not (module + ".").startswith(error.name + "."):
+            raise Stop(
+                f"{module} needs the module {error.name!r}, which is not installed in this environment: install it, or run "
+                "the command in the environment of your app"
+            ) from None
         raise Stop(f"there is no module {module} here; run the command in the folder of your app") from None
     except AttributeError:
         raise Stop(f"the module {module} has nothing called {name}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 from sqlalchemy import URL
 
 from ._console import Stop
@@ -39,6 +41,41 @@ def synchronous(url: URL) -> URL:
     if url.get_dialect().is_async:
         raise Stop(f"this command needs a synchronous driver, but {url.drivername!r} is asynchronous: change the URL")
     return url
+
+
+# What to install for a driver, where it is not the module's own name.
+_PACKAGES = {
+    "asyncio": '"safeagent_sa[asyncio]"',
+    "psycopg": '"safeagent_sa[postgresql]"',
+    "psycopg2": "psycopg2-binary",
+}
+
+
+def installed(url: URL) -> URL:
+    """Return the URL, if its driver can be loaded here.
+
+    Raises:
+        Stop: It cannot; the message says what to install.
+    """
+    dialect = url.get_dialect()
+    name = dialect.driver.removesuffix("_async")
+    try:
+        dialect.import_dbapi()
+        if dialect.is_async:
+            name = "asyncio"  # SQLAlchemy 2.1 has its own dependency for it
+            importlib.import_module("sqlalchemy.ext.asyncio")
+    except ImportError as error:
+        # psycopg without the libpq that it loads is no ModuleNotFoundError, and says more.
+        reason = (
+            "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({_first_line(error)})"
+        )
+        what = "SQLAlchemy's asyncio support" if name == "asyncio" else f"the driver {name!r} of {url.drivername}"
+        raise Stop(f"{what} {reason} in this environment: pip install {_PACKAGES.get(name, name)}") from None
+    return url
+
+
+def _first_line(error: ImportError) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(". ")
 
 
 def text_of(url: URL) -> str:

@@ -96,6 +96,34 @@ def test_errors_are_sentences(arguments, code, word, tmp_path, monkeypatch):
     assert "Traceback" not in done.output
 
 
+@pytest.mark.parametrize("command", ["doctor", "list", "purge --older-than 90d", "migrate", "demo"])
+@pytest.mark.parametrize(
+    ("url", "module", "install"),
+    [
+        ("postgresql://x@127.0.0.1/x", "psycopg", '"safeagent_sa[postgresql]"'),
+        ("postgresql+psycopg2://x@127.0.0.1/x", "psycopg2", "psycopg2-binary"),
+        ("postgresql+pg8000://x@127.0.0.1/x", "pg8000", "pg8000"),
+    ],
+)
+def test_a_missing_driver_is_one_line_with_what_to_install(monkeypatch, command, url, module, install):
+    monkeypatch.setitem(sys.modules, module, None)  # as where it is not installed
+    done = run(*command.split(), DATABASE_URL=url)
+    assert done.exit_code == 1
+    assert len(done.output.splitlines()) == 1
+    assert f"the driver {module!r}" in done.output
+    assert done.output.endswith(f"pip install {install}\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "install"), [("asyncpg", "asyncpg"), ("sqlalchemy.ext.asyncio", '"safeagent_sa[asyncio]"')]
+)
+def test_migrate_uses_the_driver_of_an_asynchronous_url(monkeypatch, module, install):
+    monkeypatch.setitem(sys.modules, module, None)
+    done = run("migrate", DATABASE_URL="postgresql+asyncpg://x@127.0.0.1/x")
+    assert done.exit_code == 1
+    assert done.output.endswith(f"pip install {install}\n")
+
+
 def test_a_missing_table_gets_the_lines_to_paste(empty_url, tmp_path):
     if empty_url.startswith("sqlite"):
         create_engine(empty_url).connect().close()

@@ -45,6 +45,8 @@ def test_a_healthy_database(own):
         "isolation",
         "synchronous-commit",
         "idle-timeout",
+        "wait",
+        "pool",
         "primary",
         "pooler",
         "grants",
@@ -86,12 +88,39 @@ SICK = {
     "incomplete-claims": ("problem", ["UPDATE execution_requests SET status = 'claimed'"], "add_commit_check"),
     "in-doubt": ("warning", ["UPDATE execution_requests SET status = 'in_doubt', lease_expires_at = now()"], "resolve"),
     "schema": ("problem", ["DROP TABLE execution_requests"], "safeagent-sa"),
+    "wait": ("ok", ["ALTER DATABASE {db} SET statement_timeout = '2s'"], "statement_timeout = 2 s ends each wait"),
     "outbox": (
         "warning",
         ["UPDATE execution_requests SET status = 'leased', payload = '1', lease_expires_at = '2020-01-01'"],
         "relay",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("options", "severity", "words"),
+    [
+        ("", "ok", "not checked"),
+        ("--pool 5 --concurrency 5", "ok", "fit"),
+        ("--pool 5 --concurrency 20", "warning", "holds one for up to 5 s"),
+        ("--concurrency 16", "warning", "share 15 connections"),  # SQLAlchemy's default
+        ("--pool 5 --concurrency 20 --wait-timeout 0.5", "warning", "holds one for up to 0.5 s"),
+        ("--pool 5 --concurrency 20 --wait-timeout 0", "ok", "fit"),
+    ],
+)
+def test_waits_and_the_pool_of_the_app(own, options, severity, words):
+    own.engine.dispose()
+    finding = examine(own.url, *options.split())[1]["pool"]
+    assert finding["severity"] == severity
+    assert words in finding["found"]
+    assert ("wait_timeout=0" in finding["advice"]) is (severity == "warning")
+
+
+def test_a_statement_timeout_shortens_the_waits_that_the_pool_must_bear(own):
+    change(own, f"ALTER DATABASE {make_url(own.url).database} SET statement_timeout = '1s'")
+    findings = examine(own.url, "--pool", "5", "--concurrency", "20")[1]
+    assert findings["wait"]["found"] == "a claim waits at most 0.9 s"
+    assert "for up to 0.9 s" in findings["pool"]["found"]
 
 
 @pytest.mark.parametrize("code", SICK)

@@ -168,11 +168,13 @@ def test_once_fires_due_effects_and_ends(port, tmp_path):
         ("shop:text", "guard.relay"),
         ("shop:nothing", "nothing called nothing"),
         ("nowhere:relay", "no module nowhere"),
+        ("incomplete:relay", "which is not installed in this environment"),
         ("shop", "package.module:name"),
     ],
 )
 def test_a_target_that_is_no_relay_is_refused(sqlite, tmp_path, target, words):
     (tmp_path / "shop.py").write_text(APP.format(url=sqlite.url))
+    (tmp_path / "incomplete.py").write_text("import no_such_module")
     done = commands.run("safeagent-sa", "relay", target, cwd=tmp_path)
     assert done.returncode != 0
     assert words in done.stderr

@@ -191,3 +191,139 @@ def test_a_table_that_autogenerate_created_is_left_to_autogenerate(folder):
 
     assert done.exit_code == 1
     assert "autogenerate" in done.output
+
+
+FLASK_APP = """
+from flask import Flask
+from flask_migrate import Migrate
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import Mapped, mapped_column
+from safeagent_sa import make_model
+
+db = SQLAlchemy()
+
+class Order(db.Model):
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+ExecutionRequest = make_model(db.Model)
+app = Flask(__name__)
+app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///:memory:"
+db.init_app(app)
+Migrate(app, db, directory="DIRECTORY")
+"""
+ALCHEMY_CONFIG = """
+from advanced_alchemy.config import AlembicSyncConfig, SQLAlchemySyncConfig
+
+config = SQLAlchemySyncConfig(connection_string="sqlite://", alembic_config=AlembicSyncConfig(SETTINGS))
+"""
+
+
+def framework(folder, name, *arguments):
+    done = commands.run(name, *arguments, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def make_flask_app(folder, directory="migrations"):
+    (folder / "app.py").write_text(FLASK_APP.replace("DIRECTORY", directory))
+    framework(folder, "flask", "db", "init")
+    framework(folder, "flask", "db", "revision", "-m", "orders")
+
+
+def test_an_app_of_flask_migrate(folder):
+    """Its alembic.ini is among the migrations, and names no script_location."""
+    make_flask_app(folder)
+    done = revision()
+    assert done.exit_code == 0, done.output
+    assert "next: flask db upgrade\n" in done.output
+    assert "make_model(db.Model)" in done.output
+    assert len(framework(folder, "flask", "db", "heads").splitlines()) == 1
+    assert "CREATE TABLE execution_requests" in framework(folder, "flask", "db", "upgrade", "--sql")
+    assert "already" in revision().output
+
+
+@pytest.mark.parametrize("options", [["--script-location", "db/history"], ["-c", "db/history/alembic.ini"]])
+def test_an_app_of_flask_migrate_with_another_folder(folder, options):
+    (folder / "db").mkdir()
+    make_flask_app(folder, "db/history")
+    done = revision()
+    assert done.exit_code == 1
+    assert "--script-location" in done.output
+
+    done = revision(*options)
+    assert done.exit_code == 0, done.output
+    assert "next: flask db upgrade -d db/history\n" in done.output
+    assert len(list((folder / "db" / "history" / "versions").glob("*_add_execution_requests.py"))) == 1
+
+
+def test_an_app_of_flask_migrate_with_several_databases(folder):
+    """Its template asks the running app for the databases, and the command runs no app."""
+    (folder / "app.py").write_text(FLASK_APP.replace("DIRECTORY", "migrations"))
+    framework(folder, "flask", "db", "init", "--multidb")
+    done = revision()
+    assert done.exit_code == 1
+    assert '`flask db revision -m "add execution_requests"`' in done.output
+    assert "safeagent.upgrade(op, from_=0, to=1)" in done.output
+    assert list((folder / "migrations").glob("versions/*.py")) == []
+
+
+@pytest.mark.filterwarnings("ignore:No path_separator found")  # in the alembic.ini that they make
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        ("", []),
+        # What their alembic.ini does not say; it says "migrations" nevertheless.
+        ("script_location='db/history'", ["--script-location", "db/history"]),
+        (
+            "script_config='conf/alembic.ini', script_location='conf/history'",
+            ["-c", "conf/alembic.ini", "--script-location", "conf/history"],
+        ),
+        ("script_config='conf/alembic.ini', script_location='conf/migrations'", ["-c", "conf/alembic.ini"]),
+    ],
+)
+def test_an_app_of_advanced_alchemy(folder, settings, options):
+    """Its template writes the lines into a function that upgrade() calls."""
+    (folder / "conf").mkdir()
+    (folder / "config.py").write_text(ALCHEMY_CONFIG.replace("SETTINGS", settings))
+    alchemy = ("alchemy", "--config", "config.config")
+    framework(folder, *alchemy, "init", "--no-prompt")
+    if "history" in settings:
+        done = revision(*options[:-2])
+        assert done.exit_code == 1
+        assert "--script-location" in done.output
+    done = revision(*options)
+    assert done.exit_code == 0, done.output
+    assert "alchemy --config YOUR.CONFIG upgrade" in done.output
+    (written,) = folder.rglob("*_add_execution_requests_*.py")
+    assert "def schema_upgrades" in written.read_text().partition("safeagent.upgrade(")[0]
+    assert "(head)" in framework(folder, *alchemy, "heads")
+    assert "already" in revision(*options).output
+
+
+def test_a_configuration_is_read_where_it_is(folder):
+    """Alembic reads a relative script_location from the current folder; where nothing is there, the file's own folder is meant."""
+    app = folder / "src"
+    app.mkdir()
+    make_app(app)
+    ini = app / "alembic.ini"
+    ini.write_text(
+        re.sub(r"^script_location = .*$", "script_location = migrations", ini.read_text(), flags=re.MULTILINE)
+    )
+    done = revision("-c", "src/alembic.ini")
+    assert done.exit_code == 0, done.output
+    assert len(list((app / "migrations" / "versions").glob("*.py"))) == 2
+
+
+def test_a_configuration_that_is_named_and_missing_is_an_error(folder):
+    make_app(folder)
+    done = revision("-c", "elsewhere.ini")
+    assert done.exit_code == 1
+    assert "there is no elsewhere.ini here" in done.output
+
+
+def test_without_a_configuration_the_folder_is_enough(folder):
+    make_app(folder)
+    (folder / "alembic.ini").unlink()
+    done = revision()
+    assert done.exit_code == 0, done.output
+    assert len(list((folder / "migrations" / "versions").glob("*.py"))) == 2

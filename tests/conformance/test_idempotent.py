@@ -10,8 +10,9 @@ from types import SimpleNamespace
 from typing import Annotated, Optional
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from support.app import Payment
 from support.ports import before_any_sql, not_pipelined
 
@@ -243,6 +244,74 @@ def test_with_a_factory_each_call_is_a_whole_transaction(port):
     assert port.payments("shop-7-6") == 1
     with pytest.raises(TypeError, match="order_id"):
         pay()
+
+
+def test_a_global_session_is_used_by_a_function_that_takes_none(port):
+    db = scoped_session(port.sessions)
+
+    @guard.idempotent(request_id="order:{order_id}:pay", action="send_payment", session=db)
+    def pay(order_id: int, amount: int = 100) -> dict[str, int]:
+        return {"payment": insert(db, f"order-{order_id}")}
+
+    assert list(inspect.signature(pay).parameters) == ["order_id", "amount"]
+    try:
+        pay(42)
+        db.rollback()  # the transaction is the caller's
+        assert port.payments("order-42") == 0
+
+        first = pay(42)
+        db.commit()
+        db.remove()  # as at the end of a web request
+        assert pay(42, amount=100) == first
+        db.commit()
+        with pytest.raises(RequestConflictError):
+            pay(42, amount=7)
+    finally:
+        db.remove()
+    assert port.payments("order-42") == 1
+    assert port.requests() == [("order:42:pay", "completed")]
+
+
+@not_pipelined
+def test_a_global_session_s_savepoint_undoes_only_the_call(port):
+    db = scoped_session(port.sessions)
+
+    @guard.idempotent(request_id="{order_id}", action="pay", session=db, savepoint=True)
+    def pay(order_id: str) -> int:
+        insert(db, order_id)
+        raise RuntimeError(order_id)
+
+    try:
+        insert(db, "before")
+        with pytest.raises(RuntimeError):
+            pay("order-1")
+        db.commit()
+    finally:
+        db.remove()
+    assert (port.payments("before"), port.payments("order-1"), port.requests()) == (1, 0, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"session": sessionmaker()}, UnsupportedSessionError, "session_factory="),
+        ({"session": create_engine("sqlite://")}, UnsupportedSessionError, "not Engine"),
+        ({"session": async_scoped_session(async_sessionmaker(), lambda: 1)}, UnsupportedSessionError, "scoped_session"),
+        ({"session": Session(), "session_factory": sessionmaker()}, ValueError, "not both"),
+    ],
+)
+def test_what_is_no_global_session_is_refused_where_the_function_is_decorated(options, error, match):
+    with pytest.raises(error, match=match):
+        guard.idempotent(request_id="{a}", action="pay", **options)
+    with pytest.raises(UnsupportedSessionError, match="async_scoped_session"):
+        AsyncExecutionGuard().idempotent(request_id="{a}", action="pay", session=scoped_session(sessionmaker()))
+
+
+def test_a_session_parameter_beside_a_global_session_is_refused():
+    with pytest.raises(UnsupportedFunctionError, match="remove one of the two"):
+
+        @guard.idempotent(request_id="{a}", action="pay", session=scoped_session(sessionmaker()))
+        def pay(session: Session, a: str) -> None: ...
 
 
 def test_an_exception_leaves_nothing_and_the_next_call_executes(port):

@@ -94,7 +94,7 @@ def test_every_bad_input_is_refused_before_any_sql_and_harms_nothing(port, state
 def definitions():
     """What the page about equal payloads defines before its table."""
     names = {}
-    (code,) = [block.text for block in blocks("bad-input.md") if block.language == "python"]
+    code = next(block.text for block in blocks("bad-input.md") if block.language == "python")
     exec(code, names)
     return names
 

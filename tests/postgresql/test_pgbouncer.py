@@ -6,9 +6,11 @@ Chosen by `-m pgbouncer` (`make pgbouncer`), since few machines have the program
 import json
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -167,3 +169,47 @@ def test_the_doctor_sees_the_pooler(pooled):
     done = CliRunner().invoke(command_line, ["doctor", "--url", pooled.url, "--json"])
     found = {finding["code"]: finding["severity"] for finding in json.loads(done.stdout)}
     assert found["pooler"] == "warning"
+
+
+PROGRAM = """
+import asyncio, sys
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from safeagent_sa.aio import AsyncExecutionGuard
+from support.app import Payment
+
+url = sys.argv[1]
+engine = ENGINE
+guard = AsyncExecutionGuard(wait_timeout=60)
+
+@guard.idempotent(request_id="{reference}", action="pay", session_factory=async_sessionmaker(engine))
+async def pay(session: AsyncSession, reference: str) -> str:
+    session.add(Payment(reference=reference, amount=100))
+    await session.flush()
+    return reference
+
+async def main():
+    async def one(number):
+        for each in range(6):
+            await pay(f"shared-{each}")
+            await pay(f"own-{sys.argv[2]}-{number}-{each}")
+    await asyncio.gather(*map(one, range(4)))
+    await engine.dispose()
+
+asyncio.run(main())
+"""
+
+
+def test_asyncpg_in_two_processes_with_the_settings_of_the_readme(pooled, postgresql):
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    (engine,) = re.findall(r"`(create_async_engine\(url, connect_args=.*?)`", readme)
+    url = make_url(pooled.url).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM.replace("ENGINE", engine), url]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    processes = [
+        subprocess.Popen([*command, name], env=environment, stderr=subprocess.PIPE, text=True) for name in ("a", "b")
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, errors
+    assert len(postgresql.requests()) == 6 + 2 * 4 * 6
+    assert [postgresql.payments(f"shared-{each}") for each in range(6)] == [1] * 6

@@ -16,8 +16,8 @@ from typing import Any
 from unittest import mock
 
 from sqlalchemy import make_url
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.util import await_only, greenlet_spawn
 
 import support.app
@@ -178,6 +178,8 @@ class Facade:
     def idempotent(self, *, session_factory: Any = None, **options: Any) -> Any:
         if session_factory is not None:
             options["session_factory"] = lambda: _async(session_factory())
+        if isinstance(scoped := options.get("session"), scoped_session):  # the async session of the same scope
+            options["session"] = async_scoped_session(lambda: _async(scoped), lambda: id(scoped()))
 
         def decorate(fn: Any) -> Any:
             if inspect.iscoroutinefunction(fn) or not inspect.isfunction(fn) or inspect.isgeneratorfunction(fn):

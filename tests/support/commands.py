@@ -1,4 +1,4 @@
-"""Runs Alembic's command line and ours in this process, as a new process would: no interpreter has to start.
+"""Runs Alembic's command line, its frameworks' and ours in this process, as a new process would: no interpreter has to start.
 
 Folder, environment and output are those of a new process. The app's modules, paths and loggers are restored afterwards.
 One test of each kind of command starts a real process nevertheless.
@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -26,9 +27,28 @@ from safeagent_sa.cli._app import app
 # The variables that a command reads from its environment; the caller of run() sets them explicitly.
 UNNAMED = ("DATABASE_URL", "SAFEAGENT_DATABASE_URL")
 
+MAINS = {
+    "alchemy": ("support.commands", "_alchemy"),
+    "flask": ("support.commands", "_flask"),
+    "litestar": ("litestar.cli.main", "litestar_group"),
+    "pytest": ("pytest", "main"),
+}
+
+
+def _alchemy(arguments):
+    from advanced_alchemy.cli import add_migration_commands
+
+    return add_migration_commands()(arguments, prog_name="alchemy")
+
+
+def _flask(arguments):
+    from flask.cli import FlaskGroup
+
+    return FlaskGroup()(arguments, prog_name="flask")
+
 
 def run(program, *arguments, cwd, **environment):
-    """Run `alembic` or `safeagent-sa` with arguments in a folder; return what subprocess.run() would."""
+    """Run a program of this environment with arguments in a folder; return what subprocess.run() would."""
     out, err = io.StringIO(), io.StringIO()
     with _as_a_process(Path(cwd), environment), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -46,10 +66,21 @@ def run(program, *arguments, cwd, **environment):
 
 def _main(program, arguments):
     if program == "alembic":
-        # Its default is the stdout at the time of the import.
-        with mock.patch.object(alembic.config, "Config", functools.partial(Config, stdout=sys.stdout)):
-            return alembic.config.main(arguments, prog="alembic")
-    return app(arguments, prog_name="safeagent-sa")
+        return alembic.config.main(arguments, prog="alembic")
+    if program == "safeagent-sa":
+        return app(arguments, prog_name="safeagent-sa")
+    with warnings.catch_warnings():  # what frameworks warn of is theirs
+        warnings.simplefilter("ignore")
+        return getattr(importlib.import_module(MAINS[program][0]), MAINS[program][1])(arguments)
+
+
+_init = Config.__init__
+
+
+@functools.wraps(_init)
+def _with_stdout_of_now(*arguments, **options):
+    """Make a Config that prints to the stdout of now; its default is the one at the time of the import."""
+    _init(*arguments, **options | {"stdout": sys.stdout})
 
 
 @contextlib.contextmanager
@@ -60,6 +91,7 @@ def _as_a_process(folder, environment):
         contextlib.chdir(folder),
         mock.patch.dict(os.environ, inherited | environment, clear=True),
         mock.patch.object(sys, "dont_write_bytecode", new=True),  # files change twice in a second
+        mock.patch.object(Config, "__init__", _with_stdout_of_now),
         _loggers_restored(),
     ):
         sys.path.insert(0, str(folder))

@@ -121,6 +121,11 @@ def decorated(session: Session, order_id: int, *, note: str = "") -> PaymentRece
     raise NotImplementedError
 
 
+@guard.idempotent(request_id="{order_id}", action="b", session=scoped_session(maker), savepoint=True)
+def with_global(order_id: int) -> PaymentReceipt:
+    raise NotImplementedError
+
+
 @guard.idempotent(
     request_id=lambda order_id: f"order-{order_id}", action="b", payload=["order_id"], session_factory=maker
 )
@@ -130,6 +135,11 @@ def opened(session: Session, order_id: int) -> PaymentReceipt:
 
 @aguard.idempotent(request_id="{order_id}", action="b")
 async def adecorated(session: AsyncSession, order_id: int) -> PaymentReceipt:
+    raise NotImplementedError
+
+
+@aguard.idempotent(request_id="{order_id}", action="b", session=async_scoped_session(amaker, lambda: 1))
+async def awith_global(order_id: int) -> PaymentReceipt:
     raise NotImplementedError
 
 
@@ -154,13 +164,15 @@ class Shop:
 
 def decorators(session: Session, asession: AsyncSession) -> None:
     assert_type(decorated(session, 7, note="x"), PaymentReceipt)
+    assert_type(with_global(7), PaymentReceipt)
     assert_type(opened(7), PaymentReceipt)
     assert_type(Shop().pay(session, order_id=7), PaymentReceipt)
     assert_type(Shop().pay_opened(7), PaymentReceipt)
     wanted: Callable[[int], PaymentReceipt] = opened
     awanted: Callable[[AsyncSession, int], Coroutine[Any, Any, PaymentReceipt]] = adecorated
     aopened_wanted: Callable[[int], Coroutine[Any, Any, PaymentReceipt]] = aopened
-    wanted(7), awanted(asession, 7), aopened_wanted(7), Shop().apay_opened(7)
+    aglobal_wanted: Callable[[int], Coroutine[Any, Any, PaymentReceipt]] = awith_global
+    aglobal_wanted(7), wanted(7), awanted(asession, 7), aopened_wanted(7), Shop().apay_opened(7)
     assert_type(execution_of(decorated)(session, 7, note="x"), Execution[PaymentReceipt])
     assert_type(execution_of(Shop().pay_opened)(7), Execution[PaymentReceipt])
     whole: Callable[[AsyncSession, int], Coroutine[Any, Any, Execution[PaymentReceipt]]] = execution_of(adecorated)

@@ -59,7 +59,7 @@ def demo(
 def _server(url: str | None) -> URL | None:
     found = _urls.synchronous(_urls.required(url)) if url else None
     # On SQLite the demo uses a new file, and never an existing one.
-    return None if found is None or found.get_backend_name() == "sqlite" else found
+    return None if found is None or found.get_backend_name() == "sqlite" else _urls.installed(found)
 
 
 def _introduce(stage: Stage) -> None:
