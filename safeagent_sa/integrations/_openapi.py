@@ -8,7 +8,7 @@ from .http import HttpPolicy
 
 
 # Bare, or quoted; no blank at either end.
-_PATTERN = r'^([!#-\[\]-~]{1,255}|"[!#-\[\]-~]([ !#-\[\]-~]{0,253}[!#-\[\]-~])?")$'
+_PATTERN = r'^([!#-+\--\[\]-~]{1,255}|"[!#-\[\]-~]([ !#-\[\]-~]{0,253}[!#-\[\]-~])?")$'
 
 _PROBLEM = {
     "type": "object",

@@ -59,7 +59,7 @@ _ITEM = (
     rf'|:[A-Za-z0-9+/=]*:|\?[01]|@-?\d{{1,15}}(?!\d|\.)|%"(?:[ !#$&-~]|%[0-9a-f]{{2}})*"'
 )
 _STRING = re.compile(rf'"({_TEXT})"(?:; *[a-z*][a-z0-9_.*-]*(?:=(?:{_ITEM}))?)*', re.ASCII)
-_BARE = re.compile(r"[!#-\[\]-~]+")
+_BARE = re.compile(r"[!#-+\--\[\]-~]+")  # without commas: servers join two headers with one
 
 # What a template of a path has in place of a value: `{order}`, `{file:path}`, `<int:order>`.
 _FIELD = re.compile(r"\{([^{}:]*)[^{}]*\}|<(?:[^<>]*:)?([^<>:]*)>")
@@ -98,7 +98,9 @@ def parse_key(values: Sequence[str], *, strict: bool = False) -> str | None:
     elif strict:
         raise InvalidRequestIdError('it has no quotes; send it as a String of RFC 9651, such as "8e03978e"')
     elif _BARE.fullmatch(raw) is None:
-        raise InvalidRequestIdError("it is empty, or has characters other than visible ASCII; send a UUID")
+        raise InvalidRequestIdError(
+            "it is empty, or has characters other than visible ASCII, quotes and commas apart; send a UUID"
+        )
     else:
         key = raw
     if not key or key != key.strip(" "):
@@ -136,6 +138,14 @@ def request_payload(path: str, query: str, content_type: str, body: bytes) -> di
         except (ValueError, RecursionError):
             pass  # the endpoint refuses it, or reads it in another way
     return where | {"type": kind, "sha256": hashlib.sha256(body).hexdigest()}
+
+
+def refuse_stream(what: str, how: str) -> MisuseError:
+    """Return the error for a response whose content comes in parts, without an end that is known."""
+    return MisuseError(
+        f"{what} answered with {how}, which sends its content in parts, so that it cannot be stored. Nothing was stored. Return "
+        "the content at once, or leave this endpoint unguarded."
+    )
 
 
 def principal(scope: str | UUID | int | None) -> str | UUID | int:
@@ -304,6 +314,11 @@ class HttpPolicy:
             detail = f"This operation is idempotent, and needs the header {self.header}: the same on every retry."
             return self._problem(400, "missing", f"{self.header} is missing", detail)
         return key
+
+    def too_large(self) -> HttpResponse:
+        """Return the answer to a body that middleware does not buffer."""
+        detail = f"The content is larger than the {self.max_body_bytes} bytes that this API compares."
+        return self._problem(413, "too-large", "The content is too large", detail)
 
     def is_stored(self, status: int, *, below: int) -> bool:
         """Return whether a response is stored; `below` is the rule of the adapter."""
