@@ -17,6 +17,8 @@
     │   ├── InvalidScopeError
     │   ├── InvalidActionError
     │   ├── InvalidPayloadError
+    │   ├── InvalidSignatureError       a webhook that is not proven to come from its provider, or is too old
+    │   ├── InvalidDeliveryError        a webhook that holds no event
     │   ├── BatchTooLargeError          more ids than one call takes: claim them in slices
     │   └── RetentionTooShortError      a purge of receipts that retries may still need
     ├── MisuseError                     a mistake in the calling code: fix the code
@@ -206,6 +208,14 @@ class InvalidPayloadError(InvalidInputError):
     """
 
     path: str
+
+
+class InvalidSignatureError(InvalidInputError):
+    """A webhook has no valid signature of its provider, or one that is too old: HTTP APIs answer 401."""
+
+
+class InvalidDeliveryError(InvalidInputError):
+    """A webhook comes from its provider, and holds no event with an id and a type: HTTP APIs answer 400."""
 
 
 class BatchTooLargeError(InvalidInputError):

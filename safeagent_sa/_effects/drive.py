@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from operator import methodcaller
 from typing import Any, TypeAlias, TypeVar
@@ -26,7 +28,21 @@ class Call:
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    context: Any = None
+    """What the function knows about its attempt, while it is running."""
 
+    @contextmanager
+    def running(self) -> Generator[None]:
+        """Let clients find the context of the call while it is made."""
+        token = running_effect.set(self.context)
+        try:
+            yield
+        finally:
+            running_effect.reset(token)
+
+
+running_effect: ContextVar[Any] = ContextVar("safeagent_sa.running_effect", default=None)
+"""The EffectContext of the call that is made in this thread or task."""
 
 Step: TypeAlias = Callable[[Session], Any]
 
@@ -44,7 +60,8 @@ def drive(flow: Flow[_ValueT], session_factory: SessionFactory) -> _ValueT:
         while True:
             try:
                 if isinstance(step, Call):
-                    value = step.fn(*step.args, **step.kwargs)
+                    with step.running():
+                        value = step.fn(*step.args, **step.kwargs)
                 else:
                     value = run.run(session_factory, step, Attempts(*_ATTEMPTS))
             except Exception as error:  # noqa: BLE001 - the flow decides
@@ -63,8 +80,9 @@ async def drive_async(flow: Flow[_ValueT], session_factory: AsyncSessionFactory)
         while True:
             try:
                 if isinstance(step, Call):
-                    value = step.fn(*step.args, **step.kwargs)
-                    value = await value if inspect.isawaitable(value) else value
+                    with step.running():
+                        value = step.fn(*step.args, **step.kwargs)
+                        value = await value if inspect.isawaitable(value) else value
                 else:
                     value = await run.run_async(session_factory, methodcaller("run_sync", step), Attempts(*_ATTEMPTS))
             except Exception as error:  # noqa: BLE001 - the flow decides

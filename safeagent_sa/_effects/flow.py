@@ -53,6 +53,13 @@ WhenInDoubt: TypeAlias = Literal["park", "retry"] | Callable[..., Any]
 RetryOn: TypeAlias = type[Exception] | Iterable[type[Exception]]
 
 
+@dataclass(slots=True)
+class Noted:
+    """What is known of a request besides: as it was stored when the attempt began, and what the attempt has stored since."""
+
+    details: str | None
+
+
 @dataclass(frozen=True)
 class EffectContext:
     """What a call knows about its attempt. Nothing here commits with the caller; `heartbeat` has its own transaction.
@@ -73,6 +80,7 @@ class EffectContext:
     idempotency_key: str
     _lease: Lease = field(repr=False, compare=False)
     _session_factory: Any = field(repr=False, compare=False)
+    _noted: Noted = field(repr=False, compare=False)
 
     def heartbeat(self) -> Any:
         """Renew the lease in its own transaction. Call it repeatedly during a call that may outlast the lease.
@@ -201,15 +209,19 @@ class EffectBase:
         if isinstance(found, Execution):
             return found
         lease, name = found, idempotency_key(request.key, self.action)
-        context = self._context(*request.key, self.action, lease.attempt, name, lease, session_factory)
+        context = self._context(
+            *request.key, self.action, lease.attempt, name, lease, session_factory, Noted(lease.details)
+        )
         if lease.is_in_doubt and callable(self._when_in_doubt):
-            replay = yield from self._probe(session_factory, request, lease, Call(self._when_in_doubt, (context,), {}))
+            replay = yield from self._probe(
+                session_factory, request, lease, Call(self._when_in_doubt, (context,), {}, context)
+            )
             if replay is not None:
                 return replay
             lease = lease._replace(is_in_doubt=False)
         yield lease.start
         try:
-            value = yield Call(call.fn, (context, *call.args), call.kwargs)
+            value = yield Call(call.fn, (context, *call.args), call.kwargs, context)
         except NotDoneError as error:
             yield partial(lease.fail, error=error.recorded)
             raise failed(request.key, error.recorded, lease.attempt) from (error.__cause__ or error.__context__)
@@ -219,6 +231,7 @@ class EffectBase:
         except Exception as error:
             yield partial(lease.put_in_doubt, error=recorded(error))
             raise in_doubt(request.key) from error
+        lease = lease._replace(details=context._noted.details)  # noqa: SLF001 - a part of this module
         return (yield from self._record(session_factory, request, lease, value))
 
     def _record(

@@ -3,6 +3,7 @@
     take()              no row: leased to this attempt    expired, not started: taken over    else: what the row says
     lease.start()       the mark `effect_started_at`: the last safe point before the call
     lease.extend()      a later end of the lease, while the call goes on
+    lease.note()        what is known besides, while the call goes on
     lease.complete()    the result                       lease.fail()          proof that nothing happened, for good
     lease.release()     nothing happened this time       lease.put_in_doubt()  it may or may not have happened
 
@@ -73,6 +74,11 @@ class Lease(NamedTuple):
         rows = Rows(session, self.terms.settings)
         values = {"lease_expires_at": rows.protocol.later(self.terms.seconds)}
         if not rows.write(self.key, self.token, values, LEASED):
+            raise self._lost()
+
+    def note(self, session: Session, details: str) -> None:
+        """Store what is known besides, while the call goes on."""
+        if not Rows(session, self.terms.settings).write(self.key, self.token, {"details": details}, LEASED):
             raise self._lost()
 
     def complete(self, session: Session, result: str, details: str | None = None) -> bool:

@@ -185,6 +185,11 @@ def noted(details: str | None, note: dict[str, Any]) -> str:
     return _dump(details_of(details) | {"history": [*history(details), note]})
 
 
+def with_detail(details: str | None, name: str, value: Any) -> str:
+    """Return stored details with one more entry, which is plain JSON."""
+    return _dump(details_of(details) | {name: value})
+
+
 def details_of(details: str | None) -> dict[str, Any]:
     """Return stored details; what cannot be read is kept as a text under `unreadable`, so that a request can be resolved."""
     if details is None:

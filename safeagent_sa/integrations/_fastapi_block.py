@@ -1,0 +1,202 @@
+"""One guarded request of FastAPI: the claim in the endpoint's session, the stored response, and the COMMIT that it waits for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+from fastapi import Depends, Request, Response
+from fastapi.responses import StreamingResponse
+from sqlalchemy import event
+from sqlalchemy.orm import scoped_session
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
+
+from ..errors import ClaimLostError, MisuseError, SafeAgentError
+from ..execution import Execution
+from ._fastapi_checks import name_of
+from .http import HttpPolicy, HttpRequest, HttpResponse, principal
+
+
+KEY = "safeagent_sa.http"
+"""In the scope of a request: its block."""
+
+
+class AnsweredError(Exception):
+    """Leaves the dependencies with an answer, when there is nothing to execute."""
+
+    def __init__(self, response: HttpResponse) -> None:
+        self.response = response
+
+
+class _SentAfterCommit:
+    """A stored response, which refuses to be sent before the COMMIT."""
+
+    def __init__(self, response: Response, block: Block, session: Callable[..., Any]) -> None:
+        self._response, self._block, self._session = response, block, session
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._block.is_committed:
+            raise self._block.not_committed(self._session)
+        await self._response(scope, receive, send)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._response, name)
+
+
+class UndoneError(Exception):
+    """Takes a response that is not stored past the teardown of the session, which rolls back."""
+
+    def __init__(self, response: Response) -> None:
+        self.response = response
+
+
+@dataclass(eq=False)
+class Block:
+    """One guarded request, from its key to its COMMIT."""
+
+    policy: HttpPolicy
+    key: str
+    asked: HttpRequest
+    execution: Execution[Any] | None = None
+    is_stored: bool = False
+    is_committed: bool = False
+    _manager: Any = None
+    _session: Any = None
+
+    def claim(self, guard: Any, session: Any, scope: Any) -> Any:
+        """Return the context manager of the claim."""
+        self._session = session
+        self._manager = guard.claim(
+            session,
+            self.key,
+            action=self.asked.action,
+            payload=self.asked.payload,
+            scope=principal(scope),
+            wait_timeout=self.policy.wait_timeout,
+        )
+        return self._manager
+
+    def began(self, execution: Execution[Any]) -> None:
+        """Go on with a new execution; leave with the response of an earlier one."""
+        if execution.is_replay:
+            raise AnsweredError(HttpResponse.replay(execution.scope, execution.request_id, execution.result))
+        self.execution = execution
+
+    async def store(self, response: Response, session: Callable[..., Any]) -> Response:
+        """End the block with the response, which the teardown of the session commits; return what is sent after that."""
+        if self.execution is None:
+            return response
+        body = getattr(response, "body", None)
+        if isinstance(response, StreamingResponse) or body is None:
+            raise MisuseError(
+                f"{self.asked.action} returned a {type(response).__name__}, which sends its content in parts, so that it "
+                "cannot be stored. Nothing was stored. Return the content at once, or put @idempotency(False) on it."
+            )
+        if not self.policy.is_stored(response.status_code, below=500):
+            raise UndoneError(response)
+        headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in response.raw_headers)
+        seen = HttpResponse(response.status_code, headers, bytes(body))
+        self.execution.complete(seen.stored(self.policy.replayed_headers))
+        await self.leave(None)
+        self.is_stored = True
+        event.listen(_plain(self._session), "after_commit", self._note_commit)
+        return cast("Response", _SentAfterCommit(response, self, session))
+
+    async def leave(self, error: BaseException | None) -> None:
+        """Leave the claim's block, with the error that has ended it; do nothing where it has ended."""
+        if self.execution is None or self._manager is None:
+            return
+        manager, self._manager = self._manager, None
+        left = (None, None, None) if error is None else (type(error), error, error.__traceback__)
+        if hasattr(manager, "__aexit__"):
+            await manager.__aexit__(*left)
+        elif error is None:
+            await run_in_threadpool(manager.__exit__, *left)  # flushes
+        else:
+            manager.__exit__(*left)  # sends nothing
+
+    def _note_commit(self, session: Any) -> None:
+        self.is_committed = self.is_committed or not session.in_nested_transaction()
+
+    def forget(self) -> None:
+        """Stop listening to a session that may outlive the request."""
+        if self.is_stored:
+            event.remove(_plain(self._session), "after_commit", self._note_commit)
+
+    def not_committed(self, session: Callable[..., Any]) -> ClaimLostError:
+        """Return the error of a session that has ended without a COMMIT."""
+        assert self.execution is not None
+        where = {"scope": self.execution.scope, "request_id": self.execution.request_id}
+        return ClaimLostError(
+            f"{name_of(session)} ended without a COMMIT, so {self.asked.action} has stored nothing, and its response was "
+            "not sent. The dependency must commit when the endpoint has returned:\n"
+            "    with SessionLocal() as session, session.begin():\n"
+            "        yield session",
+            **where,
+        )
+
+
+def claiming(guard: Any, session: Callable[..., Any], scope: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the dependency that claims in the endpoint's session."""
+
+    def claim(
+        request: Request,
+        its_scope: Any = Depends(scope),
+        its_session: Any = Depends(session, scope="function"),
+    ) -> None:
+        block: Block | None = request.scope.get(KEY)
+        if block is not None:
+            with answering(block.policy):
+                manager = block.claim(guard, its_session, its_scope)
+                execution = manager.__enter__()
+            if execution.is_replay:
+                manager.__exit__(None, None, None)
+            block.began(execution)
+
+    async def claim_async(
+        request: Request,
+        its_scope: Any = Depends(scope),
+        its_session: Any = Depends(session, scope="function"),
+    ) -> None:
+        block: Block | None = request.scope.get(KEY)
+        if block is not None:
+            with answering(block.policy):
+                manager = block.claim(guard, its_session, its_scope)
+                execution = await manager.__aenter__()
+            if execution.is_replay:
+                await manager.__aexit__(None, None, None)
+            block.began(execution)
+
+    return claim_async if is_async(guard) else claim
+
+
+@contextmanager
+def answering(policy: HttpPolicy) -> Generator[None]:
+    """Leave the dependencies with the answer to an error of the guard that is the client's."""
+    try:
+        yield
+    except SafeAgentError as error:
+        raise AnsweredError(policy.answer_to(error)) from error
+
+
+def response_of(answer: HttpResponse) -> Response:
+    """Return the answer as FastAPI sends it."""
+    response = Response(status_code=answer.status)
+    response.body = answer.body
+    response.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.wire_headers]
+    return response
+
+
+def is_async(guard: Any) -> bool:
+    """Return whether this is an AsyncExecutionGuard."""
+    return inspect.iscoroutinefunction(guard.execute)
+
+
+def _plain(session: Any) -> Any:
+    """Return the Session that commits, of a scoped one or of an AsyncSession."""
+    found = session() if isinstance(session, scoped_session) else session
+    return getattr(found, "sync_session", found)

@@ -1,0 +1,59 @@
+"""What FastAPI's idempotent routes refuse when they are made, since it could not be mended while a request runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fastapi.dependencies.models import Dependant
+from fastapi.responses import FileResponse, StreamingResponse
+
+from ..errors import MisuseError, UnsupportedSessionError
+
+
+def refuse_streams(endpoint: Callable[..., Any], response_class: Any) -> None:
+    if inspect.isclass(response_class) and issubclass(response_class, (StreamingResponse, FileResponse)):
+        raise MisuseError(
+            f"{_where(endpoint)} answers with a {response_class.__name__}, which sends its content in parts, so that it cannot "
+            "be stored. Put @idempotency(False) on it, or on a route that only answers with the place of the content."
+        )
+
+
+def refuse_late_commits(dependant: Dependant, endpoint: Callable[..., Any], session: Callable[..., Any]) -> None:
+    """Raise where the rows of the endpoint would not commit with the claim, and before the response leaves."""
+    found = list(_uses(dependant, session))
+    for parent, use in found:
+        if use.scope != "function" or not use.use_cache:
+            owner = endpoint if parent is dependant else parent.call
+            raise UnsupportedSessionError(
+                f"{_where(owner)} has a separate session from {name_of(session)}: by default FastAPI ends such a dependency "
+                "after the response has left, and does not share it with one that ends before. The rows would commit apart "
+                "from the claim, and after the answer. Change the parameter to\n"
+                f'    {use.name}: Annotated[Session, Depends({name_of(session)}, scope="function")]'
+            )
+    if len(found) == 1:  # the claim's own
+        raise UnsupportedSessionError(
+            f"{_where(endpoint)} does not depend on {name_of(session)}, so the rows that it writes would not commit with the "
+            f'claim. Take its session from there: Depends({name_of(session)}, scope="function"); or put @idempotency(False) '
+            f"on it. If it gets that session in another way, say so with dependencies=[Depends({name_of(session)}, "
+            'scope="function")] on the route.'
+        )
+
+
+def _uses(dependant: Dependant, session: Callable[..., Any]) -> Iterator[tuple[Dependant, Dependant]]:
+    """Yield each use of the session's dependency below this one, with the one that asks for it."""
+    for each in dependant.dependencies:
+        if each.call is session:
+            yield dependant, each
+        yield from _uses(each, session)
+
+
+def _where(function: Any) -> str:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return name_of(function) if code is None else f"{code.co_filename}:{code.co_firstlineno}: {name_of(function)}"
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return what a function is called in an error."""
+    return getattr(function, "__name__", repr(function))

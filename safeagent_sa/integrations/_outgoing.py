@@ -1,0 +1,75 @@
+"""The key of an outgoing request: that of the effect whose function is running, and the same bytes on every attempt."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from sqlalchemy.orm import Session
+
+from .._effects.drive import running_effect
+from .._request.json_text import details_of, with_detail
+from ..effects import AsyncEffectContext, EffectContext
+from ..errors import MisuseError
+
+
+# RFC 9110, section 9.2.1: they have no effect, and no key.
+_SAFE = {"GET", "HEAD", "OPTIONS", "TRACE"}
+_SENT = "sent"
+
+
+class Outgoing(NamedTuple):
+    """One request that an effect sends.
+
+    Attributes:
+        key: The key to send.
+        factory: The session factory of the effect.
+        note: Stores what is sent in a short transaction, before it is sent; None where an earlier attempt has done so.
+        noted: To call when that is committed.
+    """
+
+    key: str
+    factory: Any
+    note: Callable[[Session], None] | None
+    noted: Callable[[], None]
+
+
+def outgoing(method: str, body: bytes, *, is_async: bool) -> Outgoing | None:
+    """Return what to do for a request before it is sent; None for a method that has no effect.
+
+    Raises:
+        MisuseError: No effect is running here, it is of the other kind, or it has sent other bytes under its key.
+    """
+    if method.upper() in _SAFE:
+        return None
+    context: EffectContext | None = running_effect.get()
+    if context is None:
+        raise MisuseError(
+            f"a {method} was to be sent with the idempotency key of an effect, and no effect is running in this thread or task. "
+            "Nothing was sent. Send it in the function of guard.effect(...).execute(...); in a thread of yours, run the client "
+            "with contextvars.copy_context()."
+        )
+    if isinstance(context, AsyncEffectContext) is not is_async:
+        raise MisuseError(
+            f"the {'async' if is_async else 'sync'} client needs an effect of the same kind. Nothing was sent. Use EffectTransport with "
+            "ExecutionGuard, and AsyncEffectTransport with AsyncExecutionGuard."
+        )
+    digest = hashlib.sha256(method.upper().encode() + b"\n" + body).hexdigest()
+    noted = context._noted  # noqa: SLF001 - one mechanism
+    known = details_of(noted.details).get(_SENT)
+    if known not in (None, digest):
+        raise MisuseError(
+            f"the effect {context.action!r} of request_id {context.request_id!r} has sent other bytes under its idempotency key, on this "
+            "attempt or on an earlier one. Nothing was sent now. A retry must send the same: make the content from the payload alone, "
+            "without times or random values (a multipart form has a random boundary); make two calls two effects."
+        )
+    details = with_detail(noted.details, _SENT, digest)
+
+    def note(session: Session) -> None:
+        context._lease.note(session, details)  # noqa: SLF001
+
+    def after() -> None:
+        noted.details = details
+
+    return Outgoing(context.idempotency_key, context._session_factory, note if known is None else None, after)  # noqa: SLF001

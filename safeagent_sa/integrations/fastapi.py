@@ -1,0 +1,251 @@
+"""FastAPI (extra `fastapi`): a route class that makes endpoints idempotent, in the transaction of the session they have.
+
+the handler     reads the key and the body; 400 before any dependency runs
+a dependency    claims in the endpoint's own session, or gives the replay, 409 or 422
+the endpoint    unchanged
+the handler     stores the response that FastAPI has built
+the teardown    of the session's dependency commits: it has `scope="function"`, so it ends before the response leaves
+send            refuses to send anything of a stored response before the COMMIT
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar, TypeVar
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
+
+from .._transaction.open_guarded import in_its_own_place
+from ..errors import InvalidInputError, OutcomeError, SafeAgentError
+from ._fastapi_block import KEY, AnsweredError, Block, UndoneError, claiming, is_async, response_of
+from ._fastapi_checks import name_of, refuse_late_commits, refuse_streams
+from ._openapi import problems, with_header, with_problems
+from .http import HttpPolicy, HttpRequest, in_words_of_http, principal
+
+
+__all__ = ["add_exception_handlers", "idempotency", "idempotent_route", "key_router"]
+
+_MARK = "__safeagent_idempotency__"
+_EndpointT = TypeVar("_EndpointT", bound=Callable[..., Any])
+
+
+def idempotent_route(
+    guard: Any, *, session: Callable[..., Any], scope: Callable[..., Any], policy: HttpPolicy | None = None
+) -> type[APIRoute]:
+    """Return a route class for `APIRouter(route_class=...)`; the response commits with the rows of the endpoint, or neither does.
+
+    Endpoints stay as they are: sync or async, with the session that they have. That session's dependency must begin and
+    commit the transaction, and end before the response leaves: `Depends(get_session, scope="function")`.
+
+    Args:
+        guard: An ExecutionGuard for sync sessions, or an AsyncExecutionGuard.
+        session: The dependency that gives the endpoints their session.
+        scope: A dependency that returns the authenticated tenant or user.
+        policy: What the API promises about its keys; None for HttpPolicy().
+
+    Returns:
+        The route class. It refuses a route at its decorator, with UnsupportedSessionError, where the session would commit
+        after the response, or where the endpoint has another session.
+
+    Raises:
+        TypeError: `session` or `scope` is not a function.
+
+    Example:
+        ```python
+        router = APIRouter(route_class=idempotent_route(guard, session=get_session, scope=current_tenant))
+
+
+        @router.post("/payments", status_code=201)
+        def pay(body: NewPayment, session: Annotated[Session, Depends(get_session, scope="function")]) -> Receipt: ...
+        ```
+    """
+    for name, dependency in (("session", session), ("scope", scope)):
+        if not callable(dependency):
+            raise TypeError(f"{name} is a dependency, so a function, not {dependency!r}")
+    rules = HttpPolicy() if policy is None else policy
+    claim = Depends(claiming(guard, session, scope), scope="function")
+    return type(
+        "IdempotentRoute", (IdempotentRoute,), {"_session": staticmethod(session), "_claim": claim, "_rules": rules}
+    )
+
+
+class IdempotentRoute(APIRoute):
+    """A route whose endpoint runs once for each key; from `idempotent_route`."""
+
+    _session: ClassVar[Any]
+    _claim: ClassVar[Any]
+    _rules: ClassVar[HttpPolicy]
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        chosen = getattr(endpoint, _MARK, self._rules)
+        self.policy = chosen if isinstance(chosen, HttpPolicy) else self._rules
+        methods = {method.upper() for method in options.get("methods") or ["GET"]}
+        self.guarded = methods if chosen is True else set() if chosen is False else methods & self.policy.methods
+        if self.guarded:
+            refuse_streams(endpoint, options.get("response_class"))
+            given = [*(options.get("dependencies") or [])]
+            options["dependencies"] = given if self._claim in given else [*given, self._claim]
+            options["responses"] = with_problems(self.policy, options.get("responses") or {})
+            options["openapi_extra"] = with_header(self.policy, options.get("openapi_extra") or {})
+        super().__init__(path, endpoint, **options)
+        if self.guarded:
+            refuse_late_commits(self.dependant, endpoint, self._session)
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return what FastAPI calls between the dependencies' begin and their end."""
+        inner = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            block = await self._block_of(request)
+            if not isinstance(block, Block):
+                return await inner(request) if block is None else block
+            try:
+                with in_words_of_http(name_of(self._session)):
+                    return await block.store(await inner(request), self._session)
+            except AnsweredError as answered:
+                return response_of(answered.response)
+            except BaseException as error:
+                await block.leave(error)
+                raise
+
+        return handler
+
+    async def _block_of(self, request: Request) -> Block | Response | None:
+        if request.method not in self.guarded:
+            return None
+        key = self.policy.key_of(request.headers.getlist(self.policy.header))
+        if not isinstance(key, str):
+            return None if key is None else response_of(key)
+        body = await request.body()  # kept by the request, so that a form can still be read
+        query = request.scope["query_string"].decode("latin-1")
+        content_type = request.headers.get("content-type", "")
+        asked = HttpRequest(request.method, self.path_format, request.scope["path"], query, content_type, body)
+        block = request.scope[KEY] = Block(self.policy, key, asked)
+        return block
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; a response that is not stored leaves when the session has rolled back."""
+        with in_its_own_place():
+            try:
+                await super().handle(scope, receive, send)
+            except UndoneError as undone:
+                await undone.response(scope, receive, send)
+            finally:
+                if (block := scope.get(KEY)) is not None:
+                    block.forget()
+
+
+def idempotency(choice: bool | HttpPolicy) -> Callable[[_EndpointT], _EndpointT]:
+    """Return a decorator that chooses for one endpoint; nothing is sent to a database.
+
+    Args:
+        choice: True to guard it whatever its method, such as PUT; False to leave it alone; or its own policy.
+
+    Returns:
+        A decorator to put under the route's.
+
+    Raises:
+        TypeError: The choice is none of these.
+
+    Example:
+        ```python
+        @router.post("/search")
+        @idempotency(False)
+        def search(...): ...
+        ```
+    """
+    if not isinstance(choice, (bool, HttpPolicy)):
+        raise TypeError(f"idempotency() takes True, False or an HttpPolicy, not {choice!r}")
+
+    def decorate(endpoint: _EndpointT) -> _EndpointT:
+        setattr(endpoint, _MARK, choice)
+        return endpoint
+
+    return decorate
+
+
+def add_exception_handlers(app: FastAPI, policy: HttpPolicy | None = None) -> None:
+    """Answer the guard's errors as problems in every route of the app; nothing is sent to a database.
+
+    For endpoints that call the guard themselves. Errors that are not the client's stay errors: 500.
+
+    Args:
+        app: The app.
+        policy: As in `idempotent_route`.
+
+    Example:
+        ```python
+        add_exception_handlers(app)
+        ```
+    """
+    rules = HttpPolicy() if policy is None else policy
+
+    async def answer(_request: Request, error: Exception) -> Response:
+        return response_of(rules.answer_to(error))
+
+    for kind in (OutcomeError, InvalidInputError):
+        app.add_exception_handler(kind, answer)
+
+
+def key_router(
+    guard: Any,
+    *,
+    session: Callable[..., Any],
+    scope: Callable[..., Any],
+    policy: HttpPolicy | None = None,
+    path: str = "/idempotency-key",
+) -> APIRouter:
+    """Return a router with one GET endpoint that says what became of a key of the same principal; nothing is claimed.
+
+    The key is in the header, as in the request that it is about. 200 has the status code and the time of the stored
+    response; 404 says that nothing is stored, so the request may be sent again; in doubt, failed and expired are problems.
+
+    Args:
+        guard: As in `idempotent_route`.
+        session: As in `idempotent_route`.
+        scope: As in `idempotent_route`.
+        policy: As in `idempotent_route`.
+        path: The path of the endpoint.
+
+    Returns:
+        The router, for `app.include_router`.
+
+    Example:
+        ```python
+        app.include_router(key_router(guard, session=get_session, scope=current_tenant))
+        ```
+    """
+    rules = HttpPolicy() if policy is None else policy
+    asking = replace(rules, required=True)
+    router = APIRouter()
+
+    async def look(
+        request: Request,
+        its_session: Any = Depends(session, scope="function"),
+        its_scope: Any = Depends(scope),
+    ) -> Response:
+        key = asking.key_of(request.headers.getlist(rules.header))
+        if not isinstance(key, str):
+            assert key is not None  # it is required here
+            return response_of(key)
+        read = partial(guard.get, its_session, key, scope=principal(its_scope))
+        try:
+            receipt = await (read() if is_async(guard) else run_in_threadpool(read))
+        except SafeAgentError as error:
+            return response_of(rules.answer_to(error))
+        return response_of(rules.state_of(receipt))
+
+    router.add_api_route(
+        path,
+        look,
+        methods=["GET"],
+        openapi_extra=with_header(asking, {}),
+        responses=problems("400", "404", "409", str(rules.expired_status)),
+        summary="What became of an Idempotency-Key",
+    )
+    return router

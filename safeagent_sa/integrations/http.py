@@ -1,0 +1,415 @@
+"""The rules of HTTP's `Idempotency-Key`, without a framework: keys, payloads, what is stored, what is answered.
+
+They follow draft-ietf-httpapi-idempotency-key-header (no RFC yet). The adapters in this package only translate: each finds
+the key, claims, and stores the response that it sees, in the transaction of the endpoint.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+from uuid import UUID
+
+from .._request.ids import MAX_BYTES
+from ..errors import (
+    DurabilityUnknownError,
+    ExecutionFailedError,
+    ExecutionInDoubtError,
+    ExecutionInProgressError,
+    InvalidPayloadError,
+    InvalidRequestIdError,
+    InvalidResultError,
+    LeaseLostError,
+    MisuseError,
+    NotCompletedError,
+    ReceiptExpiredError,
+    ReceiptTypeError,
+    RequestConflictError,
+    SafeAgentError,
+)
+from ..execution import Receipt
+
+
+__all__ = ["HttpPolicy", "HttpRequest", "HttpResponse", "parse_key", "principal", "request_payload"]
+
+REPLAYED = "idempotent-replayed"
+
+# What describes the content or the resource. Never set-cookie, which would give the first caller's session to a later one,
+# nor what the server writes for each answer: date, server, content-length, connection.
+REPLAYED_HEADERS = frozenset(
+    {"cache-control", "content-language", "content-location", "content-type", "deprecation", "etag"}
+    | {"last-modified", "link", "location", "sunset", "vary"}
+)
+
+_DRAFT = "https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header"
+_NO_CONTENT = (204, 304)
+
+# RFC 9651, section 3.3: a String, and the Bare Items that a parameter may have. Each alternative begins with another
+# character, so that a match takes one pass.
+_TEXT = r'(?:[ !#-\[\]-~]|\\["\\])*'
+_ITEM = (
+    rf'-?\d{{1,15}}(?!\d|\.)|-?\d{{1,12}}\.\d{{1,3}}(?!\d)|"{_TEXT}"|[A-Za-z*][!#$%&\'*+.^_`|~0-9A-Za-z:/-]*'
+    rf'|:[A-Za-z0-9+/=]*:|\?[01]|@-?\d{{1,15}}(?!\d|\.)|%"(?:[ !#$&-~]|%[0-9a-f]{{2}})*"'
+)
+_STRING = re.compile(rf'"({_TEXT})"(?:; *[a-z*][a-z0-9_.*-]*(?:=(?:{_ITEM}))?)*', re.ASCII)
+_BARE = re.compile(r"[!#-+\--\[\]-~]+")  # without commas: servers join two headers with one
+
+# What a template of a path has in place of a value: `{order}`, `{file:path}`, `<int:order>`.
+_FIELD = re.compile(r"\{([^{}:]*)[^{}]*\}|<(?:[^<>]*:)?([^<>:]*)>")
+
+
+def parse_key(values: Sequence[str], *, strict: bool = False) -> str | None:
+    r"""Read the key from all values of the header; nothing is sent to a database.
+
+    A structured-field String (RFC 9651, section 3.3.3) and the same text without quotes, as most clients send it, are one key.
+
+    Args:
+        values: The value of each `Idempotency-Key` line of the request.
+        strict: Take quoted Strings only, as the draft has it.
+
+    Returns:
+        The key, at most 255 visible ASCII characters and blanks between them; None where there is no header.
+
+    Raises:
+        InvalidRequestIdError: The header is there more than once, or is no key.
+
+    Example:
+        ```python
+        assert parse_key(['"8e03978e"']) == parse_key(["8e03978e"]) == "8e03978e"
+        ```
+    """
+    if not values:
+        return None
+    if len(values) > 1:
+        raise InvalidRequestIdError(f"the request has {len(values)} such headers; send one")
+    raw = values[0].strip(" ")
+    if raw.startswith('"'):
+        found = _STRING.fullmatch(raw)
+        if found is None:
+            raise InvalidRequestIdError("it begins with a quote, and is no String of RFC 9651, section 3.3.3")
+        key = re.sub(r'\\(["\\])', r"\1", found[1])
+    elif strict:
+        raise InvalidRequestIdError('it has no quotes; send it as a String of RFC 9651, such as "8e03978e"')
+    elif _BARE.fullmatch(raw) is None:
+        raise InvalidRequestIdError(
+            "it is empty, or has characters other than visible ASCII, quotes and commas apart; send a UUID"
+        )
+    else:
+        key = raw
+    if not key or key != key.strip(" "):
+        raise InvalidRequestIdError("it is empty, or begins or ends with a blank; send a UUID")
+    if len(key) > MAX_BYTES:
+        raise InvalidRequestIdError(f"it is {len(key)} characters long, more than {MAX_BYTES}; send a UUID")
+    return key
+
+
+def request_payload(path: str, query: str, content_type: str, body: bytes) -> dict[str, Any]:
+    """Return what a retry must repeat, as the payload of a claim; nothing is sent to a database.
+
+    JSON is compared by meaning: the order of members and white space do not count. Every other body is compared by its
+    digest, so that a multipart form, which gets another boundary each time, is other content.
+
+    Args:
+        path: The path as the client sent it.
+        query: The query string, without `?`.
+        content_type: The value of `Content-Type`, or an empty text.
+        body: The whole body.
+
+    Returns:
+        Plain values.
+
+    Example:
+        ```python
+        assert request_payload("/pay", "", "application/json", b'{"a": 1}')["json"] == {"a": 1}
+        ```
+    """
+    where = {"path": path, "query": query}
+    kind = content_type.partition(";")[0].strip().lower()
+    if body and (kind == "application/json" or kind.endswith("+json")):
+        try:
+            return where | {"json": json.loads(body)}
+        except (ValueError, RecursionError):
+            pass  # the endpoint refuses it, or reads it in another way
+    return where | {"type": kind, "sha256": hashlib.sha256(body).hexdigest()}
+
+
+def refuse_stream(what: str, how: str) -> MisuseError:
+    """Return the error for a response whose content comes in parts, without an end that is known."""
+    return MisuseError(
+        f"{what} answered with {how}, which sends its content in parts, so that it cannot be stored. Nothing was stored. Return "
+        "the content at once, or leave this endpoint unguarded."
+    )
+
+
+def principal(scope: str | UUID | int | None) -> str | UUID | int:
+    """Return the scope of a request; raise MisuseError where the app knows no principal."""
+    if scope is None or scope == "":
+        raise MisuseError(
+            f"scope gave {scope!r}. Two clients may send the same Idempotency-Key, and only the scope keeps their requests "
+            "apart: return the tenant or user that your authentication has found. Nothing was executed."
+        )
+    return scope
+
+
+@contextmanager
+def in_words_of_http(who: str) -> Generator[None]:
+    """Raise the errors of an endpoint in its own words; `who` commits when it has returned."""
+    try:
+        yield
+    except NotCompletedError as error:
+        if error.location is None:
+            raise
+        message = (
+            f"{error.location} commits, and its endpoint is idempotent: its rows and its response commit together, or neither. "
+            f"Nothing was stored. Call session.flush() there; {who} commits when the endpoint has returned."
+        )
+        where = {"scope": error.scope, "request_id": error.request_id}
+        raise NotCompletedError(message, location=error.location, **where) from error
+    except InvalidResultError as error:
+        error.add_note(
+            "The response is what would be stored. Answer with less, such as the place of the content; raise the guard's "
+            "max_result_bytes; or leave this endpoint unguarded."
+        )
+        raise
+
+
+class HttpRequest(NamedTuple):
+    """What a claim must know of a request.
+
+    Attributes:
+        method: Such as `POST`.
+        template: The path with the names of its fields, such as `/orders/{order}`, where the router is known; else empty.
+        path: The path as the client sent it.
+        query: The query string, without `?`.
+        content_type: The value of `Content-Type`, or an empty text.
+        body: The whole body.
+    """
+
+    method: str
+    template: str
+    path: str
+    query: str
+    content_type: str
+    body: bytes
+
+    @property
+    def action(self) -> str:
+        """What is done: few values, since it is an attribute of metrics. The path itself is in the payload."""
+        named = _FIELD.sub(lambda found: f":{found[1] or found[2]}", self.template)
+        return f"{self.method} {named}".strip().encode()[:MAX_BYTES].decode(errors="ignore").strip()
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """What a retry must repeat."""
+        return request_payload(self.path, self.query, self.content_type, self.body)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpResponse:
+    """A response as a value, between a framework and a receipt.
+
+    Attributes:
+        status: The status code.
+        headers: Names in lower case, and values.
+        body: The whole body.
+    """
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes = field(repr=False)
+
+    def stored(self, replayed_headers: Iterable[str] = REPLAYED_HEADERS) -> dict[str, Any]:
+        """Return the result for `complete()`: versioned, plain JSON, and the body byte for byte."""
+        kept = [[name.lower(), value] for name, value in self.headers if name.lower() in replayed_headers]
+        try:
+            text = self.body.decode()
+        except UnicodeDecodeError:
+            text = "\0"
+        # PostgreSQL's text has no NUL.
+        body = {"base64": base64.b64encode(self.body).decode()} if "\0" in text else {"text": text}
+        return {"http": 1, "status": self.status, "headers": kept, **body}
+
+    @classmethod
+    def replay(cls, scope: str, request_id: str, result: Any) -> HttpResponse:
+        """Return the response that a receipt holds; raise ReceiptTypeError where it holds something else."""
+        if not isinstance(result, dict) or result.get("http") != 1:
+            raise ReceiptTypeError(
+                f"the receipt of request_id {request_id!r} holds no HTTP response of a known version, so it cannot be "
+                "replayed as one. Read it with guard.get(session, request_id, scope=...).",
+                fields=("http",),
+                scope=scope,
+                request_id=request_id,
+            )
+        body = result["text"].encode() if "text" in result else base64.b64decode(result["base64"])
+        headers = [(name, value) for name, value in result["headers"]]
+        return cls(result["status"], (*headers, (REPLAYED, "true")), body)
+
+    @property
+    def wire_headers(self) -> list[tuple[str, str]]:
+        """The headers with the length of the body, which a response without content does not have."""
+        length = [] if self.status in _NO_CONTENT else [("content-length", str(len(self.body)))]
+        return [*self.headers, *length]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpPolicy:
+    """What an API promises about its idempotency keys: one value for all of its routes, or for one.
+
+    Attributes:
+        header: The name of the header.
+        required: Whether a request without a key is answered with 400; else it executes unguarded.
+        strict: Take quoted keys only, as the draft has it.
+        methods: The methods that are guarded.
+        stores: Says by the status whether a response is stored and its transaction commits; None for the rule of the adapter:
+            below 500 where the adapter sees what the endpoint returns, below 400 in ASGI and WSGI middleware, where a raised
+            error looks like a returned one.
+        replayed_headers: The headers that a replay repeats, in lower case.
+        wait_timeout: Seconds to wait for the first request instead of answering 409 at once; it holds a connection.
+        expired_status: The answer to a key whose receipt was purged: 410 or 422.
+        max_body_bytes: The largest request body that middleware buffers.
+        documentation: The URL of your page about keys, the base of the problems' `type`; the draft's own by default.
+
+    Example:
+        ```python
+        policy = HttpPolicy(required=False, documentation="https://api.example.com/docs/idempotency")
+        ```
+    """
+
+    header: str = "Idempotency-Key"
+    required: bool = True
+    strict: bool = False
+    methods: frozenset[str] = frozenset({"POST", "PATCH"})
+    stores: Callable[[int], bool] | None = None
+    replayed_headers: frozenset[str] = REPLAYED_HEADERS
+    wait_timeout: float = 0.0
+    expired_status: Literal[410, 422] = 410
+    max_body_bytes: int = 1024 * 1024
+    documentation: str = _DRAFT
+
+    def __post_init__(self) -> None:
+        """Take any collection of methods and headers, and refuse values that would be understood wrongly later."""
+        object.__setattr__(self, "methods", frozenset(map(str.upper, self.methods)))
+        object.__setattr__(self, "replayed_headers", frozenset(map(str.lower, self.replayed_headers)))
+        if self.expired_status not in (410, 422):
+            raise ValueError(f"expired_status is 410 or 422, not {self.expired_status!r}")
+        if "set-cookie" in self.replayed_headers:
+            raise ValueError(
+                "replayed_headers has set-cookie: a replay would give the first caller's session to a later one"
+            )
+
+    def key_of(self, values: Sequence[str]) -> str | HttpResponse | None:
+        """Return the key, the answer to a missing or malformed one, or None where the request is not guarded."""
+        try:
+            key = parse_key(values, strict=self.strict)
+        except InvalidRequestIdError as error:
+            return self.answer_to(error)
+        if key is None and self.required:
+            detail = f"This operation is idempotent, and needs the header {self.header}: the same on every retry."
+            return self._problem(400, "missing", f"{self.header} is missing", detail)
+        return key
+
+    def too_large(self) -> HttpResponse:
+        """Return the answer to a body that middleware does not buffer."""
+        detail = f"The content is larger than the {self.max_body_bytes} bytes that this API compares."
+        return self._problem(413, "too-large", "The content is too large", detail)
+
+    def is_stored(self, status: int, *, below: int) -> bool:
+        """Return whether a response is stored; `below` is the rule of the adapter."""
+        return status < below if self.stores is None else self.stores(status)
+
+    def answer_to(self, error: BaseException) -> HttpResponse:
+        """Return the answer to an error of the guard, as `application/problem+json` (RFC 9457).
+
+        Args:
+            error: What a claim has raised.
+
+        Returns:
+            400, 409, 410 or 422; 409 has `Retry-After` only while the first request is in progress.
+
+        Raises:
+            BaseException: The error itself, where it is not the client's: it belongs to the framework and its log.
+
+        Example:
+            ```python
+            except SafeAgentError as error:
+                answer = policy.answer_to(error)
+            ```
+        """
+        answer = next((answer for kind, answer in self._answers.items() if isinstance(error, kind)), None)
+        if answer is None:
+            raise error
+        status, code, title, detail = answer
+        retry_after: tuple[tuple[str, str], ...] = ()
+        if isinstance(error, ExecutionInProgressError):
+            retry_after = (("retry-after", str(max(1, math.ceil(error.retry_after)))),)
+        if isinstance(error, (InvalidRequestIdError, InvalidPayloadError)):
+            detail = f"{detail}: {error}"
+        return self._problem(status, code, title, detail, retry_after)
+
+    def state_of(self, receipt: Receipt | None) -> HttpResponse:
+        """Return the answer to the question what became of a key."""
+        if receipt is None:
+            detail = "Nothing is stored under this key: no request with it was executed, or one has not ended. Send it again."
+            return self._problem(404, "unknown", "Nothing is stored under this key", detail)
+        stored = receipt.result if isinstance(receipt.result, dict) else {}
+        state = {
+            "action": receipt.action,
+            "status": stored.get("status"),
+            "completed_at": receipt.completed_at.isoformat(),
+        }
+        return HttpResponse(200, (("content-type", "application/json"),), json.dumps(state).encode())
+
+    @property
+    def _answers(self) -> dict[type[SafeAgentError], tuple[int, str, str, str]]:
+        unknown = "It may or may not have happened. Ask for its state later; a retry does not execute it."
+        name = self.header
+        return {
+            InvalidRequestIdError: (400, "malformed", f"{name} is malformed", f"The value of {name} is no key"),
+            InvalidPayloadError: (
+                400,
+                "content",
+                "The content cannot be compared",
+                "The content has no canonical form",
+            ),
+            RequestConflictError: (
+                422,
+                "reused",
+                f"{name} is already used",
+                "This key was used for a request with other content. Send a new key with a new request.",
+            ),
+            ExecutionInProgressError: (
+                409,
+                "in-progress",
+                f"A request is outstanding for this {name}",
+                "The first request with this key has not ended. Retry it later with the same key.",
+            ),
+            ExecutionInDoubtError: (409, "outcome-unknown", "The outcome is not known", unknown),
+            LeaseLostError: (409, "outcome-unknown", "The outcome is not known", unknown),
+            DurabilityUnknownError: (409, "outcome-unknown", "The outcome is not known", unknown),
+            ExecutionFailedError: (
+                409,
+                "request-failed",
+                "The request has failed",
+                "It is on record as failed, and does not execute again. A new attempt needs a new key.",
+            ),
+            ReceiptExpiredError: (
+                self.expired_status,
+                "receipt-expired",
+                "The answer is no longer kept",
+                "The request with this key was executed, and its answer has expired. It does not execute again.",
+            ),
+        }
+
+    def _problem(
+        self, status: int, code: str, title: str, detail: str, headers: tuple[tuple[str, str], ...] = ()
+    ) -> HttpResponse:
+        kind = f"{self.documentation}#{code}"
+        text = json.dumps({"type": kind, "title": title, "status": status, "detail": detail}, ensure_ascii=False)
+        return HttpResponse(status, (("content-type", "application/problem+json"), *headers), text.encode())
