@@ -22,20 +22,30 @@ else:
     signature_of = inspect.signature
     annotations_of = inspect.get_annotations
 
-_SESSIONS = {"Session", "scoped_session", "AsyncSession", "async_scoped_session"}
+_SESSIONS = ("sqlalchemy", {"Session", "scoped_session", "AsyncSession", "async_scoped_session"})
+_CONTEXTS = ("safeagent_sa", {"EffectContext", "AsyncEffectContext"})
 
 
 def is_session(annotation: Any) -> bool:
     """Return whether an annotation means a session of SQLAlchemy, judged by its text where the name cannot be resolved."""
+    return _means(annotation, *_SESSIONS)
+
+
+def is_effect_context(annotation: Any) -> bool:
+    """Return whether an annotation means the context of an effect, judged in the same way."""
+    return _means(annotation, *_CONTEXTS)
+
+
+def _means(annotation: Any, package: str, names: set[str]) -> bool:
     if isinstance(annotation, str):
-        return annotation.partition("[")[0].rpartition(".")[2].strip() in _SESSIONS
+        return annotation.partition("[")[0].rpartition(".")[2].strip() in names
     if isinstance(annotation, typing.ForwardRef):
-        return is_session(annotation.__forward_arg__)
+        return _means(annotation.__forward_arg__, package, names)
     origin = typing.get_origin(annotation) or annotation
     if origin in (typing.Union, UnionType):  # some of which are types themselves
-        return any(map(is_session, typing.get_args(annotation)))
+        return any(_means(each, package, names) for each in typing.get_args(annotation))
     if origin is typing.Annotated:
-        return is_session(typing.get_args(annotation)[0])
+        return _means(typing.get_args(annotation)[0], package, names)
     if isinstance(origin, type):
-        return any(kind.__module__.startswith("sqlalchemy.") and kind.__name__ in _SESSIONS for kind in origin.__mro__)
+        return any(kind.__module__.startswith(f"{package}.") and kind.__name__ in names for kind in origin.__mro__)
     return False

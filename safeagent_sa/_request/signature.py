@@ -10,7 +10,7 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 from uuid import UUID
 
 from ..errors import InvalidRequestIdError, InvalidScopeError, UnsupportedFunctionError
@@ -39,6 +39,23 @@ class Call:
     """The further arguments of the guard's verb."""
 
 
+class Opens(NamedTuple):
+    """What a call of the function gets besides its arguments, and how a parameter asks for it."""
+
+    is_meant: Callable[[Any], bool]
+    singular: str
+    plural: str
+    remedy: str
+
+
+SESSION = Opens(
+    is_session,
+    "a session",
+    "sessions",
+    "idempotent needs one, annotated as sqlalchemy.orm.Session or sqlalchemy.ext.asyncio.AsyncSession: `session: Session`",
+)
+
+
 class Plan:
     """How calls of one function become requests."""
 
@@ -52,11 +69,18 @@ class Plan:
         result_type: Any,
         opens_session: bool,
         is_async: bool,
+        opens: Opens = SESSION,
+        is_supplied: Callable[[inspect.Parameter], bool] = lambda _: False,
     ) -> None:
+        """Check the function.
+
+        `is_supplied(parameter)` says which parameters a framework supplies; they are no part of the payload.
+        """
         _refuse_other_kinds(fn, is_async=is_async)
         self._fn = fn
         self._signature = signature_of(fn)
-        self._session = _session_parameter(fn, self._signature)
+        kinds = _kinds_of(fn, self._signature)
+        self._session = _parameter_for(opens, kinds, fn)
         self._opens_session = opens_session
         parameters = [each for each in self._signature.parameters.values() if each.name != self._session]
         self.signature = self._signature.replace(parameters=parameters) if opens_session else self._signature
@@ -65,6 +89,8 @@ class Plan:
         self._scope = _scope_of(scope, names, fn)
         # The first argument of a method is the object that it belongs to, and no part of the request.
         chosen = parameters[1:] if names[:1] in (["self"], ["cls"]) else parameters
+        self.supplied = [each.name for each in parameters if is_supplied(each.replace(annotation=kinds[each.name]))]
+        chosen = [each for each in chosen if each.name not in self.supplied]
         self._payload = _payload_of(payload, chosen, parameters, fn)
         self._result_type = result_type
         # What a call would refuse is refused here, as far as the names of the annotation are defined by now.
@@ -101,20 +127,24 @@ class Plan:
         return wrapper
 
 
-def _session_parameter(fn: Callable[..., Any], signature: inspect.Signature) -> str:
+def _kinds_of(fn: Callable[..., Any], signature: inspect.Signature) -> dict[str, Any]:
+    """Return the annotation of each parameter, as a text where a name in it cannot be resolved."""
     try:
-        kinds = typing.get_type_hints(fn)
+        found = typing.get_type_hints(fn, include_extras=True)
     except Exception:  # noqa: BLE001 - an annotation is any expression; then their texts must do
-        kinds = {}
-    found = [name for name, each in signature.parameters.items() if is_session(kinds.get(name, each.annotation))]
+        found = {}
+    return {name: found.get(name, each.annotation) for name, each in signature.parameters.items()}
+
+
+def _parameter_for(opens: Opens, kinds: Mapping[str, Any], fn: Callable[..., Any]) -> str:
+    found = [name for name, kind in kinds.items() if opens.is_meant(kind)]
     if len(found) != 1:
         problem = (
-            "two parameters that are annotated as sessions" if found else "no parameter that is annotated as a session"
+            f"two parameters that are annotated as {opens.plural}"
+            if found
+            else f"no parameter that is annotated as {opens.singular}"
         )
-        raise UnsupportedFunctionError(
-            f"{fn.__qualname__}() has {problem}; idempotent needs one, annotated as sqlalchemy.orm.Session or "
-            "sqlalchemy.ext.asyncio.AsyncSession: `session: Session`"
-        )
+        raise UnsupportedFunctionError(f"{fn.__qualname__}() has {problem}; {opens.remedy}")
     return found[0]
 
 
