@@ -7,7 +7,7 @@ from typing import Any, Concatenate, Protocol, TypeVar, overload
 from uuid import UUID
 
 from ..errors import UnsupportedSessionError
-from .annotations import is_session
+from .annotations import ASYNC_SESSIONS, SYNC_SESSIONS, is_one_of
 from .decorated import mark
 from .ids import validate_action
 from .signature import ParamsT, Plan, SelfT
@@ -104,7 +104,7 @@ def _refuse_other_sources(session: Any, session_factory: Any, *, is_async: bool)
             "idempotent takes session= or session_factory=, not both: with session= the transaction stays yours, with "
             "session_factory= each call is one"
         )
-    if not is_session(type(session), is_async=is_async):
+    if not is_one_of(type(session), ASYNC_SESSIONS if is_async else SYNC_SESSIONS):
         wanted = (
             "an async_scoped_session or AsyncSession"
             if is_async

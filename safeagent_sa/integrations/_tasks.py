@@ -1,0 +1,143 @@
+"""From a decorated function and one message to `deliver`: what the adapters of all queues share; no queue is imported here."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+from uuid import UUID
+
+from .._request.annotations import parameter_types, signature_of
+from .._request.results import annotation_of
+from .._request.signature import EFFECT_CONTEXT, SESSION, Call, Plan
+from ..errors import InvalidInputError, InvalidRequestIdError
+from .messages import Outcome, adeliver, deliver, outcome_of
+
+
+RequestId: TypeAlias = str | Callable[..., str | UUID | int]
+
+
+class Message(NamedTuple):
+    """What an adapter knows about the message at hand."""
+
+    task: str
+    """The name of the task: a part of its id, and the action. A message that becomes another task keeps its id."""
+    id: str | None
+    """The id that is the same on every redelivery; None where the queue has none."""
+    missing: str = ""
+    """What to do where there is none."""
+
+    @property
+    def name(self) -> str:
+        """The id of the message as a request_id."""
+        return f"{self.task}:{self.id}"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options that `guarded` has for every queue."""
+
+    request_id: RequestId | None
+    action: str | None
+    payload: Sequence[str] | Callable[..., Any] | None
+    scope: RequestId | None
+    wait_timeout: float | None
+
+
+class GuardedTask:
+    """A decorated function, and how its messages are delivered."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        guard: Any,
+        session_factory: Any,
+        options: Options,
+        *,
+        is_supplied: Callable[[inspect.Parameter], bool] = lambda _: False,
+    ) -> None:
+        self.is_async = inspect.iscoroutinefunction(fn)
+        self._guard = guard
+        self._sessions = session_factory
+        self._options = options
+        self._is_effect = not hasattr(guard, "run_transaction")
+        self._fn = fn
+        signature = signature_of(fn)
+        kinds = parameter_types(fn, signature)
+        parameters = signature.parameters.values()
+        self.filled_in = [each.name for each in parameters if is_supplied(each.replace(annotation=kinds[each.name]))]
+        self.plan = Plan(
+            fn,
+            request_id=options.request_id or (lambda: ""),  # then the message's own
+            payload=options.payload,
+            scope=options.scope,
+            result_type=None,
+            opens_session=True,
+            is_async=inspect.iscoroutinefunction(guard.execute),
+            supplied=EFFECT_CONTEXT if self._is_effect else SESSION,
+            ignore=self.filled_in,
+        )
+
+    def deliver(self, message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
+        """Deliver a message to the function, with the arguments that the queue calls it with."""
+        try:
+            call, request = self._request(message, args, kwargs)
+        except InvalidInputError as error:
+            return outcome_of(error, message.name)
+
+        def fn(opened: Any) -> Any:
+            return call.fn(opened)
+
+        fn.__annotations__["return"] = annotation_of(self._fn)
+        return deliver(self._guard, self._sessions, fn, **request)
+
+    async def adeliver(self, message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
+        """As `deliver`, for a coroutine function."""
+        try:
+            call, request = self._request(message, args, kwargs)
+        except InvalidInputError as error:
+            return outcome_of(error, message.name)
+
+        async def fn(opened: Any) -> Any:
+            return await call.fn(opened)
+
+        fn.__annotations__["return"] = annotation_of(self._fn)
+        return await adeliver(self._guard, self._sessions, fn, **request)
+
+    async def either(self, message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
+        """Deliver from an event loop: a function that is no coroutine function runs in a thread."""
+        if self.is_async:
+            return await self.adeliver(message, args, kwargs)
+        return await asyncio.to_thread(self.deliver, message, args, kwargs)
+
+    def _request(self, message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, dict[str, Any]]:
+        call = self.plan.call(args, kwargs)
+        given: Any = call.request_id
+        if self._options.request_id is None:
+            if message.id is None:
+                raise InvalidRequestIdError(
+                    f"a message for {message.task} has no id that a redelivery repeats. {message.missing} Or name what it is "
+                    'about: guarded(..., request_id="order:{order_id}:pay"). Nothing was sent to the database.'
+                )
+            given = message.name
+        request = {"request_id": given, "payload": call.options["payload"], "scope": call.options["scope"]}
+        if not self._is_effect:
+            action = self._options.action or message.task
+            request |= {"action": action, "wait_timeout": self._options.wait_timeout}
+        return call, request
+
+
+def with_parameter(wrapper: Callable[..., Any], name: str, annotation: Any) -> Callable[..., Any]:
+    """Return the wrapper with one more keyword in its signature, which the framework fills."""
+    wrapper.__signature__ = _extended(inspect.signature(wrapper), name, annotation)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {**wrapper.__annotations__, name: annotation}
+    return wrapper
+
+
+def _extended(signature: inspect.Signature, name: str, annotation: Any) -> inspect.Signature:
+    added = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+    parameters = list(signature.parameters.values())
+    last = parameters[-1:] if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else []
+    return signature.replace(parameters=[*parameters[: len(parameters) - len(last)], added, *last])

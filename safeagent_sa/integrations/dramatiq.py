@@ -1,0 +1,114 @@
+"""dramatiq (extra `dramatiq`): actors whose rows exist once, however often their message is delivered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import dramatiq
+from dramatiq.asyncio import async_to_sync
+from dramatiq.errors import Retry
+from dramatiq.middleware import CurrentMessage
+
+from ..errors import SetupError
+from ._tasks import GuardedTask, Message, Options, RequestId
+from .messages import Disposition, Outcome
+
+
+__all__ = ["guarded"]
+
+
+def guarded(
+    guard: Any,
+    session_factory: Callable[[], Any],
+    *,
+    request_id: RequestId | None = None,
+    action: str | None = None,
+    payload: Sequence[str] | Callable[..., Any] | None = None,
+    scope: RequestId | None = None,
+    wait_timeout: float | None = 0.0,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator for an actor's function: each message is a new transaction, which commits before it is acknowledged.
+
+    Put it under `@dramatiq.actor`, and add the middleware CurrentMessage to the broker. The function gets a session where a
+    parameter is annotated as one; the sender leaves it out. A redelivery does not call the function, and has the stored
+    result. While another delivery runs, the message comes again later: it keeps its id and its number of retries. Conflicts
+    and bad input go to the dead letter queue at once, and the error is logged. What the function raises is rolled back, and
+    the middleware Retries handles it.
+
+    Args:
+        guard: An ExecutionGuard; an AsyncExecutionGuard for a coroutine function, which needs the middleware AsyncIO. Or an
+            effect of it: then the function gets an EffectContext instead of a session.
+        session_factory: Makes a session for each message, such as `sessionmaker(engine)`.
+        request_id: The idempotency key: a template over the arguments, such as `"order:{order_id}:pay"`, or a function of
+            the arguments that it names. None for `"<name of the actor>:<message_id>"`, which is the same on a redelivery and on
+            a retry, but not where the producer calls `send()` twice.
+        action: What is done; None for the name of the actor.
+        payload: What a redelivery must repeat: names of arguments, or a function of them; None for all.
+        scope: The tenant or namespace: a template or a function; None for the guard's own.
+        wait_timeout: Seconds to wait for another delivery that is running, with a connection held; 0 to come again later.
+
+    Returns:
+        The decorator.
+
+    Raises:
+        UnsupportedFunctionError: At the decoration: no session or two, a generator, or the wrong kind of function.
+        ValueError: At the decoration: a malformed template, or one that names no argument.
+        SetupError: At a message: the middleware CurrentMessage is missing.
+        SafeAgentError: At a call in the same process: the outcome that is neither executed nor replayed.
+
+    Example:
+        ```python
+        broker.add_middleware(CurrentMessage())
+
+
+        @dramatiq.actor
+        @guarded(guard, SessionLocal, request_id="order:{order_id}:pay")
+        def pay(session: Session, order_id: int) -> None: ...
+        ```
+    """
+    options = Options(request_id, action, payload, scope, wait_timeout)
+
+    def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
+        guarded_task = GuardedTask(fn, guard, session_factory, options)
+        # The message belongs to the worker's thread, so it is read there, before a coroutine runs in another one.
+        deliver: Any = async_to_sync(guarded_task.adeliver) if guarded_task.is_async else guarded_task.deliver
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            proxy = CurrentMessage.get_current_message()
+            if proxy is None:
+                _refuse_a_broker_without_messages()
+                message = Message(fn.__name__, None, "It was called as a function: use send().")
+            else:
+                message = Message(proxy.actor_name, proxy.message_id)
+            return _answer(proxy, deliver(message, args, kwargs))
+
+        return guarded_task.plan.dress(run)
+
+    return decorate
+
+
+def _answer(proxy: Any, outcome: Outcome) -> Any:
+    if outcome.disposition is Disposition.ACKNOWLEDGE:
+        return outcome.result
+    assert outcome.error is not None
+    if proxy is None:
+        raise outcome.error
+    if outcome.disposition is Disposition.COME_AGAIN:
+        assert outcome.retry_after is not None
+        # Retries adds the one that is taken off here, and sends the message again under its id.
+        proxy.options["retries"] = proxy.options.get("retries", 0) - 1
+        raise Retry(str(outcome.error), delay=math.ceil(outcome.retry_after * 1000))
+    # As `throws=` of the actor: Retries fails the message instead of sending it again.
+    proxy.options["throws"] = type(outcome.error)
+    proxy.fail()
+    raise outcome.error
+
+
+def _refuse_a_broker_without_messages() -> None:
+    if not any(isinstance(each, CurrentMessage) for each in dramatiq.get_broker().middleware):
+        raise SetupError(
+            "the broker has no middleware CurrentMessage, so the id of the message is not known. Nothing was sent to the "
+            "database. Write: from dramatiq.middleware import CurrentMessage; broker.add_middleware(CurrentMessage())"
+        )
