@@ -8,9 +8,10 @@ from __future__ import annotations
 import inspect
 import sys
 import typing
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from types import UnionType
-from typing import Any
+from typing import Any, TypeAlias
 
 
 if sys.version_info >= (3, 14):
@@ -22,20 +23,36 @@ else:
     signature_of = inspect.signature
     annotations_of = inspect.get_annotations
 
-_SESSIONS = {"Session", "scoped_session", "AsyncSession", "async_scoped_session"}
+Names: TypeAlias = Mapping[str, Collection[str]]
+"""The names of classes, by the top package that defines them."""
+
+SESSIONS: Names = {"sqlalchemy": {"Session", "scoped_session", "AsyncSession", "async_scoped_session"}}
 
 
-def is_session(annotation: Any) -> bool:
-    """Return whether an annotation means a session of SQLAlchemy, judged by its text where the name cannot be resolved."""
+def is_one_of(annotation: Any, names: Names) -> bool:
+    """Return whether an annotation means one of these classes, judged by its text where the name cannot be resolved.
+
+    Nothing is imported: a package that defines such a class need not be installed.
+    """
     if isinstance(annotation, str):
-        return annotation.partition("[")[0].rpartition(".")[2].strip() in _SESSIONS
+        name = annotation.partition("[")[0].rpartition(".")[2].strip()
+        return any(name in each for each in names.values())
     if isinstance(annotation, typing.ForwardRef):
-        return is_session(annotation.__forward_arg__)
+        return is_one_of(annotation.__forward_arg__, names)
     origin = typing.get_origin(annotation) or annotation
     if origin in (typing.Union, UnionType):  # some of which are types themselves
-        return any(map(is_session, typing.get_args(annotation)))
+        return any(is_one_of(each, names) for each in typing.get_args(annotation))
     if origin is typing.Annotated:
-        return is_session(typing.get_args(annotation)[0])
+        return is_one_of(typing.get_args(annotation)[0], names)
     if isinstance(origin, type):
-        return any(kind.__module__.startswith("sqlalchemy.") and kind.__name__ in _SESSIONS for kind in origin.__mro__)
+        return any(kind.__name__ in names.get(kind.__module__.partition(".")[0], ()) for kind in origin.__mro__)
     return False
+
+
+def parameter_types(fn: Callable[..., Any], signature: inspect.Signature) -> dict[str, Any]:
+    """Return the annotations of a function's parameters, resolved where their names are defined."""
+    try:
+        kinds = typing.get_type_hints(fn, include_extras=True)
+    except Exception:  # noqa: BLE001 - an annotation is any expression; then their texts must do
+        kinds = {}
+    return {name: kinds.get(name, each.annotation) for name, each in signature.parameters.items()}

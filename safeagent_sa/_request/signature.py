@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 from uuid import UUID
 
 from ..errors import InvalidRequestIdError, InvalidScopeError, UnsupportedFunctionError
-from .annotations import annotations_of, is_session, signature_of
+from .annotations import SESSIONS, Names, annotations_of, is_one_of, parameter_types, signature_of
 from .canonical import Default
 from .fields import MISSING
 from .ids import validate_scope
@@ -37,6 +36,24 @@ class Call:
     """Calls the function, with the session that it is given where the caller gave none."""
     options: dict[str, Any]
     """The further arguments of the guard's verb."""
+    arguments: Mapping[str, Any]
+    """The arguments by name, without the session."""
+
+
+class Supplied(NamedTuple):
+    """The argument that the guard supplies: a session, or what stands for it."""
+
+    names: Names
+    what: str
+    """What it is called in an error."""
+    example: str
+
+
+SESSION = Supplied(
+    SESSIONS,
+    "session",
+    "sqlalchemy.orm.Session or sqlalchemy.ext.asyncio.AsyncSession: `session: Session`",
+)
 
 
 class Plan:
@@ -52,11 +69,26 @@ class Plan:
         result_type: Any,
         opens_session: bool,
         is_async: bool,
+        supplied: Supplied = SESSION,
+        ignore: Collection[str] = (),
     ) -> None:
+        """Check how a function is decorated.
+
+        Args:
+            fn: The function.
+            request_id: As in `idempotent`.
+            payload: As in `idempotent`.
+            scope: As in `idempotent`.
+            result_type: As in `idempotent`.
+            opens_session: Whether the guard supplies the session, so that callers leave it out.
+            is_async: Whether it must be a coroutine function.
+            supplied: Which parameter is the session.
+            ignore: Parameters that are no part of the request, unless `payload` names them.
+        """
         _refuse_other_kinds(fn, is_async=is_async)
         self._fn = fn
         self._signature = signature_of(fn)
-        self._session = _session_parameter(fn, self._signature)
+        self._session = _supplied_parameter(fn, self._signature, supplied)
         self._opens_session = opens_session
         parameters = [each for each in self._signature.parameters.values() if each.name != self._session]
         self.signature = self._signature.replace(parameters=parameters) if opens_session else self._signature
@@ -65,6 +97,7 @@ class Plan:
         self._scope = _scope_of(scope, names, fn)
         # The first argument of a method is the object that it belongs to, and no part of the request.
         chosen = parameters[1:] if names[:1] in (["self"], ["cls"]) else parameters
+        chosen = [each for each in chosen if each.name not in ignore]
         self._payload = _payload_of(payload, chosen, parameters, fn)
         self._result_type = result_type
         # What a call would refuse is refused here, as far as the names of the annotation are defined by now.
@@ -88,7 +121,7 @@ class Plan:
         # At a call, since annotations may name what is defined later.
         result_type = annotation_of(self._fn) if self._result_type is None else self._result_type
         options = {"payload": self._payload(arguments), "scope": self._scope(arguments), "result_type": result_type}
-        return Call(self._request_id(arguments), session, with_session, options)
+        return Call(self._request_id(arguments), session, with_session, options, arguments)
 
     def dress(self, wrapper: FnT) -> FnT:
         """Give the wrapper the function's name and signature, without the session where the guard opens one."""
@@ -101,21 +134,22 @@ class Plan:
         return wrapper
 
 
-def _session_parameter(fn: Callable[..., Any], signature: inspect.Signature) -> str:
-    try:
-        kinds = typing.get_type_hints(fn)
-    except Exception:  # noqa: BLE001 - an annotation is any expression; then their texts must do
-        kinds = {}
-    found = [name for name, each in signature.parameters.items() if is_session(kinds.get(name, each.annotation))]
+def _supplied_parameter(fn: Callable[..., Any], signature: inspect.Signature, supplied: Supplied) -> str:
+    found = [name for name, kind in parameter_types(fn, signature).items() if is_one_of(kind, supplied.names)]
     if len(found) != 1:
         problem = (
-            "two parameters that are annotated as sessions" if found else "no parameter that is annotated as a session"
+            f"two parameters that are annotated as {supplied.what}s"
+            if found
+            else f"no parameter that is annotated as {_article(supplied.what)} {supplied.what}"
         )
         raise UnsupportedFunctionError(
-            f"{fn.__qualname__}() has {problem}; idempotent needs one, annotated as sqlalchemy.orm.Session or "
-            "sqlalchemy.ext.asyncio.AsyncSession: `session: Session`"
+            f"{fn.__qualname__}() has {problem}; the decorator needs one, annotated as {supplied.example}"
         )
     return found[0]
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
 
 
 def _request_id_of(
