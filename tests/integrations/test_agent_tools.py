@@ -90,7 +90,10 @@ def test_a_repetition_gets_the_same_receipt_and_the_words_that_nothing_was_done_
 
 def test_the_receipt_is_the_same_text_byte_for_byte(place):
     shown = []
-    channel = agents.Channel(lambda answer: shown.append(answer.result_text))
+
+    def channel(result_type):
+        assert result_type == dict[str, object]
+        return agents.Shown(lambda answer: shown.append(answer.result_text))
 
     @guarded_tool(ExecutionGuard(), place.sessions, request_id="{key}", action="a", scope="s", channel=channel)
     def tool(session: Session, key: str) -> dict[str, object]:

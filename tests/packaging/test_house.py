@@ -195,7 +195,8 @@ def public_verbs():
     """Every public verb by its name: functions of modules, and methods of classes."""
     classes = (ExecutionGuard, AsyncExecutionGuard, Effect, AsyncEffect, Relay, AsyncRelay, ExecutionStore)
     classes = (*classes, agents.PreparedIntents, agents.RepeatedIntents)
-    functions = [(module, name) for module in (retention, schema, agents) for name in module.__all__]
+    functions = [(module, name) for module in (retention, schema) for name in module.__all__]
+    functions += [(agents, name) for name in agents.__all__ if name != "refuse_unstable"]
     methods = [(each, name) for each in (*classes, Batch, Execution, PlannedEffects) for name in vars(each)]
     for owner, name in [*functions, *methods, (safeagent_sa, "make_model"), (sqlite, "configure")]:
         if not name.startswith("_") and name not in STEPS_OF_EFFECTS and inspect.isfunction(getattr(owner, name)):

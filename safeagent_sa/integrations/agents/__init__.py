@@ -8,22 +8,26 @@ of this module return it as JSON text, which serves every framework whose tools 
 from __future__ import annotations
 
 from ._answers import AnswerStatus, ToolAnswer, answer_of, answer_to
-from ._calls import Channel, answered, has_receipt
+from ._calls import Channel, Shown, answered, has_receipt
 from ._intents import AsyncPreparedIntents, Intent, PreparedIntents
+from ._keys import CALLER_KEY, refuse_unstable
 from ._repeats import Repeated, RepeatedIntents
 from ._shield import finish_effects
-from ._tools import EffectOptions, ToolOptions, guarded_effect, guarded_tool
+from ._tools import EffectOptions, Key, ToolOptions, guarded_effect, guarded_tool
 
 
 __all__ = [
+    "CALLER_KEY",
     "AnswerStatus",
     "AsyncPreparedIntents",
     "Channel",
     "EffectOptions",
     "Intent",
+    "Key",
     "PreparedIntents",
     "Repeated",
     "RepeatedIntents",
+    "Shown",
     "ToolAnswer",
     "ToolOptions",
     "answer_of",
@@ -33,4 +37,5 @@ __all__ = [
     "guarded_effect",
     "guarded_tool",
     "has_receipt",
+    "refuse_unstable",
 ]

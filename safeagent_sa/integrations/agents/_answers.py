@@ -121,6 +121,15 @@ class ToolAnswer:
             return f"{self.message}\nThe earlier receipt: {self.result_text}"
         return self.message
 
+    @property
+    def content(self) -> str:
+        """Everything that a model needs as plain text: the bare result where it was executed now, else the message first."""
+        if self.status is AnswerStatus.EXECUTED:
+            return self.result_text
+        if self.has_result and not self.is_error:
+            return f"{self.message}\n{self.result_text}"
+        return self.lines
+
 
 def answer_of(execution: Execution[Any]) -> ToolAnswer:
     """Return what a model gets for an execution; nothing is sent, and nothing commits.

@@ -9,10 +9,13 @@ import asyncio
 import functools
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from ..._claim import block as blocks
 from ..._effects.drive import Call as Asked
@@ -28,28 +31,36 @@ _FIRST_LOOK, _LAST_LOOK = 0.05, 1.0
 
 
 @dataclass(frozen=True)
-class Channel:
-    """How a framework shows an answer to a model.
+class Shown:
+    """How a framework shows the answers of one tool to a model.
 
     Attributes:
-        show: Turns an answer into what the tool returns, or raises what the framework expects.
-        returns: Turns the return annotation of the tool into that of the decorated one; None to leave it.
+        show: Turns an answer into what the decorated tool returns.
+        returns: The return annotation of the decorated tool, of which the framework makes its schema; None to leave it.
+        mask: Turns an error that is raised into one whose text the model may read; None where the framework hides it or ends.
     """
 
     show: Callable[[ToolAnswer], Any]
-    returns: Callable[[Any], Any] | None = None
+    returns: Any = None
+    mask: Callable[[Exception], Exception] | None = None
 
 
-TEXT = Channel(lambda answer: answer.text, lambda _: str)
+Channel: TypeAlias = Callable[[Any], Shown]
+"""Returns how the answers of a tool with this result type are shown."""
 
 
-def answered(channel: Channel = TEXT) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def text(_result_type: Any) -> Shown:
+    """Show answers as JSON text."""
+    return Shown(lambda answer: answer.text, str)
+
+
+def answered(channel: Channel = text) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator for a tool that returns an execution: outcomes become answers; nothing commits here.
 
     For tools that call a verb themselves, such as `intents.commit(handle, scope=...)`.
 
     Args:
-        channel: How the framework shows an answer.
+        channel: How the framework shows an answer; by default as JSON text.
 
     Returns:
         A decorator for functions and coroutine functions.
@@ -67,13 +78,14 @@ def answered(channel: Channel = TEXT) -> Callable[[Callable[..., Any]], Callable
     """
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
+        shown = channel(Any)
+
         def flow(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Any]:
             answer = yield from outcome(None, Asked(fn, args, kwargs), lambda: None)
-            return channel.show(answer)
+            return shown.show(answer)
 
-        wrapper = wrapped(flow, None, is_async=inspect.iscoroutinefunction(fn))
-        functools.update_wrapper(wrapper, fn)
-        return returning(wrapper, channel, Any)
+        wrapper = wrapped(flow, None, shown, is_async=inspect.iscoroutinefunction(fn))
+        return returning(functools.update_wrapper(wrapper, fn), shown)
 
     return decorate
 
@@ -168,26 +180,41 @@ def _reads(settings: Any, request_id: str | UUID | int, scope: str | UUID | int)
 
 
 def wrapped(
-    flow: Callable[[tuple[Any, ...], dict[str, Any]], Flow[Any]], session_factory: Any, *, is_async: bool
+    flow: Callable[[tuple[Any, ...], dict[str, Any]], Flow[Any]], session_factory: Any, shown: Shown, *, is_async: bool
 ) -> Callable[..., Any]:
+    """Return the function that runs a flow for each call."""
     if is_async:
 
         async def await_once(*args: Any, **kwargs: Any) -> Any:
-            return await drive_async(flow(args, kwargs), session_factory)
+            with _masked(shown):
+                return await drive_async(flow(args, kwargs), session_factory)
 
         return await_once
 
     def call_once(*args: Any, **kwargs: Any) -> Any:
-        return drive(flow(args, kwargs), session_factory)
+        with _masked(shown):
+            return drive(flow(args, kwargs), session_factory)
 
     return call_once
 
 
-def returning(wrapper: Any, channel: Channel, result: Any) -> Callable[..., Any]:
+def _masked(shown: Shown) -> AbstractContextManager[None]:
+    return nullcontext() if shown.mask is None else _masking(shown.mask)
+
+
+@contextmanager
+def _masking(mask: Callable[[Exception], Exception]) -> Generator[None]:
+    """Keep SQL, and what our own messages say to developers, from the model; the framework logs the cause."""
+    try:
+        yield
+    except (SafeAgentError, SQLAlchemyError) as error:
+        raise mask(error) from error
+
+
+def returning(wrapper: Any, shown: Shown) -> Callable[..., Any]:
     """Give the decorated tool the return annotation that the framework makes its schema of."""
-    if channel.returns is not None:
-        kind = channel.returns(result)
-        wrapper.__signature__ = signature_of(wrapper).replace(return_annotation=kind)
-        wrapper.__annotations__ = {**annotations_of(wrapper), "return": kind}
+    if shown.returns is not None:
+        wrapper.__signature__ = signature_of(wrapper).replace(return_annotation=shown.returns)
+        wrapper.__annotations__ = {**annotations_of(wrapper), "return": shown.returns}
     decorated: Callable[..., Any] = wrapper
     return decorated

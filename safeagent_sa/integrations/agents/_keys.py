@@ -18,6 +18,9 @@ from ..._request.template import root_of
 from ._contexts import context_of, filled_in
 
 
+CALLER_KEY = "safeagent-sa/idempotency-key"
+"""Where the caller of an MCP tool puts its key, in the `_meta` of the call."""
+
 _PER_CALL = "new for each call: a model that is asked again, a repeated run and a second conversation make another one"
 _PER_RUN = "new for each run: the same intent in a repeated or redelivered run has another one"
 _PER_CONNECTION = "new for each connection, often for each call; MCP 2026-07-28 has no sessions"

@@ -18,7 +18,7 @@ from ...errors import (
     UnsupportedFunctionError,
 )
 from ._answers import ToolAnswer, answer_to
-from ._calls import TEXT, Channel, is_async_verb, outcome, returning, wrapped
+from ._calls import Channel, is_async_verb, outcome, returning, text, wrapped
 from ._contexts import filled_in, with_context
 from ._keys import names_of, refuse_unstable
 from ._repeats import RepeatedIntents
@@ -73,7 +73,7 @@ def guarded_tool(
     timeout: float = 30.0,
     contain_commits: bool = False,
     repeats: RepeatedIntents | None = None,
-    channel: Channel = TEXT,
+    channel: Channel = text,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator for a tool that writes to the database: each intent commits once, and each call is answered.
 
@@ -154,7 +154,7 @@ def guarded_effect(
     wait_timeout: float = 20.0,
     shield: bool = True,
     repeats: RepeatedIntents | None = None,
-    channel: Channel = TEXT,
+    channel: Channel = text,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator for a tool that calls another system: only the rows of `on_success` commit with the outcome.
 
@@ -239,6 +239,7 @@ def _decorator(
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
         if not callable(fn):
             raise UnsupportedFunctionError(f"{fn!r} is no function; put the guard's decorator under the framework's")
+        shown = channel(annotation_of(fn, is_final=False) if result_type is None else result_type)
         key = with_context(request_id, fn)
         refuse_unstable(fn, request_id=key, scope=scope)
         plan = Plan(
@@ -264,7 +265,7 @@ def _decorator(
                     raise
             else:
                 answer = yield from flow_of(call, mark)
-            return channel.show(answer)
+            return shown.show(answer)
 
         def _mark(call: Call) -> Callable[[], None]:
             if repeats is None:
@@ -274,8 +275,7 @@ def _decorator(
             mark = repeats.check(*key, action, [call.options["payload"], objects])
             return partial(repeats.remember, mark, key.request_id)
 
-        wrapper = plan.dress(wrapped(flow, session_factory, is_async=is_async))
-        return returning(wrapper, channel, annotation_of(fn, is_final=False) if result_type is None else result_type)
+        return returning(plan.dress(wrapped(flow, session_factory, shown, is_async=is_async)), shown)
 
     return decorate
 
