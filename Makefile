@@ -16,8 +16,11 @@ SUITE = $(BIN)/python -m pytest -n 4 --dist worksteal
 BENCH_VENV := .venv-bench$(PINNED)
 BENCH_BIN := $(BENCH_VENV)/bin
 BENCH_READY := $(BENCH_VENV)/.ready
+AGENTS_VENV := .venv-agents$(PINNED)
+AGENTS_BIN := $(AGENTS_VENV)/bin
+AGENTS_READY := $(AGENTS_VENV)/.ready
 
-.PHONY: help demo test test-all check words aio format changelog bench bench-full field stress pgbouncer roads frameworks mutants matrix nightly clean
+.PHONY: help demo test test-all check words aio format changelog bench bench-full field stress pgbouncer roads frameworks test-agents mutants matrix nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,7 +32,7 @@ test: $(READY)  ## the suite with a real PostgreSQL: each test on the ports that
 	$(SUITE) $(ARGS)
 
 test-all: $(READY)  ## the suite on every port, with coverage
-	$(SUITE) --cov -m 'not stress and not pgbouncer' $(ARGS)
+	$(SUITE) --cov -m 'not stress and not pgbouncer and not agents and not queues' $(ARGS)
 
 check: $(READY)  ## formatting, lint, layers, types, async docstrings, words
 	$(BIN)/ruff format --check .
@@ -64,6 +67,10 @@ field: $(BENCH_READY)  ## compare with other libraries under races and crashes, 
 	$(BENCH_BIN)/python -m benchmarks.field --json build/field.json $(ARGS)
 	$(BENCH_BIN)/python -m benchmarks.field.page build/field.json > docs/field.md
 
+test-agents: $(AGENTS_READY)  ## tool calls of agents through the frameworks, with real servers
+	$(AGENTS_BIN)/mypy safeagent_sa/integrations
+	$(AGENTS_BIN)/python -m pytest -m agents tests/agents $(ARGS)
+
 stress: $(READY)  ## the long runs
 	$(BIN)/python -m pytest -m stress -o faulthandler_timeout=0 $(ARGS)
 
@@ -88,11 +95,13 @@ nightly: $(READY)  ## mutants, stress, field, frameworks and matrix, with one ta
 clean:  ## remove everything that these targets create
 	rm -rf .venv* build dist *.egg-info .coverage* .*_cache .hypothesis
 
-# The other libraries are not in the environment of the tests. Both are set up again when the dependencies change.
+# The other libraries and the frameworks of agents are not in the environment of the tests. All are set up again when the
+# dependencies change.
 # --group needs pip 25.1, which a new environment may not have.
 $(BENCH_READY): GROUPS := --group dev --group bench
+$(AGENTS_READY): GROUPS := --group agents
 $(READY): GROUPS := --group dev
-$(READY) $(BENCH_READY): pyproject.toml
+$(READY) $(BENCH_READY) $(AGENTS_READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade pip

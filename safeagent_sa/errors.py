@@ -11,7 +11,9 @@
     │   ├── LeaseLostError              this attempt at an effect is no longer the current one
     │   ├── ReceiptTypeError            its stored result does not fit the result type of this call
     │   ├── ReceiptUnreadableError      it ran before, and its stored result cannot be read
-    │   └── ReceiptExpiredError         it ran before, and its receipt was purged
+    │   ├── ReceiptExpiredError         it ran before, and its receipt was purged
+    │   ├── NotApprovedError            a prepared intent that is unknown, not approved yet, or rejected
+    │   └── RepeatedIntentError         the same call under another id, a moment ago
     ├── InvalidInputError (ValueError)  refused before any SQL; the transaction stays usable
     │   ├── InvalidRequestIdError
     │   ├── InvalidScopeError
@@ -182,6 +184,28 @@ class ReceiptUnreadableError(OutcomeError):
 
 class ReceiptExpiredError(OutcomeError):
     """The request was executed before, but its receipt was purged; it is not executed again."""
+
+
+class NotApprovedError(OutcomeError):
+    """A prepared intent cannot be committed; nothing was executed.
+
+    Attributes:
+        verdict: `"unknown"` (no such intent in this scope), `"missing"` (no verdict yet) or `"rejected"`.
+    """
+
+    verdict: str
+
+
+class RepeatedIntentError(OutcomeError):
+    """The same call was executed under another id a moment ago, which is what a key for each attempt looks like.
+
+    Attributes:
+        earlier: The id that it was executed under.
+        seconds: How long ago that was.
+    """
+
+    earlier: str
+    seconds: float
 
 
 class InvalidInputError(SafeAgentError, ValueError):

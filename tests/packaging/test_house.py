@@ -15,6 +15,7 @@ from safeagent_sa.aio import AsyncExecutionGuard
 from safeagent_sa.compat import ExecutionStore
 from safeagent_sa.effects import AsyncEffect, Effect
 from safeagent_sa.execution import PlannedEffects
+from safeagent_sa.integrations import agents
 from safeagent_sa.relay import AsyncRelay, Relay
 
 
@@ -39,7 +40,7 @@ ONE_SUBCLASS = {
     "_Base": "a declarative base",
 }
 
-RAISES_NOTHING = {"Relay.stop", "AsyncRelay.stop"}
+RAISES_NOTHING = {"Relay.stop", "AsyncRelay.stop", "answer_to", "finish_effects", "RepeatedIntents.remember"}
 STEPS_OF_EFFECTS = {"drive", "write_along"}  # called by relays, not by users
 
 # Modules that write a state as text, and why.
@@ -194,7 +195,9 @@ def test_versions_agree():
 def public_verbs():
     """Every public verb by its name: functions of modules, and methods of classes."""
     classes = (ExecutionGuard, AsyncExecutionGuard, Effect, AsyncEffect, Relay, AsyncRelay, ExecutionStore)
+    classes = (*classes, agents.PreparedIntents, agents.RepeatedIntents)
     functions = [(module, name) for module in (retention, schema) for name in module.__all__]
+    functions += [(agents, name) for name in agents.__all__ if name != "refuse_unstable"]
     methods = [(each, name) for each in (*classes, Batch, Execution, PlannedEffects) for name in vars(each)]
     for owner, name in [
         *functions,

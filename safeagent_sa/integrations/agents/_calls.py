@@ -1,0 +1,220 @@
+"""One call of a tool as a flow: a generator that asks for the verb of the guard, and for what else must be awaited.
+
+`drive` runs it for functions, and for coroutine functions. What comes out is an answer, or an error that no model can act on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import time
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+from uuid import UUID
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from ..._claim import block as blocks
+from ..._effects.drive import Call as Asked
+from ..._effects.drive import Flow, drive, drive_async
+from ..._request.annotations import annotations_of, signature_of
+from ...errors import ExecutionInProgressError, MisuseError, OutcomeError, RequestConflictError, SafeAgentError
+from ...execution import Execution, Receipt
+from ._answers import ToolAnswer, answer_of, answer_to, with_receipt
+
+
+# Seconds between two looks at an effect that another call makes.
+_FIRST_LOOK, _LAST_LOOK = 0.05, 1.0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a framework shows the answers of one tool to a model.
+
+    Attributes:
+        show: Turns an answer into what the decorated tool returns.
+        returns: The return annotation of the decorated tool, of which the framework makes its schema; None to leave it.
+        mask: Turns an error that is raised into one whose text the model may read; None where the framework hides it or ends.
+    """
+
+    show: Callable[[ToolAnswer], Any]
+    returns: Any = None
+    mask: Callable[[Exception], Exception] | None = None
+
+
+Channel: TypeAlias = Callable[[Any], Shown]
+"""Returns how the answers of a tool with this result type are shown."""
+
+
+def text(_result_type: Any) -> Shown:
+    """Show answers as JSON text."""
+    return Shown(lambda answer: answer.text, str)
+
+
+def answered(channel: Channel = text) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator for a tool that returns an execution: outcomes become answers; nothing commits here.
+
+    For tools that call a verb themselves, such as `intents.commit(handle, scope=...)`.
+
+    Args:
+        channel: How the framework shows an answer; by default as JSON text.
+
+    Returns:
+        A decorator for functions and coroutine functions.
+
+    Raises:
+        MisuseError: At a call: the tool returned no execution.
+        Exception: At a call: what the tool raises and no model can act on.
+
+    Example:
+        ```python
+        @answered()
+        def commit_transfer(handle: str) -> Execution[dict[str, str]]:
+            return transfers.commit(handle, scope="alice")
+        ```
+    """
+
+    def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
+        shown = channel(Any)
+
+        def flow(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Any]:
+            answer = yield from outcome(None, Asked(fn, args, kwargs), lambda: None)
+            return shown.show(answer)
+
+        wrapper = wrapped(flow, None, shown, is_async=inspect.iscoroutinefunction(fn))
+        return returning(functools.update_wrapper(wrapper, fn), shown)
+
+    return decorate
+
+
+def has_receipt(guard: Any, session_factory: Any, request_id: str | UUID | int, scope: str | UUID | int) -> Any:
+    """Return whether a request has an outcome, so that a call would execute nothing; nothing is claimed or written.
+
+    Ask for an approval only where it returns False: a finished payment is then answered without a question.
+
+    Args:
+        guard: An ExecutionGuard, or an AsyncExecutionGuard.
+        session_factory: Makes the session to read with.
+        request_id: The id of the request.
+        scope: The scope of the request.
+
+    Returns:
+        Whether it was executed, has failed for good, or is in doubt; with an AsyncExecutionGuard an awaitable of that.
+
+    Raises:
+        InvalidInputError: The id or the scope cannot be stored; nothing was sent.
+        sqlalchemy.exc.DBAPIError: As the database raised it.
+
+    Example:
+        ```python
+        def needs_approval(order_id: str) -> bool:
+            return not has_receipt(guard, SessionLocal, f"order:{order_id}:pay", "alice")
+        ```
+    """
+
+    def flow() -> Flow[bool]:
+        try:
+            found = yield _reads(guard._settings, request_id, scope)  # noqa: SLF001
+        except OutcomeError:  # failed, in doubt, or its receipt is gone
+            return True
+        return found is not None
+
+    if is_async_verb(guard.run_transaction):
+        return drive_async(flow(), session_factory)
+    return drive(flow(), session_factory)
+
+
+def outcome(
+    settings: Any,
+    asked: Asked,
+    remember: Callable[[], None],
+    *,
+    until: float = 0.0,
+    is_async: bool = False,
+) -> Flow[ToolAnswer]:
+    """Make the call, wait out another one of the same request until then, and return the answer."""
+    pause = _FIRST_LOOK
+    while True:
+        try:
+            execution = yield asked
+        except ExecutionInProgressError as error:
+            if time.monotonic() + pause > until:
+                return _found(answer_to(error), error)
+        except RequestConflictError as error:
+            answer = _found(answer_to(error), error)
+            if settings is None or answer.request_id is None:
+                return answer
+            try:
+                receipt: Receipt | None = yield _reads(settings, answer.request_id, error.scope)
+            except OutcomeError:  # it has failed, is in doubt, or its receipt is gone
+                receipt = None
+            return with_receipt(answer, receipt)
+        except SafeAgentError as error:
+            return _found(answer_to(error), error)
+        else:
+            if not isinstance(execution, Execution):
+                raise MisuseError(
+                    f"the tool returned a {type(execution).__qualname__} and no execution, which is what a verb of the guard returns"
+                )
+            remember()
+            return answer_of(execution)
+        yield Asked(asyncio.sleep if is_async else time.sleep, (pause,), {})
+        pause = min(2 * pause, _LAST_LOOK)
+
+
+def _found(answer: ToolAnswer | None, error: SafeAgentError) -> ToolAnswer:
+    if answer is None:
+        raise error
+    return answer
+
+
+def is_async_verb(verb: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(inspect.unwrap(verb))
+
+
+def _reads(settings: Any, request_id: str | UUID | int, scope: str | UUID | int) -> Callable[..., Receipt | None]:
+    return lambda session: blocks.get(settings, session, request_id, scope=scope)
+
+
+def wrapped(
+    flow: Callable[[tuple[Any, ...], dict[str, Any]], Flow[Any]], session_factory: Any, shown: Shown, *, is_async: bool
+) -> Callable[..., Any]:
+    """Return the function that runs a flow for each call."""
+    if is_async:
+
+        async def await_once(*args: Any, **kwargs: Any) -> Any:
+            with _masked(shown):
+                return await drive_async(flow(args, kwargs), session_factory)
+
+        return await_once
+
+    def call_once(*args: Any, **kwargs: Any) -> Any:
+        with _masked(shown):
+            return drive(flow(args, kwargs), session_factory)
+
+    return call_once
+
+
+def _masked(shown: Shown) -> AbstractContextManager[None]:
+    return nullcontext() if shown.mask is None else _masking(shown.mask)
+
+
+@contextmanager
+def _masking(mask: Callable[[Exception], Exception]) -> Generator[None]:
+    """Keep SQL, and what our own messages say to developers, from the model; the framework logs the cause."""
+    try:
+        yield
+    except (SafeAgentError, SQLAlchemyError) as error:
+        raise mask(error) from error
+
+
+def returning(wrapper: Any, shown: Shown) -> Callable[..., Any]:
+    """Give the decorated tool the return annotation that the framework makes its schema of."""
+    if shown.returns is not None:
+        wrapper.__signature__ = signature_of(wrapper).replace(return_annotation=shown.returns)
+        wrapper.__annotations__ = {**annotations_of(wrapper), "return": shown.returns}
+    decorated: Callable[..., Any] = wrapper
+    return decorated

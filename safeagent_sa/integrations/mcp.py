@@ -1,0 +1,343 @@
+"""Tools of MCP servers (extra `mcp`): keys and principals of calls, answers as tool results, and a client that repeats safely.
+
+MCP 2026-07-28 has no sessions and no redelivery: a client whose answer was lost must send the call again as a new request with a
+new id, and a server takes a lost connection for a cancellation. So duplicates are the protocol's rule. What is the same on each
+attempt is a business id in the arguments, or a key that the caller puts into `_meta`, beside the arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection
+from typing import Annotated, Any, Unpack, cast
+
+import anyio
+from mcp.client import Client
+from mcp.server.auth.middleware.auth_context import get_access_token
+from mcp.server.auth.provider import principal_components
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
+from mcp.server.extension import Extension
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.utilities.func_metadata import func_metadata
+from mcp.shared.exceptions import MCPError
+from mcp_types import (
+    REQUEST_TIMEOUT,
+    CallToolRequestParams,
+    CallToolResult,
+    TextContent,
+)
+
+from .._request.ids import MAX_BYTES
+from ..errors import InvalidRequestIdError, InvalidScopeError
+from . import agents
+from .agents import AnswerStatus, EffectOptions, Key, Shown, ToolAnswer, ToolOptions
+
+
+__all__ = [
+    "IDEMPOTENCY",
+    "KEY",
+    "IdempotencyExtension",
+    "answered",
+    "call_tool",
+    "caller_key",
+    "guarded_effect",
+    "guarded_tool",
+    "principal",
+]
+
+_PREFIX = "safeagent-sa/"
+
+KEY = agents.CALLER_KEY
+"""Where a caller puts its key in the `_meta` of a call."""
+
+IDEMPOTENCY = f"{_PREFIX}idempotency"
+"""The extension that a server advertises if it takes such keys."""
+
+_MISSING = (
+    f"this tool wants a key of the caller, which names the intent and is the same on every attempt: send it in _meta as {KEY!r}, "
+    "such as with call_tool(..., key=...) of safeagent_sa.integrations.mcp. It is no argument, and a model must not make it up."
+)
+
+
+def guarded_tool(
+    guard: Any, session_factory: Any, *, request_id: Key, action: str, scope: Any, **options: Unpack[ToolOptions]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator for a tool that writes to the database, to be put under `@server.tool()`; each intent commits once.
+
+    As `safeagent_sa.integrations.agents.guarded_tool`, with answers as tool results. The tool keeps its output schema; a replay has
+    the same structured content as the first call.
+
+    Args:
+        guard: An ExecutionGuard, or an AsyncExecutionGuard for a coroutine function.
+        session_factory: Makes a session for each attempt.
+        request_id: What names the intent: a template over the arguments, `caller_key`, or another function.
+        action: What is done.
+        scope: `principal`, or another function of the context; a constant only for a local stdio server.
+        **options: As in the core.
+
+    Returns:
+        A decorator.
+
+    Raises:
+        ValueError: At the decoration: a key or a scope that changes between attempts, or no scope.
+        Exception: At the decoration or a call: as in the core. The SDK hides the text of an error that is raised from the model.
+
+    Example:
+        ```python
+        @server.tool(annotations=ToolAnnotations(idempotent_hint=True))
+        @guarded_tool(guard, SessionLocal, request_id="order:{order_id}:pay", action="pay", scope=principal)
+        def pay(session: Session, ctx: Context, order_id: str, amount: int) -> dict[str, str]: ...
+        ```
+    """
+    return agents.guarded_tool(
+        guard, session_factory, request_id=request_id, action=action, scope=scope, channel=_channel, **options
+    )
+
+
+def guarded_effect(
+    effect: Any, session_factory: Any, *, request_id: Key, scope: Any, **options: Unpack[EffectOptions]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator for a tool that calls another system; only the rows of `on_success` commit with the outcome.
+
+    As `safeagent_sa.integrations.agents.guarded_effect`, with answers as tool results. A client that goes away does not end it.
+
+    Args:
+        effect: What `guard.effect(...)` returns.
+        session_factory: Makes a session for each of the short transactions.
+        request_id: What names the intent, as in `guarded_tool`.
+        scope: `principal`, as in `guarded_tool`.
+        **options: As in the core.
+
+    Returns:
+        A decorator.
+
+    Raises:
+        ValueError: At the decoration: a key or a scope that changes between attempts, or no scope.
+        Exception: At the decoration or a call: as in the core.
+
+    Example:
+        ```python
+        @server.tool()
+        @guarded_effect(guard.effect("mail.send"), SessionLocal, request_id=caller_key, scope=principal, payload=["to"])
+        def mail(effect: EffectContext, ctx: Context, to: str, body: str) -> dict[str, str]: ...
+        ```
+    """
+    return agents.guarded_effect(
+        effect, session_factory, request_id=request_id, scope=scope, channel=_channel, **options
+    )
+
+
+def answered(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Answer for a tool that returns an execution, such as `intents.commit(handle, scope=principal(ctx))`; nothing commits here.
+
+    Args:
+        fn: The tool.
+
+    Returns:
+        The tool, to be put under `@server.tool()`.
+
+    Raises:
+        Exception: At a call: what no model can act on.
+
+    Example:
+        ```python
+        @server.tool()
+        @answered
+        def commit_transfer(ctx: Context, handle: str) -> Execution[dict[str, str]]:
+            return transfers.commit(handle, scope=principal(ctx))
+        ```
+    """
+    return agents.answered(_channel)(fn)
+
+
+def principal(ctx: Context) -> str:  # noqa: ARG001 - known from the request that is being served
+    """Return the authenticated principal of a call as a scope: client, issuer and subject of its access token.
+
+    Args:
+        ctx: The context of the tool.
+
+    Returns:
+        The principal, as a hash where it is longer than 255 bytes.
+
+    Raises:
+        InvalidScopeError: The call is not authenticated.
+
+    Example:
+        ```python
+        @guarded_tool(guard, SessionLocal, request_id="order:{order_id}:pay", action="pay", scope=principal)
+        ```
+    """
+    token = get_access_token()
+    return scope_of(None if token is None else principal_components(token))
+
+
+def caller_key(ctx: Context) -> str:
+    """Return the key that the caller has put into `_meta`; it names the intent and is the same on every attempt.
+
+    Args:
+        ctx: The context of the tool.
+
+    Returns:
+        The key.
+
+    Raises:
+        InvalidRequestIdError: There is none; nothing was executed.
+
+    Example:
+        ```python
+        @guarded_tool(guard, SessionLocal, request_id=caller_key, action="mail", scope=principal, payload=["to"])
+        ```
+    """
+    return key_in(ctx.request_context.meta)
+
+
+class IdempotencyExtension(Extension):
+    """Advertises that the server takes keys of callers, and refuses calls without one before the tool runs.
+
+    Example:
+        ```python
+        server = MCPServer("shop", extensions=[IdempotencyExtension(wanted_by=["mail"])])
+        ```
+    """
+
+    identifier = IDEMPOTENCY
+
+    def __init__(self, *, wanted_by: Collection[str] = ()) -> None:
+        """Name the tools.
+
+        Args:
+            wanted_by: The tools that want a key.
+        """
+        self._wanted_by = frozenset(wanted_by)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what is advertised: where the key goes, and which tools want one."""
+        return {"meta": KEY, "wantedBy": sorted(self._wanted_by)}
+
+    async def intercept_tool_call(
+        self, params: CallToolRequestParams, ctx: ServerRequestContext[Any, Any], call_next: CallNext
+    ) -> HandlerResult:
+        """Answer a call that has no key although its tool wants one."""
+        if params.name in self._wanted_by:
+            try:
+                key_in(ctx.meta)
+            except InvalidRequestIdError as error:
+                return _result(_invalid(error))
+        return await call_next(ctx)
+
+
+async def call_tool(
+    client: Client,
+    name: str,
+    arguments: dict[str, Any] | None = None,
+    *,
+    key: str,
+    attempts: int = 4,
+    timeout: float = 30.0,  # noqa: ASYNC109 - of each attempt; the SDK cuts it off
+) -> CallToolResult:
+    """Call a tool, and call it again under the same key after a time-out or while the request is running; nothing commits here.
+
+    It repeats a call only where the server advertises the extension; elsewhere a second call could be a second execution.
+
+    Args:
+        client: A connected client.
+        name: The name of the tool.
+        arguments: Its arguments.
+        key: Names the intent: made once, kept with the intent, and used for every attempt, also of another process.
+        attempts: The most calls.
+        timeout: Seconds that each call may take.
+
+    Returns:
+        The result: of this execution, or the receipt of an earlier one.
+
+    Raises:
+        mcp.shared.exceptions.MCPError: The last call timed out, or the connection is closed. It may have happened: connect, and
+            call with the same key.
+        ValueError: `attempts` is less than 1.
+
+    Example:
+        ```python
+        result = await call_tool(client, "mail", {"to": "bob", "body": "Hello"}, key="message-17")
+        ```
+    """
+    if attempts < 1:
+        raise ValueError(f"attempts must be at least 1, not {attempts}")
+    advertised = client.server_capabilities.extensions or {}
+    left = attempts if IDEMPOTENCY in advertised else 1
+    while True:
+        left -= 1
+        try:
+            result = await client.call_tool(name, arguments, timeout, meta=cast("Any", {KEY: key}))
+        except MCPError as error:
+            if error.code != REQUEST_TIMEOUT or left == 0:
+                raise
+            continue
+        meta = result.meta or {}
+        if meta.get(f"{_PREFIX}status") != AnswerStatus.IN_PROGRESS.value or left == 0:
+            return result
+        await anyio.sleep(float(meta.get(f"{_PREFIX}retry-after", 1.0)))
+
+
+def _channel(result_type: Any) -> Shown:
+    if result_type is Any:
+        return Shown(_result, CallToolResult)
+
+    def like_the_tool() -> Any: ...
+
+    like_the_tool.__annotations__["return"] = result_type
+    is_wrapped = func_metadata(like_the_tool).wrap_output
+    return Shown(lambda answer: _result(answer, is_wrapped=is_wrapped), Annotated[CallToolResult, result_type])
+
+
+def _result(answer: ToolAnswer, *, is_wrapped: bool | None = None) -> CallToolResult:
+    """Return an answer as a tool result: the receipt as the first block and as structured content, what became of it behind."""
+    structured = None
+    if is_wrapped is not None and not answer.is_error:
+        structured = {"result": answer.result} if is_wrapped else answer.result
+    return CallToolResult(
+        content=[TextContent(text=text) for text in texts_of(answer)],
+        structured_content=structured,
+        is_error=answer.is_error,
+        _meta=meta_of(answer),
+    )
+
+
+def texts_of(answer: ToolAnswer) -> list[str]:
+    """Return the blocks of text: the receipt, unless the answer is an error, and what became of the call, unless it was executed."""
+    texts = [answer.result_text] if answer.has_result and not answer.is_error else []
+    if answer.status is not AnswerStatus.EXECUTED or not texts:
+        texts.append(answer.lines)
+    return texts
+
+
+def meta_of(answer: ToolAnswer) -> dict[str, Any]:
+    """Return status, request-id, retry-after and completed-at, by names with our prefix."""
+    return {_PREFIX + name.replace("_", "-"): value for name, value in answer.meta.items()}
+
+
+def scope_of(components: tuple[str | None, ...] | None) -> str:
+    """Return the principal with these components as a scope, or raise InvalidScopeError where there is none."""
+    if components is None:
+        raise InvalidScopeError(
+            "the call is not authenticated, so there is no principal whose request it is. Nothing was sent to the database. Put the "
+            'server behind authentication; a local stdio server of one user names a constant instead, such as scope="local".'
+        )
+    identity = json.dumps(components, separators=(",", ":"))
+    if len(identity.encode()) <= MAX_BYTES:
+        return identity
+    return "sha256:" + hashlib.sha256(identity.encode()).hexdigest()
+
+
+def key_in(meta: Any) -> str:
+    """Return the caller's key in the `_meta` of a call, or raise InvalidRequestIdError where there is none."""
+    key = (meta or {}).get(KEY)
+    if not isinstance(key, str) or not key:
+        raise InvalidRequestIdError(f"{_MISSING} Nothing was sent to the database.")
+    return key
+
+
+def _invalid(error: InvalidRequestIdError) -> ToolAnswer:
+    answer = agents.answer_to(error)
+    assert answer is not None
+    return answer
