@@ -313,7 +313,7 @@ def test_a_call_that_timed_out_after_the_commit_is_repeated_on_another_process(p
     async def scenario(tool):
         async with stdio(postgresql, "after:wait") as one, stdio(postgresql) as two:
             with held(postgresql, AFTER_COMMIT):
-                with pytest.raises(MCPError, match="[Tt]imed out"):
+                with pytest.raises(MCPError, match=r"[Tt]imed out"):
                     await one.call_tool(tool, ORDER, SOON * 3)
             return await two.call_tool(tool, ORDER)
 
@@ -344,7 +344,7 @@ def test_two_replicas_execute_a_call_that_timed_out_before_the_commit_once(postg
     async def scenario(urls):
         async with connected(urls[0], "alice") as one, connected(urls[1], "alice") as two:
             with held(postgresql, BEFORE_COMMIT):
-                with pytest.raises(MCPError, match="[Tt]imed out"):
+                with pytest.raises(MCPError, match=r"[Tt]imed out"):
                     await one.call_tool("pay", ORDER, SOON * 3)
             return await two.call_tool("pay", ORDER)
 
@@ -358,7 +358,7 @@ def test_a_cancelled_async_call_leaves_nothing_and_its_repetition_executes(postg
     async def scenario(url):
         async with connected(url, "alice") as client:
             with held(postgresql, BEFORE_COMMIT):
-                with pytest.raises(MCPError, match="[Tt]imed out"):
+                with pytest.raises(MCPError, match=r"[Tt]imed out"):
                     await client.call_tool("pay_async", ORDER, SOON * 3)
             return await client.call_tool("pay_async", ORDER)
 
@@ -424,7 +424,7 @@ def test_the_client_repeats_nothing_where_the_server_takes_no_keys():
 
     async def scenario():
         async with Client(server) as client:
-            with pytest.raises(MCPError, match="[Tt]imed out"):
+            with pytest.raises(MCPError, match=r"[Tt]imed out"):
                 await call_tool(client, "slow", key="k", timeout=0.05)
             with pytest.raises(ValueError, match="attempts"):
                 await call_tool(client, "slow", key="k", attempts=0)

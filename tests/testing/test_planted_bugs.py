@@ -213,7 +213,7 @@ def seed(sessions):
         session.add(Payment(reference="seed", amount=7))
 
 
-# A database of its own has more faults; one delivery at a time is part of several at once.
+# A database server has more faults; one delivery at a time is part of several at once.
 @usual_pairs(
     ("database", "at_once", "handler"),
     lambda database, at_once, _: (database, at_once) in (("sqlite", 1), ("postgresql", 3)),
