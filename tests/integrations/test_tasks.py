@@ -85,7 +85,7 @@ def test_an_effect_stands_in_for_a_guard(postgresql):
 
     with pytest.raises(errors.UnsupportedFunctionError, match="EffectContext"):
         task(postgresql, pay, guard.effect("mail"))
-    with pytest.raises(errors.UnsupportedFunctionError, match="guarded needs one"):
+    with pytest.raises(errors.UnsupportedFunctionError, match="the decorator needs one"):
         task(postgresql, mail)
 
 

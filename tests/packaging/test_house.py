@@ -30,7 +30,7 @@ OWNERS = {"_transaction/run.py", "_effects/notifications.py", "_claim/contain.py
 OWNERS |= {"integrations/_owned.py", "integrations/asgi.py"}
 PROGRAMS = {"cli", "testing"}
 # Below the caller's transaction, or no transaction at all.
-NO_TRANSACTION = {"cursor", "driver", "notifications", "pipeline"}
+NO_TRANSACTION = {"cursor", "driver", "notifications", "pipeline", "self._transport"}
 
 ONE_SUBCLASS = {
     "ByKey": "Citus sends the same, and its settings to several nodes",

@@ -91,7 +91,7 @@ def _from_docker(options: str) -> Server:
     from docker.errors import DockerException
 
     try:
-        client = docker.from_env()
+        client = docker.from_env(timeout=PATIENCE)
         client.ping()
     except DockerException as error:
         raise NotHere(f"no Docker engine answers: {str(error)[:80]}") from None
@@ -102,7 +102,11 @@ def _from_docker(options: str) -> Server:
 
     from testcontainers.community.postgres import PostgresContainer
 
-    container = PostgresContainer(image, driver="psycopg").with_command(f"postgres {options}")
+    # On a loaded machine an engine takes minutes to stop a container.
+    client_options = {"timeout": 10 * PATIENCE}
+    container = PostgresContainer(image, driver="psycopg", docker_client_kw=client_options).with_command(
+        f"postgres {options}"
+    )
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     container.ports[5432] = ("127.0.0.1", port)  # a free port, the same after a restart, on loopback only
