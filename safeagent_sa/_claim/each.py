@@ -16,6 +16,7 @@ from .._settings import Settings
 from ..errors import ClaimLostError
 from ..execution import Batch, Execution
 from . import binding
+from .shown import shown
 
 
 class _Released(Exception):  # noqa: N818 - leaves the savepoint, and never reaches the caller
@@ -32,7 +33,8 @@ def block(settings: Settings, session: Session, batch: Batch[Any], execution: Ex
         with session.begin_nested() as savepoint:
             binding.reach(session, settings, key)  # sends the SAVEPOINT, which waits for the session's next statement
             try:
-                yield
+                with shown(execution):
+                    yield
                 _finish(session, savepoint, batch, execution)
             except BaseException as error:
                 execution._close()  # noqa: SLF001 - the handles and the batch are one mechanism

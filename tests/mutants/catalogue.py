@@ -474,6 +474,18 @@ COMPLETING = {
         '"source_function", None) != 1',
         "test_another_feature_that_is_not_supported_is_not_tried_again",
     ),
+    "a block is shown after its end": Mutant(
+        "_claim/shown.py",
+        "        OPEN.set(self._before)",
+        "        return",
+        "test_records_in_a_block_name_its_request_and_no_others_do test_each_thread_has_its_own_block",
+    ),
+    "a replay names itself as its original": Mutant(
+        ACQUIRE,
+        "    audience.replayed(stored.token)\n",
+        "    audience.replayed(audience.rows[0].token)\n",
+        "test_a_new_execution_and_its_replay test_opentelemetry",
+    ),
     "a refusal is stored as a result": Mutant(
         COMPLETE, "        if execution.is_refused:\n", "        if False:\n", "test_refusal.py"
     ),
