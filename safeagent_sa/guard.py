@@ -690,7 +690,7 @@ class ExecutionGuard(ConfiguredGuard):
 
         Raises:
             ValueError: A number is out of range, or a pair does not fit its action.
-            UnsupportedFunctionError: A handler does not take an effect and a payload.
+            UnsupportedFunctionError: A handler does not take an effect and a payload, or is of the other kind of function.
 
         Example:
             ```python
