@@ -144,7 +144,7 @@ class ConfiguredGuard:
         locking: Locking = "auto",
         result_encoder: ResultEncoder | None = None,
     ) -> None:
-        """Configure a guard; nothing is sent to any database and nothing is registered anywhere.
+        """Configure a guard, which runs each request_id (idempotency key) once; nothing is sent, and nothing is registered.
 
         Args:
             model: The mapped table: the ready-made one, your class with the mixin, or one from `make_model()`.

@@ -52,10 +52,12 @@ class Replayed(Event):
     Attributes:
         is_pipelined: Whether the claim was sent in one round trip with BEGIN.
         is_refused: Whether its answer is a refusal.
+        original_claim_id: The `claim_id` of the attempt that was executed, unless a person has resolved it since.
     """
 
     is_pipelined: bool = False
     is_refused: bool = False
+    original_claim_id: uuid.UUID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

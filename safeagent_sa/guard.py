@@ -344,8 +344,9 @@ class ExecutionGuard(ConfiguredGuard):
     ) -> Execution[Any]:
         """Run a function under a claim in a new transaction, which this verb begins and commits.
 
-        It runs the whole transaction again after a serialization failure, a deadlock or a lost connection, with growing
-        pauses. When the answer of COMMIT is lost, the next attempt finds the receipt, or executes.
+        It runs the whole transaction again after a serialization failure, a deadlock, a lost connection or a prepared
+        statement that a migration has outdated, with growing pauses. When the answer of COMMIT is lost, or is an error that is
+        not the server's own, the next attempt finds the receipt, or executes.
 
         Args:
             session_factory: Makes a new session for each attempt, such as `sessionmaker(engine)`.
@@ -689,7 +690,7 @@ class ExecutionGuard(ConfiguredGuard):
 
         Raises:
             ValueError: A number is out of range, or a pair does not fit its action.
-            UnsupportedFunctionError: A handler does not take an effect and a payload.
+            UnsupportedFunctionError: A handler does not take an effect and a payload, or is of the other kind of function.
 
         Example:
             ```python

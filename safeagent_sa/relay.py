@@ -32,6 +32,7 @@ class Relay(RelayBase[Effect[Any]]):
     """Fires stored effects after their COMMIT, in its own transactions; from `guard.relay()`. Use one for each thread."""
 
     _effect = Effect
+    _takes_coroutines = False
 
     def __init__(self, settings: Settings, session_factory: SessionFactory, handlers: Any, **options: Any) -> None:
         super().__init__(settings, session_factory, handlers, **options)
@@ -115,6 +116,7 @@ class AsyncRelay(RelayBase[AsyncEffect[Any]]):
     """As Relay, for coroutines and an `async_sessionmaker`; looks for due effects every `poll_interval` seconds."""
 
     _effect = AsyncEffect
+    _takes_coroutines = True
 
     def __init__(self, settings: Settings, session_factory: AsyncSessionFactory, handlers: Any, **options: Any) -> None:
         super().__init__(settings, session_factory, handlers, **options)

@@ -178,10 +178,10 @@ def replay(
         audience.notify("InProgress")
         raise
     except RequestRefusedError:
-        audience.replayed(is_refused=True)
+        audience.replayed(stored.token, is_refused=True)
         raise
     open_guarded.note(session)
-    audience.replayed()
+    audience.replayed(stored.token)
     return Execution(
         *request.key,
         stored.action,

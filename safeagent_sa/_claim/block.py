@@ -18,6 +18,7 @@ from .._settings import USE_DEFAULT, Settings, UseDefault, valid_timeout
 from .._transaction import session_watch
 from ..execution import Batch, BlockT, Execution, Receipt
 from . import acquire, binding, complete, outcome
+from .shown import shown
 
 
 @contextmanager
@@ -42,12 +43,13 @@ def claim(
         binding.connect(session, settings, key)  # refuses AUTOCOMMIT before there is a savepoint in it
     with session.begin_nested() if savepoint else nullcontext():
         claim = acquire.claim(session, settings, request, timeout)
-        try:
-            yield claim.execution
-        except BaseException:
-            complete.abandon(claim)
-            raise
-        complete.settle(claim, settings)
+        with shown(claim.execution):
+            try:
+                yield claim.execution
+            except BaseException:
+                complete.abandon(claim)
+                raise
+            complete.settle(claim, settings)
 
 
 @contextmanager

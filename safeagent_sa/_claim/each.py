@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from .._dialects import is_transient
@@ -17,6 +16,7 @@ from .._settings import Settings
 from ..errors import ClaimLostError
 from ..execution import Batch, Execution
 from . import binding
+from .shown import shown
 
 
 class _Released(Exception):  # noqa: N818 - leaves the savepoint, and never reaches the caller
@@ -33,7 +33,8 @@ def block(settings: Settings, session: Session, batch: Batch[Any], execution: Ex
         with session.begin_nested() as savepoint:
             binding.reach(session, settings, key)  # sends the SAVEPOINT, which waits for the session's next statement
             try:
-                yield
+                with shown(execution):
+                    yield
                 _finish(session, savepoint, batch, execution)
             except BaseException as error:
                 execution._close()  # noqa: SLF001 - the handles and the batch are one mechanism
@@ -44,7 +45,7 @@ def block(settings: Settings, session: Session, batch: Batch[Any], execution: Ex
         return
     except Exception as error:
         # An error of the ROLLBACK TO is another one.
-        if error is not undone or _is_final(error) or not _can_go_on(connection):
+        if error is not undone or is_transient(error) or not _can_go_on(connection):
             raise
         batch._release(execution, error)  # noqa: SLF001
 
@@ -70,10 +71,6 @@ def _is_open(session: Session, savepoint: SessionTransaction) -> bool:
     while inner is not None and inner is not savepoint:
         inner = inner.parent
     return inner is savepoint
-
-
-def _is_final(error: Exception) -> bool:
-    return isinstance(error, DBAPIError) and (error.connection_invalidated or is_transient(error))
 
 
 def _can_go_on(connection: Connection) -> bool:

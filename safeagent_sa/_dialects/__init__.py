@@ -14,7 +14,7 @@ from typing import Literal
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Dialect, Engine, Table
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
 
 from ..errors import UnsupportedDialectError
 from .base import (
@@ -44,6 +44,7 @@ __all__ = [
     "capabilities",
     "choose_protocol",
     "is_transient",
+    "may_have_committed",
     "may_have_written",
     "protocol_for",
     "stored_of",
@@ -137,9 +138,17 @@ def may_have_written(connection: Connection) -> bool:
     return name not in _REGISTRY or _class_for(name).may_have_written(connection)
 
 
-def is_transient(error: DBAPIError) -> bool:
-    """Return whether the database asks the client to run the whole transaction again."""
-    return any(_class_for(name).is_transient(error) for name in _REGISTRY)
+def is_transient(error: BaseException) -> bool:
+    """Return whether to run the whole transaction again: the database asks for it, or the connection is lost."""
+    return isinstance(error, DBAPIError) and (
+        error.connection_invalidated or any(_class_for(name).is_transient(error) for name in _REGISTRY)
+    )
+
+
+def may_have_committed(error: DBAPIError) -> bool:
+    """Return whether an error of a COMMIT leaves open what has become of it: it is no answer of the database itself."""
+    is_answer = isinstance(error, (IntegrityError, DataError, ProgrammingError, NotSupportedError))
+    return not is_answer and all(_class_for(name).may_have_committed(error) for name in _REGISTRY)
 
 
 def _class_for(name: str, locking: str | None = None) -> type[ClaimProtocol]:

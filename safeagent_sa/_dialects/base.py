@@ -230,6 +230,11 @@ class ClaimProtocol(ABC):
         """Return whether this database, by its own error code, asks the client to run the whole transaction again."""
 
     @staticmethod
+    def may_have_committed(error: DBAPIError) -> bool:  # noqa: ARG004 - for databases whose codes show it
+        """Return whether the database may have stored a COMMIT that has raised this error."""
+        return True
+
+    @staticmethod
     @abstractmethod
     def problem_of(error: DBAPIError) -> Problem | None:
         """Return what is wrong, where a person can put it right."""

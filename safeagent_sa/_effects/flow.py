@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from .._claim import contain
@@ -315,6 +314,6 @@ def _complete_with_rows(complete: Step, write_rows: Step, session: Session) -> N
         write_rows(session)
         session.flush()
     except Exception as error:
-        if isinstance(error, DBAPIError) and (error.connection_invalidated or is_transient(error)):
+        if is_transient(error):
             raise  # the transaction is worth another attempt
         raise OnSuccessError from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import uuid
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from .._request import json_text
 from .._request.arguments import refuse_misfit
 from .._request.results import annotation_of
 from .._settings import Settings
-from ..errors import OutcomeError
+from ..errors import OutcomeError, UnsupportedFunctionError
 from ..execution import Execution
 from . import lease as leases
 from .drive import Call, Flow
@@ -33,6 +34,7 @@ class RelayBase(Generic[_EffectT]):
     """What to take next, and what follows a failure."""
 
     _effect: type[_EffectT]
+    _takes_coroutines: bool
 
     def __init__(
         self,
@@ -61,7 +63,13 @@ class RelayBase(Generic[_EffectT]):
         self._poll_interval = poll_interval
 
     def _pair(self, action: str, handler: Any) -> tuple[_EffectT, Callable[..., Any]]:
-        refuse_misfit(handler[1] if isinstance(handler, tuple) else handler, (None,), {})
+        fn = handler[1] if isinstance(handler, tuple) else handler
+        if not self._takes_coroutines and inspect.iscoroutinefunction(fn):
+            raise UnsupportedFunctionError(
+                f"the handler of {action!r}, {fn!r}, is a coroutine function, which this relay would never await. Nothing was "
+                "sent. Use AsyncExecutionGuard.relay() for it."
+            )
+        refuse_misfit(fn, (None,), {})
         if not isinstance(handler, tuple):
             options: dict[str, Any] = {"lease": 60.0, "when_in_doubt": "park", "retry_on": ()}
             return self._effect(

@@ -7,6 +7,7 @@ was rolled back and a transaction that ended without an answer to its COMMIT are
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -66,10 +67,11 @@ class Audience:
             _follow(session, self)
             self.notify("Claimed", is_pipelined=self.is_pipelined)
 
-    def replayed(self, *, is_refused: bool = False) -> None:
-        """Notify of a receipt that was found."""
+    def replayed(self, original: uuid.UUID, *, is_refused: bool = False) -> None:
+        """Notify of a receipt that was found; `original` is the token of the execution that it is of."""
         if self.listeners:
-            self.notify("Replayed", is_pipelined=self.is_pipelined, is_refused=is_refused)
+            values = {"is_pipelined": self.is_pipelined, "is_refused": is_refused}
+            self.notify("Replayed", original_claim_id=original, **values)
 
     def completed(
         self, connection: Connection, fast_path: FastPath | None = None, *, refused: Collection[str] = ()

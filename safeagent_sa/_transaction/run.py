@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from .._dialects import is_transient
+from .._dialects import is_transient, may_have_committed
 from ..errors import ExecutionInProgressError, UnsupportedSessionError
 
 
@@ -60,13 +60,23 @@ class Attempts:
         self._left = max_attempts - 1
         self._deadline = time.monotonic() + timeout
         self._pause = _FIRST_PAUSE
-        self._is_commit_unknown = False
+        self._is_commit_unknown = self._is_committing = False
+
+    def begin(self) -> None:
+        """Note that an attempt begins."""
+        self._is_committing = False
+
+    def commit(self) -> None:
+        """Note that its work is done: an error from here on is one of the COMMIT."""
+        self._is_committing = True
 
     def pause_after(self, error: Exception) -> float | None:
         """Return the seconds to wait before the next attempt, or None where the error is to be raised."""
         if isinstance(error, DBAPIError):
-            self._is_commit_unknown |= error.connection_invalidated
-            worth_it = error.connection_invalidated or is_transient(error)
+            # A proxy may keep the connection and answer a COMMIT with an error although the server has stored it.
+            is_unanswered = self._is_committing and may_have_committed(error)
+            self._is_commit_unknown |= error.connection_invalidated or is_unanswered
+            worth_it = is_unanswered or is_transient(error)
         else:
             # After a lost connection it may be our own earlier attempt: the server may not have noticed yet that it is gone.
             worth_it = self._is_commit_unknown and isinstance(error, ExecutionInProgressError)
@@ -82,7 +92,7 @@ def run(session_factory: SessionFactory, body: Callable[[Session], _ValueT], att
     """Run `body` in a new transaction and commit it; run it again where that may help, or raise the last error."""
     while True:
         try:
-            return _once(session_factory, body)
+            return _once(session_factory, body, attempts)
         except _FAILURES as error:
             pause = attempts.pause_after(error)
             if pause is None:
@@ -100,8 +110,11 @@ async def run_async(
 
     while True:
         try:
+            attempts.begin()
             async with _idle(session_factory(), AsyncSession) as session, session.begin():
-                return await body(session)
+                value = await body(session)
+                attempts.commit()
+            return value  # noqa: TRY300 - the COMMIT is a part of what is tried
         except _FAILURES as error:
             pause = attempts.pause_after(error)
             if pause is None:
@@ -109,9 +122,12 @@ async def run_async(
         await asyncio.sleep(pause)
 
 
-def _once(session_factory: SessionFactory, body: Callable[[Session], _ValueT]) -> _ValueT:
+def _once(session_factory: SessionFactory, body: Callable[[Session], _ValueT], attempts: Attempts) -> _ValueT:
+    attempts.begin()
     with _idle(session_factory(), Session) as session, session.begin():
-        return body(session)
+        value = body(session)
+        attempts.commit()
+    return value
 
 
 def _idle(session: Any, kind: type[_SessionT]) -> _SessionT:

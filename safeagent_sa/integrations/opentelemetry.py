@@ -36,7 +36,9 @@ class OpenTelemetryListener:
     * `safeagent.lost_claims` (counter)
 
     Each execution gets a span `safeagent.execution` when its transaction has ended, with the same attributes and
-    `safeagent.request_id` and `safeagent.scope`. All other outcomes become events of the current span. Names and units
+    `safeagent.request_id`, `safeagent.scope` and `safeagent.claim_id`. All other outcomes become events of the current span.
+    That of a replay has `safeagent.original_claim_id`, which is the `safeagent.claim_id` of the span of the execution that it
+    replays: search by it. It is no span link, since a link would need the trace of the original in every receipt. Names and units
     follow the OpenTelemetry semantic conventions ("Naming", "Metrics semantic conventions").
 
     Example:
@@ -85,7 +87,10 @@ class OpenTelemetryListener:
             self._executions.record(event.seconds, ended)
             self._record_span(event, ended)
         if not isinstance(event, (Claimed, Completed, Committed, RolledBack)):
-            trace.get_current_span().add_event(f"safeagent.{_snake(kind.__name__)}", _ids(event) | action)
+            attributes = _ids(event) | action
+            if isinstance(event, Replayed):
+                attributes["safeagent.original_claim_id"] = str(event.original_claim_id)
+            trace.get_current_span().add_event(f"safeagent.{_snake(kind.__name__)}", attributes)
 
     def _record_span(self, event: Committed | RolledBack, attributes: dict[str, str]) -> None:
         now = time.time_ns()
@@ -102,7 +107,11 @@ class OpenTelemetryListener:
 
 
 def _ids(event: Event) -> dict[str, str]:
-    return {"safeagent.request_id": event.request_id, "safeagent.scope": event.scope}
+    return {
+        "safeagent.request_id": event.request_id,
+        "safeagent.scope": event.scope,
+        "safeagent.claim_id": str(event.claim_id),
+    }
 
 
 def _snake(name: str) -> str:

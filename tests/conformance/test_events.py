@@ -40,7 +40,7 @@ def test_a_new_execution_and_its_replay(port):
 
     deliver(port, guard)
     assert names(heard)[3:] == ["Replayed"]
-    assert heard[3].claim_id != heard[0].claim_id
+    assert heard[3].claim_id != heard[0].claim_id == heard[3].original_claim_id
 
 
 def test_a_conflict(port):
@@ -213,7 +213,9 @@ def test_opentelemetry(port):
         "safeagent.execution",
     ]
     assert execution.parent.span_id == handler.context.span_id
+    claim_id = execution.attributes["safeagent.claim_id"]
     assert execution.attributes == {
+        "safeagent.claim_id": claim_id,
         "safeagent.request_id": "order-1",
         "safeagent.scope": "acme",
         "safeagent.action": "pay",
@@ -221,6 +223,7 @@ def test_opentelemetry(port):
     }
     assert handler.start_time <= execution.start_time < execution.end_time <= handler.end_time
     assert [event.name for event in handler.events] == ["safeagent.replayed"]
+    assert handler.events[0].attributes["safeagent.original_claim_id"] == claim_id
     assert undone.status.is_ok is False
 
     found = {}

@@ -1,4 +1,4 @@
-"""Results of types that an app encodes by functions it gives: the first answer equals the replay, or there is an error."""
+"""Results of types that an app stores by its own functions: the first answer equals the replay, or there is an error."""
 
 from __future__ import annotations
 

@@ -209,6 +209,20 @@ def test_in_progress_is_the_callers_to_see(postgresql):
         holder.flush()
 
 
+def test_a_connection_that_is_lost_in_the_function_is_replaced(postgresql):
+    calls = []
+
+    def lose_once(session):
+        calls.append(1)
+        if len(calls) == 1:
+            session.connection().connection.driver_connection.close()
+        return pay(session, "order-1")
+
+    guard.run_transaction(postgresql.sessions, "order-1", lose_once, action="pay")
+    assert len(calls) == 2
+    assert postgresql.payments("order-1") == 1
+
+
 def test_after_a_lost_connection_it_may_be_our_own_attempt():
     lost = OperationalError("COMMIT", {}, Exception("gone"), connection_invalidated=True)
     busy = ExecutionInProgressError("busy")

@@ -75,3 +75,28 @@ def test_a_lost_connection_inside_the_block_is_no_completion(postgresql, on_post
     assert caught.value.connection_invalidated
     assert postgresql.requests() == []
     assert postgresql.payments("order-1") == 0
+
+
+def test_an_error_in_place_of_the_answer_of_a_commit_is_settled(database, through):
+    through.proxy.lose = "error"
+    execution = ExecutionGuard().run_transaction(through.sessions, "order-1", pay, "order-1", action="pay")
+
+    assert through.proxy.lost == 1
+    assert execution.is_replay
+    assert database.payments("order-1") == 1
+    assert database.requests() == [("order-1", "completed")]
+
+
+def test_without_run_transaction_that_error_reaches_the_caller_over_an_intact_connection(database, through):
+    """The control: the proxy really answers with an error, and the connection goes on."""
+    through.proxy.lose = "error"
+    with through.sessions() as session:
+        backend = session.scalar(text("SELECT pg_backend_pid()"))
+        ExecutionGuard().execute(session, "order-1", pay, "order-1", action="pay")
+        with pytest.raises(DBAPIError, match="the pooler has lost the server") as caught:
+            session.commit()
+        session.rollback()
+        assert session.scalar(text("SELECT pg_backend_pid()")) == backend
+
+    assert not caught.value.connection_invalidated
+    assert database.requests() == [("order-1", "completed")]

@@ -469,3 +469,13 @@ def test_an_error_of_the_handler_is_in_doubt_for_the_app_too(port):
         ExecutionGuard().effect("mail").execute(
             port.sessions, name, mailer, {"to": "a"}, payload={"to": "a@example.org"}
         )
+
+
+def test_a_relay_for_functions_refuses_a_coroutine_handler_when_it_is_made(sqlite):
+    async def send(effect, payload):
+        raise AssertionError("never awaited")
+
+    guard = ExecutionGuard()
+    for handler in (send, (guard.effect("mail"), send)):
+        with pytest.raises(UnsupportedFunctionError, match=r"'mail'.*AsyncExecutionGuard\.relay\(\)"):
+            guard.relay(sqlite.sessions, {"mail": handler})

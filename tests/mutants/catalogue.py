@@ -450,6 +450,42 @@ COMPLETING = {
         "claim.completion = None",
         "test_a_claim_after_a_failed_block_says_that_it_was_not_rolled_back",
     ),
+    "an error in place of a COMMIT's answer is not settled": Mutant(
+        RUN,
+        "is_unanswered = self._is_committing and may_have_committed(error)",
+        "is_unanswered = False",
+        "test_an_error_in_place_of_the_answer_of_a_commit_is_settled",
+    ),
+    "every error of a COMMIT is tried again": Mutant(
+        DIALECTS,
+        "return not is_answer and all(",
+        "return all(",
+        "test_a_constraint_that_fails_at_the_commit_is_not_tried_again",
+    ),
+    "an outdated plan is the caller's": Mutant(
+        SERVER,
+        " or _is_old_plan(error)",
+        "",
+        "test_run_transaction_runs_again_where_a_column_has_another_type_by_now",
+    ),
+    "every unsupported feature is tried again": Mutant(
+        SERVER,
+        '"source_function", None) == _OLD_PLAN',
+        '"source_function", None) != 1',
+        "test_another_feature_that_is_not_supported_is_not_tried_again",
+    ),
+    "a block is shown after its end": Mutant(
+        "_claim/shown.py",
+        "        OPEN.set(self._before)",
+        "        return",
+        "test_records_in_a_block_name_its_request_and_no_others_do test_each_thread_has_its_own_block",
+    ),
+    "a replay names itself as its original": Mutant(
+        ACQUIRE,
+        "    audience.replayed(stored.token)\n",
+        "    audience.replayed(audience.rows[0].token)\n",
+        "test_a_new_execution_and_its_replay test_opentelemetry",
+    ),
     "a refusal is stored as a result": Mutant(
         COMPLETE, "        if execution.is_refused:\n", "        if False:\n", "test_refusal.py"
     ),
@@ -1033,7 +1069,7 @@ BATCHES = {
     ),
     "an error of the whole transaction is taken for that of one message": Mutant(
         EACH,
-        "or _is_final(error) or",
+        "or is_transient(error) or",
         "or",
         "test_an_error_that_asks_for_the_whole_transaction_again_passes_through",
     ),
@@ -1415,11 +1451,11 @@ RUNNING = {
         "_TRANSIENT = {",
         "test_a_serialization_failure_is_retried_until_it_passes",
     ),
-    "a lost COMMIT is not run again": Mutant(
-        RUN,
-        "worth_it = error.connection_invalidated or",
-        "worth_it =",
-        "test_a_lost_commit_is_settled_by_running_it_again",
+    "a lost connection is not run again": Mutant(
+        DIALECTS,
+        "error.connection_invalidated or any(",
+        "any(",
+        "test_a_connection_that_is_lost_in_the_function_is_replaced",
     ),
     "attempts are not bounded": Mutant(
         RUN, "or self._left == 0 or", "or", "test_attempts_are_bounded_and_the_last_error_is_the_databases_own"

@@ -41,7 +41,6 @@ ONE_SUBCLASS = {
 }
 
 RAISES_NOTHING = {"Relay.stop", "AsyncRelay.stop", "answer_to", "finish_effects", "RepeatedIntents.remember"}
-STEPS_OF_EFFECTS = {"drive", "write_along"}  # called by relays, not by users
 
 # Modules that write a state as text, and why.
 STATUS_AS_TEXT = {
@@ -206,7 +205,7 @@ def public_verbs():
         (safeagent_sa, "execution_of"),
         (sqlite, "configure"),
     ]:
-        if not name.startswith("_") and name not in STEPS_OF_EFFECTS and inspect.isfunction(getattr(owner, name)):
+        if not name.startswith("_") and inspect.isfunction(getattr(owner, name)):
             yield pytest.param(getattr(owner, name), id=f"{owner.__name__}.{name}")
 
 

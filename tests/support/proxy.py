@@ -16,7 +16,8 @@ _COMMIT = re.compile(rb"COMMIT;?\x00")
 class Proxy:
     """Forwards loopback connections to a server; `lose` names what to lose at the next COMMIT.
 
-    "request": the client's COMMIT never arrives. "answer": the server commits, and its answer never arrives.
+    "request": the client's COMMIT never arrives. "answer": the server commits, and its answer never arrives. "error": the server
+    commits, and the client gets an error instead, over a connection that goes on, as from a pooler that has lost its server.
     """
 
     def __init__(self, url):
@@ -61,7 +62,7 @@ class Proxy:
             for end in (client, server):
                 if end.family == socket.AF_INET:  # otherwise several small sends would wait for an acknowledgement
                     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            state = {"drop_answer": False}
+            state = {"drop_answer": False, "overrule": False, "client": client}
             self._run(self._pump, client, server, self._from_client, state)
             self._run(self._pump, server, client, self._from_server, state)
 
@@ -70,7 +71,7 @@ class Proxy:
             while data := source.recv(65536):
                 if not passes(data, state):
                     break
-                target.sendall(data)
+                target.sendall(data if not state["overrule"] or target is not state["client"] else _overruled(state))
         except OSError:
             pass
         finally:
@@ -85,8 +86,15 @@ class Proxy:
                 self.lost += 1
             if kind == "request":
                 return False
-            state["drop_answer"] = True
+            state["drop_answer" if kind == "answer" else "overrule"] = True
         return True
 
     def _from_server(self, data, state):
         return not state["drop_answer"]
+
+
+def _overruled(state):
+    """Return an error and "ready for the next query, in no transaction" (manual, section 55.7), once."""
+    state["overrule"] = False
+    fields = b"SERROR\x00VERROR\x00C58000\x00Mthe pooler has lost the server\x00\x00"
+    return b"E" + (len(fields) + 4).to_bytes(4) + fields + b"Z" + (5).to_bytes(4) + b"I"

@@ -2,7 +2,7 @@
 
 import pytest
 from sqlalchemy import create_engine, event, func, select, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 from support.app import Payment, make_engine, pay
@@ -198,3 +198,27 @@ def test_another_value_of_the_option_is_refused(impatient):
     with impatient.execution_options(sqlite_begin="EXCLUSIVE").connect() as connection:
         with pytest.raises(ValueError, match="'IMMEDIATE' or 'DEFERRED', not 'EXCLUSIVE'"):
             connection.scalar(select(1))
+
+
+def test_a_constraint_that_fails_at_the_commit_is_not_tried_again(sqlite):
+    engine = make_engine(sqlite.url)
+    event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA foreign_keys = ON"))
+    calls = []
+
+    def orphan(session):
+        calls.append(1)
+        session.execute(text("INSERT INTO orphans VALUES (1)"))
+
+    try:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(
+                "CREATE TABLE orphans (payment REFERENCES payments (id) DEFERRABLE INITIALLY DEFERRED)"
+            )
+        with pytest.raises(IntegrityError):
+            ExecutionGuard().run_transaction(sessionmaker(engine), "order-1", orphan, action="pay")
+    finally:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP TABLE orphans")
+        engine.dispose()
+    assert calls == [1]
+    assert sqlite.requests() == []

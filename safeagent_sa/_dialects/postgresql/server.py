@@ -21,6 +21,12 @@ _READ_ONLY_TRANSACTION = "25006"
 # cannot accept connections yet
 _TRANSIENT = {"40001", "40P01", "57P01", "57P02", "57P03"}
 _CONNECTION_EXCEPTION = "08"
+# connection exception, operator intervention, system error (also of proxies), internal error; and 40003
+_OF_THE_SYSTEM, _COMPLETION_UNKNOWN = ("08", "57", "58", "XX"), "40003"
+# "cached plan must not change result type": its code is that of every feature that is not supported, and its words are
+# translated, so the function of the server that raises it decides.
+_OLD_PLAN = "RevalidateCachedQuery"
+_OLD_PLAN_ON_ASYNCPG = "InvalidCachedStatementError"  # SQLAlchemy's own, without the code
 # undefined table, invalid schema name, undefined column, query cancelled
 _PROBLEMS = {
     "42P01": Problem.NO_TABLE,
@@ -71,9 +77,18 @@ class OnPostgreSQL(ClaimProtocol):
 
     @staticmethod
     def is_transient(error: DBAPIError) -> bool:
-        """Return whether it is a serialization failure, a deadlock, a server that stops or starts, or a lost connection."""
+        """Return whether it is a serialization failure, a deadlock, a server that stops or starts, or a lost connection.
+
+        Or a prepared statement whose column has another type by now: the driver forgets it with the transaction.
+        """
         code = sqlstate_of(error) or ""
-        return code in _TRANSIENT or code.startswith(_CONNECTION_EXCEPTION)
+        return code in _TRANSIENT or code.startswith(_CONNECTION_EXCEPTION) or _is_old_plan(error)
+
+    @staticmethod
+    def may_have_committed(error: DBAPIError) -> bool:
+        """Return whether the error is of the way to the server or of the system: any other one of a COMMIT says that it failed."""
+        code = sqlstate_of(error)
+        return code is None or code.startswith(_OF_THE_SYSTEM) or code == _COMPLETION_UNKNOWN
 
     @staticmethod
     def problem_of(error: DBAPIError) -> Problem | None:
@@ -124,3 +139,10 @@ def milliseconds_of(timeout: float | None) -> int | None:
 def sqlstate_of(error: DBAPIError) -> str | None:
     """Return the code of an error, as each driver has it."""
     return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+
+
+def _is_old_plan(error: DBAPIError) -> bool:
+    orig: Any = error.orig
+    if type(orig).__name__ == _OLD_PLAN_ON_ASYNCPG:
+        return True
+    return getattr(getattr(orig, "diag", None), "source_function", None) == _OLD_PLAN
