@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Session, scoped_session
 from support.app import Payment, deliver, pay
 from support.patience import PATIENCE
-from support.ports import not_pipelined
+from support.ports import not_pipelined, ports
 
 from safeagent_sa import (
     ExecutionFailedError,
@@ -148,6 +148,18 @@ def test_another_action_or_payload_under_the_same_id_is_a_conflict(port, change,
     assert (caught.value.differs, caught.value.stored_action) == (differs, "pay")
     assert caught.value.request_id == "order-1"
     assert "101" not in str(caught.value)
+
+
+@ports("sqlite")
+def test_a_conflict_of_payloads_says_how_to_name_the_fields_that_matter(port):
+    """Such as those of a webhook's event, in which the sender changes a counter."""
+    deliver(port, "order-1")
+    for change, is_named in (({"payload": {"amount": 100, "tries": 2}}, True), ({"action": "refund"}, False)):
+        arguments = {"action": "pay", "payload": {"amount": 100}} | change
+        with port.sessions() as session, pytest.raises(RequestConflictError) as caught:
+            with guard.claim(session, "order-1", **arguments):
+                pytest.fail("the block must not run")
+        assert ('payload=["order_id"]' in str(caught.value)) is is_named
 
 
 def test_payloads_that_mean_the_same_are_no_conflict(port):

@@ -129,7 +129,7 @@ def test_every_mistake_names_an_error_that_exists():
     for _, answer, _ in MISUSE:
         named = re.findall(r"\b[A-Z]\w+Error\b", answer)
         for error in named:
-            assert hasattr(safeagent_sa, error) or error in ("PendingRollbackError", "ValueError"), answer
+            assert hasattr(safeagent_sa, error) or error in ("PendingRollbackError", "TypeError", "ValueError"), answer
         assert named or "SQLSTATE" in answer, answer
 
 

@@ -1581,6 +1581,27 @@ VALUES = {
     ),
 }
 
+AROUND = {
+    "a factory is taken for a global session": Mutant(
+        "_request/decorator.py",
+        "    if not is_session(type(session), is_async=is_async):",
+        "    if False:",
+        "test_what_is_no_global_session_is_refused_where_the_function_is_decorated",
+    ),
+    "a global session is asked for once": Mutant(
+        "_request/decorator.py",
+        "        given = session_factory if session is None else session",
+        '        given = session_factory if session is None else getattr(session, "registry", lambda: session)()',
+        "test_a_global_session_is_used_by_a_function_that_takes_none",
+    ),
+    "a conflict of payloads names no remedy": Mutant(
+        OUTCOME,
+        'if differs == "payload":',
+        "if False:",
+        "test_a_conflict_of_payloads_says_how_to_name_the_fields_that_matter",
+    ),
+}
+
 MUTANTS = {
     **CLAIMING,
     **WAITING,
@@ -1596,4 +1617,5 @@ MUTANTS = {
     **VALUES,
     **EFFECTS,
     **RUNNING,
+    **AROUND,
 }
