@@ -20,10 +20,10 @@ AGENTS_VENV := .venv-agents$(PINNED)
 AGENTS_BIN := $(AGENTS_VENV)/bin
 AGENTS_READY := $(AGENTS_VENV)/.ready
 
-.PHONY: help demo test test-all check words aio format changelog bench bench-full field stress pgbouncer roads frameworks test-agents mutants matrix nightly clean
+.PHONY: help demo test test-all check words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents mutants matrix nightly clean
 
 help:  ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 demo: $(READY)  ## show retries, races and crashes, on a SQLite file or DATABASE_URL
 	$(BIN)/safeagent-sa demo
@@ -62,6 +62,9 @@ bench: $(BENCH_READY)  ## measure what the guard and other libraries cost, in ab
 bench-full: $(BENCH_READY)  ## the same with longer turns, and write docs/benchmarks.md
 	$(BENCH_BIN)/python -m benchmarks --full --json docs/benchmarks/results.json $(ARGS)
 	$(BENCH_BIN)/python -m benchmarks.page
+
+bench-instructions: $(READY)  ## count the client's instructions under valgrind, and fail beyond the gates
+	$(BIN)/python -m benchmarks --only instructions --gate --json build/instructions.json $(ARGS)
 
 field: $(BENCH_READY)  ## compare with other libraries under races and crashes, and write docs/field.md
 	$(BENCH_BIN)/python -m benchmarks.field --json build/field.json $(ARGS)

@@ -18,11 +18,27 @@ import sqlalchemy as sa
 
 import safeagent_sa
 
-from . import batches, clients, contestants, counts, growth, hot, imports, latency, peers, profile, report, server
+from . import (
+    batches,
+    clients,
+    contestants,
+    counts,
+    growth,
+    hot,
+    imports,
+    instructions,
+    latency,
+    peers,
+    profile,
+    report,
+    server,
+    targets,
+)
 from .settings import Settings
 
 
 SECTIONS = {
+    "instructions": instructions.run,
     "latency": latency.run,
     "counts": counts.run,
     "hot": hot.run,
@@ -55,6 +71,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures of every round")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
+    parser.add_argument("--gate", action="store_true", help="fail where counted instructions are beyond their gates")
     parser.add_argument("--url", type=postgresql_url, help="a running server, with a role that may CREATE DATABASE")
     options = parser.parse_args()
     if options.transactions is None:
@@ -84,6 +101,8 @@ def rounded(value: Any) -> Any:
 
 def main() -> None:
     options = arguments()
+    if "instructions" in options.only:
+        instructions.require()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the run removes its server and database
     settings = Settings(options.full, options.rounds, options.transactions, options.seed)
     started = time.monotonic()
@@ -112,7 +131,10 @@ def main() -> None:
     }
     print(report.text(figures))
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(rounded(figures), indent=1) + "\n")
+    if options.gate and (missed := [gate["what"] for gate in targets.gates(sections) if not gate["held"]]):
+        sys.exit(f"beyond their gates: {', '.join(missed)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 * bare: without a guard                          * guarded: in a claim, with a new request_id each time
 * pk-select: one read of a Payment by its key    * replay: a claim of a request_id that has a receipt
 * async-bare, async-guarded: the same through AsyncSession and AsyncExecutionGuard, on the same driver
+* psycopg2-bare, psycopg2-guarded, asyncpg-bare, asyncpg-guarded: the same on other drivers
 
 To add a guard with other options, add a line to `GUARDS`.
 """
@@ -15,7 +16,7 @@ import itertools
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -130,14 +131,30 @@ def guarded(engine: sa.Engine, guard: ExecutionGuard, request_id: str) -> bool:
 
 
 def own(place: Place) -> dict[str, Contestant]:
-    """Return the bare transaction and the guarded ones, and store the rows that the readers read."""
-    engine = place.engine
+    """Return the bare transaction and the guarded ones, on every driver."""
+    found = _readers(place)
+    for driver, prefix in {"psycopg": "", "psycopg2": "psycopg2-"}.items():
+        found[f"{prefix}bare"] = _bare(place.sync(driver, "bare"))
+    for name, options in GUARDS.items():
+        found |= _guarded_ones(place.engine, name, ExecutionGuard(**options))
+    others = _guarded_ones(place.sync("psycopg2", "guarded"), "psycopg2-guarded", ExecutionGuard(**GUARDS["guarded"]))
+    found["psycopg2-guarded"] = replace(others["psycopg2-guarded"], against="psycopg2-bare")
+    found |= _async_ones(place, "psycopg", "async", GUARDS)
+    return found | _async_ones(place, "asyncpg", "asyncpg", {"guarded": GUARDS["guarded"]})
 
+
+def _bare(engine: sa.Engine) -> Contestant:
     def bare() -> None:
         with Session(engine) as session, session.begin():
             pay(session)
 
-    def pk_select(keys: Iterator[int]) -> None:
+    return Contestant(repeated(bare), against=None)
+
+
+def _readers(place: Place) -> dict[str, Contestant]:
+    engine = place.sync("psycopg", "bare")
+
+    def pk_select() -> None:
         with Session(engine) as session, session.begin():
             session.get_one(Payment, next(keys))
 
@@ -146,35 +163,30 @@ def own(place: Place) -> dict[str, Contestant]:
         session.add_all(payments)
         session.flush()
         keys = itertools.cycle([payment.id for payment in payments])
-    found = {
-        "bare": Contestant(repeated(bare), against=None),
-        "pk-select": Contestant(repeated(lambda: pk_select(keys)), against=None, payments=0),
-    }
-    for name, options in GUARDS.items():
-        found |= _guarded_ones(engine, name, ExecutionGuard(**options))
-    return found | _async_ones(place)
+    return {"pk-select": Contestant(repeated(pk_select), against=None, payments=0)}
 
 
 def _guarded_ones(engine: sa.Engine, name: str, guard: ExecutionGuard) -> dict[str, Contestant]:
     def new() -> None:
         assert not guarded(engine, guard, new_id())
 
+    @functools.cache
+    def known() -> Iterator[str]:
+        ids = [new_id() for _ in range(KNOWN)]
+        for request_id in ids:
+            guarded(engine, guard, request_id)
+        writer.done += KNOWN
+        return itertools.cycle(ids)
+
     def replay() -> None:
-        assert guarded(engine, guard, next(known))
+        assert guarded(engine, guard, next(known()))
 
     writer = Contestant(repeated(new), receipts=1)
-    ids = [new_id() for _ in range(KNOWN)]
-    for request_id in ids:
-        guarded(engine, guard, request_id)
-    writer.done += KNOWN
-    known = itertools.cycle(ids)
     reader = Contestant(repeated(replay), against="pk-select", payments=0)
     return {name: writer, "replay" if name == "guarded" else f"{name}-replay": reader}
 
 
-def _async_ones(place: Place) -> dict[str, Contestant]:
-    engine = place.async_engine
-
+def _async_ones(place: Place, driver: str, prefix: str, guards: dict[str, dict[str, Any]]) -> dict[str, Contestant]:
     async def work(session: AsyncSession) -> dict[str, Any]:
         payment = Payment(**PAYLOAD)
         session.add(payment)
@@ -182,12 +194,12 @@ def _async_ones(place: Place) -> dict[str, Contestant]:
         return receipt_of(payment)
 
     async def bare() -> None:
-        async with AsyncSession(engine) as session, session.begin():
+        async with AsyncSession(place.asynchronous(driver, "bare")) as session, session.begin():
             await work(session)
 
     async def new(guard: AsyncExecutionGuard) -> None:
         async with (
-            AsyncSession(engine) as session,
+            AsyncSession(place.asynchronous(driver, "guarded")) as session,
             session.begin(),
             guard.claim(session, new_id(), action="send_payment", payload=PAYLOAD) as execution,
         ):
@@ -201,8 +213,8 @@ def _async_ones(place: Place) -> dict[str, Contestant]:
 
         return lambda times: place.runner.run(repeat(times))
 
-    found = {"async-bare": Contestant(awaited(bare))}
-    for name, options in GUARDS.items():
+    found = {f"{prefix}-bare": Contestant(awaited(bare))}
+    for name, options in guards.items():
         transaction = functools.partial(new, AsyncExecutionGuard(**options))
-        found[f"async-{name}"] = Contestant(awaited(transaction), against=name, receipts=1)
+        found[f"{prefix}-{name}"] = Contestant(awaited(transaction), against=f"{prefix}-bare", receipts=1)
     return found

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from . import contestants, delay, measure, peers
+from . import contestants, delay, floors, measure, peers
 from .server import place
 from .settings import Settings
 
@@ -25,7 +25,7 @@ def all_contestants(url: sa.URL, settings: Settings) -> Iterator[dict[str, conte
         own = contestants.own(opened)
         before["payments"] += contestants.KNOWN  # the rows that pk-select reads
         with peers.peers(opened) as others:
-            everyone = own | others
+            everyone = own | floors.floors(opened) | others
             yield everyone
         after = stored(opened.engine)
     for table, count in before.items():

@@ -25,7 +25,8 @@ on.
 
 The absolute times belong to one machine, so look at the ratios. All contestants take turns in shuffled order, so that a drift of
 the machine affects all of them alike; a ratio is the median of the ratios of the rounds. Each contestant does the same business
-work: one ORM insert of a payment, and COMMIT.
+work: one ORM insert of a payment, and COMMIT. Instructions are counted under valgrind and depend on no clock: `make
+bench-instructions` counts them again in two minutes, and fails beyond its gates.
 
 | contestant | what it is |
 |---|---|
@@ -34,6 +35,8 @@ work: one ORM insert of a payment, and COMMIT.
 | `replay` | a whole transaction with a claim that finds its receipt |
 | `pk-select` | a whole transaction with one `session.get_one` |
 | `async-bare`, `async-guarded` | the same through `AsyncSession` and `AsyncExecutionGuard`, on the same driver |
+| `psycopg2-bare`, `psycopg2-guarded`, `asyncpg-bare`, `asyncpg-guarded` | the same on other drivers |
+| `floor-libpq`, `floor-psycopg` | the bare transaction, and the guard's two statements over libpq or on psycopg's cursors, without any code of the guard's |
 | `raw` | the guard's own statements through psycopg, without SQLAlchemy |
 | `handwritten` | a typical hand-written guard: an ORM table of keys, `session.get`, or `add` and `flush` |
 | `handwritten-savepoint` | the same, but it adds the key first, in a savepoint, and catches the IntegrityError |
@@ -57,7 +60,8 @@ def markdown(figures: dict[str, Any]) -> str:
     has_pipelined = "pipelined" in json.dumps(figures["sections"])
     parts = [INTRODUCTION + (PIPELINED if has_pipelined else ""), f"Measured on {report.about(figures)}.\n"]
     tables = dict(report.tables(figures))
-    shown = {"Targets": tables.pop("Targets")} | tables  # readers look for the targets first
+    first = [name for name in ("Gates", "Targets") if name in tables]
+    shown = {name: tables.pop(name) for name in first} | tables  # readers look for the targets first
     for heading, rows in shown.items():
         lines = [f"| {' | '.join(row)} |" for row in rows]
         lines.insert(1, f"|{'---|' * len(rows[0])}")

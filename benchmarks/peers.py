@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -22,9 +21,8 @@ import sqlalchemy as sa
 from psycopg.conninfo import make_conninfo
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from safeagent_sa import ExecutionGuard, capabilities
-
-from .contestants import GUARDS, KNOWN, PAYLOAD, Base, Contestant, guarded, new_id, pay, repeated
+from .contestants import KNOWN, PAYLOAD, Base, Contestant, new_id, pay, repeated
+from .floors import Recorded, proof_of
 from .server import Place
 
 
@@ -66,43 +64,25 @@ def peers(place: Place, *, packages: bool = True) -> Iterator[dict[str, Contesta
 
 @contextmanager
 def _raw(place: Place) -> Iterator[Contestant]:
-    claim, payment, completion = _recorded(place.engine)
+    recorded = Recorded(place.url)
 
     def transaction() -> None:
-        old = claim[1]
-        fresh = {old["request_id"]: (request_id := new_id()), old["token"]: uuid.uuid4()}
-        fresh[old["lock_name"]] = old["lock_name"].replace(old["request_id"], request_id)
+        fresh = recorded.fresh()
 
         def execute(statement: tuple[str, dict[str, Any]]) -> psycopg.Cursor[Any]:
             sql, parameters = statement
             return connection.execute(sql, {name: fresh.get(value, value) for name, value in parameters.items()})
 
         with connection.transaction():
-            proof, *_ = execute(claim).fetchone()
-            execute(payment).fetchone()
-            fresh[completion[1]["proof"]] = proof
-            assert execute(completion).rowcount == 1
+            recorded.proven(fresh, proof_of(execute(recorded.claim).fetchone()))
+            execute(recorded.payment).fetchone()
+            assert execute(recorded.completion).rowcount == 1
 
     with psycopg.connect(place.dsn) as connection:
         connection.autocommit = True  # transaction() sends BEGIN and COMMIT
         contestant = Contestant(repeated(transaction), receipts=1)
         contestant.done = 1  # the recorded one
         yield contestant
-
-
-def _recorded(engine: sa.Engine) -> list[tuple[str, dict[str, Any]]]:
-    """Return the statements of a guarded transaction as the driver gets them."""
-    sent: list[tuple[str, dict[str, Any]]] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, parameters: dict[str, Any], *_: Any) -> None:
-        sent.append((statement, parameters))
-
-    capabilities(engine)  # asked once for each engine, before its first claim
-    sa.event.listen(engine, "before_cursor_execute", note)
-    guarded(engine, ExecutionGuard(**GUARDS["guarded"]), new_id())
-    sa.event.remove(engine, "before_cursor_execute", note)
-    assert len(sent) == 3, sent
-    return sent
 
 
 def _handwritten(engine: sa.Engine) -> dict[str, Contestant]:

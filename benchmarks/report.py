@@ -36,6 +36,7 @@ def about(figures: dict[str, Any]) -> str:
 def tables(figures: dict[str, Any]) -> Iterator[Table]:
     """Yield the tables of the sections that were run."""
     makers: dict[str, Callable[[Any], Iterator[Table]]] = {
+        "instructions": _instructions,
         "latency": _latency,
         "counts": _counts,
         "hot": _hot,
@@ -45,6 +46,8 @@ def tables(figures: dict[str, Any]) -> Iterator[Table]:
         "profile": _profile,
         "imports": _imports,
     }
+    if gates := targets.gates(figures["sections"]):
+        yield _gates(gates)
     for section, found in figures["sections"].items():
         yield from makers[section](found)
     yield _targets(figures["sections"])
@@ -59,6 +62,33 @@ def _targets(sections: dict[str, Any]) -> Table:
         for each in targets.verdicts(sections)
     ]
     return "Targets", rows
+
+
+def _gates(gates: list[dict[str, Any]]) -> Table:
+    rows: list[Row] = [("instructions", "ratio", "gate", "", "aim")]
+    for each in gates:
+        limits = (f"<= {each['gate']:.2f}", "held" if each["held"] else "missed", f"{each['aim']:.2f}")
+        rows.append((each["what"], f"{each['figure']:.2f}", *limits))
+    return "Gates", rows
+
+
+def _instructions(found: dict[str, Any]) -> Iterator[Table]:
+    rows: list[Row] = [("contestant", "thousands", "compared with", "ratio")]
+    for name, row in found["contestants"].items():
+        ratio = (row["against"], f"{row['ratio']:.2f}") if "ratio" in row else ("", "")
+        rows.append((name, f"{row['instructions'] / 1000:,.0f}", *ratio))
+    yield "Instructions of the client for one transaction", rows
+    stages = found["stages"]
+    names = sorted({stage for each in stages.values() for stage in each}, key=lambda name: -_most(stages, name))
+    rows = [("stage, without the stages in it", *stages)]
+    for name in names:
+        counts = (each[name]["instructions"] / 1000 if name in each else None for each in stages.values())
+        rows.append((name, *("" if count is None else f"{count:.0f}" for count in counts)))
+    yield "Thousands of instructions by stage", rows
+
+
+def _most(stages: dict[str, Any], name: str) -> float:
+    return max(each[name]["instructions"] for each in stages.values() if name in each)
 
 
 def _latency(found: dict[str, Any]) -> Iterator[Table]:

@@ -6,7 +6,6 @@ import asyncio
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -14,19 +13,49 @@ from sqlalchemy.pool import NullPool
 from support import servers
 
 
-@dataclass(frozen=True)
 class Place:
-    """A URL of the database, with a sync and an async engine."""
+    """A URL of the database, and engines on it, each made when it is first asked for."""
 
-    url: sa.URL
-    engine: sa.Engine
-    async_engine: AsyncEngine
-    runner: asyncio.Runner
+    def __init__(self, url: sa.URL, runner: asyncio.Runner) -> None:
+        self.url = url
+        self.runner = runner
+        self._sync: dict[tuple[str, str], sa.Engine] = {}
+        self._async: dict[tuple[str, str], AsyncEngine] = {}
+
+    @property
+    def engine(self) -> sa.Engine:
+        """The engine of guarded transactions, on psycopg."""
+        return self.sync("psycopg", "guarded")
 
     @property
     def dsn(self) -> str:
         """The URL in psycopg's form."""
         return self.url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+    def sync(self, driver: str, use: str) -> sa.Engine:
+        """Return the engine on a driver; bare transactions use one that no guard has claimed on."""
+        if (driver, use) not in self._sync:
+            self._sync[driver, use] = sa.create_engine(self._url_for(driver))
+        return self._sync[driver, use]
+
+    def asynchronous(self, driver: str, use: str) -> AsyncEngine:
+        """Do as `sync` does, for asyncio."""
+        if (driver, use) not in self._async:
+            self._async[driver, use] = create_async_engine(self._url_for(driver))
+        return self._async[driver, use]
+
+    def _url_for(self, driver: str) -> sa.URL:
+        url = self.url.set(drivername=f"postgresql+{driver}")
+        if driver != "asyncpg" or "sslmode" not in url.query:
+            return url
+        return url.update_query_dict({"ssl": str(url.query["sslmode"])}).difference_update_query(["sslmode"])
+
+    def close(self) -> None:
+        """Close the connections."""
+        for engine in self._sync.values():
+            engine.dispose()
+        for async_engine in self._async.values():
+            self.runner.run(async_engine.dispose())
 
 
 @contextmanager
@@ -50,13 +79,12 @@ def database(url: sa.URL | None) -> Iterator[tuple[sa.URL, str]]:
 @contextmanager
 def place(url: sa.URL) -> Iterator[Place]:
     """Open the engines of a URL."""
-    engine, async_engine = sa.create_engine(url), create_async_engine(url)
     with asyncio.Runner() as runner:
+        opened = Place(url, runner)
         try:
-            yield Place(url, engine, async_engine, runner)
+            yield opened
         finally:
-            engine.dispose()
-            runner.run(async_engine.dispose())
+            opened.close()
 
 
 def settings(engine: sa.Engine) -> dict[str, str]:

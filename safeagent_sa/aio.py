@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import datetime as dt
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from types import TracebackType
 from typing import Any, Concatenate, TypeAlias, TypeVar, overload
 from uuid import UUID
 
@@ -159,7 +160,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
             savepoint=savepoint,
             result_type=self._settings.result_type_of(result_type),
         )
-        return _over(session, block)
+        return _Over(session, block)
 
     @overload
     async def execute(
@@ -570,10 +571,10 @@ class AsyncExecutionGuard(ConfiguredGuard):
         plain = _plain_session(session)
 
         def enter(block: AbstractContextManager[None]) -> AbstractAsyncContextManager[None]:
-            return _over(plain, block)
+            return _Over(plain, block)
 
         block = blocks.claim_many(self._settings, plain.sync_session, payloads, action=action, scope=scope, enter=enter)
-        return _over(plain, block)
+        return _Over(plain, block)
 
     async def get(
         self,
@@ -819,19 +820,29 @@ async def _called(fn: Callable[..., Any], session: AsyncSession, args: tuple[Any
     return await returned
 
 
-@asynccontextmanager
-async def _over(session: AsyncSession, block: AbstractContextManager[_ValueT]) -> AsyncGenerator[_ValueT]:
-    """Enter and leave a synchronous block where its database calls can be awaited."""
-    value = await session.run_sync(lambda _: block.__enter__())
-    try:
-        yield value
-    except BaseException as error:
-        left = (type(error), error, error.__traceback__)
-        # A block without a savepoint sends nothing here, so a cancelled task ends at once.
-        if not await session.run_sync(lambda _: block.__exit__(*left)):
-            raise
-    else:
-        await session.run_sync(lambda _: block.__exit__(None, None, None))
+class _Over(AbstractAsyncContextManager[_ValueT]):
+    """Enters and leaves a synchronous block where its database calls can be awaited.
+
+    Where the end of a claim's block sends nothing, it is not awaited: a switch of greenlets costs as much as a flush, and a
+    cancelled task ends at once.
+    """
+
+    __slots__ = ("_block", "_session")
+
+    def __init__(self, session: AsyncSession, block: AbstractContextManager[_ValueT]) -> None:
+        self._session, self._block = session, block
+
+    async def __aenter__(self) -> _ValueT:
+        return await self._session.run_sync(lambda _: self._block.__enter__())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        block = self._block
+        if isinstance(block, blocks.claim) and not block.sends_at_end(error):
+            block.__exit__(kind, error, trace)
+            return None
+        return await self._session.run_sync(lambda _: block.__exit__(kind, error, trace))
 
 
 def _plain_session(session: object) -> AsyncSession:

@@ -70,8 +70,8 @@ class Receipt:
         action: What was done.
         result: The result as plain JSON values, whatever the result type.
         attempt: The number of the attempt that completed.
-        created_at: When the claim's transaction began, by the database's clock; timezone-aware.
-        completed_at: When the result was written, by the database's clock; timezone-aware.
+        created_at: When the claim's transaction began, by the database's clock, in UTC.
+        completed_at: When the result was written, by the database's clock, in UTC.
     """
 
     scope: str
@@ -189,8 +189,8 @@ class Execution(Generic[ResultT]):
             ```
         """
         self._refuse_a_second_answer("complete()")
-        self._stored = self._type.encode(result, max_bytes=self._max_result_bytes)
-        return self._decoded(self._stored)
+        self._stored, decoded = self._type.round_trip(result, max_bytes=self._max_result_bytes)
+        return cast("ResultT", decoded)
 
     def refuse(self, data: Any = None, *, type: str) -> None:  # noqa: A002 - the word of problem details (RFC 9457)
         """Give the execution a refusal as its answer, which commits with your transaction and the rows of the block.

@@ -183,17 +183,18 @@ def _awaited(request: pytest.FixtureRequest, port: Port) -> Iterator[None]:
     if inspect.iscoroutinefunction(request.function):  # which awaits for itself
         yield
         return
-    statements: list[None] = []
+    uses: list[None] = []
 
     def note(*_: object) -> None:
-        statements.append(None)
+        uses.append(None)
 
-    event.listen(port.engine, "before_cursor_execute", note)
+    # Of the pool: a listener to statements would change the way that they go.
+    event.listen(port.engine, "checkout", note)
     try:
-        with _taken(request, "awaited", statements):
+        with _taken(request, "awaited", uses):
             yield
     finally:
-        event.remove(port.engine, "before_cursor_execute", note)
+        event.remove(port.engine, "checkout", note)
 
 
 @contextmanager
@@ -316,6 +317,7 @@ def statements(port: Port) -> Iterator[list[str]]:
     event.listen(port.engine, "before_cursor_execute", note)
     yield sent
     event.remove(port.engine, "before_cursor_execute", note)
+    port.engine._has_events = False  # otherwise the claims of all later tests would go the long way
 
 
 @pytest.fixture(params=PORTS)

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Connection, TwoPhaseTransaction
 from sqlalchemy.orm import Session
@@ -39,8 +38,7 @@ if TYPE_CHECKING:
     from .._dialects.postgresql.prepared import Names
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """A claim that was granted: the handle for the caller, and the open claim unless it is a replay."""
 
     execution: Execution[Any]
@@ -79,9 +77,10 @@ def claim(
         AutocommitError: The INSERT was committed at once; it has been taken back.
     """
     connection, protocol = binding.connect(session, settings, request.key)
-    row = NewClaim(*request.key, request.action, request.fingerprint, uuid.uuid4())
+    key = request.key
+    row = NewClaim(key.scope, key.request_id, request.action, request.fingerprint, uuid.uuid4())
     audience = Audience(settings.listeners, (row,))
-    fast_path = _fast_path(connection, protocol, settings)
+    fast_path = _fast_path(connection, protocol) if settings.pipeline == "auto" else None
     try:
         begun = fast_path.begin_with(connection, row) if fast_path is not None else None
         audience.is_pipelined = begun is not None
@@ -130,13 +129,13 @@ def begin(
         raise AutocommitError(message)
     if not (inserted.is_durable or settings.is_forced):  # else the completion makes it durable
         settings.make_durable(connection, protocol)
-    audience.claimed(session)
+    if audience.listeners:
+        audience.claimed(session)
     return open_claim
 
 
-def _fast_path(connection: Connection, protocol: ClaimProtocol, settings: Settings) -> FastPath | None:
-    is_wanted = settings.pipeline == "auto" and not isinstance(connection.get_transaction(), TwoPhaseTransaction)
-    return protocol.fast_path if is_wanted else None
+def _fast_path(connection: Connection, protocol: ClaimProtocol) -> FastPath | None:
+    return None if isinstance(connection.get_transaction(), TwoPhaseTransaction) else protocol.fast_path
 
 
 def _find_or_wait(

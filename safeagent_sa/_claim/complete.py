@@ -33,7 +33,8 @@ def settle(claim: Claim, settings: Settings) -> None:
         if result is None:
             raise not_completed(open_claim, "the block cannot end without an exception")
         connection, held = ready_to_complete(open_claim)
-        outbox.store(connection, settings.model, settings.fingerprinter, (execution,))
+        if execution._effects is not None:  # noqa: SLF001
+            outbox.store(connection, settings.model, settings.fingerprinter, (execution,))
         completion: Completion | Refusing = Completion(
             open_claim.protocol,
             open_claim.row,
@@ -50,8 +51,9 @@ def settle(claim: Claim, settings: Settings) -> None:
         execution._discard()  # noqa: SLF001
         session_watch.abandon(open_claim)
         raise
-    refused = (execution.request_id,) if execution.is_refused else ()
-    open_claim.audience.completed(connection, claim.fast_path, refused=refused)
+    if open_claim.audience.listeners:
+        refused = (execution.request_id,) if execution.is_refused else ()
+        open_claim.audience.completed(connection, claim.fast_path, refused=refused)
 
 
 def abandon(claim: Claim) -> None:

@@ -6,8 +6,7 @@ Nothing here does I/O; `acquire` and `batch` decide when to read.
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._dialects import StoredRequest
 from .._request import json_text
@@ -32,8 +31,7 @@ from ..execution import ExecutionStatus, Receipt
 _RETRY_AFTER = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """The validated input of one claim."""
 
     key: Key

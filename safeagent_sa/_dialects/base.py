@@ -287,11 +287,13 @@ def by_request_id(rows: Iterable[Any]) -> dict[str, StoredRequest]:
 
 
 def stored_of(row: Iterable[Any]) -> StoredRequest:
-    """Return a stored request from its columns, with timezone-aware times."""
+    """Return a stored request from its columns, with times in UTC."""
     stored = StoredRequest(*row)
-    return stored._replace(created_at=_aware(stored.created_at), completed_at=_aware(stored.completed_at))
+    return stored._replace(created_at=_in_utc(stored.created_at), completed_at=_in_utc(stored.completed_at))
 
 
-def _aware(moment: Any) -> Any:
+def _in_utc(moment: Any) -> Any:
+    if moment is None:
+        return None
     # SQLite stores UTC without its name.
-    return moment.replace(tzinfo=dt.timezone.utc) if moment is not None and moment.tzinfo is None else moment
+    return moment.replace(tzinfo=dt.timezone.utc) if moment.tzinfo is None else moment.astimezone(dt.timezone.utc)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from enum import Enum
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 from sqlalchemy import Connection, PoolProxiedConnection, text
 
@@ -20,12 +21,18 @@ class TransactionState(Enum):
 
 # What PQtransactionStatus answers (PostgreSQL manual, section 34.2), besides idle and unknown: with the latter the connection
 # is gone, and the transaction with it.
-_ACTIVE, _IN_TRANSACTION, _IN_ERROR = 1, 2, 3
+_IDLE, _ACTIVE, _IN_TRANSACTION, _IN_ERROR = 0, 1, 2, 3
 _LIBPQ = {
     _ACTIVE: TransactionState.OPEN,
     _IN_TRANSACTION: TransactionState.OPEN,
     _IN_ERROR: TransactionState.ABORTED,
 }
+
+DEALLOCATED: WeakSet[Any] = WeakSet()
+"""The connections of psycopg 3 whose prepared statements may have gone since the fast path last asked for them.
+
+psycopg deallocates all of them after a ROLLBACK, a ROLLBACK TO SAVEPOINT, an ALTER or a DROP, where it has prepared any itself.
+"""
 
 HAS_WRITTEN = text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
 """Whether the transaction has an id: PostgreSQL gives it one at the first write."""
@@ -40,12 +47,46 @@ def driver_of(pooled: Any) -> Any:
     return getattr(pooled.dbapi_connection, "driver_connection", pooled.dbapi_connection)
 
 
+def begin_of(driver: Any) -> bytes:
+    """Return the BEGIN that psycopg would send, with the settings that SQLAlchemy has given it."""
+    if driver.isolation_level is None and driver.read_only is None and driver.deferrable is None:
+        return b"BEGIN"
+    parts = ["BEGIN"]
+    if driver.isolation_level is not None:
+        parts.append("ISOLATION LEVEL " + driver.isolation_level.name.replace("_", " "))
+    if driver.read_only is not None:
+        parts.append("READ ONLY" if driver.read_only else "READ WRITE")
+    if driver.deferrable is not None:
+        parts.append("DEFERRABLE" if driver.deferrable else "NOT DEFERRABLE")
+    return " ".join(parts).encode()
+
+
+def note_rollback(pooled: Any) -> None:
+    """Note that a transaction of a driver's connection is rolled back now; nothing where it has none."""
+    driver = driver_of(pooled)
+    libpq = getattr(driver, "pgconn", None)
+    if libpq is not None and libpq.transaction_status != _IDLE:
+        DEALLOCATED.add(driver)
+
+
+def note_deallocation(pooled: Any) -> None:
+    """Note that a statement was sent after which psycopg deallocates what it has prepared."""
+    driver = driver_of(pooled)
+    if hasattr(driver, "pgconn"):
+        DEALLOCATED.add(driver)
+
+
 def transaction_state(connection: Connection) -> TransactionState:
     """Return what the server has, as far as the driver shows it; asked after the claim.
 
     asyncpg shows no aborted transaction. Where a driver shows nothing, the server is asked: the claim has left an id there.
     """
-    shown = _shown(driver_of(connection.connection))
+    pooled = connection.connection.dbapi_connection
+    driver = getattr(pooled, "driver_connection", pooled)
+    libpq = getattr(driver, "pgconn", None)
+    if libpq is not None:  # psycopg 3, read here since every step of a claim asks
+        return _LIBPQ.get(libpq.transaction_status, TransactionState.NONE)
+    shown = _shown(driver)
     if shown is not None:
         return shown
     return TransactionState.OPEN if connection.scalar(HAS_WRITTEN) else TransactionState.NONE

@@ -1,4 +1,4 @@
-"""Recognizes the statements that end a transaction, or begin or end a savepoint, by their text."""
+"""Recognizes by their text the statements that end a transaction, begin or end a savepoint, or discard what is prepared."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class Verb(Enum):
     SAVEPOINT = "begins a savepoint"
     RELEASE = "ends it and keeps its work"
     ROLLBACK_TO = "drops the work since"
+    DISCARD = "changes what prepared statements stand on, or takes them away; the transaction goes on"
 
 
 class Step(NamedTuple):
@@ -25,7 +26,7 @@ class Step(NamedTuple):
     """Of the savepoint; empty where its spelling is not understood."""
 
 
-FIRST_LETTERS = frozenset("aAcCeEpPrRsS/-; \t\r\n\f\v")
+FIRST_LETTERS = frozenset("aAcCdDeEpPrRsS/-; \t\r\n\f\v")
 """What such a statement can begin with; most other statements begin with another letter, and need not be parsed."""
 
 # Atomic: a comment ends at its first end mark. Otherwise each of many comments in a row doubles the time for the rest.
@@ -33,7 +34,8 @@ _SPACE = r"(?>\s|--[^\n]*(?:\n|$)|/\*.*?\*/)"
 _NAME = r'"(?:[^"]|"")+"|[\w$]+(?![\w$&])'  # not U&"…", which spells a name in another way
 _STEP = re.compile(
     rf"""(?:{_SPACE}|;)*(?:
-        (?P<commit>COMMIT(?!{_SPACE}+PREPARED\b)|END|PREPARE{_SPACE}+TRANSACTION)\b
+        (?P<discard>ALTER|DEALLOCATE|DISCARD|DROP|ROLLBACK{_SPACE}+PREPARED)\b
+      | (?P<commit>COMMIT(?!{_SPACE}+PREPARED\b)|END|PREPARE{_SPACE}+TRANSACTION)\b
       | SAVEPOINT\b{_SPACE}*(?P<savepoint>{_NAME})
       | RELEASE\b{_SPACE}*(?:SAVEPOINT\b{_SPACE}*)?(?P<release>{_NAME}|)
       | (?:ROLLBACK|ABORT)(?!{_SPACE}+PREPARED\b)\b(?:{_SPACE}+(?:WORK|TRANSACTION)\b)?
@@ -48,6 +50,8 @@ def step_of(statement: str) -> Step | None:
     found = _STEP.match(statement)
     if found is None:
         return None
+    if found["discard"] is not None:
+        return Step(Verb.DISCARD)
     if found["commit"] is not None:
         return Step(Verb.COMMIT)
     for group, verb in (("savepoint", Verb.SAVEPOINT), ("release", Verb.RELEASE), ("to", Verb.ROLLBACK_TO)):

@@ -91,7 +91,8 @@ def text_of(value: Any, path: str, depth: int) -> str:  # noqa: C901, PLR0911 - 
             name = quoted(key) if type(key) is str else _key(key, path, depth)
             if name in items:
                 raise _refuse(f"{path}.{key}", "is there twice: two keys of the dict become this text")
-            items[name] = f"{name}:{text_of(item, f'{path}.{key}', depth - 1)}"
+            text = quoted(item) if type(item) is str else text_of(item, f"{path}.{key}", depth - 1)
+            items[name] = f"{name}:{text}"
         return f"{{{','.join(sorted(items.values()))}}}"
     if kind is list or kind is tuple:
         return f"[{','.join([text_of(item, f'{path}[{at}]', depth - 1) for at, item in enumerate(value)])}]"

@@ -82,6 +82,14 @@ def _as_text(value: Any) -> str:
 def _validate(
     error: type[InvalidInputError], name: str, value: object, *, allow_empty: bool = False, kinds: str = _KINDS
 ) -> None:
+    if (
+        type(value) is str
+        and 0 < len(value) <= MAX_BYTES
+        and value.isascii()
+        and value.isprintable()
+        and value[0] != " " != value[-1]
+    ):
+        return  # nearly always
     problem = _problem(value, kinds, allow_empty=allow_empty)
     if problem is not None:
         message = f"{name} {problem}. Nothing was sent to the database."

@@ -52,8 +52,8 @@ class EncodedResult(ResultType):
     def __init__(self, annotation: Any, encoder: ResultEncoder) -> None:
         self._annotation, self._encoder = annotation, encoder
 
-    def encode(self, value: Any, *, max_bytes: int, consequence: str = CLAIM_IS_OPEN) -> str:
-        """Return the text to store, or raise InvalidResultError."""
+    def round_trip(self, value: Any, *, max_bytes: int, consequence: str = CLAIM_IS_OPEN) -> tuple[str, Any]:
+        """Return the text to store and the value that it gives back, or raise InvalidResultError."""
         try:
             text = self._text(value, max_bytes=max_bytes)
             try:
@@ -66,7 +66,7 @@ class EncodedResult(ResultType):
                 raise NotStorableError("would come back from result_encoder.decode as another value")
         except NotStorableError as problem:
             raise refused(value, problem, consequence) from problem.__cause__
-        return text
+        return text, decoded
 
     def decode(self, text: str) -> Any:
         """Return the value of a stored text, or raise MisfitError."""

@@ -68,11 +68,12 @@ class PlannedEffects:
             message = f"the effect {key.request_id!r} was added before; name each by its own request_id"
             raise InvalidRequestIdError(message)
         try:
-            text = json_text.encode(payload, max_bytes=self._execution._max_result_bytes)  # noqa: SLF001
+            limit = self._execution._max_result_bytes  # noqa: SLF001
+            text, stored = json_text.round_trip(payload, max_bytes=limit)
         except json_text.NotStorableError as problem:
             message = f"the payload of the effect {problem}. Nothing was sent to the database; the claim is still open."
             raise InvalidPayloadError(message, path="$") from None
-        self._planned[key.request_id] = PlannedEffect(key.request_id, action, json_text.decode(text), text)
+        self._planned[key.request_id] = PlannedEffect(key.request_id, action, stored, text)
         return key.request_id
 
     def __iter__(self) -> Iterator[PlannedEffect]:

@@ -50,7 +50,11 @@ class ResultType:
     """Plain JSON: what is stored is what comes back."""
 
     def encode(self, value: Any, *, max_bytes: int, consequence: str = CLAIM_IS_OPEN) -> str:
-        """Return the text to store, or raise InvalidResultError.
+        """Return the text to store, or raise InvalidResultError; see `round_trip`."""
+        return self.round_trip(value, max_bytes=max_bytes, consequence=consequence)[0]
+
+    def round_trip(self, value: Any, *, max_bytes: int, consequence: str = CLAIM_IS_OPEN) -> tuple[str, Any]:
+        """Return the text to store and the value that it gives back, or raise InvalidResultError.
 
         Args:
             value: The result.
@@ -58,7 +62,7 @@ class ResultType:
             consequence: What has become of the request where the result is refused, for the error.
         """
         try:
-            return json_text.encode(value, max_bytes=max_bytes)
+            return json_text.round_trip(value, max_bytes=max_bytes)
         except NotStorableError as problem:
             raise refused(value, problem, consequence) from None
 
@@ -96,8 +100,8 @@ class TypedResult(ResultType):
             raise UnsupportedResultTypeError(message) from None
         self._invalid = pydantic.ValidationError
 
-    def encode(self, value: Any, *, max_bytes: int, consequence: str = CLAIM_IS_OPEN) -> str:
-        """Return the text to store, or raise InvalidResultError."""
+    def round_trip(self, value: Any, *, max_bytes: int, consequence: str = CLAIM_IS_OPEN) -> tuple[str, Any]:
+        """Return the text to store and the value that it gives back, or raise InvalidResultError."""
         misfits: tuple[str, ...] = ()
         try:
             # A model that is built by its aliases must be stored by them; one whose aliases are for output only must not.
@@ -114,7 +118,7 @@ class TypedResult(ResultType):
                 again = self._plain(decoded, by_alias=by_alias)
                 if without_order(again) != without_order(plain) or not is_equal:
                     raise self._misfit("and would come back from JSON as another value")
-                return text
+                return text, decoded
             raise self._misfit(f"and its field {' and '.join(misfits)} does not come back from JSON")
         except NotStorableError as problem:
             raise refused(value, problem, consequence) from None

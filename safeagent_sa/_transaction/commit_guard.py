@@ -2,7 +2,7 @@
 
 That step is SQLAlchemy's `dialect.do_commit(connection)`: after every flush and every hook, inside SQLAlchemy's handling of
 errors and lost connections, on every driver, sync and async. The first claim on an engine puts a `CommitGuard` in front of
-it, and of the statements that may end a transaction or a savepoint as text. What a transaction must prove before it may
+it (`installation`), and of the statements that may end a transaction or a savepoint as text. What a transaction must prove before it may
 commit lies with the driver's connection (`PoolProxiedConnection.info`):
 
     claim      the row is inserted; the transaction now needs its completion
@@ -16,20 +16,17 @@ or a connection alive.
 
 from __future__ import annotations
 
-import threading
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet, ref
+from weakref import WeakSet
 
 from sqlalchemy import Connection
 
-from .._dialects.drivers import is_open, note_local_commits
+from .._dialects.drivers import is_open, note_deallocation, note_local_commits, note_rollback
 from .._dialects.steps import FIRST_LETTERS, Verb, step_of
 from .guarded_transaction import KEY, GuardedTransaction, transaction_of
 from .open_claim import OpenClaim, durability_unknown, known_durability
-from .savepoints import Savepoints
 
 
 if TYPE_CHECKING:
@@ -38,7 +35,7 @@ if TYPE_CHECKING:
 
 # In `PoolProxiedConnection.info`: the claims that are prepared and wait for their COMMIT PREPARED.
 _PREPARED = "safeagent_sa.prepared"
-_INSTALLING = threading.Lock()
+_DEALLOCATING = {Verb.ROLLBACK, Verb.ROLLBACK_TO, Verb.DISCARD}
 
 
 class CommitGuard:
@@ -95,6 +92,7 @@ class CommitGuard:
         # the open transaction, with half of the work in it, to the next user.
         try:
             if pooled.is_valid:
+                note_rollback(pooled)
                 self._do_rollback(pooled)
         except Exception:  # noqa: BLE001 - the error of the COMMIT is the one to see
             pooled.invalidate()
@@ -104,6 +102,7 @@ class CommitGuard:
         held = self._forget(pooled)
         if held is not None:
             held.lose()
+        note_rollback(pooled)
         self._do_rollback(pooled)
 
     def _forget(self, holder: Any) -> GuardedTransaction | None:
@@ -167,6 +166,8 @@ class CommitGuard:
         held = transaction_of(connection)
         if held is not None:
             held.refuse_ended_as_text()
+        if step is not None and step.verb in _DEALLOCATING:
+            note_deallocation(connection.connection)
         if held is None or step is None:
             execute()
         elif step.verb is Verb.COMMIT:
@@ -200,58 +201,5 @@ def _nothing() -> None:
     pass
 
 
-_STEPS = (
-    "do_commit",
-    "do_rollback",
-    "do_prepare_twophase",
-    "do_commit_twophase",
-    "do_rollback_twophase",
-    "do_execute",
-    "do_executemany",
-    "do_execute_no_params",
-)
-
-
-# Checked for each transaction: the steps that tools put wrappers around.
-_WRAPPED = ("do_commit", "do_execute")
-
-
-def install(dialect: Any) -> CommitGuard:
-    """Put a CommitGuard on the dialect of an engine; engines that share the dialect share it.
-
-    Where a step is the class's own again, another tool has removed its wrapper, and ours with it.
-    """
-    found: CommitGuard | None = dialect.__dict__.get(KEY)
-    if found is not None and not _bare(dialect, _WRAPPED):
-        return found
-    with _INSTALLING:
-        found = dialect.__dict__.get(KEY)
-        if found is None:
-            found = CommitGuard()
-            found.stand_before(dialect, _STEPS)
-            setattr(dialect, KEY, found)  # last: a thread that finds it can rely on the rest
-        else:
-            found.stand_before(dialect, _bare(dialect, _STEPS))
-    return found
-
-
-def _bare(dialect: Any, steps: Iterable[str]) -> list[str]:
-    kind = type(dialect)
-    return [name for name in steps if getattr(getattr(dialect, name), "__func__", None) is getattr(kind, name)]
-
-
 def _not_yet(*_: Any, **__: Any) -> Any:
     raise AssertionError("the guard stands before no dialect")
-
-
-def guard_transaction(connection: Connection) -> GuardedTransaction:
-    """Return what the connection's transaction must prove, and begin to guard it where it is not guarded yet."""
-    held = transaction_of(connection)
-    if held is None:
-        install(connection.dialect)
-        transaction = connection.get_transaction()
-        assert transaction is not None  # the session has begun one
-        claims: dict[uuid.UUID, OpenClaim] = {}
-        savepoints = Savepoints(connection, claims)
-        held = connection.info[KEY] = GuardedTransaction(ref(connection), ref(transaction), claims, savepoints)
-    return held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import Connection
@@ -10,10 +11,11 @@ from .._dialects import may_have_written
 from ..errors import SecondDatabaseError
 
 
-def connections_of(root: Any) -> set[Connection]:
+def connections_of(root: Any) -> Collection[Connection]:
     """Return the connections of a session's root transaction."""
-    if hasattr(root, "connections"):  # SQLAlchemy 2.1.7
-        return set(root.connections)
+    found: Collection[Connection] | None = getattr(root, "connections", None)  # SQLAlchemy 2.1.7
+    if found is not None:
+        return found
     return {entry[0] for entry in root._connections.values()}  # noqa: SLF001
 
 

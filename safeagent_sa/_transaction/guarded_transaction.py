@@ -8,7 +8,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType
 
@@ -41,7 +40,7 @@ class SessionWatch:
     @property
     def has_claims(self) -> bool:
         """Whether there are claims that no savepoint has taken back."""
-        return any(not claim.is_undone for claim in self.claims)
+        return any([not claim.is_undone for claim in self.claims])  # noqa: C419 - a generator takes longer, at every COMMIT
 
     def refuse_lost(self) -> None:
         """Raise where something was written that a lost claim no longer covers."""
@@ -89,7 +88,7 @@ class GuardedTransaction:
 
     def join(self, watch: SessionWatch) -> None:
         """Take part in a session's guarded transaction."""
-        if all(each is not watch for each in self.watches):
+        if not self.watches or all(each is not watch for each in self.watches):
             self.watches.append(watch)
 
     def refuse_early(self, connection: Connection, *, is_joined: bool) -> None:
@@ -112,15 +111,19 @@ class GuardedTransaction:
         travelling: list[PipelinedCompletion] = []
         proven: set[uuid.UUID] = set()
         while waiting := [claim for token, claim in self.claims.items() if token not in proven]:
+            is_sent = False
             for claim in waiting:
                 proven.add(claim.row.token)
                 completion = claim.completion
                 assert completion is not None  # refused above
-                with_commit = completion.with_commit(connection, partial(lost, claim)) if may_pipeline else None
+                with_commit = completion.with_commit(connection, claim) if may_pipeline else None
                 if with_commit is None:
                     claim.write(connection)
+                    is_sent = True
                 else:
                     travelling.append(with_commit)
+            if not is_sent:
+                break
             self._refuse_lost_and_incomplete(connection)  # a hook on our own statements may have claimed, too
         self._refuse_ended_on_server(connection)  # or may have ended the transaction
         return travelling
@@ -128,7 +131,7 @@ class GuardedTransaction:
     def _refuse_lost_and_incomplete(self, connection: Connection, *, may_be_open: bool = False) -> None:
         for watch in self.watches:
             watch.refuse_lost()
-        for claim in list(self.claims.values()):
+        for claim in tuple(self.claims.values()):
             if claim.is_lost:
                 raise lost(claim)
             if claim.completion is None and not (may_be_open and claim.audience.block is not None):
@@ -154,7 +157,10 @@ class GuardedTransaction:
             if not self.claims:
                 refuse_written(connection)
                 continue
-            for other in connections_of(root):
+            others = connections_of(root)
+            if len(others) == 1 and connection in others:
+                continue
+            for other in others:
                 if other is not connection and other.in_transaction():
                     refuse_written(other)
 

@@ -12,10 +12,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 
 from .._dialects import NewClaim
+from .session_events import listen
 
 
 if TYPE_CHECKING:
@@ -135,10 +136,10 @@ def _follow(session: Session, audience: Audience) -> None:
     endings: _Endings | None = session.info.get(_INFO_KEY)
     if endings is None:
         endings = session.info[_INFO_KEY] = _Endings()
-        event.listen(session, "before_commit", _before_commit)
-        event.listen(session, "after_commit", _after_commit)
-        event.listen(session, "after_soft_rollback", _after_soft_rollback)
-        event.listen(session, "after_transaction_end", _after_transaction_end)
+        listen(session, "before_commit", _before_commit)
+        listen(session, "after_commit", _after_commit)
+        listen(session, "after_soft_rollback", _after_soft_rollback)
+        listen(session, "after_transaction_end", _after_transaction_end)
     root = session.get_transaction()
     assert root is not None  # the claim's own
     savepoints = []

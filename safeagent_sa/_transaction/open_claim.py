@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import ReferenceType
 
 from sqlalchemy import Connection, RootTransaction
@@ -29,8 +30,7 @@ _NAMED = 3
 """How many ids of a batch an error names."""
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(NamedTuple):
     """The result of a claim, which its COMMIT stores."""
 
     protocol: ClaimProtocol
@@ -50,7 +50,7 @@ class Completion:
         """Return whether this very transaction has written it."""
         return self.protocol.is_completed(connection, self.row, self.proof)
 
-    def with_commit(self, connection: Connection, on_lost: Callable[[], Exception]) -> PipelinedCompletion | None:
+    def with_commit(self, connection: Connection, claim: OpenClaim) -> PipelinedCompletion | None:
         """Return what writes it in one batch with the COMMIT, or None where a separate statement must."""
         if self.fast_path is None:
             return None
@@ -61,7 +61,7 @@ class Completion:
             self.result,
             is_forced=self.is_forced,
             names=self.names,
-            on_lost=on_lost,
+            on_lost=partial(lost, claim),
         )
 
 
@@ -87,7 +87,7 @@ class BatchCompletion:
         count = self.protocol.count_completed(connection, self.claims, self.proof, list(self.results))
         return count == len(self.results)
 
-    def with_commit(self, connection: Connection, on_lost: Callable[[], Exception]) -> None:
+    def with_commit(self, connection: Connection, claim: OpenClaim) -> None:
         """Return None: a separate statement writes a batch."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,5 +34,5 @@ class Refusing:
         is_written: bool = self.completion.is_written(connection)
         return is_written
 
-    def with_commit(self, connection: Connection, on_lost: Callable[[], Exception]) -> None:
+    def with_commit(self, connection: Connection, claim: Any) -> None:
         """Return None: separate statements write a refusal."""

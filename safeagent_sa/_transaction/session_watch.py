@@ -14,19 +14,20 @@ import uuid
 from typing import Any, Literal
 from weakref import ref
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from .._dialects import ClaimProtocol, NewClaim
 from .._request.ids import Key
 from ..errors import PendingWritesError, SafeAgentError, UnsupportedSessionError
 from . import open_guarded
-from .commit_guard import guard_transaction
 from .foreign_writes import connections_of
 from .guarded_transaction import KEY, GuardedTransaction, SessionWatch, transaction_of, write_pending
+from .installation import guard_transaction
 from .lifecycle import Audience, Block
 from .open_claim import BatchCompletion, Completion, OpenClaim, is_there, lost
 from .refusing import Refusing
+from .session_events import listen
 
 
 _INFO_KEY = "safeagent_sa"
@@ -58,6 +59,8 @@ def refuse_pending_writes(session: Session, key: Key, verb: Verb = "claim") -> N
     Flushed changes are part of the transaction whether it executes or replays. Those that are made in an open claim's block
     belong to that claim.
     """
+    if not session.identity_map and not session.new:
+        return  # what is deleted or changed has an identity
     if any(claim.is_same_transaction for claim in _blocks(session).values()):
         return
     pending = [*session.new, *session.deleted, *(item for item in session.dirty if session.is_modified(item))]
@@ -115,7 +118,7 @@ def watch(
 ) -> OpenClaim:
     """Guard a row that was just inserted, until its transaction ends."""
     held = guard_transaction(connection)
-    watch = _watch_of(session)
+    watch = _watch_of(session, held)
     claim = OpenClaim(
         row, proof, protocol, audience, ref(session), held.connection_ref, watch.root, held.transaction_ref
     )
@@ -189,17 +192,20 @@ def _current_watch(session: Session) -> SessionWatch | None:
     return current if current is not None and current.root() is session.get_transaction() else None
 
 
-def _watch_of(session: Session) -> SessionWatch:
+def _watch_of(session: Session, known: GuardedTransaction | None = None) -> SessionWatch:
     current: SessionWatch | None = session.info.get(_INFO_KEY)
     if current is None:
-        event.listen(session, "before_commit", _before_commit)
-        event.listen(session, "after_begin", _after_begin)
+        listen(session, "before_commit", _before_commit)
+        listen(session, "after_begin", _after_begin)
     root = session.get_transaction()
     assert root is not None  # a connection was asked for, which begins one
     if current is None or current.root() is not root:
         current = session.info[_INFO_KEY] = SessionWatch(ref(root))
         for connection in connections_of(root):
-            guard_transaction(connection).join(current)
+            if known is None or known.connection_ref() is not connection:
+                guard_transaction(connection).join(current)
+            else:
+                known.join(current)
         open_guarded.note(session)
     return current
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.timeout(600)  # these tests run whole programs, next to
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["latency", "hot", "clients", "profile", "imports"]
-SLOW = ["counts", "batches", "growth"]
+SLOW = ["instructions", "counts", "batches", "growth"]
 
 
 def python(*arguments):
@@ -69,6 +69,12 @@ def test_a_short_run_has_every_figure_and_makes_a_page(run):
 @pytest.mark.stress
 def test_what_is_counted_is_exact_and_large_tables_are_filled(run):
     found, _, page = run(SLOW)
+    instructions = found["sections"]["instructions"]
+    for name, stages in instructions["stages"].items():
+        whole = instructions["contestants"][name]["instructions"]
+        assert 0.9 * whole < sum(stage["instructions"] for stage in stages.values()) < 1.1 * whole
+        assert all(stage["calls"] for label, stage in stages.items() if label != "everything else")
+    assert "| new / bare, pipelined |" in page
     counts, batches = found["sections"]["counts"], found["sections"]["batches"]
     assert counts["guarded"]["round_trips"] - counts["bare"]["round_trips"] == 2
     assert counts["replay"]["wal_bytes"] == 0
@@ -77,6 +83,25 @@ def test_what_is_counted_is_exact_and_large_tables_are_filled(run):
     assert batches["1000"]["new"]["statements"] == batches["100"]["new"]["statements"] <= 3
     assert found["sections"]["growth"]["random"]["new 100000"]["ratio"] > 0
     assert "(benchmarks/growth.svg)" in page
+
+
+def test_without_valgrind_the_run_says_how_to_install_it(server):
+    url = server.url.render_as_string(hide_password=False)
+    command = (sys.executable, "-m", "benchmarks", "--only", "instructions", "--url", url)
+    done = subprocess.run(command, cwd=ROOT, env={"PATH": ""}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "apt-get install valgrind" in done.stderr
+
+
+def test_a_gate_fails_for_one_instruction_too_many():
+    script = """
+from benchmarks.targets import GATES, gates
+def held(excess):
+    rows = {gate.mine: {"ratio": gate.gate + excess} for gate in GATES}
+    return [each["held"] for each in gates({"instructions": {"contestants": rows}})]
+assert all(held(0)) and not any(held(1e-6)) and len(held(0)) == 6 and gates({}) == []
+"""
+    python("-c", script)
 
 
 def test_the_page_of_the_docs_is_made_from_its_figures():

@@ -4,8 +4,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from support.app import Payment, deliver, pay
+from support.ports import not_pipelined
 
-from safeagent_sa import ExecutionGuard, NotCompletedError
+from safeagent_sa import ExecutionGuard, NotCompletedError, RequestConflictError
 
 
 guard = ExecutionGuard()
@@ -39,6 +40,38 @@ def test_a_result_stored_in_a_savepoint_that_is_released_is_one(port):
         savepoint.commit()
 
     assert port.requests() == [("order-1", "completed")]
+
+
+@not_pipelined
+@pytest.mark.parametrize("end", ["an error", "no result", "a claim that is refused"])
+def test_a_block_that_ends_badly_ends_its_own_savepoint_and_no_other(port, end):
+    """What stood before the block is kept, and a retry in the same transaction executes."""
+    if end == "a claim that is refused":
+        deliver(port, "order-2", guard)
+    with port.sessions() as session, session.begin():
+        pay(session, "outer")
+        with session.begin_nested() as outer:
+            pay(session, "middle")
+            with pytest.raises((ZeroDivisionError, NotCompletedError, RequestConflictError)):
+                end_badly(session, end)
+            assert session.get_nested_transaction() is outer
+        with guard.claim(session, "order-1", action="pay", savepoint=True) as execution:
+            execution.complete(pay(session, "order-1"))
+        assert session.get_nested_transaction() is None
+
+    assert [port.payments(name) for name in ("outer", "middle", "order-1", "lost")] == [1, 1, 1, 0]
+    assert ("order-1", "completed") in port.requests()
+
+
+def end_badly(session, end):
+    if end == "a claim that is refused":
+        with guard.claim(session, "order-2", action="another", savepoint=True):
+            raise AssertionError("the claim was granted")
+    with guard.claim(session, "order-1", action="pay", savepoint=True) as execution:
+        pay(session, "lost")
+        if end == "an error":
+            execution.complete(1)
+            raise ZeroDivisionError
 
 
 def broken_payment(session):

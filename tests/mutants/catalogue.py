@@ -14,7 +14,7 @@ class Mutant(NamedTuple):
     """The names of the tests, or of their modules, that run first."""
 
 
-ACQUIRE, COMPLETE = "_claim/acquire.py", "_claim/complete.py"
+ACQUIRE, BLOCK, COMPLETE = "_claim/acquire.py", "_claim/block.py", "_claim/complete.py"
 BATCH, EACH, OUTCOME = "_claim/batch.py", "_claim/each.py", "_claim/outcome.py"
 GUARD, GUARDED = "_transaction/commit_guard.py", "_transaction/guarded_transaction.py"
 OPEN, WATCH = "_transaction/open_claim.py", "_transaction/session_watch.py"
@@ -28,6 +28,7 @@ BY_KEY, KEY_SQL = "_dialects/postgresql/by_key.py", "_dialects/postgresql/key_st
 KEY_PATH, DIALECTS = "_dialects/postgresql/key_fast_path.py", "_dialects/__init__.py"
 FAST_PATH, PIPELINE = "_dialects/postgresql/fast_path.py", "_dialects/postgresql/pipeline.py"
 PREPARED = "_dialects/postgresql/prepared.py"
+ANSWERS, READY = "_dialects/postgresql/answers.py", "_dialects/postgresql/ready.py"
 LEASE, ROWS = "_effects/lease.py", "_effects/lease_rows.py"
 DOUBT, FLOW, RELAY = "_effects/doubt.py", "_effects/flow.py", "_effects/relaying.py"
 IDS, JSON_TEXT, RESULTS = "_request/ids.py", "_request/json_text.py", "_request/results.py"
@@ -304,7 +305,7 @@ COMPLETING = {
         "test_a_commit_that_could_be_lost_is_made_durable_for_this_transaction_alone",
     ),
     "synchronous_commit local is durable": Mutant(
-        SQL,
+        ANSWERS,
         'LOSABLE = {"off", "local"}',
         'LOSABLE = {"off"}',
         "test_a_commit_that_could_be_lost_is_made_durable_for_this_transaction_alone",
@@ -410,8 +411,8 @@ COMPLETING = {
     ),
     "the first caller gets what was given": Mutant(
         EXECUTION,
-        "return self._decoded(self._stored)\n\n    def refuse",
-        "return result\n\n    def refuse",
+        'return cast("ResultT", decoded)',
+        "return result",
         "test_complete_takes_and_gives_the_type test_values.py test_changing_a_result_changes_nothing_for_others test_the_first_answer_is_what_the_replay_gives",
     ),
     "a result of an own type need not come back equal": Mutant(
@@ -560,7 +561,7 @@ LAST_WORD = {
         "test_a_rollback_of_the_driver_in_a_block_that_fails_stops_the_commit",
     ),
     "the Session's commit is not watched": Mutant(
-        WATCH, 'event.listen(session, "before_commit", _before_commit)', "pass", "test_last_word.py test_misuse.py"
+        WATCH, 'listen(session, "before_commit", _before_commit)', "pass", "test_last_word.py test_misuse.py"
     ),
     "savepoint releases are taken for commits": Mutant(
         WATCH,
@@ -584,7 +585,10 @@ LAST_WORD = {
         WATCH, "        held.refuse_early(connection, is_joined=is_joined)\n", "", "test_misuse.py test_claim_many.py"
     ),
     "the engine's COMMIT is not guarded": Mutant(
-        GUARD, '_STEPS = (\n    "do_commit",\n', "_STEPS = (\n", "test_commit_of_the_connection_is_refused_too"
+        "_transaction/installation.py",
+        '_STEPS = (\n    "do_commit",\n',
+        "_STEPS = (\n",
+        "test_commit_of_the_connection_is_refused_too",
     ),
     "a refused COMMIT leaves its transaction open": Mutant(
         GUARD,
@@ -606,8 +610,8 @@ LAST_WORD = {
     ),
     "a ROLLBACK keeps what was to be proved": Mutant(
         GUARD,
-        "        held = self._forget(pooled)\n        if held is not None:\n            held.lose()\n        self._do_rollback(pooled)",
-        "        self._do_rollback(pooled)",
+        "        held = self._forget(pooled)\n        if held is not None:\n            held.lose()\n        note_rollback(pooled)",
+        "        note_rollback(pooled)",
         "test_nothing_of_a_transaction_is_kept_with_the_connection test_last_word.py",
     ),
     "a COMMIT keeps what it has proved": Mutant(
@@ -672,8 +676,8 @@ LAST_WORD = {
     ),
     "a second database that was there before is not looked at": Mutant(
         WATCH,
-        "            guard_transaction(connection).join(current)\n        open_guarded",
-        "            pass\n        open_guarded",
+        "                guard_transaction(connection).join(current)\n            else:",
+        "                pass\n            else:",
         "test_business_rows_in_another_database_are_refused_before_anything_is_committed test_sharded.py",
     ),
     "a second database that was only read is refused": Mutant(
@@ -741,8 +745,8 @@ AS_TEXT = {
     ),
     "a statement with a comment in front is not looked at": Mutant(
         STEPS,
-        '"aAcCeEpPrRsS/-; \\t\\r\\n\\f\\v"',
-        '"aAcCeEpPrRsS"',
+        '"aAcCdDeEpPrRsS/-; \\t\\r\\n\\f\\v"',
+        '"aAcCdDeEpPrRsS"',
         "test_a_rollback_as_text_behind_the_block test_a_commit_as_text_behind_the_block_stores_the_receipt",
     ),
     "quoted names of savepoints are folded": Mutant(
@@ -762,8 +766,8 @@ AS_TEXT = {
     ),
     "a statement behind a ROLLBACK as text is sent": Mutant(
         GUARD,
-        "        if held is not None:\n            held.refuse_ended_as_text()\n        if held is None or step",
-        "        if held is None or step",
+        "        if held is not None:\n            held.refuse_ended_as_text()\n        if step is not None and",
+        "        if step is not None and",
         "test_a_statement_behind_a_rollback_as_text_is_not_sent",
     ),
     "a usual statement behind a ROLLBACK as text is sent": Mutant(
@@ -954,15 +958,33 @@ STANDBY = {
 PIPELINES = {
     "a two-phase transaction is pipelined": Mutant(
         ACQUIRE,
-        ' == "auto" and not isinstance(connection.get_transaction(), TwoPhaseTransaction)',
-        ' == "auto"',
+        "None if isinstance(connection.get_transaction(), TwoPhaseTransaction) else protocol.fast_path",
+        "protocol.fast_path",
         "test_two_phase_sessions_take_the_plain_path",
     ),
     "a DEALLOCATE ALL is not heard": Mutant(
         PREPARED,
-        "            if is_sent:\n                self._there.clear()",
-        "            if is_sent:\n                pass",
-        "test_a_rollback_after_which_psycopg_deallocates_everything test_a_savepoint_that_is_rolled_back_after_complete",
+        "        if driver in DEALLOCATED:\n",
+        "        if False:\n",
+        "test_a_rollback_after_which_psycopg_deallocates_everything",
+    ),
+    "a rollback takes all names for gone": Mutant(
+        PREPARED,
+        "if found.issuperset(names)}",
+        "if False}",
+        "test_a_rollback_after_which_psycopg_deallocates_nothing",
+    ),
+    "a rollback is not noted": Mutant(
+        GUARD,
+        "            held.lose()\n        note_rollback(pooled)\n",
+        "            held.lose()\n",
+        "test_a_rollback_after_which_psycopg_deallocates_everything",
+    ),
+    "a DROP is not noted": Mutant(
+        GUARD,
+        "{Verb.ROLLBACK, Verb.ROLLBACK_TO, Verb.DISCARD}",
+        "{Verb.ROLLBACK, Verb.ROLLBACK_TO}",
+        "test_what_makes_psycopg_deallocate_between_claim_and_commit",
     ),
     "statements are prepared before BEGIN": Mutant(
         PIPELINE,
@@ -971,16 +993,16 @@ PIPELINES = {
         "test_begin_carries_the_settings_of_the_session",
     ),
     "BEGIN forgets the isolation level": Mutant(
-        PIPELINE,
+        DRIVERS,
         "if driver.isolation_level is not None:",
         "if False:",
         "test_begin_carries_the_settings_of_the_session",
     ),
     "BEGIN forgets DEFERRABLE": Mutant(
-        PIPELINE, "if driver.deferrable is not None:", "if False:", "test_begin_carries_the_settings_of_the_session"
+        DRIVERS, "if driver.deferrable is not None:", "if False:", "test_begin_carries_the_settings_of_the_session"
     ),
     "BEGIN forgets READ ONLY": Mutant(
-        PIPELINE,
+        DRIVERS,
         "if driver.read_only is not None:",
         "if False:",
         "test_a_read_only_transaction_is_named_as_on_the_plain_path",
@@ -993,7 +1015,7 @@ PIPELINES = {
     ),
     "the COMMIT trusts names that were taken away": Mutant(
         PREPARED,
-        "return self._there.get(texts) == names",
+        "return self._there.get(texts) == names and driver not in DEALLOCATED",
         "return True",
         "test_a_savepoint_that_is_rolled_back_after_complete",
     ),
@@ -1194,7 +1216,22 @@ WORDS = {
 
 STORED = {
     "results are not checked for a round trip": Mutant(
-        JSON_TEXT, "if _dump(decode(text)) != text:", "if False:", "test_results_that_cannot_be_given_back_are_refused"
+        JSON_TEXT, "if _dump(copy) != text:", "if False:", "test_results_that_cannot_be_given_back_are_refused"
+    ),
+    "a dict with other keys than texts is taken for JSON": Mutant(
+        JSON_TEXT, "if type(key) is not str:", "if False:", "test_results_that_cannot_be_given_back_are_refused"
+    ),
+    "the first caller shares its result with what is stored": Mutant(
+        JSON_TEXT,
+        "    copy = _copied(value)\n",
+        "    copy = value\n",
+        "test_the_first_caller_gets_what_every_retry_gets",
+    ),
+    "a tuple stays one for the first caller": Mutant(
+        JSON_TEXT,
+        "    if kind is not list:\n",
+        "    if kind not in (list, tuple):\n",
+        "test_what_json_changes_is_changed_for_the_first_caller_too",
     ),
     "one key twice is read": Mutant(
         JSON_TEXT,
@@ -1203,7 +1240,10 @@ STORED = {
         "test_what_no_reader_may_give_a_value_for_is_not_read",
     ),
     "NaN is read": Mutant(
-        JSON_TEXT, "        _dump(value)\n", "", "test_what_no_reader_may_give_a_value_for_is_not_read"
+        JSON_TEXT, ", parse_constant=_refuse_constant", "", "test_what_no_reader_may_give_a_value_for_is_not_read"
+    ),
+    "a number that is too large is read as infinity": Mutant(
+        JSON_TEXT, ", parse_float=_finite", "", "test_what_no_reader_may_give_a_value_for_is_not_read"
     ),
     "the error for what cannot be read holds it": Mutant(
         JSON_TEXT,
@@ -1584,7 +1624,7 @@ VALUES = {
 AROUND = {
     "a factory is taken for a global session": Mutant(
         "_request/decorator.py",
-        "    if not is_session(type(session), is_async=is_async):",
+        "    if not is_one_of(type(session), ASYNC_SESSIONS if is_async else SYNC_SESSIONS):",
         "    if False:",
         "test_what_is_no_global_session_is_refused_where_the_function_is_decorated",
     ),
@@ -1602,7 +1642,113 @@ AROUND = {
     ),
 }
 
+SHORT_WAY = {
+    f"a claim goes past {what}": Mutant(READY, old, new, tests)
+    for what, old, new, tests in (
+        (
+            "a listener of the engine",
+            "            or heard.engine._has_events  # noqa: SLF001\n",
+            "",
+            "test_a_listener_of_the_engine_sees_both test_a_listener_that_comes_later_sees_both",
+        ),
+        (
+            "a listener of the connection",
+            "            heard._has_events  # noqa: SLF001 - see above\n            or ",
+            "            ",
+            "test_a_listener_of_the_one_connection_sees_both",
+        ),
+        (
+            "a listener of the dialect",
+            "            or heard.dialect._has_events  # noqa: SLF001\n",
+            "",
+            "test_a_listener_of_the_engine_sees_both",
+        ),
+        ("the log", "            or heard._echo  # noqa: SLF001\n", "", "test_the_log_shows_both"),
+        (
+            "a transaction that has ended",
+            "            or heard._trans_context_manager  # noqa: SLF001 - `with connection.begin():`, which may have ended\n",
+            "",
+            "test_a_transaction_of_the_connection_s_that_has_ended_is_refused_by_sqlalchemy",
+        ),
+        (
+            "a wrapper of the dialect's step",
+            "            dialect.do_execute(cursor, sql, values)\n",
+            "            cursor.execute(sql, values)\n",
+            "test_a_wrapper_around_do_execute_sees_both",
+        ),
+    )
+} | {
+    "without what SQLAlchemy hides no claim works": Mutant(
+        READY,
+        "    except AttributeError:\n        return False\n",
+        "    except ZeroDivisionError:\n        return False\n",
+        "test_without_it_everything_goes_the_long_way",
+    ),
+    "the short way is never gone": Mutant(
+        READY,
+        "        return not (\n",
+        "        return False and not (\n",
+        "test_where_nothing_listens_a_claim_and_a_completion_go_the_short_way",
+    ),
+    "the error of a wrapper is taken for the database's": Mutant(
+        READY,
+        "statement = sql if isinstance(error, dialect.loaded_dbapi.Error) else None",
+        "statement = sql",
+        "test_what_a_wrapper_raises_is_raised_as_it_is",
+    ),
+    "a cancelled task leaves a connection that is used again": Mutant(
+        READY,
+        "        except BaseException as error:  #",
+        "        except Exception as error:  #",
+        "test_a_cancelled_task_leaves_no_connection_that_waits_for_an_answer",
+    ),
+    "times depend on the session's time zone": Mutant(
+        ANSWERS,
+        "    if isinstance(column.type, DateTime):\n",
+        "    if False:\n",
+        "test_times_are_the_same_whatever_the_session_shows",
+    ),
+}
+
+BLOCKS = {
+    f"{what}, and its savepoint goes on": Mutant(
+        BLOCK, old, new, "test_a_block_that_ends_badly_ends_its_own_savepoint_and_no_other"
+    )
+    for what, old, new in (
+        (
+            "a block has no result",
+            "                self._savepoint.__exit__(type(failure), failure, failure.__traceback__)\n",
+            "                pass\n",
+        ),
+        (
+            "a block has failed",
+            "self._savepoint.__exit__(kind, error, trace)",
+            "self._savepoint.__exit__(None, None, None)",
+        ),
+        (
+            "a claim is refused",
+            "        with ExitStack() as until_claimed:\n",
+            "        until_claimed = ExitStack()\n        if True:\n",
+        ),
+    )
+} | {
+    "a savepoint ends before its block": Mutant(
+        BLOCK,
+        "            until_claimed.pop_all()\n",
+        "",
+        "test_a_block_that_ends_badly_ends_its_own_savepoint_and_no_other",
+    ),
+    "a block that has failed may be committed": Mutant(
+        BLOCK,
+        "                complete.abandon(self._claim)",
+        "                pass",
+        "test_commit_is_refused_after_an_exception_that_was_caught_outside_the_block",
+    ),
+}
+
 MUTANTS = {
+    **SHORT_WAY,
+    **BLOCKS,
     **CLAIMING,
     **WAITING,
     **COMPLETING,

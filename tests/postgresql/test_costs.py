@@ -24,7 +24,7 @@ def bare(port, name):
 
 
 def test_round_trips(own):
-    """A new execution adds exactly two; a whole replay has at most four: BEGIN, INSERT, SELECT, COMMIT."""
+    """A new execution adds exactly two; a whole replay has three: BEGIN, the claim, COMMIT."""
     proxy = MessageProxy(own.url)
     engine = create_engine(proxy.url, pool_size=1, max_overflow=0, pool_reset_on_return=None)
     through = Port("postgresql", proxy.url, engine)
@@ -37,7 +37,7 @@ def test_round_trips(own):
     engine.dispose()
     proxy.close()
     assert found["new"] - found["bare"] == 2
-    assert found["replay"] <= 4
+    assert found["replay"] == 3
 
 
 def wal_bytes(port, run):
@@ -55,7 +55,7 @@ def wal_bytes(port, run):
 
 
 def test_wal(own):
-    """At most 700 bytes beyond the bare transaction, with a receipt of about 150 bytes; nothing for a replay."""
+    """At most 648 bytes beyond the bare transaction, with a receipt of about 150 bytes; nothing for a replay."""
     guard = ExecutionGuard()
 
     def guarded(number):
@@ -69,7 +69,7 @@ def test_wal(own):
     new = wal_bytes(own, guarded)
     replay = wal_bytes(own, guarded)
     print(f"\nWAL bytes: bare {baseline}, guarded {new} (+{new - baseline}), replay {replay}")
-    assert 0 < new - baseline <= 700
+    assert 0 < new - baseline <= 648
     assert replay == 0
 
 

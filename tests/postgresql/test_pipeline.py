@@ -303,10 +303,64 @@ def test_a_rollback_after_which_psycopg_deallocates_everything(one, guard, paths
         session.rollback()
     assert names_on_the_server(one) == []
 
-    deliver(one, "order-2", guard)
+    for number in (2, 3, 4):  # the first one asks which names are left, and does without
+        deliver(one, f"order-{number}", guard)
+        assert len(names_on_the_server(one)) == (0 if number == 2 else 2)
+
+    assert paths_seen == PIPELINED * 4
+
+
+def test_a_rollback_after_which_psycopg_deallocates_nothing(one, guard, paths_seen):
+    """The names are still there, and are used again: new ones each time would pile up on the server."""
+    deliver(one, "order-0", guard)
+    names = names_on_the_server(one)
+    for number in range(1, 4):
+        with one.sessions() as session:
+            session.execute(text("SELECT 1"))
+            session.rollback()
+        for each in ("a", "b"):
+            deliver(one, f"order-{number}-{each}", guard)
+
+    assert paths_seen == PIPELINED * 7
+    assert len(names) == 2
+    assert names_on_the_server(one) == names
+
+
+@pytest.mark.parametrize(
+    "statement", ["DROP TABLE gone", "/* a */ drop table gone", "ALTER TABLE gone ADD b int", "DISCARD ALL"]
+)
+def test_what_makes_psycopg_deallocate_between_claim_and_commit(one, guard, paths_seen, statement):
+    """The completion goes without a name then: no other statement could be tried once its COMMIT has failed."""
+    for number in range(2):
+        let_psycopg_prepare(one)
+        with one.sessions() as session, session.begin():
+            session.execute(text("CREATE TEMP TABLE gone (a int) ON COMMIT DROP"))
+            session.commit()
+        with one.sessions() as session, session.begin():
+            with guard.claim(session, f"order-{number}", action="pay") as execution:
+                if statement != "DISCARD ALL":  # which no transaction may do
+                    session.execute(text("CREATE TEMP TABLE gone (a int) ON COMMIT DROP"))
+                    session.execute(text(statement))
+                session.execute(text("SELECT 1"))  # psycopg deallocates in front of its next statement
+                execution.complete(pay(session, f"order-{number}"))
+        if statement == "DISCARD ALL":
+            with one.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.execute(text(statement))
 
     assert paths_seen == PIPELINED * 2
-    assert len(names_on_the_server(one)) == 2
+    assert one.requests() == [("order-0", "completed"), ("order-1", "completed")]
+
+
+def test_nothing_of_the_driver_s_is_replaced(one, guard):
+    """What a connection of psycopg has after a claim is what it had before, prepared statements included."""
+    with one.engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        before, manager = dict(vars(driver)), dict(vars(driver._prepared))
+    deliver(one, "order-1", guard)
+    with one.engine.connect() as connection:
+        assert connection.connection.driver_connection is driver
+        assert vars(driver).keys() == before.keys()
+        assert vars(driver._prepared).keys() == manager.keys()
 
 
 def test_a_savepoint_that_is_rolled_back_after_complete(one, guard, paths_seen):
@@ -328,7 +382,8 @@ def test_a_savepoint_that_is_rolled_back_after_complete(one, guard, paths_seen):
 def test_a_foreign_deallocate_all_costs_a_detour(one, guard, paths_seen):
     deliver(one, "order-1", guard)
     with one.sessions() as session:
-        session.execute(text("DEALLOCATE ALL"))
+        session.connection().connection.driver_connection.execute("DEALLOCATE ALL")  # past SQLAlchemy
+        session.commit()
     deliver(one, "order-2", guard)
     deliver(one, "order-3", guard)
 

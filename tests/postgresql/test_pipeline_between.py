@@ -172,7 +172,7 @@ def test_names_that_vanish_inside_the_transaction_cost_one_attempt(one):
     deliver(one, "order-1", guard)
     with one.sessions() as session:
         guard.execute(session, "order-2", pay, "order-2", action="pay")
-        session.execute(text("DEALLOCATE ALL"))
+        session.connection().connection.driver_connection.execute("DEALLOCATE ALL")  # past SQLAlchemy
         with pytest.raises(DBAPIError) as caught:
             session.commit()
     assert caught.value.orig.sqlstate == "26000"

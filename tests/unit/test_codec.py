@@ -4,6 +4,7 @@ import datetime as dt
 import enum
 import json
 import uuid
+from collections import OrderedDict
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -24,6 +25,7 @@ from safeagent_sa._request.json_text import (
     kept,
     noted,
     recorded,
+    round_trip,
 )
 from safeagent_sa._request.results import PLAIN
 
@@ -204,7 +206,26 @@ def test_order_of_keys_is_kept():
 
 
 def test_what_json_changes_is_changed_for_the_first_caller_too():
-    assert decode(encode({1: (2, 3)}, max_bytes=99)) == {"1": [2, 3]}
+    for value, changed in [({1: (2, 3)}, {"1": [2, 3]}), ((1, (2,)), [1, [2]]), ({"a": [("b",)]}, {"a": [["b"]]})]:
+        text, copy = round_trip(value, max_bytes=99)
+        assert repr(copy) == repr(decode(text)) == repr(changed)
+
+
+class Label(str):
+    __slots__ = ()
+
+
+def parts(value):
+    yield value
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from parts(each)
+
+
+def test_a_subclass_of_a_json_type_comes_back_as_that_type():
+    text, copy = round_trip({Label("a"): [Label("b")], "c": OrderedDict(d=Label("e"))}, max_bytes=99)
+    assert copy == decode(text)
+    assert {type(part) for part in parts(copy)} == {dict, list, str}
+    assert {type(key) for key in copy} == {str}
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
@@ -218,6 +239,15 @@ JSON = st.recursive(
 @given(JSON)
 def test_every_json_value_comes_back_in_type_and_value(value):
     assert repr(decode(encode(value, max_bytes=10**6))) == repr(value)
+
+
+@given(JSON)
+def test_the_first_caller_gets_what_every_retry_gets(value):
+    """What a retry decodes from the text, and nothing that the caller can change afterwards."""
+    text, copy = round_trip(value, max_bytes=10**6)
+    assert repr(copy) == repr(decode(text))
+    mine = {id(part) for part in parts(value) if isinstance(part, (dict, list))}
+    assert not mine & {id(part) for part in parts(copy)}
 
 
 @given(st.text())

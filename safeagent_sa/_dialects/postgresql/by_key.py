@@ -25,10 +25,12 @@ from sqlalchemy import Connection, Row, Table, func
 from sqlalchemy.exc import DBAPIError
 
 from ..base import Inserted, NewClaim, NewClaims, StoredRequest
+from .answers import LOSABLE
 from .key_fast_path import KeyFastPath
 from .key_statements import AT_ONCE, LOCK_NOT_AVAILABLE, RELEASE, RESTORE, ROLLBACK, SAVEPOINT, KeyStatements
+from .ready import Ready
 from .server import OnPostgreSQL, milliseconds_of, refuse_read_only, sqlstate_of
-from .statements import LOSABLE, Ready, completion_parameters
+from .statements import completion_parameters
 
 
 class ByKey(OnPostgreSQL):
@@ -113,7 +115,7 @@ class ByKey(OnPostgreSQL):
         self, connection: Connection, claim: NewClaim, proof: str, result: str, *, is_forced: bool = True
     ) -> int:
         """Update the row if its token is the claim's own and its time is that of this transaction."""
-        return self._complete.run(connection, completion_parameters(claim, proof, result, is_forced=is_forced)).rowcount
+        return self._complete.rowcount(connection, completion_parameters(claim, proof, result, is_forced=is_forced))
 
     def complete_many(
         self, connection: Connection, claims: NewClaims, proof: str, results: dict[str, str], *, is_forced: bool = True

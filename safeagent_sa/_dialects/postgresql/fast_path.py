@@ -13,13 +13,13 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from ..base import Begun, NewClaim
+from .answers import inserted_or_found
+from .ready import is_translated
 from .statements import (
     LOST,
     Statements,
     claim_parameters,
     completion_parameters,
-    inserted_or_found,
-    is_translated,
     numbered,
 )
 

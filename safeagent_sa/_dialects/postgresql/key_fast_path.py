@@ -9,9 +9,10 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from ..base import Begun, Inserted, NewClaim, StoredRequest
+from .answers import LOSABLE
 from .fast_path import FastPath
 from .key_statements import AT_ONCE, LOCK_NOT_AVAILABLE, RELEASE, RESTORE, ROLLBACK, SAVEPOINT, KeyStatements
-from .statements import LOSABLE, numbered
+from .statements import numbered
 
 
 Find = Callable[[Connection, str, str], StoredRequest | None]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import psycopg
 from psycopg import capabilities, pq
@@ -23,13 +23,13 @@ from psycopg.generators import fetch_many, send
 from sqlalchemy import Connection
 from sqlalchemy.util import await_only
 
-from ..drivers import driver_of
-from .prepared import Names, Prepared, Text, Texts
+from ..drivers import DEALLOCATED, begin_of, driver_of
+from .prepared import Names, Prepared, Text, Texts, Use
 
-
-_ATTRIBUTE = "safeagent_sa_pipeline"
 
 _IDLE = pq.TransactionStatus.IDLE
+_SKIPPED = pq.ExecStatus.PIPELINE_ABORTED
+"""The status of what the server has not executed behind a failure."""
 
 Command = Callable[[], None]
 Batch = Generator[Any, Any, list[Any]]
@@ -50,6 +50,10 @@ class PipelinedCompletion(NamedTuple):
     """Makes the error for that."""
 
 
+_PIPELINES: WeakKeyDictionary[Any, Pipeline] = WeakKeyDictionary()
+"""By the driver's connection. SQLAlchemy's `info` would be new at each checkout of a NullPool in front of psycopg's own pool."""
+
+
 class Pipeline:
     """One driver connection: what is prepared on it, and how batches are sent."""
 
@@ -57,20 +61,20 @@ class Pipeline:
         # Weakly, since the driver's connection refers to this; it is there whenever one of these methods runs.
         self._driver_ref = ref(driver)
         self._is_async = isinstance(driver, psycopg.AsyncConnection)
-        self._prepared = Prepared(driver)
+        self._prepared = Prepared()
 
     @classmethod
     def of(cls, connection: Connection) -> Pipeline | None:
         """Return the pipeline of a connection, or None where its driver or its state allows none."""
         driver = driver_of(connection.connection)
-        found: Pipeline | None = getattr(driver, _ATTRIBUTE, None)
+        # By its type: a proxy around one says that it is one, and may want to see what is sent.
+        if not issubclass(type(driver), (psycopg.Connection, psycopg.AsyncConnection)):
+            return None
+        found = _PIPELINES.get(driver)
         if found is None:
-            # By its type: a proxy around one says that it is one, and may want to see what is sent.
-            is_known = issubclass(type(driver), (psycopg.Connection, psycopg.AsyncConnection))
-            if not is_known or not capabilities.has_pipeline():
+            if not capabilities.has_pipeline():
                 return None
-            found = cls(driver)
-            setattr(driver, _ATTRIBUTE, found)
+            found = _PIPELINES[driver] = cls(driver)
         return found if driver.pgconn.pipeline_status == pq.PipelineStatus.OFF else None
 
     @property
@@ -78,32 +82,40 @@ class Pipeline:
         """Whether the server has no transaction yet."""
         return bool(self._driver.pgconn.transaction_status == _IDLE)
 
-    def begin(self, texts: Texts, parameters: dict[str, Any]) -> tuple[tuple[Any, ...] | None, Names | None]:
+    def begin(self, texts: Texts, parameters: dict[str, Any]) -> tuple[tuple[str] | None, Names | None]:
         """Send BEGIN and the claim in one batch; return its row, if any, and the names that the transaction has met.
+
+        The row is one column, a text: not worth a Transformer.
 
         Raises:
             psycopg.Error: As the server or the driver raised it. On the server a transaction may be open, in error.
         """
         driver = self._driver
         pgconn, encoding = driver.pgconn, _encoding_of(driver)
-        names, is_new = self._prepared.names_in_begin(driver, texts)
+        names, use = self._prepared.names_in_begin(driver, texts)
         # BEGIN is the first one: what is prepared before it would settle the isolation level (SQLSTATE 25001).
-        commands: list[Command] = [partial(pgconn.send_query_params, _begin(driver), None)]
-        if names is not None and is_new:
+        commands: list[Command] = [partial(pgconn.send_query_params, begin_of(driver), None)]
+        if names is not None and use is Use.PREPARE:
             commands += [
                 partial(pgconn.send_prepare, name, text.sql.encode(encoding))
                 for name, text in zip(names, texts, strict=True)
             ]
         commands.append(_execution(pgconn, encoding, texts.claim, names and names[0], parameters))
+        at = len(commands) - 1
+        if use is Use.LOOK:
+            commands.append(partial(pgconn.send_query_params, self._prepared.look, None))
         results = self._wait(driver, _batch(pgconn, commands))
-        if names is not None and len(results) == len(commands):
+        if use is Use.PREPARE and names is not None and len(results) > at:  # they outlive an error of the claim
             self._prepared.note_met(texts, names)
         self._raise_failure(results)
-        if results[-1].ntuples == 0:
+        if use is Use.LOOK:
+            found = results[-1]
+            self._prepared.learn({found.get_value(row, 0) for row in range(found.ntuples)})
+        answer = results[at]
+        if answer.ntuples == 0:
             return None, names
-        transformer = Transformer(driver)
-        transformer.set_pgresult(results[-1])
-        return transformer.load_row(0, tuple), names
+        value: bytes = answer.get_value(0, 0)
+        return (value.decode(encoding),), names
 
     def send(self, statements: Sequence[tuple[str, Sequence[Any]]], *, begins: bool) -> list[list[tuple[Any, ...]]]:
         """Send statements in one batch, with BEGIN in front where it begins the transaction; return the rows of each.
@@ -113,7 +125,7 @@ class Pipeline:
         """
         driver = self._driver
         pgconn, encoding = driver.pgconn, _encoding_of(driver)
-        commands: list[Command] = [partial(pgconn.send_query_params, _begin(driver), None)] if begins else []
+        commands: list[Command] = [partial(pgconn.send_query_params, begin_of(driver), None)] if begins else []
         for sql, values in statements:
             encoded = [None if value is None else str(value).encode(encoding) for value in values]
             commands.append(partial(pgconn.send_query_params, sql.encode(encoding), encoded))
@@ -124,6 +136,7 @@ class Pipeline:
     def give_up(self) -> None:
         """End the transaction of a `begin` that has failed."""
         driver = self._driver
+        DEALLOCATED.add(driver)
         with suppress(psycopg.Error):  # of a connection that is gone; SQLAlchemy raises it at the next use
             rolled_back = driver.rollback()
             if self._is_async:
@@ -141,7 +154,7 @@ class Pipeline:
         commands: list[Command] = []
         for each in completions:
             # By name only what is known to be there: no other statement could be tried once this one has failed.
-            name = each.names[1] if each.names and self._prepared.is_there(each.texts, each.names) else None
+            name = each.names[1] if each.names and self._prepared.is_there(driver, each.texts, each.names) else None
             commands.append(_execution(pgconn, encoding, each.texts.complete, name, each.parameters))
         commands.append(partial(pgconn.send_query_params, b"COMMIT", None))
         results = self._wait(driver, _batch(pgconn, commands))
@@ -182,7 +195,9 @@ async def _wait_async(driver: Any, batch: Batch) -> list[Any]:
 
 def _execution(pgconn: Any, encoding: str, text: Text, name: bytes | None, parameters: dict[str, Any]) -> Command:
     """Return the command that executes a statement, by its name where it has one."""
-    values = [str(parameters[each]).encode(encoding) for each in text.names]  # all of ours are text, or a UUID
+    # All of ours are text, a UUID or a bool.
+    found = [parameters[name] for name in text.names]
+    values = [(value if type(value) is str else str(value)).encode(encoding) for value in found]
     if name is None:
         return partial(pgconn.send_query_params, text.sql.encode(encoding), values)
     return partial(pgconn.send_query_prepared, name, values)
@@ -195,6 +210,8 @@ def _rows(driver: Any, result: Any) -> list[tuple[Any, ...]]:
 
 
 def _encoding_of(driver: Any) -> str:
+    if driver.pgconn.parameter_status(b"client_encoding") == b"UTF8":  # as nearly always
+        return "utf-8"
     # As psycopg does: SQL_ASCII is no encoding, the server takes the bytes as they are.
     encoding: str = driver.info.encoding
     return "utf-8" if encoding == "ascii" else encoding
@@ -218,17 +235,6 @@ def _batch(pgconn: Any, commands: Sequence[Command]) -> Batch:
         except psycopg.OperationalError:
             # Interrupted: what is still on its way is unknown, and only another connection helps.
             pgconn.finish()
-    skipped = pq.ExecStatus.PIPELINE_ABORTED  # what the server has not executed behind a failure
-    return [result for result in results if result.status != skipped]
-
-
-def _begin(driver: Any) -> bytes:
-    """Return the BEGIN that the driver would send, with the settings that SQLAlchemy has given it."""
-    parts = ["BEGIN"]
-    if driver.isolation_level is not None:
-        parts.append("ISOLATION LEVEL " + psycopg.IsolationLevel(driver.isolation_level).name.replace("_", " "))
-    if driver.read_only is not None:
-        parts.append("READ ONLY" if driver.read_only else "READ WRITE")
-    if driver.deferrable is not None:
-        parts.append("DEFERRABLE" if driver.deferrable else "NOT DEFERRABLE")
-    return " ".join(parts).encode()
+    if len(results) == len(commands) and results[-1].status != _SKIPPED:
+        return results
+    return [result for result in results if result.status != _SKIPPED]

@@ -2,14 +2,20 @@
 
 A named statement spares the server a parse and a plan in every transaction. Its name can vanish: psycopg deallocates it, or
 a pool that resets its connections, or a pooler gives us another of the server's connections. So a name is first used in a
-batch that can be sent again without it, and in the COMMIT only where the same transaction has met it.
+batch that can be sent again without it, and in the COMMIT only where the same transaction has met it. After what makes psycopg
+deallocate (`drivers.DEALLOCATED`), one transaction goes without names, and asks the server for them.
 """
 
 from __future__ import annotations
 
 import itertools
 import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any, NamedTuple
+
+from ..drivers import DEALLOCATED
 
 
 # SQLSTATEs of a prepared statement: there is none of that name; the table behind it has changed.
@@ -26,59 +32,69 @@ class Text(NamedTuple):
     """Of the parameters, in order."""
 
 
-class Texts(NamedTuple):
-    """The two statements of one table, which are prepared together."""
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """The two statements of one table, which are prepared together; known by identity, since to hash them takes long."""
 
     claim: Text
     complete: Text
+
+    def __iter__(self) -> Iterator[Text]:
+        return iter((self.claim, self.complete))
+
+
+class Use(Enum):
+    """What a BEGIN does about the names of its statements."""
+
+    BY_NAME = "they are there"
+    PREPARE = "they are made"
+    UNNAMED = "there are none"
+    LOOK = "they may have gone: the server is asked in the same batch, and this one transaction does without"
 
 
 class Prepared:
     """The names on one connection."""
 
-    def __init__(self, driver: Any) -> None:
+    def __init__(self) -> None:
         self._there: dict[Texts, Names] = {}
         # Never the same names on two connections: behind a pooler they may meet on one of the server's.
         prefix = f"safeagent_sa_{secrets.token_hex(4)}"
         self._new = (f"{prefix}_{number}".encode() for number in itertools.count())
-        self._may_prepare = self._listen(driver)
+        self._may_prepare = True
+        # A pooler that renames statements shows those of its server's connection, which says nothing of ours.
+        names = f"name LIKE '{prefix}%' OR name LIKE 'PGBOUNCER%'"
+        self.look = f"SELECT name FROM pg_prepared_statements WHERE {names}".encode()  # noqa: S608 - of our own making
+        """What returns the names that are left, for `learn`."""
 
-    def names_in_begin(self, driver: Any, texts: Texts) -> tuple[Names | None, bool]:
-        """Return the names of two statements, and whether they are new; None where they are to have none."""
+    def names_in_begin(self, driver: Any, texts: Texts) -> tuple[Names | None, Use]:
+        """Return the names of two statements, and what is to be done about them; None where they are to have none."""
+        if driver in DEALLOCATED:
+            DEALLOCATED.discard(driver)
+            if self._there:
+                return None, Use.LOOK
         if texts in self._there:
-            return self._there[texts], False
+            return self._there[texts], Use.BY_NAME
         if not self._may_prepare or driver.prepare_threshold is None:
-            return None, False
-        return (next(self._new), next(self._new)), True
+            return None, Use.UNNAMED
+        return (next(self._new), next(self._new)), Use.PREPARE
 
     def note_met(self, texts: Texts, names: Names) -> None:
         """Note that the transaction that has just begun has found them, or made them."""
         self._there[texts] = names
 
-    def is_there(self, texts: Texts, names: Names) -> bool:
+    def learn(self, found: set[bytes]) -> None:
+        """Keep the names that the server still has."""
+        self._may_prepare = self._may_prepare and not any(name.startswith(b"PGBOUNCER") for name in found)
+        self._there = {texts: names for texts, names in self._there.items() if found.issuperset(names)}
+
+    def is_there(self, driver: Any, texts: Texts, names: Names) -> bool:
         """Return whether names that a transaction has met were not taken away since."""
-        return self._there.get(texts) == names
+        return self._there.get(texts) == names and driver not in DEALLOCATED
 
     def hear(self, sqlstate: str | None) -> None:
         """Learn from an error of the server."""
         if sqlstate in (_NO_SUCH_STATEMENT, _NOT_SUPPORTED):
-            # A DEALLOCATE was not heard, the table was changed, or the server's connection is another one. Names are of no
+            # A DEALLOCATE was not seen, the table was changed, or the server's connection is another one. Names are of no
             # use here any more; new ones each time would pile up on the server.
             self._there.clear()
             self._may_prepare = False
-
-    def _listen(self, driver: Any) -> bool:
-        """Notice each DEALLOCATE ALL of psycopg: after ROLLBACK, ROLLBACK TO SAVEPOINT and DROP, where it has prepared."""
-        manager: Any = getattr(driver, "_prepared", None)
-        clear = getattr(manager, "clear", None)
-        if clear is None:
-            return False  # a psycopg that works in another way: nothing is prepared then
-
-        def clear_both() -> Any:
-            is_sent = clear()
-            if is_sent:
-                self._there.clear()
-            return is_sent
-
-        manager.clear = clear_both
-        return True

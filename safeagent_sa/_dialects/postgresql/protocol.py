@@ -18,19 +18,11 @@ from sqlalchemy import Connection, Table, select
 from sqlalchemy.exc import DBAPIError
 
 from ..base import Inserted, NewClaim, NewClaims, StoredRequest
+from .answers import LOSABLE, inserted_or_found
 from .fast_path import FastPath
+from .ready import Ready
 from .server import OnPostgreSQL, milliseconds_of, refuse_read_only, sqlstate_of
-from .statements import (
-    IS_SAME,
-    LOSABLE,
-    WAIT,
-    Ready,
-    Statements,
-    claim_parameters,
-    completion_parameters,
-    inserted_or_found,
-    lock_name,
-)
+from .statements import IS_SAME, WAIT, Statements, claim_parameters, completion_parameters, lock_name
 
 
 # In each round another transaction was faster, and then rolled back. More rounds mean a row that this caller may not see, such
@@ -73,7 +65,7 @@ class PostgreSQL(OnPostgreSQL):
     def insert_or_find(self, connection: Connection, claim: NewClaim) -> Inserted | StoredRequest | None:
         """Insert if the lock is free and the key is new, else return the row that the statement's snapshot shows."""
         try:
-            row = self._insert_or_find.run(connection, claim_parameters(claim)).first()
+            row = self._insert_or_find.first(connection, claim_parameters(claim))
         except DBAPIError as error:
             refuse_read_only(error)
             raise
@@ -131,7 +123,7 @@ class PostgreSQL(OnPostgreSQL):
     ) -> int:
         """Update the row if it has the claim's token, and this is the claim's transaction."""
         parameters = completion_parameters(claim, proof, result, is_forced=is_forced)
-        return self._complete.run(connection, parameters).rowcount
+        return self._complete.rowcount(connection, parameters)
 
     def insert_many(self, connection: Connection, claims: NewClaims) -> dict[str, Inserted]:
         """Insert the rows whose lock is free and whose key is new; never wait."""

@@ -11,7 +11,9 @@ from sqlalchemy.exc import DBAPIError
 from ...errors import AutocommitError, ReadOnlyTransactionError
 from ..base import ClaimProtocol, Problem, StoredRequest, by_request_id, constant
 from ..drivers import HAS_WRITTEN
-from .statements import LOSABLE, Ready, find_many, has_plain_types
+from .answers import LOSABLE, found
+from .ready import Ready
+from .statements import find_many, find_one, has_plain_types
 
 
 # SQLSTATEs (manual, appendix A)
@@ -44,7 +46,7 @@ class OnPostgreSQL(ClaimProtocol):
     def __init__(self, table: Table) -> None:
         super().__init__(table)
         self._is_plain = has_plain_types(table)
-        self._find = Ready(self._select, is_plain=self._is_plain)
+        self._find = Ready(find_one(table, self._select), is_plain=self._is_plain)
         self._find_many = find_many(table, self._select_many)
 
     def ensure_transaction(self, connection: Connection) -> None:
@@ -59,8 +61,7 @@ class OnPostgreSQL(ClaimProtocol):
 
     def find(self, connection: Connection, scope: str, request_id: str) -> StoredRequest | None:
         """Return the row, read in a separate statement and so with a new snapshot below REPEATABLE READ."""
-        row = self._find.run(connection, {"key_scope": scope, "key_request_id": request_id}).first()
-        return None if row is None else StoredRequest._make(row)
+        return found(self._find.first(connection, {"key_scope": scope, "key_request_id": request_id}))
 
     def find_many(self, connection: Connection, scope: str, request_ids: list[str]) -> dict[str, StoredRequest]:
         """Return the rows, read in a separate statement as in `find`."""

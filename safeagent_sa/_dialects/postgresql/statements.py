@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
     ARRAY,
     BigInteger,
     Boolean,
     ColumnElement,
-    Connection,
-    CursorResult,
     DateTime,
-    Dialect,
     Integer,
     String,
     Table,
@@ -41,7 +37,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.visitors import InternalTraversal
 
 from ...execution import ExecutionStatus
-from ..base import Inserted, NewClaim, StoredRequest, constant
+from ..base import NewClaim, StoredRequest, constant
+from .answers import LOSABLE, one_column
 
 
 # Our own part of the 64-bit space that all users of advisory locks in one database share. A collision costs a false
@@ -56,10 +53,6 @@ _PROOF = cast(func.pg_current_xact_id(), Text)
 IS_SAME = cast(func.pg_current_xact_id_if_assigned(), Text) == bindparam("proof", type_=Text)
 """Holds in the transaction of a claim alone."""
 
-# Values of synchronous_commit with which the server answers a COMMIT that a crash, or a failover to a synchronous standby,
-# can still lose.
-LOSABLE = {"off", "local"}
-
 LOST = "the claim is lost"
 """The text in PostgreSQL's error where a completion finds no row (SQLSTATE 22P02, since this is no number)."""
 
@@ -73,26 +66,6 @@ def has_plain_types(table: Table) -> bool:
     return all(type(table.c[name].type) in _PLAIN_TYPES for name in {*NewClaim._fields, *StoredRequest._fields})
 
 
-class Ready:
-    """A statement, and its text for each dialect: looking up a compiled statement costs SQLAlchemy as much as sending it."""
-
-    def __init__(self, statement: Any, *, is_plain: bool) -> None:
-        self._statement, self._is_plain = statement, is_plain
-        self._texts: WeakKeyDictionary[Dialect, tuple[str, list[str] | None]] = WeakKeyDictionary()
-
-    def run(self, connection: Connection, parameters: dict[str, Any]) -> CursorResult[Any]:
-        """Execute the statement."""
-        if not self._is_plain or is_translated(connection):
-            return connection.execute(self._statement, parameters)
-        found = self._texts.get(connection.dialect)
-        if found is None:
-            compiled: Any = self._statement.compile(dialect=connection.dialect)
-            found = self._texts[connection.dialect] = compiled.string, compiled.positiontup
-        sql, names = found
-        values: Any = parameters if names is None else tuple(parameters[name] for name in names)
-        return connection.exec_driver_sql(sql, values)
-
-
 def lock_name(scope: str, request_id: str) -> str:
     """Return the name of a request's advisory lock."""
     # The unit separator cannot be part of a key, so no two keys share a lock name.
@@ -101,7 +74,15 @@ def lock_name(scope: str, request_id: str) -> str:
 
 def claim_parameters(claim: NewClaim) -> dict[str, Any]:
     """Return the parameters of `Statements.insert_or_find`."""
-    return claim._asdict() | {"lock_name": lock_name(claim.scope, claim.request_id)}
+    scope, request_id, action, fingerprint, token = claim
+    return {
+        "scope": scope,
+        "request_id": request_id,
+        "action": action,
+        "fingerprint": fingerprint,
+        "token": token,
+        "lock_name": lock_name(scope, request_id),
+    }
 
 
 def completion_parameters(claim: NewClaim, proof: str, result: str, *, is_forced: bool) -> dict[str, Any]:
@@ -114,19 +95,6 @@ def completion_parameters(claim: NewClaim, proof: str, result: str, *, is_forced
         "new_result": result,
         "is_forced": is_forced,
     }
-
-
-def inserted_or_found(row: Any) -> Inserted | StoredRequest | None:
-    """Return what a row of `Statements.insert_or_find` means."""
-    if row is None:
-        return None
-    proof, durability, *stored = row
-    return StoredRequest(*stored) if proof is None else Inserted(proof, is_durable=durability not in LOSABLE)
-
-
-def is_translated(connection: Connection) -> bool:
-    """Return whether SQLAlchemy puts another schema into each statement."""
-    return "schema_translate_map" in connection.get_execution_options()
 
 
 def numbered(statement: Any) -> tuple[str, tuple[str, ...]]:
@@ -186,7 +154,7 @@ class Statements:
         lock_key = func.hashtextextended(bindparam("lock_name", type_=Text), lock_seed)
         self._is_free = func.pg_try_advisory_xact_lock(lock_key)
 
-        self.insert_or_find = self.claim_or(select_one, {})
+        self.insert_or_find = self.claim_or(select_one, {}, is_plain=has_plain_types(table))
         self.prepare_wait = select(*limits(bindparam("milliseconds", type_=BigInteger)), kept("lock_key", lock_key))
         self.complete = self._complete(*owned, result=bindparam("new_result"))
         self.complete_or_fail = or_fail(self.complete, table, owned, IS_SAME)
@@ -206,18 +174,26 @@ class Statements:
             result=done.c.result,
         )
 
-    def claim_or(self, look: Any, further: Mapping[str, Any]) -> Any:
-        """Return `insert_or_find` with further columns, by name, and with another SELECT for the row that is there."""
+    def claim_or(self, look: Any, further: Mapping[str, Any], *, is_plain: bool = False) -> Any:
+        """Return `insert_or_find` with further columns, by name, and with another SELECT for the row that is there.
+
+        The answer is one column where the values of all columns are plain.
+        """
         claim = select(*self._values, *further.values()).where(self._is_free)
         inserted = self._insert(claim, *further).cte("inserted")
+        new, there = [inserted.c.proof, inserted.c.durability], list(look.selected_columns)
+        if is_plain:
+            new, there = [one_column(new)], [one_column(there)]
+        else:
+            nothing: list[Any] = [literal_column("NULL")]
+            new, there = new + nothing * len(there), nothing * len(new) + there
         # Not looked at where something was inserted (a condition without columns is evaluated first, and once): under
         # SERIALIZABLE the look would take a predicate lock.
         columns = self._table.c
-        row = select(literal_column("NULL"), literal_column("NULL"), *look.selected_columns)
+        row = select(*there)
         by_key = [columns[name] == bindparam(name, type_=columns[name].type) for name in ("scope", "request_id")]
         row = row.where(*by_key, ~exists(select(literal_column("1")).select_from(inserted)))
-        nothing: list[Any] = [literal_column("NULL") for _ in look.selected_columns]
-        return union_all(row, select(inserted.c.proof, inserted.c.durability, *nothing))
+        return union_all(row, select(*new))
 
     def _insert(self, source: Any, *further: str) -> Any:
         # As a suffix of the SELECT: SQLAlchemy 2.0 compiles its own `on_conflict_do_nothing` again on every call.
@@ -252,6 +228,13 @@ def or_fail(complete: Any, table: Table, owned: tuple[Any, ...], is_same: Any) -
     is_one = func.count(literal_column("*")) == literal_column("1")
     number = case((or_(is_one, is_done), constant("1")), else_=constant(LOST))
     return select(cast(number, Integer)).select_from(completed)
+
+
+def find_one(table: Table, select_one: Any) -> Any:
+    """Return what reads one row, given the SELECT of a stored request."""
+    return (
+        select_one.with_only_columns(one_column(select_one.selected_columns)) if has_plain_types(table) else select_one
+    )
 
 
 def find_many(table: Table, select_many: Any) -> Any:

@@ -1,0 +1,107 @@
+"""Sends a statement whose text is known: on the driver's cursor where nothing listens, else through SQLAlchemy.
+
+SQLAlchemy makes a context and a result for each statement, which take it longer than sending one. A claim and a completion need
+neither: they read one row, or count rows. What must see every statement still sees it: where events of the engine, its dialect
+or the connection have listeners, or statements are logged, they go the whole way. `do_execute` is called in each case, with the
+wrappers that tools have put there, and an error takes SQLAlchemy's own way: it is wrapped, and a lost connection is replaced.
+
+Whether anything listens is known to attributes that are not public; without them every statement goes the whole way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection, CursorResult, Dialect
+
+
+FoundT = TypeVar("FoundT")
+
+
+class Ready:
+    """A statement, and its text for each dialect: looking up a compiled statement costs SQLAlchemy as much as sending it."""
+
+    def __init__(self, statement: Any, *, is_plain: bool) -> None:
+        """Take the statement.
+
+        Args:
+            statement: A Core statement whose parameters have no values yet.
+            is_plain: Whether the driver's values are those of the columns, so that SQLAlchemy need not convert them.
+        """
+        self._statement, self._is_plain = statement, is_plain
+        self._texts: WeakKeyDictionary[Dialect, tuple[str, list[str] | None]] = WeakKeyDictionary()
+
+    def run(self, connection: Connection, parameters: dict[str, Any]) -> CursorResult[Any]:
+        """Execute the statement through SQLAlchemy."""
+        if not self._is_plain or is_translated(connection):
+            return connection.execute(self._statement, parameters)
+        return connection.exec_driver_sql(*self._sent(connection, parameters))
+
+    def first(self, connection: Connection, parameters: dict[str, Any]) -> Any:
+        """Execute the statement, and return its first row or None."""
+        if not self._is_plain or not is_unheard(connection) or is_translated(connection):
+            return self.run(connection, parameters).first()
+        return self._on_cursor(connection, parameters, _first)
+
+    def rowcount(self, connection: Connection, parameters: dict[str, Any]) -> int:
+        """Execute the statement, and return the number of rows that it has written."""
+        if not self._is_plain or not is_unheard(connection) or is_translated(connection):
+            return self.run(connection, parameters).rowcount
+        return self._on_cursor(connection, parameters, _rowcount)
+
+    def _on_cursor(self, connection: Connection, parameters: dict[str, Any], read: Callable[[Any], FoundT]) -> FoundT:
+        sql, values = self._sent(connection, parameters)
+        dialect = connection.dialect
+        cursor: Any = None
+        try:
+            cursor = connection.connection.cursor()
+            dialect.do_execute(cursor, sql, values)
+            found = read(cursor)
+            cursor.close()
+        except BaseException as error:  # noqa: BLE001 - a cancelled task, too, leaves a connection that must not be used again
+            # SQLAlchemy wraps each error of a statement that it is given, and only the driver's are to be wrapped.
+            statement = sql if isinstance(error, dialect.loaded_dbapi.Error) else None
+            connection._handle_dbapi_exception(error, statement, values, cursor, None)  # noqa: SLF001 - see above
+        return found
+
+    def _sent(self, connection: Connection, parameters: dict[str, Any]) -> tuple[str, Any]:
+        dialect = connection.dialect
+        found = self._texts.get(dialect)
+        if found is None:
+            compiled: Any = self._statement.compile(dialect=dialect)
+            found = self._texts[dialect] = compiled.string, compiled.positiontup
+        sql, names = found
+        return sql, parameters if names is None else tuple([parameters[name] for name in names])
+
+
+def is_unheard(connection: Connection) -> bool:
+    """Return whether no listener and no log is to see a statement, and nothing but the driver could refuse it."""
+    heard: Any = connection
+    try:
+        return not (
+            heard._has_events  # noqa: SLF001 - see above
+            or heard.engine._has_events  # noqa: SLF001
+            or heard.dialect._has_events  # noqa: SLF001
+            or heard._echo  # noqa: SLF001
+            or heard._trans_context_manager  # noqa: SLF001 - `with connection.begin():`, which may have ended
+            or heard.in_nested_transaction()
+            or heard._handle_dbapi_exception is None  # noqa: SLF001
+        )
+    except AttributeError:
+        return False
+
+
+def is_translated(connection: Connection) -> bool:
+    """Return whether SQLAlchemy puts another schema into each statement."""
+    return "schema_translate_map" in connection.get_execution_options()
+
+
+def _first(cursor: Any) -> Any:
+    return cursor.fetchone()
+
+
+def _rowcount(cursor: Any) -> int:
+    count: int = cursor.rowcount
+    return count
