@@ -19,8 +19,10 @@ BENCH_READY := $(BENCH_VENV)/.ready
 AGENTS_VENV := .venv-agents$(PINNED)
 AGENTS_BIN := $(AGENTS_VENV)/bin
 AGENTS_READY := $(AGENTS_VENV)/.ready
+HTTP_READY := .venv-http/.ready
+OLDEST_READY := .venv-fastapi-oldest/.ready
 
-.PHONY: help demo test test-all check words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents mutants matrix nightly clean
+.PHONY: help demo test test-all check words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents test-http mutants matrix nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -32,7 +34,7 @@ test: $(READY)  ## the suite with a real PostgreSQL: each test on the ports that
 	$(SUITE) $(ARGS)
 
 test-all: $(READY)  ## the suite on every port, with coverage
-	$(SUITE) --cov -m 'not stress and not pgbouncer and not agents and not queues' $(ARGS)
+	$(SUITE) --cov -m 'not stress and not pgbouncer and not agents and not queues and not http' $(ARGS)
 
 check: $(READY)  ## formatting, lint, layers, types, async docstrings, words
 	$(BIN)/ruff format --check .
@@ -80,6 +82,10 @@ stress: $(READY)  ## the long runs
 pgbouncer: $(READY)  ## the protocol through PgBouncer, which must be installed
 	$(BIN)/python -m pytest -m pgbouncer $(ARGS)
 
+test-http: $(HTTP_READY) $(OLDEST_READY)  ## HTTP adapters and webhooks: real servers, other frameworks, the oldest FastAPI
+	.venv-http/bin/python -m pytest -m http tests/http $(ARGS)
+	.venv-fastapi-oldest/bin/python -m pytest tests/integrations/test_fastapi.py tests/docs/test_fastapi.py $(ARGS)
+
 roads: $(READY)  ## every migration setup, such as with ALEMBIC=1.14
 	$(SUITE) tests/migrations tests/cli/test_revision.py tests/docs/test_migrations.py tests/docs/test_adopt_safeagent.py $(ARGS)
 
@@ -104,7 +110,9 @@ clean:  ## remove everything that these targets create
 $(BENCH_READY): GROUPS := --group dev --group bench
 $(AGENTS_READY): GROUPS := --group agents
 $(READY): GROUPS := --group dev
-$(READY) $(BENCH_READY) $(AGENTS_READY): pyproject.toml
+$(HTTP_READY): GROUPS := --group http
+$(OLDEST_READY): GROUPS := --group fastapi-oldest
+$(READY) $(BENCH_READY) $(AGENTS_READY) $(HTTP_READY) $(OLDEST_READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade pip

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 from uuid import UUID
 
+from .._request.refusals import Refusal
 from ..errors import SafeAgentError
 from .http import HttpPolicy, HttpRequest, HttpResponse, in_words_of_http, principal
 
@@ -47,7 +48,10 @@ def answer(
             block.push(manager)  # entered before, since only the errors of entering it are answers
             if execution is not None and execution.is_replay:
                 return HttpResponse.replay(execution.scope, execution.request_id, execution.result)
-            response = endpoint()
+            try:
+                response = endpoint()
+            except Refusal as refusal:
+                response = policy.refusal(refusal)
             if not policy.is_stored(response.status, below=below):
                 raise _UndoneError(response)
             if execution is not None:

@@ -63,7 +63,8 @@ class IdempotencyMiddleware:
                 it becomes a part of the action. The path itself is compared in any case.
         """
         self._app, self._guard = app, guard
-        self._factory: Callable[[Scope], AbstractAsyncContextManager[Any]] = lambda _scope: session_factory()
+        self.sessions: Callable[[Scope], AbstractAsyncContextManager[Any]] = lambda _scope: session_factory()
+        """Gives the session of a request, from its ASGI scope."""
         self._scope, self._policy, self._template = scope, HttpPolicy() if policy is None else policy, template
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,7 +96,7 @@ class IdempotencyMiddleware:
     ) -> HttpResponse | None:
         """Call the app, whose response is sent after its COMMIT; or return what is answered in place of it."""
         manager: AbstractAsyncContextManager[Any] = nullcontext()
-        async with self._factory(scope) as session:
+        async with self.sessions(scope) as session:
             if key is not None:
                 found = self._scope(scope)
                 its_scope = principal(await found if inspect.isawaitable(found) else found)

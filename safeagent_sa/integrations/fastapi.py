@@ -20,6 +20,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
+from .._request.refusals import Refusal
 from .._transaction.open_guarded import in_its_own_place
 from ..errors import InvalidInputError, OutcomeError, SafeAgentError
 from ._fastapi_block import KEY, AnsweredError, Block, UndoneError, claiming, is_async, response_of
@@ -106,7 +107,7 @@ class IdempotentRoute(APIRoute):
                 return await inner(request) if block is None else block
             try:
                 with in_words_of_http(name_of(self._session)):
-                    return await block.store(await inner(request), self._session)
+                    return await block.store(await self._answer(inner, request), self._session)
             except AnsweredError as answered:
                 return response_of(answered.response)
             except BaseException as error:
@@ -114,6 +115,12 @@ class IdempotentRoute(APIRoute):
                 raise
 
         return handler
+
+    async def _answer(self, inner: Callable[[Request], Coroutine[Any, Any, Response]], request: Request) -> Response:
+        try:
+            return await inner(request)
+        except Refusal as refusal:
+            return response_of(self.policy.refusal(refusal))
 
     async def _block_of(self, request: Request) -> Block | Response | None:
         if request.method not in self.guarded:

@@ -15,9 +15,11 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 from uuid import UUID
 
 from .._request.ids import MAX_BYTES
+from .._request.refusals import Refusal
 from ..errors import (
     DurabilityUnknownError,
     ExecutionFailedError,
@@ -32,9 +34,11 @@ from ..errors import (
     ReceiptExpiredError,
     ReceiptTypeError,
     RequestConflictError,
+    RequestRefusedError,
     SafeAgentError,
 )
 from ..execution import Receipt
+from ._keys import parse_key
 
 
 __all__ = ["HttpPolicy", "HttpRequest", "HttpResponse", "parse_key", "principal", "request_payload"]
@@ -51,63 +55,8 @@ REPLAYED_HEADERS = frozenset(
 _DRAFT = "https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header"
 _NO_CONTENT = (204, 304)
 
-# RFC 9651, section 3.3: a String, and the Bare Items that a parameter may have. Each alternative begins with another
-# character, so that a match takes one pass.
-_TEXT = r'(?:[ !#-\[\]-~]|\\["\\])*'
-_ITEM = (
-    rf'-?\d{{1,15}}(?!\d|\.)|-?\d{{1,12}}\.\d{{1,3}}(?!\d)|"{_TEXT}"|[A-Za-z*][!#$%&\'*+.^_`|~0-9A-Za-z:/-]*'
-    rf'|:[A-Za-z0-9+/=]*:|\?[01]|@-?\d{{1,15}}(?!\d|\.)|%"(?:[ !#$&-~]|%[0-9a-f]{{2}})*"'
-)
-_STRING = re.compile(rf'"({_TEXT})"(?:; *[a-z*][a-z0-9_.*-]*(?:=(?:{_ITEM}))?)*', re.ASCII)
-_BARE = re.compile(r"[!#-+\--\[\]-~]+")  # without commas: servers join two headers with one
-
 # What a template of a path has in place of a value: `{order}`, `{file:path}`, `<int:order>`.
 _FIELD = re.compile(r"\{([^{}:]*)[^{}]*\}|<(?:[^<>]*:)?([^<>:]*)>")
-
-
-def parse_key(values: Sequence[str], *, strict: bool = False) -> str | None:
-    r"""Read the key from all values of the header; nothing is sent to a database.
-
-    A structured-field String (RFC 9651, section 3.3.3) and the same text without quotes, as most clients send it, are one key.
-
-    Args:
-        values: The value of each `Idempotency-Key` line of the request.
-        strict: Take quoted Strings only, as the draft has it.
-
-    Returns:
-        The key, at most 255 visible ASCII characters and blanks between them; None where there is no header.
-
-    Raises:
-        InvalidRequestIdError: The header is there more than once, or is no key.
-
-    Example:
-        ```python
-        assert parse_key(['"8e03978e"']) == parse_key(["8e03978e"]) == "8e03978e"
-        ```
-    """
-    if not values:
-        return None
-    if len(values) > 1:
-        raise InvalidRequestIdError(f"the request has {len(values)} such headers; send one")
-    raw = values[0].strip(" ")
-    if raw.startswith('"'):
-        found = _STRING.fullmatch(raw)
-        if found is None:
-            raise InvalidRequestIdError("it begins with a quote, and is no String of RFC 9651, section 3.3.3")
-        key = re.sub(r'\\(["\\])', r"\1", found[1])
-    elif strict:
-        raise InvalidRequestIdError('it has no quotes; send it as a String of RFC 9651, such as "8e03978e"')
-    elif _BARE.fullmatch(raw) is None:
-        raise InvalidRequestIdError(
-            "it is empty, or has characters other than visible ASCII, quotes and commas apart; send a UUID"
-        )
-    else:
-        key = raw
-    if not key or key != key.strip(" "):
-        raise InvalidRequestIdError("it is empty, or begins or ends with a blank; send a UUID")
-    if len(key) > MAX_BYTES:
-        raise InvalidRequestIdError(f"it is {len(key)} characters long, more than {MAX_BYTES}; send a UUID")
-    return key
 
 
 def request_payload(path: str, query: str, content_type: str, body: bytes) -> dict[str, Any]:
@@ -273,6 +222,7 @@ class HttpPolicy:
         replayed_headers: The headers that a replay repeats, in lower case.
         wait_timeout: Seconds to wait for the first request instead of answering 409 at once; it holds a connection.
         expired_status: The answer to a key whose receipt was purged: 410 or 422.
+        refused_status: The answer to a refusal (`Refusal`, `execution.refuse()`), which has its data and its type.
         max_body_bytes: The largest request body that middleware buffers.
         documentation: The URL of your page about keys, the base of the problems' `type`; the draft's own by default.
 
@@ -290,6 +240,7 @@ class HttpPolicy:
     replayed_headers: frozenset[str] = REPLAYED_HEADERS
     wait_timeout: float = 0.0
     expired_status: Literal[410, 422] = 410
+    refused_status: int = 422
     max_body_bytes: int = 1024 * 1024
     documentation: str = _DRAFT
 
@@ -331,7 +282,7 @@ class HttpPolicy:
             error: What a claim has raised.
 
         Returns:
-            400, 409, 410 or 422; 409 has `Retry-After` only while the first request is in progress.
+            400, 409, 410, 422 or `refused_status`; 409 has `Retry-After` only while the first request is in progress.
 
         Raises:
             BaseException: The error itself, where it is not the client's: it belongs to the framework and its log.
@@ -342,6 +293,8 @@ class HttpPolicy:
                 answer = policy.answer_to(error)
             ```
         """
+        if isinstance(error, RequestRefusedError):
+            return self.refusal(error)
         answer = next((answer for kind, answer in self._answers.items() if isinstance(error, kind)), None)
         if answer is None:
             raise error
@@ -352,6 +305,11 @@ class HttpPolicy:
         if isinstance(error, (InvalidRequestIdError, InvalidPayloadError)):
             detail = f"{detail}: {error}"
         return self._problem(status, code, title, detail, retry_after)
+
+    def refusal(self, refused: RequestRefusedError | Refusal) -> HttpResponse:
+        """Return the problem that a refusal is: its type names the problem, and its data is a member of it."""
+        detail = "The request was refused. This is its answer on every retry; a new attempt needs a new key."
+        return self._problem(self.refused_status, refused.type, "The request was refused", detail, data=refused.data)
 
     def state_of(self, receipt: Receipt | None) -> HttpResponse:
         """Return the answer to the question what became of a key."""
@@ -408,8 +366,8 @@ class HttpPolicy:
         }
 
     def _problem(
-        self, status: int, code: str, title: str, detail: str, headers: tuple[tuple[str, str], ...] = ()
+        self, status: int, code: str, title: str, detail: str, headers: tuple[tuple[str, str], ...] = (), **more: Any
     ) -> HttpResponse:
-        kind = f"{self.documentation}#{code}"
-        text = json.dumps({"type": kind, "title": title, "status": status, "detail": detail}, ensure_ascii=False)
+        members = {"type": f"{self.documentation}#{quote(code)}", "title": title, "status": status, "detail": detail}
+        text = json.dumps(members | more, ensure_ascii=False)
         return HttpResponse(status, (("content-type", "application/problem+json"), *headers), text.encode())

@@ -31,27 +31,26 @@ def page(request, monkeypatch):
 
 def test_the_app_answers_as_the_page_says(page):
     names, port = page
-    client, body = Client(names["app"], **ACME), {"amount": 100}
-    for path, key in (("/payments", "k-1"), ("/async/payments", "k-2")):
-        first, again = (asyncio.run(posted(names, path, key)) for _ in range(2))
-        assert (first.status_code, again.status_code) == (201, 201)
-        assert (first.content, again.headers["idempotent-replayed"]) == (again.content, "true")
-        assert client.post(path, key=key, json={"amount": 999}).status_code == 422
-        assert client.post(path, json=body).status_code == 400
-    assert client.post("/search").json() == []
-    assert client.send("PUT", "/payments/9", key="k-3", json=body).status_code == 200
-    assert client.send("PUT", "/payments/9", json=body).status_code == 400
-    assert client.post("/refunds").status_code == 200
-    assert client.send("GET", "/idempotency-key", key="k-1").json()["status"] == 201
-    assert client.send("GET", "/idempotency-key", key="k-9").status_code == 404
+    asyncio.run(use(names))
     with port.engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*), sum(amount) FROM payments").one() == (3, 300)
         scopes = connection.exec_driver_sql("SELECT DISTINCT scope FROM execution_requests").scalars().all()
     assert scopes == ["acme"]
 
 
-async def posted(names, path, key):
+async def use(names):
+    send, body = Client(names["app"], **ACME).asend, {"amount": 100}
     async with names["app"].router.lifespan_context(names["app"]):
-        answer = await Client(names["app"], **ACME).asend("POST", path, key=key, json={"amount": 100})
+        for path, key in (("/payments", "k-1"), ("/async/payments", "k-2")):
+            first, again = [await send("POST", path, key=key, json=body) for _ in range(2)]
+            assert (first.status_code, again.status_code) == (201, 201)
+            assert (first.content, again.headers["idempotent-replayed"]) == (again.content, "true")
+            assert (await send("POST", path, key=key, json={"amount": 999})).status_code == 422
+            assert (await send("POST", path, json=body)).status_code == 400
+        assert (await send("POST", "/search")).json() == []
+        assert (await send("PUT", "/payments/9", key="k-3", json=body)).status_code == 200
+        assert (await send("PUT", "/payments/9", json=body)).status_code == 400
+        assert (await send("POST", "/refunds")).status_code == 200
+        assert (await send("GET", "/idempotency-key", key="k-1")).json()["status"] == 201
+        assert (await send("GET", "/idempotency-key", key="k-9")).status_code == 404
     await names["async_engine"].dispose()  # connections belong to one event loop
-    return answer

@@ -19,6 +19,7 @@ from safeagent_sa import (
     ExecutionGuard,
     MisuseError,
     NotCompletedError,
+    Refusal,
     UnsupportedSessionError,
 )
 from safeagent_sa.aio import AsyncExecutionGuard
@@ -336,6 +337,23 @@ def test_an_endpoint_that_commits_gets_the_words_for_it(shop):
     assert re.search(r"test_fastapi.py:\d+ in .*post_payment commits", str(seen[0]))
     assert "Call session.flush() there; sync_session commits" in str(seen[0])
     assert shop.count("a") == 0
+
+
+@on_both
+def test_a_refusal_keeps_the_rows_and_is_the_answer_of_every_retry(port):
+    shop = Shop(port, port.sessions, HttpPolicy(refused_status=402))
+
+    @shop.router.post("/payments")
+    def post_payment(session: Annotated[Session, Depends(shop.session, scope="function")]):
+        session.add(Payment(reference="declined", amount=1))
+        raise Refusal({"limit": 5}, type="card_declined")
+
+    client = shop.open()
+    first, again = (client.post("/payments", key="k-1") for _ in range(2))
+    assert (first.status_code, again.status_code) == (402, 402)
+    assert (first.json()["data"], again.content) == ({"limit": 5}, first.content)
+    assert again.headers["idempotent-replayed"] == "true"
+    assert shop.count("declined") == 1
 
 
 @on_one

@@ -9,7 +9,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Mapped, mapped_column
 
 import safeagent_sa.sqlite
-from safeagent_sa import ExecutionGuard, MisuseError, NotCompletedError
+from safeagent_sa import ExecutionGuard, MisuseError, NotCompletedError, Refusal
 from safeagent_sa.integrations.flask import idempotent
 from safeagent_sa.integrations.http import HttpPolicy
 
@@ -116,6 +116,18 @@ def test_a_view_that_commits_gets_the_words_for_it(shop):
     ):
         shop.post("/pay", "k-1")
     assert shop.port.payments("a") == 0
+
+
+def test_a_refusal_keeps_the_rows_and_is_the_answer_of_every_retry(shop):
+    def view():
+        db.session.add(Payment(reference="declined", amount=1))
+        raise Refusal({"limit": 5}, type="card_declined")
+
+    shop.add("/pay", view)
+    first, again = (shop.post("/pay", "k-1") for _ in range(2))
+    assert (first.status_code, again.status_code, again.data) == (422, 422, first.data)
+    assert first.json["data"] == {"limit": 5}
+    assert shop.port.payments("declined") == 1
 
 
 @pytest.mark.parametrize("answer", [lambda: Response(iter(["a"])), lambda: send_file(io.BytesIO(b"a"), "text/plain")])

@@ -19,6 +19,7 @@ from safeagent_sa import (
     ReceiptTypeError,
     ReceiptUnreadableError,
     RequestConflictError,
+    RequestRefusedError,
 )
 from safeagent_sa._request.json_text import encode
 from safeagent_sa._request.payloads import Fingerprinter
@@ -206,6 +207,17 @@ def test_each_outcome_is_a_problem_and_only_one_in_progress_says_when_to_retry(e
     assert set(body) == {"type", "title", "status", "detail"}
     assert body["status"] == status
     assert "secret" not in answer.body.decode()
+
+
+def test_a_refusal_is_a_problem_of_its_type_with_its_data():
+    error = RequestRefusedError("x", **WHERE, type="card declined", data={"limit": 5}, is_replay=True)
+    answer = HttpPolicy(refused_status=402, documentation="https://api.example.com/keys").answer_to(error)
+    body = json.loads(answer.body)
+    assert (answer.status, body["type"], body["data"]) == (
+        402,
+        "https://api.example.com/keys#card%20declined",
+        {"limit": 5},
+    )
 
 
 def test_a_policy_chooses_the_answer_to_an_expired_receipt_and_the_page_of_the_problems():

@@ -27,7 +27,7 @@ LIMIT = 160
 # They own the transactions that they end: that of run_transaction, that of the connection that listens, and those of requests
 # in frameworks that leave the COMMIT to the app.
 OWNERS = {"_transaction/run.py", "_effects/notifications.py", "_claim/contain.py"}
-OWNERS |= {"integrations/_owned.py", "integrations/asgi.py"}
+OWNERS |= {"integrations/_owned.py", "integrations/asgi.py", "integrations/litestar.py"}
 PROGRAMS = {"cli", "testing"}
 # Below the caller's transaction, or no transaction at all.
 NO_TRANSACTION = {"cursor", "driver", "notifications", "pipeline", "self._transport"}
