@@ -69,7 +69,7 @@ field: $(BENCH_READY)  ## compare with other libraries under races and crashes, 
 
 test-agents: $(AGENTS_READY)  ## tool calls of agents through the frameworks, with real servers
 	$(AGENTS_BIN)/mypy safeagent_sa/integrations
-	$(AGENTS_BIN)/python -m pytest -m agents tests/agents $(ARGS)
+	$(AGENTS_BIN)/python -m pytest -n 2 --dist worksteal -m agents -W default tests/agents $(ARGS)
 
 stress: $(READY)  ## the long runs
 	$(BIN)/python -m pytest -m stress -o faulthandler_timeout=0 $(ARGS)
