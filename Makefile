@@ -20,13 +20,16 @@ AGENTS_VENV := .venv-agents$(PINNED)
 AGENTS_BIN := $(AGENTS_VENV)/bin
 AGENTS_READY := $(AGENTS_VENV)/.ready
 
-.PHONY: help demo test test-all check words aio format changelog bench bench-full field stress pgbouncer roads frameworks test-agents mutants matrix nightly clean
+.PHONY: help demo demo-agents test test-all check words aio format changelog bench bench-full field stress pgbouncer roads frameworks test-agents mutants matrix nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(READY)  ## show retries, races and crashes, on a SQLite file or DATABASE_URL
 	$(BIN)/safeagent-sa demo
+
+demo-agents: $(AGENTS_READY)  ## show the repeated tool calls of an agent, on two real MCP servers
+	$(AGENTS_BIN)/safeagent-sa demo agents
 
 test: $(READY)  ## the suite with a real PostgreSQL: each test on the ports that can change its outcome
 	$(SUITE) $(ARGS)
