@@ -22,13 +22,16 @@ AGENTS_READY := $(AGENTS_VENV)/.ready
 HTTP_READY := .venv-http/.ready
 OLDEST_READY := .venv-fastapi-oldest/.ready
 
-.PHONY: help demo test test-all check words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents test-http mutants matrix nightly clean
+.PHONY: help demo demo-agents test test-all check words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents test-http mutants matrix nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 demo: $(READY)  ## show retries, races and crashes, on a SQLite file or DATABASE_URL
 	$(BIN)/safeagent-sa demo
+
+demo-agents: $(AGENTS_READY)  ## show the repeated tool calls of an agent, on two real MCP servers
+	$(AGENTS_BIN)/safeagent-sa demo agents
 
 test: $(READY)  ## the suite with a real PostgreSQL: each test on the ports that can change its outcome
 	$(SUITE) $(ARGS)
@@ -74,7 +77,7 @@ field: $(BENCH_READY)  ## compare with other libraries under races and crashes, 
 
 test-agents: $(AGENTS_READY)  ## tool calls of agents through the frameworks, with real servers
 	$(AGENTS_BIN)/mypy safeagent_sa/integrations
-	$(AGENTS_BIN)/python -m pytest -m agents tests/agents $(ARGS)
+	$(AGENTS_BIN)/python -m pytest -n 2 --dist worksteal -m agents -W default tests/agents $(ARGS)
 
 stress: $(READY)  ## the long runs
 	$(BIN)/python -m pytest -m stress -o faulthandler_timeout=0 $(ARGS)

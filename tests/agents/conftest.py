@@ -16,8 +16,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "tests/agents/" in item.path.as_posix():
             item.add_marker(pytest.mark.agents)
-            # The frameworks warn about themselves, and about each other.
-            item.add_marker(pytest.mark.filterwarnings("default"))
 
 
 @pytest.fixture
@@ -29,3 +27,16 @@ def rows(postgresql):
             return [each.amount for each in session.query(Payment).filter_by(reference=order_id)]
 
     return count
+
+
+@pytest.fixture
+def awaited(postgresql, _async_postgresql):
+    """The same database by psycopg's async mode."""
+    return AwaitedPort(_async_postgresql["psycopg_async"])
+
+
+class AwaitedPort:
+    """An async port for tests that await on their own; not a port, so that the suite does not run the test in a greenlet."""
+
+    def __init__(self, port):
+        self.async_sessions, self.run = port.async_sessions, port.runner.run

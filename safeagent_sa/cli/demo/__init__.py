@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -20,8 +21,18 @@ from .scenes import PROLOGUE, SCENES
 from .stage import Ledger, Stage
 
 
+class Story(StrEnum):
+    """What the demo shows."""
+
+    PAYMENTS = "payments"
+    AGENTS = "agents"
+
+
 @in_sentences
 def demo(
+    story: Annotated[
+        Story, typer.Argument(help="What to show: an app's payments, or the tool calls of AI agents (extra `mcp`).")
+    ] = Story.PAYMENTS,
     *,
     database_url: Annotated[
         str | None,
@@ -40,8 +51,27 @@ def demo(
     """
     out.width = min(out.width, WIDTH)
     narrator = Narrator(out)
+    if story is Story.AGENTS:
+        _play_agents(narrator, _server(database_url))
+    else:
+        _play_payments(narrator, _server(database_url), keep=keep)
+    if narrator.broken:
+        raise Stop("not every promise was kept: " + "; ".join(narrator.broken))
+
+
+def _play_agents(narrator: Narrator, server: URL | None) -> None:
+    try:
+        from . import agents  # noqa: PLC0415 - needs mcp
+    except ModuleNotFoundError as error:
+        if error.name not in {"anyio", "mcp", "mcp_types"}:
+            raise
+        raise Stop('the demo of agents needs the extra mcp: pip install "safeagent_sa[cli,mcp]"') from None
+    agents.play(narrator, server)
+
+
+def _play_payments(narrator: Narrator, server: URL | None, *, keep: bool) -> None:
     began = time.monotonic()
-    with Stage(_server(database_url), keep=keep) as stage:
+    with Stage(server, keep=keep) as stage:
         _introduce(stage)
         for scene in PROLOGUE:
             scene(stage, narrator)
@@ -52,8 +82,6 @@ def demo(
         out.print(f"\n{time.monotonic() - began:.0f} seconds.", style="dim")
         if keep:
             _say_where(stage)
-    if narrator.broken:
-        raise Stop("not every promise was kept: " + "; ".join(narrator.broken))
 
 
 def _server(url: str | None) -> URL | None:

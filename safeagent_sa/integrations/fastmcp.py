@@ -1,0 +1,223 @@
+"""Tools of FastMCP servers (extra `fastmcp`): as `safeagent_sa.integrations.mcp`, with FastMCP's context and results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Unpack
+
+from fastmcp.exceptions import ToolError
+from fastmcp.server.context import Context
+from fastmcp.server.dependencies import get_access_token
+from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
+from fastmcp.tools import ToolResult
+from fastmcp.tools.function_parsing import ParsedFunction
+from mcp.server.auth.provider import principal_components
+from mcp_types import CallToolRequestParams, TextContent
+
+from ..errors import SafeAgentError
+from . import agents, mcp
+from .agents import EffectOptions, Key, Shown, ToolAnswer, ToolOptions
+from .mcp import IDEMPOTENCY, KEY, IdempotencyExtension
+
+
+__all__ = [
+    "IDEMPOTENCY",
+    "KEY",
+    "GuardMiddleware",
+    "IdempotencyExtension",
+    "answered",
+    "caller_key",
+    "guarded_effect",
+    "guarded_tool",
+    "principal",
+]
+
+_TECHNICAL = (
+    "Unknown: a technical error stopped this call. It is safe to call it once more with exactly the same arguments, since it is done "
+    "at most once. If that fails as well, inform the user."
+)
+
+
+def guarded_tool(
+    guard: Any, session_factory: Any, *, request_id: Key, action: str, scope: Any, **options: Unpack[ToolOptions]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator for a tool that writes to the database, to be put under `@mcp.tool`; each intent commits once.
+
+    As `safeagent_sa.integrations.mcp.guarded_tool`. FastMCP shows the text of an exception to the model; the text of errors of the
+    database and of the guard is therefore replaced, and the server logs the cause.
+
+    Args:
+        guard: An ExecutionGuard, or an AsyncExecutionGuard for a coroutine function.
+        session_factory: Makes a session for each attempt.
+        request_id: What names the intent: a template over the arguments, `caller_key`, or another function.
+        action: What is done.
+        scope: `principal`, or another function of the context; a constant only for a local stdio server.
+        **options: As in the core.
+
+    Returns:
+        A decorator.
+
+    Raises:
+        ValueError: At the decoration: a key or a scope that changes between attempts, or no scope.
+        ToolError: At a call: for a mistake in the code and for an error of the database, which is its cause.
+        Exception: At the decoration or a call: as in the core.
+
+    Example:
+        ```python
+        @mcp.tool
+        @guarded_tool(guard, SessionLocal, request_id="order:{order_id}:pay", action="pay", scope=principal)
+        def pay(session: Session, ctx: Context, order_id: str, amount: int) -> dict[str, str]: ...
+        ```
+    """
+    return agents.guarded_tool(
+        guard, session_factory, request_id=request_id, action=action, scope=scope, channel=_channel, **options
+    )
+
+
+def guarded_effect(
+    effect: Any, session_factory: Any, *, request_id: Key, scope: Any, **options: Unpack[EffectOptions]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator for a tool that calls another system; only the rows of `on_success` commit with the outcome.
+
+    Args:
+        effect: What `guard.effect(...)` returns.
+        session_factory: Makes a session for each of the short transactions.
+        request_id: What names the intent, as in `guarded_tool`.
+        scope: `principal`, as in `guarded_tool`.
+        **options: As in the core.
+
+    Returns:
+        A decorator.
+
+    Raises:
+        ValueError: At the decoration: a key or a scope that changes between attempts, or no scope.
+        Exception: At the decoration or a call: as in the core.
+
+    Example:
+        ```python
+        @mcp.tool
+        @guarded_effect(guard.effect("mail.send"), SessionLocal, request_id=caller_key, scope=principal, payload=["to"])
+        def mail(effect: EffectContext, ctx: Context, to: str, body: str) -> dict[str, str]: ...
+        ```
+    """
+    return agents.guarded_effect(
+        effect, session_factory, request_id=request_id, scope=scope, channel=_channel, **options
+    )
+
+
+def answered(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Answer for a tool that returns an execution, such as `intents.commit(handle, scope=principal(ctx))`; nothing commits here.
+
+    Args:
+        fn: The tool.
+
+    Returns:
+        The tool, to be put under `@mcp.tool`.
+
+    Raises:
+        Exception: At a call: what no model can act on.
+
+    Example:
+        ```python
+        @mcp.tool
+        @answered
+        def commit_transfer(ctx: Context, handle: str) -> Execution[dict[str, str]]:
+            return transfers.commit(handle, scope=principal(ctx))
+        ```
+    """
+    return agents.answered(_channel)(fn)
+
+
+def principal(ctx: Context) -> str:  # noqa: ARG001 - so that it is used as that of `mcp` is
+    """Return the authenticated principal of a call as a scope: client, issuer and subject of its access token.
+
+    Args:
+        ctx: The context of the tool.
+
+    Returns:
+        The principal, as a hash where it is longer than 255 bytes.
+
+    Raises:
+        InvalidScopeError: The call is not authenticated.
+
+    Example:
+        ```python
+        @guarded_tool(guard, SessionLocal, request_id="order:{order_id}:pay", action="pay", scope=principal)
+        ```
+    """
+    token = get_access_token()
+    return mcp.scope_of(None if token is None else principal_components(token))
+
+
+def caller_key(ctx: Context) -> str:
+    """Return the key that the caller has put into `_meta`; it names the intent and is the same on every attempt.
+
+    Args:
+        ctx: The context of the tool.
+
+    Returns:
+        The key.
+
+    Raises:
+        InvalidRequestIdError: There is none; nothing was executed.
+
+    Example:
+        ```python
+        @guarded_tool(guard, SessionLocal, request_id=caller_key, action="mail", scope=principal, payload=["to"])
+        ```
+    """
+    request = ctx.request_context
+    return mcp.key_in(None if request is None else request.meta)
+
+
+class GuardMiddleware(Middleware):
+    """Answers for tools that call the guard themselves and let its errors escape; nothing commits here.
+
+    Example:
+        ```python
+        mcp = FastMCP("shop", middleware=[GuardMiddleware()])
+        ```
+    """
+
+    async def on_call_tool(
+        self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
+    ) -> ToolResult:
+        """Turn an outcome that the tool has raised into its answer."""
+        try:
+            return await call_next(context)
+        except Exception as error:
+            cause = error.__cause__ if isinstance(error, ToolError) else error
+            answer = agents.answer_to(cause) if isinstance(cause, SafeAgentError) else None
+            if answer is None:
+                raise
+            return _result(answer)
+
+
+def _channel(result_type: Any) -> Shown:
+    if result_type is Any:
+        return Shown(_result, ToolResult, _masked)
+
+    def like_the_tool() -> Any: ...
+
+    like_the_tool.__annotations__["return"] = result_type
+    schema = ParsedFunction.from_function(like_the_tool).output_schema
+    is_wrapped = None if schema is None else bool(schema.get("x-fastmcp-wrap-result"))
+    return Shown(lambda answer: _result(answer, is_wrapped=is_wrapped), None, _masked)
+
+
+def _result(answer: ToolAnswer, *, is_wrapped: bool | None = None) -> ToolResult:
+    texts = mcp.texts_of(answer)
+    structured = None
+    if is_wrapped is not None and not answer.is_error:
+        structured = {"result": answer.result} if is_wrapped else answer.result
+    return ToolResult(
+        # Objects, since a list of texts would become one block.
+        content=[TextContent(text=text) for text in texts],
+        structured_content=structured,
+        meta=mcp.meta_of(answer),
+        is_error=answer.is_error,
+    )
+
+
+def _masked(_error: Exception) -> Exception:
+    return ToolError(_TECHNICAL)

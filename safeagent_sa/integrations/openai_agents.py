@@ -1,0 +1,156 @@
+"""Function tools of the OpenAI Agents SDK (extra `openai-agents`): answers as JSON text, and keys for calls of MCP servers.
+
+The SDK's own text for an error asks the model to try again, and contains the error; `tool_error` does neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from agents import FunctionTool, RunContextWrapper, function_tool
+from agents.mcp.util import MCPToolMetaContext
+
+from . import agents as core
+from .agents import CALLER_KEY, EffectOptions, Key, ToolOptions
+
+
+__all__ = ["guarded_effect_tool", "guarded_function_tool", "mcp_meta", "tool_error"]
+
+
+def guarded_function_tool(
+    guard: Any,
+    session_factory: Any,
+    *,
+    request_id: Key,
+    action: str,
+    scope: Any,
+    options: ToolOptions | None = None,
+    **tool_options: Any,
+) -> Callable[[Callable[..., Any]], FunctionTool]:
+    """Return a decorator that makes a function tool which writes to the database; each intent commits once.
+
+    As `safeagent_sa.integrations.agents.guarded_tool`, under the SDK's `function_tool`.
+
+    Args:
+        guard: An ExecutionGuard, or an AsyncExecutionGuard for a coroutine function.
+        session_factory: Makes a session for each attempt.
+        request_id: What names the intent: a template over the arguments, or a function of them and of `ctx.context`.
+        action: What is done.
+        scope: The authenticated principal, such as `"{ctx.context.user_id}"`.
+        options: Further arguments of the core, such as `{"payload": ["amount"]}`.
+        **tool_options: Arguments of `function_tool`, such as `needs_approval`.
+
+    Returns:
+        A decorator.
+
+    Raises:
+        ValueError: At the decoration: a key or a scope that changes between attempts, or no scope.
+        Exception: At the decoration or a call: as in the core; an error that no model can act on ends the run.
+
+    Example:
+        ```python
+        @guarded_function_tool(
+            guard, SessionLocal, request_id="order:{order_id}:pay", action="pay", scope="{ctx.context.user_id}"
+        )
+        def pay(ctx: RunContextWrapper[User], session: Session, order_id: str, amount: int) -> dict[str, str]: ...
+        ```
+    """
+    decorate = core.guarded_tool(
+        guard, session_factory, request_id=request_id, action=action, scope=scope, **(options or {})
+    )
+    return lambda fn: _tool(decorate(fn), tool_options)
+
+
+def guarded_effect_tool(
+    effect: Any,
+    session_factory: Any,
+    *,
+    request_id: Key,
+    scope: Any,
+    options: EffectOptions | None = None,
+    **tool_options: Any,
+) -> Callable[[Callable[..., Any]], FunctionTool]:
+    """Return a decorator that makes a function tool which calls another system; only rows of `on_success` commit with the outcome.
+
+    Args:
+        effect: What `guard.effect(...)` returns.
+        session_factory: Makes a session for each of the short transactions.
+        request_id: What names the intent, as in `guarded_function_tool`.
+        scope: The authenticated principal, as in `guarded_function_tool`.
+        options: Further arguments of the core's `guarded_effect`.
+        **tool_options: Arguments of `function_tool`.
+
+    Returns:
+        A decorator.
+
+    Raises:
+        ValueError: At the decoration: a key or a scope that changes between attempts, or no scope.
+        Exception: At the decoration or a call: as in the core.
+
+    Example:
+        ```python
+        @guarded_effect_tool(
+            guard.effect("charge"), SessionLocal, request_id="order:{order_id}:charge", scope="{ctx.context.user_id}"
+        )
+        def charge(ctx: RunContextWrapper[User], effect: EffectContext, order_id: str) -> dict[str, str]: ...
+        ```
+    """
+    decorate = core.guarded_effect(effect, session_factory, request_id=request_id, scope=scope, **(options or {}))
+    return lambda fn: _tool(decorate(fn), tool_options)
+
+
+def tool_error(ctx: RunContextWrapper[Any], error: Exception) -> str:  # noqa: ARG001 - the SDK's form
+    """Answer for a tool that calls the guard itself and lets its errors escape: `failure_error_function=tool_error`; commits nothing.
+
+    Args:
+        ctx: The context of the run.
+        error: What the tool has raised.
+
+    Returns:
+        The answer as JSON text.
+
+    Raises:
+        Exception: The error, where no model can act on it; the run ends.
+
+    Example:
+        ```python
+        @function_tool(failure_error_function=tool_error)
+        def pay(order_id: str, amount: int) -> str: ...
+        ```
+    """
+    answer = core.answer_to(error)
+    if answer is None:
+        raise error
+    return answer.text
+
+
+def mcp_meta(key: Callable[[MCPToolMetaContext], str]) -> Callable[[MCPToolMetaContext], dict[str, Any]]:
+    """Return a `tool_meta_resolver` that sends the caller's key with calls of an MCP server's tools; commits nothing.
+
+    The SDK asks for it once for each call and keeps it over its own retries.
+
+    Args:
+        key: Makes the key of what names the intent, such as the id of the user's message in your run context. Two calls of one tool
+            in one run must have two keys if they are two intents.
+
+    Returns:
+        The resolver.
+
+    Raises:
+        ValueError: The key is made of what changes between attempts.
+
+    Example:
+        ```python
+        MCPServerStdio(
+            params, tool_meta_resolver=mcp_meta(lambda call: f"{call.run_context.context.message_id}:{call.tool_name}")
+        )
+        ```
+    """
+    core.refuse_unstable(key, request_id=key, scope="of the server")
+    return lambda call: {CALLER_KEY: key(call)}
+
+
+def _tool(fn: Callable[..., Any], options: dict[str, Any]) -> FunctionTool:
+    made: FunctionTool = function_tool(failure_error_function=tool_error, **options)(fn)
+    return made
