@@ -211,9 +211,8 @@ def committed_in_block(claim: OpenClaim) -> NotCompletedError:
 
 def not_completed(claim: OpenClaim, consequence: str) -> NotCompletedError:
     """Return the error for a claim without a result."""
-    call = "complete(result) after the business writes, inside the block"
-    if claim.audience.is_of_store:
-        call = f"store.complete({claim.row.request_id!r}, result) after the business writes"
+    store = f"store.complete({claim.row.request_id!r}, result) after the business writes"
+    call = store if claim.audience.is_of_store else "complete(result) after the business writes, inside the block"
     message = (
         f"{claim.name} has no stored result, so {consequence}. Call {call}. After an exception, roll back; to undo the claim "
         "and its writes alone, put them into session.begin_nested()."

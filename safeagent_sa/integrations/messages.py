@@ -35,6 +35,7 @@ from ..errors import (
     ReceiptTypeError,
     ReceiptUnreadableError,
     RequestConflictError,
+    RequestRefusedError,
     SafeAgentError,
     UnsupportedFunctionError,
 )
@@ -78,6 +79,7 @@ class Kind(StrEnum):
     INVALID = "invalid"
     MISUSE = "misuse"
     IN_DOUBT = ExecutionStatus.IN_DOUBT.value
+    REFUSED = ExecutionStatus.REFUSED.value
     FAILED = ExecutionStatus.FAILED.value
     EXPIRED = ExecutionStatus.EXPIRED.value
     UNREADABLE = "unreadable"
@@ -89,6 +91,7 @@ _KINDS: tuple[tuple[type[SafeAgentError], Kind], ...] = (
     (ExecutionInProgressError, Kind.IN_PROGRESS),
     (LeaseLostError, Kind.IN_PROGRESS),
     (ExecutionInDoubtError, Kind.IN_DOUBT),
+    (RequestRefusedError, Kind.REFUSED),
     (ExecutionFailedError, Kind.FAILED),
     (ReceiptExpiredError, Kind.EXPIRED),
     (ReceiptTypeError, Kind.UNREADABLE),
@@ -100,6 +103,7 @@ _KINDS: tuple[tuple[type[SafeAgentError], Kind], ...] = (
 _DISPOSITIONS = {
     Kind.EXECUTED: Disposition.ACKNOWLEDGE,
     Kind.REPLAYED: Disposition.ACKNOWLEDGE,
+    Kind.REFUSED: Disposition.ACKNOWLEDGE,
     Kind.IN_PROGRESS: Disposition.COME_AGAIN,
     Kind.IN_DOUBT: Disposition.PARK,
 }
@@ -110,12 +114,12 @@ class Outcome:
     """How one delivery of a message ended; its transaction has ended.
 
     Attributes:
-        kind: `"executed"`, `"replayed"`, `"in_progress"`, `"conflict"`, `"invalid"`, `"misuse"`, `"in_doubt"`, `"failed"`,
-            `"expired"` or `"unreadable"`.
+        kind: `"executed"`, `"replayed"`, `"in_progress"`, `"conflict"`, `"invalid"`, `"misuse"`, `"in_doubt"`, `"refused"`,
+            `"failed"`, `"expired"` or `"unreadable"`.
         request_id: The id that was claimed.
         result: The stored result, the same for every delivery; None unless executed or replayed.
         retry_after: Seconds to pause before the next delivery; None unless in progress.
-        error: The guard's error, with words for a person; None where executed or replayed.
+        error: The guard's error, with words for a person; None where executed or replayed. Where refused, it has the data.
     """
 
     kind: Kind
@@ -331,6 +335,6 @@ def outcome_of(error: SafeAgentError, request_id: str) -> Outcome:
         raise error
     pause = getattr(error, "retry_after", _RETRY_AFTER) if kind is Kind.IN_PROGRESS else None
     outcome = Outcome(kind, request_id, retry_after=pause, error=error)
-    if outcome.disposition is not Disposition.COME_AGAIN:
+    if outcome.disposition in (Disposition.DEAD_LETTER, Disposition.PARK):
         log.error("a message cannot be processed (%s, %s): %s", outcome.disposition, kind, error)
     return outcome

@@ -611,7 +611,7 @@ def test_every_outcome_has_an_answer_and_every_mistake_is_raised():
         each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.SafeAgentError)
     ]
     where = {"scope": "s", "request_id": "r", "retry_after": 2.0, "differs": "payload", "error_type": None}
-    where |= {"error_message": None, "verdict": "missing", "earlier": "q", "seconds": 1.0}
+    where |= {"error_message": None, "verdict": "missing", "earlier": "q", "seconds": 1.0, "type": "t", "data": None}
     bases = {errors.SafeAgentError, errors.OutcomeError, errors.InvalidInputError}
     answers = {kind: answer_to(kind("secret text of the error", **where)) for kind in set(kinds) - bases}
 
@@ -632,7 +632,7 @@ def test_every_outcome_has_an_answer_and_every_mistake_is_raised():
 def test_only_a_running_request_asks_for_another_call():
     kinds = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.OutcomeError)]
     where = {"scope": "s", "request_id": "r", "retry_after": 2.0, "differs": "action", "error_type": "E"}
-    where |= {"error_message": "m", "verdict": "missing", "earlier": "q", "seconds": 1.0}
+    where |= {"error_message": "m", "verdict": "missing", "earlier": "q", "seconds": 1.0, "type": "t", "data": None}
     texts = {kind: answer_to(kind("", **where)).message for kind in set(kinds) - {errors.OutcomeError}}
 
     assert {kind for kind, text in texts.items() if "then call" in text} == {errors.ExecutionInProgressError}

@@ -307,9 +307,10 @@ def test_every_kind_has_a_disposition_and_an_outcome_survives_pickling():
     assert {kind for kind, disposition in found.items() if disposition is Disposition.ACKNOWLEDGE} == {
         "executed",
         "replayed",
+        "refused",
     }
     assert {kind for kind, disposition in found.items() if disposition is not Disposition.DEAD_LETTER} == {
-        *("executed", "replayed", "in_progress", "in_doubt")
+        *("executed", "replayed", "refused", "in_progress", "in_doubt")
     }
     outcome = Outcome(Kind.INVALID, "x", error=errors.InvalidInputError("no"))
     assert pickle.loads(pickle.dumps(outcome)).kind == "invalid"
