@@ -99,6 +99,7 @@ class Plan:
         self._opens_session = opens_session
         parameters = [each for each in self._signature.parameters.values() if each.name != self._session]
         self.signature = self._signature.replace(parameters=parameters) if opens_session else self._signature
+        self._defaults, self._required = _keywords_of(self.signature)
         names = [each.name for each in parameters]
         self._request_id = _request_id_of(request_id, names, fn)
         self._scope = _scope_of(scope, names, fn)
@@ -112,23 +113,32 @@ class Plan:
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Return the request of a call, or raise the TypeError of a call with wrong arguments."""
-        bound = self.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = dict(bound.arguments)
+        every = self._bind(args, kwargs)
+        arguments = dict(every)
         session = None if self._opens_session else arguments.pop(self._session, None)
 
         def with_session(opened: Any) -> Any:
             if not self._opens_session:
                 return self._fn(*args, **kwargs)
-            given = {**bound.arguments, self._session: opened}
-            every = {name: given[name] for name in self._signature.parameters}
-            whole = inspect.BoundArguments(self._signature, every)
+            given = {**every, self._session: opened}
+            ordered = {name: given[name] for name in self._signature.parameters}
+            whole = inspect.BoundArguments(self._signature, ordered)
             return self._fn(*whole.args, **whole.kwargs)
 
         # At a call, since annotations may name what is defined later.
         result_type = annotation_of(self._fn) if self._result_type is None else self._result_type
         options = {"payload": self._payload(arguments), "scope": self._scope(arguments), "result_type": result_type}
         return Call(self._request_id(arguments), session, with_session, options, arguments)
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        # Frameworks call by name, and inspect's own way takes longer than all the rest.
+        if not args and self._defaults is not None and self._required <= kwargs.keys():
+            every = {**self._defaults, **kwargs}
+            if len(every) == len(self._defaults) + len(self._required):
+                return every
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return dict(bound.arguments)
 
     def dress(self, wrapper: FnT) -> FnT:
         """Give the wrapper the function's name and signature, without the session where the guard opens one."""
@@ -139,6 +149,15 @@ class Plan:
                 name: kind for name, kind in annotations_of(self._fn).items() if name != self._session
             }
         return wrapper
+
+
+def _keywords_of(signature: inspect.Signature) -> tuple[dict[str, Any] | None, set[str]]:
+    """Return the defaults and the names without one; None where not every parameter can be given by name alone."""
+    every = signature.parameters.values()
+    if any(each.kind not in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) for each in every):
+        return None, set()
+    defaults = {each.name: each.default for each in every if each.default is not each.empty}
+    return defaults, signature.parameters.keys() - defaults.keys()
 
 
 def _supplied_parameter(
@@ -207,7 +226,8 @@ def _scope_of(
                 f'{fn.__qualname__}(). Write what is meant: scope="{{{scope}}}" for the value of each call, '
                 f"scope=lambda {root}: ... for what is made of it, or scope=lambda: {scope!r} for this very text."
             )
-        validate_scope(template({}))
+        text = validate_scope(template({}))
+        return lambda _: text
     return template
 
 

@@ -16,7 +16,7 @@ from support.app import Payment
 from support.patience import PATIENCE
 
 import safeagent_sa
-from safeagent_sa import ExecutionGuard, NotApprovedError, RequestConflictError, errors
+from safeagent_sa import ExecutionGuard, NotApprovedError, Refusal, RequestConflictError, errors
 from safeagent_sa.aio import AsyncExecutionGuard
 from safeagent_sa.effects import AsyncEffectContext, EffectContext, not_executed, succeeded
 from safeagent_sa.integrations import agents
@@ -611,7 +611,9 @@ def test_every_outcome_has_an_answer_and_every_mistake_is_raised():
         each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.SafeAgentError)
     ]
     where = {"scope": "s", "request_id": "r", "retry_after": 2.0, "differs": "payload", "error_type": None}
-    where |= {"error_message": None, "verdict": "missing", "earlier": "q", "seconds": 1.0, "type": "t", "data": None}
+    where |= {"error_message": None, "verdict": "missing", "earlier": "q", "seconds": 1.0}
+    where |= {"type": "card_declined", "data": {"limit": 5}, "is_replay": True}
+    of_the_call = {errors.InvalidRequestIdError, errors.InvalidPayloadError, errors.InvalidScopeError}
     bases = {errors.SafeAgentError, errors.OutcomeError, errors.InvalidInputError}
     answers = {kind: answer_to(kind("secret text of the error", **where)) for kind in set(kinds) - bases}
 
@@ -619,7 +621,7 @@ def test_every_outcome_has_an_answer_and_every_mistake_is_raised():
         kind
         for kind in answers
         if issubclass(kind, (errors.MisuseError, errors.SetupError))
-        or kind in (errors.InvalidActionError, errors.BatchTooLargeError, errors.RetentionTooShortError)
+        or (issubclass(kind, errors.InvalidInputError) and kind not in of_the_call)
     }
     for kind, answer in answers.items():
         if answer is not None and issubclass(kind, errors.OutcomeError):
@@ -632,7 +634,8 @@ def test_every_outcome_has_an_answer_and_every_mistake_is_raised():
 def test_only_a_running_request_asks_for_another_call():
     kinds = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.OutcomeError)]
     where = {"scope": "s", "request_id": "r", "retry_after": 2.0, "differs": "action", "error_type": "E"}
-    where |= {"error_message": "m", "verdict": "missing", "earlier": "q", "seconds": 1.0, "type": "t", "data": None}
+    where |= {"error_message": "m", "verdict": "missing", "earlier": "q", "seconds": 1.0}
+    where |= {"type": "card_declined", "data": None, "is_replay": False}
     texts = {kind: answer_to(kind("", **where)).message for kind in set(kinds) - {errors.OutcomeError}}
 
     assert {kind for kind, text in texts.items() if "then call" in text} == {errors.ExecutionInProgressError}
@@ -648,7 +651,7 @@ def test_an_answer_is_data_for_programs_and_keeps_the_result_out_of_logs(sqlite)
     assert answer.meta == {"status": "executed", "request_id": "r"}
     assert "4242" not in repr(answer)
     assert answer.lines == "Done."
-    assert ToolAnswer(AnswerStatus.CONFLICT, "No.", has_result=True, result=[1]).lines.endswith("earlier receipt: [1]")
+    assert ToolAnswer(AnswerStatus.CONFLICT, "No.", has_result=True, result=[1]).lines.endswith("earlier_result: [1]")
 
 
 def test_a_purged_receipt_is_answered_as_done(sqlite):
@@ -664,6 +667,22 @@ def test_a_purged_receipt_is_answered_as_done(sqlite):
     assert (answer["status"], "result" in answer) == ("replayed", False)
     assert answer["message"].startswith("Already done before. Nothing was done again.")
     assert sqlite.payments("o1") == 0
+
+
+def test_a_refusal_commits_its_rows_and_every_repetition_gets_it(place):
+    @guarded_tool(ExecutionGuard(), place.sessions, request_id="{order_id}", action="pay", scope="s")
+    def tool(session: Session, order_id: str) -> None:
+        pay(session, order_id, 0)
+        raise Refusal({"limit": 5}, type="card_declined")
+
+    first, second = json.loads(tool("o1")), json.loads(tool("o1"))
+
+    assert (first["status"], second["status"]) == ("refused", "refused")
+    assert first["message"].startswith("Not executed. The request 'o1' was refused: card_declined.")
+    assert "was refused before" in second["message"]
+    assert first["refusal"] == second["refusal"] == {"limit": 5}
+    assert place.payments("o1") == 1
+    assert has_receipt(ExecutionGuard(), place.sessions, "o1", "s")
 
 
 def test_a_receipt_is_a_reason_not_to_ask(place):

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mcp.server.mcpserver import MCPServer
-from sqlalchemy import Engine, create_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, create_engine
+from sqlalchemy.orm import Session, sessionmaker
 
 from ... import ExecutionGuard, sqlite
 from ...effects import EffectContext
@@ -29,18 +29,15 @@ SCOPE = "demo"
 PAUSE = 0.02
 
 
-class Base(DeclarativeBase):
-    """The tables of the shop."""
-
-
-class Payment(Base):
-    """A payment, and which of the two tools has made it."""
-
-    __tablename__ = "agent_payments"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    tool: Mapped[str]
-    order_id: Mapped[str]
-    amount: Mapped[int]
+tables = MetaData()
+payments = Table(
+    "agent_payments",
+    tables,
+    Column("id", Integer, primary_key=True),
+    Column("tool", String(20), nullable=False),
+    Column("order_id", String(20), nullable=False),
+    Column("amount", Integer, nullable=False),
+)
 
 
 def engine_of(url: str) -> Engine:
@@ -53,10 +50,10 @@ def engine_of(url: str) -> Engine:
 
 def insert(session: Session, tool: str, order_id: str, amount: int) -> dict[str, Any]:
     """Write a payment and return its receipt; it commits with the session."""
-    payment = Payment(tool=tool, order_id=order_id, amount=amount)
-    session.add(payment)
-    session.flush()
-    return {"receipt": f"rcpt_{payment.id}", "amount": amount}
+    done = session.execute(
+        payments.insert().values(tool=tool, order_id=order_id, amount=amount).returning(payments.c.id)
+    )
+    return {"receipt": f"rcpt_{done.scalar_one()}", "amount": amount}
 
 
 def server_of(url: str, folder: Path) -> MCPServer:

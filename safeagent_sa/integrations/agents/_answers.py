@@ -53,6 +53,7 @@ class AnswerStatus(StrEnum):
 
     EXECUTED = "executed"
     REPLAYED = "replayed"
+    REFUSED = ExecutionStatus.REFUSED.value
     CONFLICT = "conflict"
     IN_PROGRESS = "in_progress"
     IN_DOUBT = ExecutionStatus.IN_DOUBT.value
@@ -61,6 +62,10 @@ class AnswerStatus(StrEnum):
     INVALID = "invalid"
     REPEATED = "repeated"
     NOT_APPROVED = "not_approved"
+
+
+# What the result of an answer is, where it is no result of this call.
+_NAMES = {AnswerStatus.CONFLICT: "earlier_result", AnswerStatus.REFUSED: "refusal"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ class ToolAnswer:
         request_id: The id of the request, None where it could not be made.
         has_result: Whether there is a `result`; None is a result, too.
         result: The stored result as plain JSON values: the same for the first call and every repetition. For a conflict it
-            is the earlier receipt's.
+            is the earlier receipt's, for a refusal what was stored with it.
         retry_after: Seconds to wait before the call is repeated, only where that is right.
         completed_at: When the request was executed, by the database's clock, for replays and conflicts.
     """
@@ -113,14 +118,14 @@ class ToolAnswer:
         """Everything as one JSON text, the message first: for frameworks whose tools return a text."""
         shown: dict[str, Any] = {"message": self.message}
         if self.has_result:
-            shown["earlier_result" if self.is_error else "result"] = self.result
+            shown[_NAMES.get(self.status, "result")] = self.result
         return json.dumps(shown | self.meta, ensure_ascii=False)
 
     @property
     def lines(self) -> str:
-        """Message and, for a conflict, the earlier receipt: for frameworks that show the status beside the text."""
+        """Message and, for an error, what it is about: for frameworks that show the status beside the text."""
         if self.is_error and self.has_result:
-            return f"{self.message}\nThe earlier receipt: {self.result_text}"
+            return f"{self.message}\n{_NAMES[self.status]}: {self.result_text}"
         return self.message
 
     @property
@@ -190,7 +195,12 @@ def answer_to(error: BaseException) -> ToolAnswer | None:
     for kinds, status, message in _RULES:
         if isinstance(error, kinds):
             pause = _pause(error) if isinstance(error, ExecutionInProgressError) else None
-            return ToolAnswer(status, message(error), getattr(error, "request_id", None), retry_after=pause)
+            answer = ToolAnswer(status, message(error), getattr(error, "request_id", None), retry_after=pause)
+            return (
+                replace(answer, has_result=True, result=error.data)
+                if isinstance(error, RequestRefusedError)
+                else answer
+            )
     return None
 
 
@@ -210,6 +220,14 @@ def _on_conflict(error: RequestConflictError) -> str:
     return (
         f"Not executed. The request {error.request_id!r} was made before {what}, and what was done then still stands. "
         "Do not change the arguments to get past this. Ask the user; a new intent needs a new id."
+    )
+
+
+def _refused(error: RequestRefusedError) -> str:
+    before = "was refused before, and the answer stands" if error.is_replay else "was refused"
+    return (
+        f"Not executed. The request {error.request_id!r} {before}: {error.type}. The same request gets the same answer. Inform the "
+        "user; a new attempt needs a new id."
     )
 
 
@@ -266,6 +284,7 @@ def _repeated(error: RepeatedIntentError) -> str:
 
 _RULES: tuple[tuple[tuple[type[Exception], ...], AnswerStatus, Callable[[Any], str]], ...] = (
     ((RequestConflictError,), AnswerStatus.CONFLICT, _on_conflict),
+    ((RequestRefusedError,), AnswerStatus.REFUSED, _refused),
     ((ExecutionInProgressError,), AnswerStatus.IN_PROGRESS, _in_progress),
     ((ExecutionInDoubtError, LeaseLostError, DurabilityUnknownError), AnswerStatus.IN_DOUBT, _in_doubt),
     ((RequestRefusedError,), AnswerStatus.REFUSED, _refused),

@@ -10,7 +10,7 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -183,23 +183,24 @@ def wrapped(
     flow: Callable[[tuple[Any, ...], dict[str, Any]], Flow[Any]], session_factory: Any, shown: Shown, *, is_async: bool
 ) -> Callable[..., Any]:
     """Return the function that runs a flow for each call."""
+    mask = shown.mask
     if is_async:
 
         async def await_once(*args: Any, **kwargs: Any) -> Any:
-            with _masked(shown):
+            if mask is None:
+                return await drive_async(flow(args, kwargs), session_factory)
+            with _masking(mask):
                 return await drive_async(flow(args, kwargs), session_factory)
 
         return await_once
 
     def call_once(*args: Any, **kwargs: Any) -> Any:
-        with _masked(shown):
+        if mask is None:
+            return drive(flow(args, kwargs), session_factory)
+        with _masking(mask):
             return drive(flow(args, kwargs), session_factory)
 
     return call_once
-
-
-def _masked(shown: Shown) -> AbstractContextManager[None]:
-    return nullcontext() if shown.mask is None else _masking(shown.mask)
 
 
 @contextmanager
