@@ -9,15 +9,16 @@ import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
 from ..errors import InvalidRequestIdError, InvalidScopeError, UnsupportedFunctionError
-from .annotations import EFFECT_CONTEXTS, SESSIONS, Names, annotations_of, is_one_of, parameter_types, signature_of
+from .annotations import annotations_of, signature_of
 from .canonical import Default
 from .fields import MISSING
 from .ids import validate_scope
 from .results import annotation_of, refuse_mapped
+from .supplied import SESSION, Supplied, supplied_parameter
 from .template import Template, root_of
 
 
@@ -38,27 +39,6 @@ class Call:
     """The further arguments of the guard's verb."""
     arguments: Mapping[str, Any]
     """The arguments by name, without the session."""
-
-
-class Supplied(NamedTuple):
-    """The argument that the guard supplies: a session, or what stands for it."""
-
-    names: Names
-    what: str
-    """What it is called in an error."""
-    example: str
-
-
-SESSION = Supplied(
-    SESSIONS,
-    "session",
-    "sqlalchemy.orm.Session or sqlalchemy.ext.asyncio.AsyncSession: `session: Session`",
-)
-EFFECT_CONTEXT = Supplied(
-    EFFECT_CONTEXTS,
-    "effect context",
-    "safeagent_sa.effects.EffectContext or AsyncEffectContext: `effect: EffectContext`",
-)
 
 
 class Plan:
@@ -95,7 +75,7 @@ class Plan:
         _refuse_other_kinds(fn, is_async=is_async)
         self._fn = fn
         self._signature = signature_of(fn)
-        self._session = _supplied_parameter(fn, self._signature, supplied, is_wanted=not is_global)
+        self._session = supplied_parameter(fn, self._signature, supplied, is_wanted=not is_global)
         self._opens_session = opens_session
         parameters = [each for each in self._signature.parameters.values() if each.name != self._session]
         self.signature = self._signature.replace(parameters=parameters) if opens_session else self._signature
@@ -158,39 +138,6 @@ def _keywords_of(signature: inspect.Signature) -> tuple[dict[str, Any] | None, s
         return None, set()
     defaults = {each.name: each.default for each in every if each.default is not each.empty}
     return defaults, signature.parameters.keys() - defaults.keys()
-
-
-def _supplied_parameter(
-    fn: Callable[..., Any], signature: inspect.Signature, supplied: Supplied, *, is_wanted: bool
-) -> str:
-    """Return the name of the parameter that the guard supplies; "" where the function takes none and none is wanted."""
-    found = [name for name, kind in parameter_types(fn, signature).items() if is_one_of(kind, supplied.names)]
-    if not is_wanted:
-        if found:
-            raise UnsupportedFunctionError(
-                f"{fn.__qualname__}() has the parameter {found[0]!r} for a session, and idempotent was given session=: "
-                "remove one of the two"
-            )
-        return ""
-    if len(found) != 1:
-        problem = (
-            f"two parameters that are annotated as {supplied.what}s"
-            if found
-            else f"no parameter that is annotated as {_article(supplied.what)} {supplied.what}"
-        )
-        without = (
-            ". For a function that uses a global session and takes none: idempotent(session=db.session, ...)"
-            if supplied is SESSION and not found
-            else ""
-        )
-        raise UnsupportedFunctionError(
-            f"{fn.__qualname__}() has {problem}; the decorator needs one, annotated as {supplied.example}{without}"
-        )
-    return found[0]
-
-
-def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
 
 
 def _request_id_of(

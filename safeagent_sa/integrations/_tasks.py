@@ -11,7 +11,8 @@ from uuid import UUID
 
 from .._request.annotations import parameter_types, signature_of
 from .._request.results import annotation_of
-from .._request.signature import EFFECT_CONTEXT, SESSION, Call, Plan
+from .._request.signature import Call, Plan
+from .._request.supplied import EFFECT_CONTEXT, SESSION
 from ..errors import InvalidInputError, InvalidRequestIdError
 from .messages import Outcome, adeliver, deliver, outcome_of
 

@@ -57,7 +57,6 @@ class AnswerStatus(StrEnum):
     CONFLICT = "conflict"
     IN_PROGRESS = "in_progress"
     IN_DOUBT = ExecutionStatus.IN_DOUBT.value
-    REFUSED = ExecutionStatus.REFUSED.value
     FAILED = ExecutionStatus.FAILED.value
     INVALID = "invalid"
     REPEATED = "repeated"
@@ -245,14 +244,6 @@ def _in_doubt(error: OutcomeError) -> str:
     )
 
 
-def _refused(error: RequestRefusedError) -> str:
-    data = "" if error.data is None else f", {json.dumps(error.data, ensure_ascii=False)[:_LONGEST_REASON]}"
-    return (
-        f"Not executed. The request {error.request_id!r} was refused ({error.type}{data}), and that is its answer to every call. "
-        "Inform the user, and do not do it in another way; a new attempt needs a new id."
-    )
-
-
 def _failed(error: ExecutionFailedError) -> str:
     reason = (error.error_message or error.error_type or "")[:_LONGEST_REASON]
     return (
@@ -287,7 +278,6 @@ _RULES: tuple[tuple[tuple[type[Exception], ...], AnswerStatus, Callable[[Any], s
     ((RequestRefusedError,), AnswerStatus.REFUSED, _refused),
     ((ExecutionInProgressError,), AnswerStatus.IN_PROGRESS, _in_progress),
     ((ExecutionInDoubtError, LeaseLostError, DurabilityUnknownError), AnswerStatus.IN_DOUBT, _in_doubt),
-    ((RequestRefusedError,), AnswerStatus.REFUSED, _refused),
     ((ExecutionFailedError,), AnswerStatus.FAILED, _failed),
     ((ReceiptExpiredError, ReceiptTypeError, ReceiptUnreadableError), AnswerStatus.REPLAYED, _without_receipt),
     ((InvalidRequestIdError, InvalidPayloadError, InvalidScopeError), AnswerStatus.INVALID, _invalid),

@@ -12,7 +12,8 @@ from ..._effects.drive import Call as Asked
 from ..._effects.drive import Flow
 from ..._request.ids import validate_action, validate_key
 from ..._request.results import annotation_of
-from ..._request.signature import EFFECT_CONTEXT, SESSION, Call, Plan, Supplied
+from ..._request.signature import Call, Plan
+from ..._request.supplied import EFFECT_CONTEXT, SESSION, Supplied
 from ...errors import (
     SafeAgentError,
     UnsupportedFunctionError,
