@@ -524,12 +524,6 @@ COMPLETING = {
 }
 
 LAST_WORD = {
-    "a lost claim may commit": Mutant(
-        GUARDED,
-        "            if claim.is_lost:\n                raise lost(claim)\n            if claim.completion",
-        "            if claim.completion",
-        "test_last_word.py test_commit.py test_savepoints.py test_unseen.py test_misuse.py",
-    ),
     "another transaction of the session of a lost claim may commit": Mutant(
         GUARDED,
         "        for claim in self.claims:\n            if claim.is_lost or (",
