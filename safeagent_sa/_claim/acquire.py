@@ -86,7 +86,7 @@ def claim(
         audience.is_pipelined = begun is not None
         found = begun.found if begun else protocol.insert_or_find(connection, row)
         if found is None:
-            found = _find_or_wait(connection, protocol, row, audience, wait_timeout)
+            found = _find_or_wait(connection, protocol, row, audience, wait_timeout, fast_path=fast_path)
     except BaseException as error:
         advise(error, protocol, settings.table)
         session_watch.suppose(error, session, connection, protocol, row, audience=audience)
@@ -139,7 +139,13 @@ def _fast_path(connection: Connection, protocol: ClaimProtocol) -> FastPath | No
 
 
 def _find_or_wait(
-    connection: Connection, protocol: ClaimProtocol, row: NewClaim, audience: Audience, wait_timeout: float | None
+    connection: Connection,
+    protocol: ClaimProtocol,
+    row: NewClaim,
+    audience: Audience,
+    wait_timeout: float | None,
+    *,
+    fast_path: FastPath | None,
 ) -> Inserted | StoredRequest:
     """Read the row again, with a newer snapshot, or wait for the request and claim again."""
     found: Inserted | StoredRequest | None = None
@@ -148,7 +154,7 @@ def _find_or_wait(
         found = protocol.find(connection, row.scope, row.request_id)
     else:
         start = time.monotonic()
-        found = protocol.claim_within(connection, row, wait_timeout)
+        found = protocol.claim_within(connection, row, wait_timeout, fast_path)
         waited = time.monotonic() - start
         audience.notify("Waited", seconds=waited)
     if found is None:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from ..base import Begun, NewClaim
-from .answers import inserted_or_found
-from .ready import is_translated
+from ..base import Begun, NewClaim, StoredRequest
+from .answers import found, inserted_or_found
+from .ready import is_translated, raise_as_sqlalchemy
 from .statements import (
     LOST,
+    WAIT,
     Statements,
     claim_parameters,
     completion_parameters,
@@ -62,6 +63,34 @@ class FastPath:
             pipeline.give_up()
             return None
         return Begun(inserted_or_found(row), names)
+
+    def wait(
+        self, connection: Connection, lock: dict[str, Any], claim: NewClaim
+    ) -> tuple[int, StoredRequest | None] | None:
+        """Send the wait for a request, and the look at its row, in one batch; None where they must go one by one.
+
+        A statement of a batch has a snapshot of its time, like any other, so that the look sees what the wait was for.
+
+        Returns:
+            The limit of the wait in milliseconds, or 0; and the row.
+        """
+        statements = self._statements
+        pipeline = self._pipeline(connection)
+        if pipeline is None or not isinstance(statements, Statements):
+            return None
+        parameters = lock | {"key_scope": claim.scope, "key_request_id": claim.request_id}
+        batch = [(sql, [parameters[name] for name in names]) for sql, names in self._wait_texts]
+        driver_error = connection.dialect.loaded_dbapi.Error
+        try:
+            [(limit, *_)], _, rows = pipeline.send(batch, begins=False)
+        except driver_error as error:
+            raise_as_sqlalchemy(connection, error, batch[1][0])
+        return limit, found(rows[0] if rows else None)
+
+    @cached_property
+    def _wait_texts(self) -> list[tuple[str, tuple[str, ...]]]:
+        assert isinstance(self._statements, Statements)
+        return [numbered(each) for each in (self._statements.prepare_wait, WAIT, self._statements.look)]
 
     def is_open(self, connection: Connection) -> bool:
         """Return whether the driver and the state of the connection allow the fast path."""

@@ -130,6 +130,7 @@ class Statements:
     Attributes:
         insert_or_find: Claim one row if its lock is free; where that inserts nothing, read the row that is there.
         prepare_wait: Name the lock to WAIT for, and limit the wait; the first value is the limit in milliseconds, or 0.
+        look: Read the row that is there.
         complete: Store one result.
         complete_or_fail: The same, or find it done; raise LOST where there is no row.
         insert_many: Claim many rows, those whose lock is free.
@@ -156,6 +157,7 @@ class Statements:
 
         self.insert_or_find = self.claim_or(select_one, {}, is_plain=has_plain_types(table))
         self.prepare_wait = select(*limits(bindparam("milliseconds", type_=BigInteger)), kept("lock_key", lock_key))
+        self.look = find_one(table, select_one)
         self.complete = self._complete(*owned, result=bindparam("new_result"))
         self.complete_or_fail = or_fail(self.complete, table, owned, IS_SAME)
 
