@@ -119,7 +119,9 @@ class ByKey(OnPostgreSQL):
         self, connection: Connection, claim: NewClaim, proof: str, result: str, *, is_forced: bool = True
     ) -> int:
         """Update the row if its token is the claim's own and its time is that of this transaction."""
-        return self._complete.rowcount(connection, completion_parameters(claim, proof, result, is_forced=is_forced))
+        return self._complete.rowcount(
+            connection, completion_parameters(claim, proof, result, is_forced=is_forced, is_plain=self._is_plain)
+        )
 
     def complete_many(
         self, connection: Connection, claims: NewClaims, proof: str, results: dict[str, str], *, is_forced: bool = True

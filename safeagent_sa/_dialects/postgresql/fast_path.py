@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
@@ -54,7 +55,7 @@ class FastPath:
             return None
         driver_error = connection.dialect.loaded_dbapi.Error
         try:
-            row, names = pipeline.begin(self._texts, claim_parameters(claim))
+            row, names = pipeline.begin(self._texts, claim_parameters(claim, is_plain=True))
         except driver_error as error:
             if error.sqlstate in _NOT_AGAIN:
                 raise DBAPIError.instance(
@@ -114,18 +115,18 @@ class FastPath:
         pipeline = self._pipeline(connection)
         if pipeline is None:
             return None
-        from .pipeline import PipelinedCompletion  # noqa: PLC0415 - it imports the driver
-
-        parameters = completion_parameters(claim, proof, result, is_forced=is_forced)
-        return PipelinedCompletion(pipeline, self._texts, parameters, names, _is_lost, on_lost)
+        parameters = completion_parameters(claim, proof, result, is_forced=is_forced, is_plain=True)
+        made: PipelinedCompletion = _module().PipelinedCompletion(
+            pipeline, self._texts, parameters, names, _is_lost, on_lost
+        )
+        return made
 
     def _pipeline(self, connection: Connection) -> Pipeline | None:
         # SQLAlchemy translates a schema when it executes a statement.
         if connection.dialect.driver not in ("psycopg", "psycopg_async") or is_translated(connection):
             return None
-        from .pipeline import Pipeline  # noqa: PLC0415 - it imports the driver
-
-        return Pipeline.of(connection)
+        found: Pipeline | None = _module().Pipeline.of(connection)
+        return found
 
     @cached_property
     def _texts(self) -> Texts:
@@ -133,6 +134,14 @@ class FastPath:
 
         texts = [numbered(sql) for sql in (self._statements.insert_or_find, self._statements.complete_or_fail)]
         return Texts(*(Text(*text) for text in texts))
+
+
+@cache
+def _module() -> ModuleType:
+    # Imported here, since it imports the driver; and once, since every claim asks.
+    from . import pipeline  # noqa: PLC0415
+
+    return pipeline
 
 
 def _is_lost(error: Any) -> bool:

@@ -67,7 +67,7 @@ class PostgreSQL(OnPostgreSQL):
     def insert_or_find(self, connection: Connection, claim: NewClaim) -> Inserted | StoredRequest | None:
         """Insert if the lock is free and the key is new, else return the row that the statement's snapshot shows."""
         try:
-            row = self._insert_or_find.first(connection, claim_parameters(claim))
+            row = self._insert_or_find.first(connection, claim_parameters(claim, is_plain=self._is_plain))
         except DBAPIError as error:
             refuse_read_only(error)
             raise
@@ -79,7 +79,7 @@ class PostgreSQL(OnPostgreSQL):
         """Do as `insert_or_find` does, in one statement, too."""
         statement = self._statements.claim_or(look, further)
         try:
-            row: Any = connection.execute(statement, claim_parameters(claim)).first()
+            row: Any = connection.execute(statement, claim_parameters(claim, is_plain=False)).first()
         except DBAPIError as error:
             refuse_read_only(error)
             raise
@@ -132,7 +132,7 @@ class PostgreSQL(OnPostgreSQL):
         self, connection: Connection, claim: NewClaim, proof: str, result: str, *, is_forced: bool = True
     ) -> int:
         """Update the row if it has the claim's token, and this is the claim's transaction."""
-        parameters = completion_parameters(claim, proof, result, is_forced=is_forced)
+        parameters = completion_parameters(claim, proof, result, is_forced=is_forced, is_plain=self._is_plain)
         return self._complete.rowcount(connection, parameters)
 
     def insert_many(self, connection: Connection, claims: NewClaims) -> dict[str, Inserted]:

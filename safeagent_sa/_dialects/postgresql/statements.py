@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +73,7 @@ def lock_name(scope: str, request_id: str) -> str:
     return f"{scope}\x1f{request_id}"
 
 
-def claim_parameters(claim: NewClaim) -> dict[str, Any]:
+def claim_parameters(claim: NewClaim, *, is_plain: bool) -> dict[str, Any]:
     """Return the parameters of `Statements.insert_or_find`."""
     scope, request_id, action, fingerprint, token = claim
     return {
@@ -80,17 +81,24 @@ def claim_parameters(claim: NewClaim) -> dict[str, Any]:
         "request_id": request_id,
         "action": action,
         "fingerprint": fingerprint,
-        "token": token,
+        "token": _written(token) if is_plain else token,
         "lock_name": lock_name(scope, request_id),
     }
 
 
-def completion_parameters(claim: NewClaim, proof: str, result: str, *, is_forced: bool) -> dict[str, Any]:
+def _written(token: uuid.UUID) -> str:
+    # Drivers write a UUID with its dashes, which takes as long as all the other values together.
+    return token.bytes.hex()
+
+
+def completion_parameters(
+    claim: NewClaim, proof: str, result: str, *, is_forced: bool, is_plain: bool
+) -> dict[str, Any]:
     """Return the parameters of `Statements.complete` and `complete_or_fail`."""
     return {
         "key_scope": claim.scope,
         "key_request_id": claim.request_id,
-        "key_token": claim.token,
+        "key_token": _written(claim.token) if is_plain else claim.token,
         "proof": proof,
         "new_result": result,
         "is_forced": is_forced,
