@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from .._dialects.postgresql.prepared import Names
 
 
+_CLAIMED = ExecutionStatus.CLAIMED.value
+
+
 class Claim(NamedTuple):
     """A claim that was granted: the handle for the caller, and the open claim unless it is a replay."""
 
@@ -92,7 +95,7 @@ def claim(
         session_watch.suppose(error, session, connection, protocol, row, audience=audience)
         raise
     if isinstance(found, StoredRequest):
-        if found.status == ExecutionStatus.CLAIMED:
+        if found.status == _CLAIMED:
             found = _find_pending(connection, protocol, request.key, found)
         return Claim(replay(session, connection, settings, request, found, audience=audience), None)
 
@@ -173,7 +176,7 @@ def replay(
     audience: Audience,
 ) -> Execution[Any]:
     """Return the replay of a stored request, or raise the error that its status asks for."""
-    own = session_watch.own_claim(connection, stored.token) if stored.status == ExecutionStatus.CLAIMED else None
+    own = session_watch.own_claim(connection, stored.token) if stored.status == _CLAIMED else None
     try:
         receipt = answer(request, settings.fingerprinter, stored, own=None if own is None else own.audience)
     except RequestConflictError as error:
