@@ -21,6 +21,10 @@ from .latency import PREPARED
 from .server import place
 
 
+WARM = 8
+"""Transactions before a count: Python adapts its bytecode to the types that it meets, and the contestant before had others."""
+
+
 def mark() -> None:
     """Let callgrind write down its counts."""
     os.getloadavg()
@@ -55,7 +59,7 @@ class Counted:
 
     def _count(self, name: str, times: int) -> list[str]:
         contestant = self._found[name]
-        contestant(2)
+        contestant(WARM)
         gc.collect()
         gc.freeze()  # what the other contestants have made is not to be looked through here
         mark()

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from .._dialects.postgresql.prepared import Names
 
 
+_CLAIMED = ExecutionStatus.CLAIMED.value
+
+
 class Claim(NamedTuple):
     """A claim that was granted: the handle for the caller, and the open claim unless it is a replay."""
 
@@ -86,13 +89,13 @@ def claim(
         audience.is_pipelined = begun is not None
         found = begun.found if begun else protocol.insert_or_find(connection, row)
         if found is None:
-            found = _find_or_wait(connection, protocol, row, audience, wait_timeout)
+            found = _find_or_wait(connection, protocol, row, audience, wait_timeout, fast_path=fast_path)
     except BaseException as error:
         advise(error, protocol, settings.table)
         session_watch.suppose(error, session, connection, protocol, row, audience=audience)
         raise
     if isinstance(found, StoredRequest):
-        if found.status == ExecutionStatus.CLAIMED:
+        if found.status == _CLAIMED:
             found = _find_pending(connection, protocol, request.key, found)
         return Claim(replay(session, connection, settings, request, found, audience=audience), None)
 
@@ -139,7 +142,13 @@ def _fast_path(connection: Connection, protocol: ClaimProtocol) -> FastPath | No
 
 
 def _find_or_wait(
-    connection: Connection, protocol: ClaimProtocol, row: NewClaim, audience: Audience, wait_timeout: float | None
+    connection: Connection,
+    protocol: ClaimProtocol,
+    row: NewClaim,
+    audience: Audience,
+    wait_timeout: float | None,
+    *,
+    fast_path: FastPath | None,
 ) -> Inserted | StoredRequest:
     """Read the row again, with a newer snapshot, or wait for the request and claim again."""
     found: Inserted | StoredRequest | None = None
@@ -148,7 +157,7 @@ def _find_or_wait(
         found = protocol.find(connection, row.scope, row.request_id)
     else:
         start = time.monotonic()
-        found = protocol.claim_within(connection, row, wait_timeout)
+        found = protocol.claim_within(connection, row, wait_timeout, fast_path)
         waited = time.monotonic() - start
         audience.notify("Waited", seconds=waited)
     if found is None:
@@ -167,7 +176,7 @@ def replay(
     audience: Audience,
 ) -> Execution[Any]:
     """Return the replay of a stored request, or raise the error that its status asks for."""
-    own = session_watch.own_claim(connection, stored.token) if stored.status == ExecutionStatus.CLAIMED else None
+    own = session_watch.own_claim(connection, stored.token) if stored.status == _CLAIMED else None
     try:
         receipt = answer(request, settings.fingerprinter, stored, own=None if own is None else own.audience)
     except RequestConflictError as error:

@@ -161,11 +161,11 @@ class ClaimProtocol(ABC):
 
     @abstractmethod
     def claim_within(
-        self, connection: Connection, claim: NewClaim, seconds: float | None
+        self, connection: Connection, claim: NewClaim, seconds: float | None, fast_path: FastPath | None = None
     ) -> Inserted | StoredRequest | None:
         """Do as `insert_or_find` does, and wait until the request is free, at most so many seconds; None for no limit.
 
-        The transaction goes on in each case.
+        The transaction goes on in each case. Where a fast path is given, the wait may go by it.
         """
 
     @abstractmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Connection, Table, Text, bindparam, func, insert, literal_column, select, update
 from sqlalchemy.exc import DBAPIError
@@ -28,6 +28,10 @@ from .base import (
 )
 from .capabilities import Capabilities
 from .drivers import TransactionState, transaction_state
+
+
+if TYPE_CHECKING:
+    from .postgresql.fast_path import FastPath
 
 
 # No proof but the token: SQLite has no transaction ids.
@@ -107,7 +111,7 @@ class SQLite(ClaimProtocol):
         return self.find(connection, claim.scope, claim.request_id)
 
     def claim_within(
-        self, connection: Connection, claim: NewClaim, seconds: float | None
+        self, connection: Connection, claim: NewClaim, seconds: float | None, fast_path: FastPath | None = None
     ) -> Inserted | StoredRequest | None:
         """Look once more: the wait was for the whole database, and it is over."""
         return self.insert_or_find(connection, claim)

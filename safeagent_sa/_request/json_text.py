@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import NoneType
 from typing import Any
 
@@ -165,8 +165,22 @@ def _refuse_constant(_name: str) -> float:
 
 _strict = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_refuse_constant).decode
 
-# Made once: `json.dumps` with options makes an encoder on every call.
-_dump = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_refuse_object).encode
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_refuse_object)
+
+
+def _dumper() -> Callable[[Any], str]:
+    """Return what writes compact JSON: made once, while `json.dumps` makes an encoder on every call, and `encode` a part of it."""
+    # In the order of its parameters: no check for cycles, which end as a RecursionError.
+    arguments = (None, _refuse_object, json.encoder.encode_basestring, None, ":", ",", False, False, False)
+    try:
+        chunks_of: Any = json.encoder.c_make_encoder(*arguments)  # type: ignore[attr-defined, misc, unused-ignore]
+        chunks_of("", 0)
+    except (AttributeError, TypeError):  # another Python than CPython, or a newer one
+        return _ENCODER.encode
+    return lambda value: "".join(chunks_of(value, 0))
+
+
+_dump = _dumper()
 
 
 def _depth(text: str) -> int:

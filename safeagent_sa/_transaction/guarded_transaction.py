@@ -109,11 +109,11 @@ class GuardedTransaction:
         if not self.is_ended:
             self._refuse_second_database(connection)
         travelling: list[PipelinedCompletion] = []
-        proven: set[uuid.UUID] = set()
-        while waiting := [claim for token, claim in self.claims.items() if token not in proven]:
+        proven: set[OpenClaim] = set()
+        while waiting := [claim for claim in self.claims.values() if claim not in proven]:
             is_sent = False
             for claim in waiting:
-                proven.add(claim.row.token)
+                proven.add(claim)
                 completion = claim.completion
                 assert completion is not None  # refused above
                 with_commit = completion.with_commit(connection, claim) if may_pipeline else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import ReferenceType
 
@@ -61,7 +60,7 @@ class Completion(NamedTuple):
             self.result,
             is_forced=self.is_forced,
             names=self.names,
-            on_lost=partial(lost, claim),
+            on_lost=lambda: lost(claim),
         )
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 
 BLOCKS_KEY = "safeagent_sa.blocks"
-"""In `Session.info`: the claims whose block is open, by token."""
+"""In `Session.info`: the claims whose block is open, by themselves; tokens would take longer to look up."""
 
 
 class _Place:

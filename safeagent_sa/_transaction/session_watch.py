@@ -126,7 +126,7 @@ def watch(
     watch.claims.append(claim)
     if block is not None:
         audience.block = block
-        session.info.setdefault(open_guarded.BLOCKS_KEY, {})[row.token] = claim
+        session.info.setdefault(open_guarded.BLOCKS_KEY, {})[claim] = claim
     return claim
 
 
@@ -226,7 +226,7 @@ def _leave_block(claim: OpenClaim) -> None:
     claim.audience.block = None
     session = claim.session_ref()
     if session is not None:
-        _blocks(session).pop(claim.row.token, None)
+        _blocks(session).pop(claim, None)
 
 
 def _after_begin(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:

@@ -75,6 +75,7 @@ def test_what_is_counted_is_exact_and_large_tables_are_filled(run):
         assert 0.9 * whole < sum(stage["instructions"] for stage in stages.values()) < 1.1 * whole
         assert all(stage["calls"] for label, stage in stages.items() if label != "everything else")
     assert "| new / bare, pipelined |" in page
+    assert "A gate fails the build" in page
     counts, batches = found["sections"]["counts"], found["sections"]["batches"]
     assert counts["guarded"]["round_trips"] - counts["bare"]["round_trips"] == 2
     assert counts["replay"]["wal_bytes"] == 0

@@ -144,8 +144,8 @@ WAITING = {
     ),
     "a waiter that has lost takes the lock": Mutant(
         POSTGRESQL,
-        "self.find(connection, claim.scope, claim.request_id) or self.insert_or_find(connection, claim)\n            waited",
-        "self.insert_or_find(connection, claim)\n            waited",
+        "            found = found or self.insert_or_find(connection, claim)\n",
+        "            found = self.insert_or_find(connection, claim)\n",
         "test_a_waiter_that_lost_gives_the_lock_back_at_once",
     ),
     "lock_timeout leaks": Mutant(
@@ -156,14 +156,20 @@ WAITING = {
     ),
     "a waiter that was overtaken gives up": Mutant(
         POSTGRESQL,
-        "has_time = self._wait(",
-        "has_time = not self._wait(",
+        "        return limit == 0 or time.monotonic() - began < limit / 1000, there",
+        "        return False, there",
         "test_a_waiter_that_was_overtaken_waits_again",
+    ),
+    "a waiter of a pipelined guard looks before it waits": Mutant(
+        FAST_PATH,
+        "(self._statements.prepare_wait, WAIT, self._statements.look)",
+        "(self._statements.prepare_wait, self._statements.look, WAIT)",
+        "test_a_pipelined_waiter_costs_one_round_trip",
     ),
     "a waiter never gives up": Mutant(
         POSTGRESQL,
-        "return limit == 0 or time.monotonic() - began < limit / 1000",
-        "return True",
+        "return limit == 0 or time.monotonic() - began < limit / 1000, there",
+        "return True, there",
         "test_a_wait_that_has_taken_its_time_is_the_last_one",
     ),
 }

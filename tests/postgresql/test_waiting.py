@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
-from support.app import asked, deliver, pay
+from support.app import Port, asked, deliver, pay
 from support.patience import PATIENCE
+from support.wire import MessageProxy
 
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError
 
@@ -471,3 +472,48 @@ def test_a_very_long_wait_is_no_error(postgresql):
         holder.flush()
 
     assert caught.value.waited >= 0.045  # a little less than the statement may take
+
+
+@pytest.mark.parametrize(("pipeline", "trips"), [("off", 6), ("auto", 3)])
+def test_a_pipelined_waiter_costs_one_round_trip(postgresql, holder, pipeline, trips):
+    """BEGIN with the claim; the wait with the look behind it, which sees what was waited for; COMMIT."""
+    proxy = MessageProxy(postgresql.url)
+    engine = asked(create_engine(proxy.url, pool_size=1, max_overflow=0, pool_reset_on_return=None))
+    through = Port("postgresql", proxy.url, engine)
+    waiting = ExecutionGuard(pipeline=pipeline, wait_timeout=PATIENCE)
+    deliver(through, "order-0", waiting)
+    before = proxy.round_trips
+    with ThreadPoolExecutor() as pool:
+        called = pool.submit(deliver, through, "order-1", waiting)
+        wait_until(lambda: waiters(postgresql) == 1)
+        holder.commit()
+        execution = called.result(PATIENCE)
+    found = proxy.round_trips - before
+    engine.dispose()
+    proxy.close()
+
+    assert execution.is_replay
+    assert found == trips
+
+
+@pytest.mark.parametrize("pipeline", ["off", "auto"])
+def test_a_cancelled_wait_is_the_database_s_own_error(postgresql, holder, pipeline):
+    """Wrapped by SQLAlchemy, and the transaction can be rolled back and used again."""
+    waiting = ExecutionGuard(pipeline=pipeline, wait_timeout=PATIENCE)
+    with postgresql.sessions() as session, ThreadPoolExecutor() as pool:
+
+        def call():
+            with waiting.claim(session, "order-1", action="pay", payload={"amount": 100}):
+                pytest.fail("the block must not run")
+
+        called = pool.submit(call)
+        wait_until(lambda: waiters(postgresql) == 1)
+        with postgresql.engine.connect() as other:
+            other.execute(
+                text("SELECT pg_cancel_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+            )
+        error = called.exception(PATIENCE)
+        assert isinstance(error, DBAPIError)
+        assert (error.orig.sqlstate, error.connection_invalidated) == ("57014", False)
+        session.rollback()
+        assert session.scalar(text("SELECT 1")) == 1

@@ -22,6 +22,8 @@ from ..base import Inserted, StoredRequest, stored_of
 # can still lose.
 LOSABLE = {"off", "local"}
 
+_decode = json.JSONDecoder().raw_decode  # json.loads looks for blanks around the text, too
+
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
 _INSERTED = 2
 """The length of the array of an inserted row."""
@@ -45,7 +47,7 @@ def inserted_or_found(row: Any) -> Inserted | StoredRequest | None:
     if len(row) > 1:
         proof, durability, *stored = row
         return stored_of(stored) if proof is None else Inserted(proof, durability not in LOSABLE)
-    values = json.loads(row[0])
+    values = _decode(row[0])[0]
     return Inserted(values[0], values[1] not in LOSABLE) if len(values) == _INSERTED else _stored(values)
 
 
@@ -53,7 +55,7 @@ def found(row: Any) -> StoredRequest | None:
     """Return what the row of a look means, whichever form it has."""
     if row is None:
         return None
-    return stored_of(row) if len(row) > 1 else _stored(json.loads(row[0]))
+    return stored_of(row) if len(row) > 1 else _stored(_decode(row[0])[0])
 
 
 def _stored(values: list[Any]) -> StoredRequest:

@@ -19,7 +19,7 @@ and two transactions that claim two ids in opposite orders can deadlock (40P01).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Row, Table, func
 from sqlalchemy.exc import DBAPIError
@@ -31,6 +31,10 @@ from .key_statements import AT_ONCE, LOCK_NOT_AVAILABLE, RELEASE, RESTORE, ROLLB
 from .ready import Ready
 from .server import OnPostgreSQL, milliseconds_of, refuse_read_only, sqlstate_of
 from .statements import completion_parameters
+
+
+if TYPE_CHECKING:
+    from .fast_path import FastPath
 
 
 class ByKey(OnPostgreSQL):
@@ -59,7 +63,7 @@ class ByKey(OnPostgreSQL):
         return self._insert_or_find(connection, claim, AT_ONCE)
 
     def claim_within(
-        self, connection: Connection, claim: NewClaim, seconds: float | None
+        self, connection: Connection, claim: NewClaim, seconds: float | None, fast_path: FastPath | None = None
     ) -> Inserted | StoredRequest | None:
         """Do the same, and wait for the other transaction's end; the limit is for each one that is waited for."""
         return self._insert_or_find(connection, claim, milliseconds_of(seconds))
@@ -115,7 +119,9 @@ class ByKey(OnPostgreSQL):
         self, connection: Connection, claim: NewClaim, proof: str, result: str, *, is_forced: bool = True
     ) -> int:
         """Update the row if its token is the claim's own and its time is that of this transaction."""
-        return self._complete.rowcount(connection, completion_parameters(claim, proof, result, is_forced=is_forced))
+        return self._complete.rowcount(
+            connection, completion_parameters(claim, proof, result, is_forced=is_forced, is_plain=self._is_plain)
+        )
 
     def complete_many(
         self, connection: Connection, claims: NewClaims, proof: str, results: dict[str, str], *, is_forced: bool = True

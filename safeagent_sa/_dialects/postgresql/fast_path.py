@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from ..base import Begun, NewClaim
-from .answers import inserted_or_found
-from .ready import is_translated
+from ..base import Begun, NewClaim, StoredRequest
+from .answers import found, inserted_or_found
+from .ready import is_translated, raise_as_sqlalchemy
 from .statements import (
     LOST,
+    WAIT,
     Statements,
     claim_parameters,
     completion_parameters,
@@ -53,7 +55,7 @@ class FastPath:
             return None
         driver_error = connection.dialect.loaded_dbapi.Error
         try:
-            row, names = pipeline.begin(self._texts, claim_parameters(claim))
+            row, names = pipeline.begin(self._texts, claim_parameters(claim, is_plain=True))
         except driver_error as error:
             if error.sqlstate in _NOT_AGAIN:
                 raise DBAPIError.instance(
@@ -62,6 +64,34 @@ class FastPath:
             pipeline.give_up()
             return None
         return Begun(inserted_or_found(row), names)
+
+    def wait(
+        self, connection: Connection, lock: dict[str, Any], claim: NewClaim
+    ) -> tuple[int, StoredRequest | None] | None:
+        """Send the wait for a request, and the look at its row, in one batch; None where they must go one by one.
+
+        A statement of a batch has a snapshot of its time, like any other, so that the look sees what the wait was for.
+
+        Returns:
+            The limit of the wait in milliseconds, or 0; and the row.
+        """
+        statements = self._statements
+        pipeline = self._pipeline(connection)
+        if pipeline is None or not isinstance(statements, Statements):
+            return None
+        parameters = lock | {"key_scope": claim.scope, "key_request_id": claim.request_id}
+        batch = [(sql, [parameters[name] for name in names]) for sql, names in self._wait_texts]
+        driver_error = connection.dialect.loaded_dbapi.Error
+        try:
+            [(limit, *_)], _, rows = pipeline.send(batch, begins=False)
+        except driver_error as error:
+            raise_as_sqlalchemy(connection, error, batch[1][0])
+        return limit, found(rows[0] if rows else None)
+
+    @cached_property
+    def _wait_texts(self) -> list[tuple[str, tuple[str, ...]]]:
+        assert isinstance(self._statements, Statements)
+        return [numbered(each) for each in (self._statements.prepare_wait, WAIT, self._statements.look)]
 
     def is_open(self, connection: Connection) -> bool:
         """Return whether the driver and the state of the connection allow the fast path."""
@@ -85,18 +115,18 @@ class FastPath:
         pipeline = self._pipeline(connection)
         if pipeline is None:
             return None
-        from .pipeline import PipelinedCompletion  # noqa: PLC0415 - it imports the driver
-
-        parameters = completion_parameters(claim, proof, result, is_forced=is_forced)
-        return PipelinedCompletion(pipeline, self._texts, parameters, names, _is_lost, on_lost)
+        parameters = completion_parameters(claim, proof, result, is_forced=is_forced, is_plain=True)
+        made: PipelinedCompletion = _module().PipelinedCompletion(
+            pipeline, self._texts, parameters, names, _is_lost, on_lost
+        )
+        return made
 
     def _pipeline(self, connection: Connection) -> Pipeline | None:
         # SQLAlchemy translates a schema when it executes a statement.
         if connection.dialect.driver not in ("psycopg", "psycopg_async") or is_translated(connection):
             return None
-        from .pipeline import Pipeline  # noqa: PLC0415 - it imports the driver
-
-        return Pipeline.of(connection)
+        found: Pipeline | None = _module().Pipeline.of(connection)
+        return found
 
     @cached_property
     def _texts(self) -> Texts:
@@ -104,6 +134,14 @@ class FastPath:
 
         texts = [numbered(sql) for sql in (self._statements.insert_or_find, self._statements.complete_or_fail)]
         return Texts(*(Text(*text) for text in texts))
+
+
+@cache
+def _module() -> ModuleType:
+    # Imported here, since it imports the driver; and once, since every claim asks.
+    from . import pipeline  # noqa: PLC0415
+
+    return pipeline
 
 
 def _is_lost(error: Any) -> bool:

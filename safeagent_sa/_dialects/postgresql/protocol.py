@@ -60,12 +60,14 @@ class PostgreSQL(OnPostgreSQL):
             Ready(statement, is_plain=self._is_plain)
             for statement in (self._statements.insert_or_find, self._statements.complete)
         )
+        self._prepare_wait = Ready(self._statements.prepare_wait, is_plain=True)
+        self._wait = Ready(WAIT, is_plain=True)
         self.fast_path = FastPath(self._statements) if self._is_plain else None
 
     def insert_or_find(self, connection: Connection, claim: NewClaim) -> Inserted | StoredRequest | None:
         """Insert if the lock is free and the key is new, else return the row that the statement's snapshot shows."""
         try:
-            row = self._insert_or_find.first(connection, claim_parameters(claim))
+            row = self._insert_or_find.first(connection, claim_parameters(claim, is_plain=self._is_plain))
         except DBAPIError as error:
             refuse_read_only(error)
             raise
@@ -77,7 +79,7 @@ class PostgreSQL(OnPostgreSQL):
         """Do as `insert_or_find` does, in one statement, too."""
         statement = self._statements.claim_or(look, further)
         try:
-            row: Any = connection.execute(statement, claim_parameters(claim)).first()
+            row: Any = connection.execute(statement, claim_parameters(claim, is_plain=False)).first()
         except DBAPIError as error:
             refuse_read_only(error)
             raise
@@ -87,7 +89,7 @@ class PostgreSQL(OnPostgreSQL):
         return found if proof is None else Inserted(proof, is_durable=durability not in LOSABLE)
 
     def claim_within(
-        self, connection: Connection, claim: NewClaim, seconds: float | None
+        self, connection: Connection, claim: NewClaim, seconds: float | None, fast_path: FastPath | None = None
     ) -> Inserted | StoredRequest | None:
         """Wait for the lock, read and claim like any other caller, and again where another transaction was faster."""
         # No read before the first wait: the lock of a transaction that has ended is free.
@@ -95,34 +97,42 @@ class PostgreSQL(OnPostgreSQL):
         start, waited, has_time, rounds = time.monotonic(), 0.0, True, 0
         while found is None and has_time and rounds < _MAX_ROUNDS:
             rounds += 1
-            has_time = self._wait(connection, claim, None if seconds is None else seconds - waited)
-            # Read without the lock first, so that a caller that has lost never holds up others that are about to wait.
-            found = self.find(connection, claim.scope, claim.request_id) or self.insert_or_find(connection, claim)
+            left = None if seconds is None else seconds - waited
+            has_time, found = self._wait_and_look(connection, claim, left, fast_path)
+            found = found or self.insert_or_find(connection, claim)
             waited = time.monotonic() - start
         return found
 
-    def _wait(self, connection: Connection, claim: NewClaim, timeout: float | None) -> bool:
-        """Wait for the lock and give it back; return whether there is time left to wait again.
+    def _wait_and_look(
+        self, connection: Connection, claim: NewClaim, timeout: float | None, fast_path: FastPath | None
+    ) -> tuple[bool, StoredRequest | None]:
+        """Wait for the lock and give it back; return whether there is time left to wait again, and the row that is there now.
+
+        The row is read without the lock, so that a caller that has lost never holds up others that are about to wait.
 
         The session's statement_timeout bounds the wait as well, but as a lock_timeout: its own error (57014) is also that of
         a cancel by a person, which must not be swallowed. A deadlock (40P01) is raised to the caller, too.
         """
         lock = {"lock_name": lock_name(claim.scope, claim.request_id), "milliseconds": milliseconds_of(timeout)}
         began = time.monotonic()
-        limit: int = connection.execute(self._statements.prepare_wait, lock).one()[0]
         try:
-            connection.execute(WAIT)
+            answers = fast_path.wait(connection, lock, claim) if fast_path is not None else None
+            if answers is None:
+                limit = self._prepare_wait.first(connection, lock)[0]
+                self._wait.rowcount(connection, {})
+                answers = limit, self.find(connection, claim.scope, claim.request_id)
         except DBAPIError as error:
             if sqlstate_of(error) in _NO_PLPGSQL:
                 error.add_note(_WITHOUT_PLPGSQL)
             raise
-        return limit == 0 or time.monotonic() - began < limit / 1000
+        limit, there = answers
+        return limit == 0 or time.monotonic() - began < limit / 1000, there
 
     def complete(
         self, connection: Connection, claim: NewClaim, proof: str, result: str, *, is_forced: bool = True
     ) -> int:
         """Update the row if it has the claim's token, and this is the claim's transaction."""
-        parameters = completion_parameters(claim, proof, result, is_forced=is_forced)
+        parameters = completion_parameters(claim, proof, result, is_forced=is_forced, is_plain=self._is_plain)
         return self._complete.rowcount(connection, parameters)
 
     def insert_many(self, connection: Connection, claims: NewClaims) -> dict[str, Inserted]:

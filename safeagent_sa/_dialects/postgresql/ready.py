@@ -11,10 +11,11 @@ Whether anything listens is known to attributes that are not public; without the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, CursorResult, Dialect
+from sqlalchemy.exc import DBAPIError
 
 
 FoundT = TypeVar("FoundT")
@@ -74,6 +75,15 @@ class Ready:
             found = self._texts[dialect] = compiled.string, compiled.positiontup
         sql, names = found
         return sql, parameters if names is None else tuple([parameters[name] for name in names])
+
+
+def raise_as_sqlalchemy(connection: Connection, error: Any, sql: str) -> NoReturn:
+    """Raise an error of the driver's as SQLAlchemy would: wrapped, and with a lost connection replaced."""
+    handle: Any = getattr(connection, "_handle_dbapi_exception", None)
+    if handle is not None:
+        handle(error, sql, None, None, None)
+    driver_error = connection.dialect.loaded_dbapi.Error
+    raise DBAPIError.instance(sql, None, error, driver_error, dialect=connection.dialect) from error
 
 
 def is_unheard(connection: Connection) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +73,7 @@ def lock_name(scope: str, request_id: str) -> str:
     return f"{scope}\x1f{request_id}"
 
 
-def claim_parameters(claim: NewClaim) -> dict[str, Any]:
+def claim_parameters(claim: NewClaim, *, is_plain: bool) -> dict[str, Any]:
     """Return the parameters of `Statements.insert_or_find`."""
     scope, request_id, action, fingerprint, token = claim
     return {
@@ -80,17 +81,24 @@ def claim_parameters(claim: NewClaim) -> dict[str, Any]:
         "request_id": request_id,
         "action": action,
         "fingerprint": fingerprint,
-        "token": token,
+        "token": _written(token) if is_plain else token,
         "lock_name": lock_name(scope, request_id),
     }
 
 
-def completion_parameters(claim: NewClaim, proof: str, result: str, *, is_forced: bool) -> dict[str, Any]:
+def _written(token: uuid.UUID) -> str:
+    # Drivers write a UUID with its dashes, which takes as long as all the other values together.
+    return token.bytes.hex()
+
+
+def completion_parameters(
+    claim: NewClaim, proof: str, result: str, *, is_forced: bool, is_plain: bool
+) -> dict[str, Any]:
     """Return the parameters of `Statements.complete` and `complete_or_fail`."""
     return {
         "key_scope": claim.scope,
         "key_request_id": claim.request_id,
-        "key_token": claim.token,
+        "key_token": _written(claim.token) if is_plain else claim.token,
         "proof": proof,
         "new_result": result,
         "is_forced": is_forced,
@@ -130,6 +138,7 @@ class Statements:
     Attributes:
         insert_or_find: Claim one row if its lock is free; where that inserts nothing, read the row that is there.
         prepare_wait: Name the lock to WAIT for, and limit the wait; the first value is the limit in milliseconds, or 0.
+        look: Read the row that is there.
         complete: Store one result.
         complete_or_fail: The same, or find it done; raise LOST where there is no row.
         insert_many: Claim many rows, those whose lock is free.
@@ -156,6 +165,7 @@ class Statements:
 
         self.insert_or_find = self.claim_or(select_one, {}, is_plain=has_plain_types(table))
         self.prepare_wait = select(*limits(bindparam("milliseconds", type_=BigInteger)), kept("lock_key", lock_key))
+        self.look = find_one(table, select_one)
         self.complete = self._complete(*owned, result=bindparam("new_result"))
         self.complete_or_fail = or_fail(self.complete, table, owned, IS_SAME)
 
