@@ -114,10 +114,15 @@ class Block:
         left = (None, None, None) if error is None else (type(error), error, error.__traceback__)
         if hasattr(manager, "__aexit__"):
             await manager.__aexit__(*left)
-        elif error is None:
-            await run_in_threadpool(manager.__exit__, *left)  # flushes
+        elif error is None and self._has_to_write():
+            await run_in_threadpool(manager.__exit__, *left)
         else:
-            manager.__exit__(*left)  # sends nothing
+            manager.__exit__(*left)  # sends nothing, so it needs no thread
+
+    def _has_to_write(self) -> bool:
+        assert self.execution is not None
+        session = _plain(self._session)
+        return bool(session.new or session.dirty or session.deleted or list(self.execution.effects))
 
     def _note_commit(self, session: Any) -> None:
         self.is_committed = self.is_committed or not session.in_nested_transaction()

@@ -24,7 +24,7 @@ def answer(
     session: Any,
     key: str | None,
     asked: HttpRequest,
-    endpoint: Callable[[], HttpResponse],
+    endpoint: Callable[[Any], HttpResponse],
     *,
     scope: Callable[[], str | UUID | int | None],
     policy: HttpPolicy,
@@ -49,7 +49,7 @@ def answer(
             if execution is not None and execution.is_replay:
                 return HttpResponse.replay(execution.scope, execution.request_id, execution.result)
             try:
-                response = endpoint()
+                response = endpoint(execution)
             except Refusal as refusal:
                 response = policy.refusal(refusal)
             if not policy.is_stored(response.status, below=below):

@@ -31,7 +31,8 @@ Principal: TypeAlias = str | UUID | int | None
 class IdempotencyMiddleware:
     """Runs each POST and PATCH once for each key; it commits what the app has written in its session with the response.
 
-    The session is `scope["state"]["session"]`, in Starlette `request.state.session`. A response with a status of 400 or more
+    The session is `scope["state"]["session"]`, in Starlette `request.state.session`, and `state.execution` is the execution, for
+    its `effects`. A response with a status of 400 or more
     rolls back, since a raised error looks like a returned one here, and leaves the key free. Requests with other methods
     pass untouched, and have no such session. The app flushes, and does not commit.
 
@@ -118,7 +119,8 @@ class IdempotencyMiddleware:
                 send=send,
                 limit=self._guard._settings.max_result_bytes,  # noqa: SLF001 - the same package
             )
-            inner = {**scope, "state": {**scope.get("state", {}), "session": session}}
+            state = {**scope.get("state", {}), "session": session, "execution": execution}
+            inner = {**scope, "state": state}
             try:
                 with in_words_of_http("the middleware"):
                     await self._app(inner, _again(asked.body, receive), exchange.keep)

@@ -23,13 +23,14 @@ from starlette.types import Receive, Scope, Send
 from .._request.refusals import Refusal
 from .._transaction.open_guarded import in_its_own_place
 from ..errors import InvalidInputError, OutcomeError, SafeAgentError
+from ..execution import Execution
 from ._fastapi_block import KEY, AnsweredError, Block, UndoneError, claiming, is_async, response_of
 from ._fastapi_checks import name_of, refuse_late_commits, refuse_streams
 from ._openapi import problems, with_header, with_problems
 from .http import HttpPolicy, HttpRequest, in_words_of_http, principal
 
 
-__all__ = ["add_exception_handlers", "idempotency", "idempotent_route", "key_router"]
+__all__ = ["add_exception_handlers", "current_execution", "idempotency", "idempotent_route", "key_router"]
 
 _MARK = "__safeagent_idempotency__"
 _EndpointT = TypeVar("_EndpointT", bound=Callable[..., Any])
@@ -174,6 +175,30 @@ def idempotency(choice: bool | HttpPolicy) -> Callable[[_EndpointT], _EndpointT]
         return endpoint
 
     return decorate
+
+
+def current_execution(request: Request) -> Execution[Any] | None:
+    """Return the execution of a guarded request, as a dependency: its `effects` commit with the response.
+
+    Do not complete it; the route does so with the response.
+
+    Args:
+        request: The request.
+
+    Returns:
+        The execution; None for a request that is not guarded.
+
+    Example:
+        ```python
+        def pay(
+            execution: Annotated[Execution, Depends(current_execution)],
+            session: Annotated[Session, Depends(get_session, scope="function")],
+        ) -> Receipt:
+            execution.effects.add("email.confirmation", {"to": "a@example.com"})
+        ```
+    """
+    block: Block | None = request.scope.get(KEY)
+    return None if block is None else block.execution
 
 
 def add_exception_handlers(app: FastAPI, policy: HttpPolicy | None = None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec
 from uuid import UUID
 
-from flask import Response, current_app, make_response, request
+from flask import Response, current_app, g, make_response, request
 
 from ._owned import answer
 from .http import HttpPolicy, HttpRequest, HttpResponse, refuse_stream
@@ -28,7 +28,7 @@ def idempotent(
     """Return a decorator for a view: its response commits with its rows, or neither does; it commits and rolls back itself.
 
     The view flushes where it needs ids, and does not commit. A request without a key, where none is required, runs as
-    without the decorator. `after_request` hooks and session cookies come later and are not stored.
+    without the decorator. `flask.g.execution` is the execution, for its `effects`. `after_request` hooks and session cookies come later and are not stored.
 
     Args:
         guard: An ExecutionGuard.
@@ -68,7 +68,8 @@ def idempotent(
                 return call() if key is None else _response(key)
             made: list[Response] = []
 
-            def endpoint() -> HttpResponse:
+            def endpoint(execution: Any) -> HttpResponse:
+                g.execution = execution
                 made.append(call())
                 return _seen(made[0], asked.action)
 

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
     from .._transaction.run import SessionFactory
 
-__all__ = ["SESSION", "IdempotencyMiddleware"]
+__all__ = ["EXECUTION", "SESSION", "IdempotencyMiddleware"]
 
 SESSION = "safeagent_sa.session"
 """The key of the session in the environ of a guarded request."""
+
+EXECUTION = "safeagent_sa.execution"
+"""The key of the execution, for its `effects`; None for a request without a key."""
 
 
 class IdempotencyMiddleware:
@@ -105,9 +108,9 @@ class _Captured:
         self.response: HttpResponse | None = None
         self._chunks: list[bytes] = []
 
-    def call(self) -> HttpResponse:
+    def call(self, execution: Any) -> HttpResponse:
         """Call the app, and return its whole response."""
-        parts = self._app(self._environ, self._start_response)
+        parts = self._app({**self._environ, EXECUTION: execution}, self._start_response)
         try:
             for part in parts:
                 self._write(part)

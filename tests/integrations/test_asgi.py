@@ -156,6 +156,16 @@ def test_an_app_that_answers_a_failed_commit_with_success_is_not_heard(sqlite):
         assert Client(app).post("/", key="k-1").status_code == 500
 
 
+def test_the_effects_of_an_execution_commit_with_the_response(sqlite):
+    async def pay(request):
+        request.state.execution.effects.add("email", {"to": "a"})
+        return JSONResponse({})
+
+    with a_client(sqlite, pay) as client:
+        assert [client.post("/pay", key="k-1").status_code for _ in range(2)] == [200, 200]
+    assert [name for name, _ in sqlite.requests()] == ["k-1", "k-1/email"]
+
+
 def test_streams_are_refused(sqlite):
     def stream(_payment):
         return StreamingResponse(iter([b"data"]), media_type="text/event-stream")

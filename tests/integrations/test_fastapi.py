@@ -16,6 +16,7 @@ from support.web import Client, async_sessions
 
 from safeagent_sa import (
     ClaimLostError,
+    Execution,
     ExecutionGuard,
     MisuseError,
     NotCompletedError,
@@ -23,7 +24,13 @@ from safeagent_sa import (
     UnsupportedSessionError,
 )
 from safeagent_sa.aio import AsyncExecutionGuard
-from safeagent_sa.integrations.fastapi import add_exception_handlers, idempotency, idempotent_route, key_router
+from safeagent_sa.integrations.fastapi import (
+    add_exception_handlers,
+    current_execution,
+    idempotency,
+    idempotent_route,
+    key_router,
+)
 from safeagent_sa.integrations.http import HttpPolicy
 
 
@@ -354,6 +361,21 @@ def test_a_refusal_keeps_the_rows_and_is_the_answer_of_every_retry(port):
     assert (first.json()["data"], again.content) == ({"limit": 5}, first.content)
     assert again.headers["idempotent-replayed"] == "true"
     assert shop.count("declined") == 1
+
+
+@on_one
+def test_the_effects_of_an_execution_commit_with_the_response(shop):
+    @shop.router.post("/payments")
+    def post_payment(
+        execution: Annotated[Execution, Depends(current_execution)],
+        session: Annotated[Session, Depends(shop.session, scope="function")],
+    ):
+        session.add(Payment(reference="a", amount=1))
+        execution.effects.add("email", {"to": "a"})
+
+    client = shop.open()
+    assert [client.post("/payments", key="k-1").status_code for _ in range(2)] == [200, 200]
+    assert [name for name, _ in shop.port.requests()] == ["k-1", "k-1/email"]
 
 
 @on_one

@@ -130,6 +130,12 @@ def test_a_refusal_keeps_the_rows_and_is_the_answer_of_every_retry(shop):
     assert shop.port.payments("declined") == 1
 
 
+def test_the_effects_of_an_execution_commit_with_the_response(shop):
+    shop.add("/pay", lambda: g.execution.effects.add("email", {"to": "a"}))
+    assert [shop.post("/pay", "k-1").status_code for _ in range(2)] == [200, 200]
+    assert [name for name, _ in shop.port.requests()] == ["k-1", "k-1/email"]
+
+
 @pytest.mark.parametrize("answer", [lambda: Response(iter(["a"])), lambda: send_file(io.BytesIO(b"a"), "text/plain")])
 def test_streams_and_files_are_refused(shop, answer):
     def view():

@@ -9,7 +9,7 @@ from support.app import Payment
 
 from safeagent_sa import ExecutionGuard, MisuseError, NotCompletedError
 from safeagent_sa.integrations.http import HttpPolicy
-from safeagent_sa.integrations.wsgi import SESSION, IdempotencyMiddleware
+from safeagent_sa.integrations.wsgi import EXECUTION, SESSION, IdempotencyMiddleware
 
 
 def tenant(environ):
@@ -89,6 +89,17 @@ def test_an_app_that_commits_gets_the_words_for_it(sqlite):
     with pytest.raises(NotCompletedError, match=r"commits, .* Call session.flush\(\) there; the middleware commits"):
         client(sqlite, commits).post("/pay", headers=KEY)
     assert sqlite.payments("a") == 0
+
+
+def test_the_effects_of_an_execution_commit_with_the_response(sqlite):
+    def pay(environ, start_response):
+        environ[EXECUTION].effects.add("email", {"to": "a"})
+        start_response("200 OK", [])
+        return []
+
+    web = client(sqlite, pay)
+    assert [web.post("/pay", headers=KEY).status_code for _ in range(2)] == [200, 200]
+    assert [name for name, _ in sqlite.requests()] == ["k-1", "k-1/email"]
 
 
 def test_streams_and_large_responses_are_refused(sqlite):
