@@ -246,6 +246,18 @@ def test_with_a_factory_each_call_is_a_whole_transaction(port):
         pay()
 
 
+@before_any_sql
+def test_an_unknown_keyword_is_the_type_error_of_a_plain_call(port):
+    @guard.idempotent(request_id="{order_id}", action="pay", session_factory=port.sessions)
+    def pay(session: Session, order_id: int, amount: int = 1) -> int:
+        return amount
+
+    for wrong in ({"order_id": 1, "amout": 2}, {"order_id": 1, "session": None}, {"amount": 2}):
+        with pytest.raises(TypeError, match=r"amout|session|order_id"):
+            pay(**wrong)
+    assert pay(order_id=1) == 1
+
+
 def test_a_global_session_is_used_by_a_function_that_takes_none(port):
     db = scoped_session(port.sessions)
 

@@ -1746,6 +1746,77 @@ BLOCKS = {
     ),
 }
 
+AGENTS = "integrations/agents/"
+
+TOOLS_OF_AGENTS = {
+    "a replay is an error to the model": Mutant(
+        AGENTS + "_answers.py",
+        "return self.status not in (AnswerStatus.EXECUTED, AnswerStatus.REPLAYED)",
+        "return self.status is not AnswerStatus.EXECUTED",
+        "test_a_repetition_gets_the_same_receipt_and_the_words_that_nothing_was_done_again test_every_outcome_has_an_answer_and_every_mistake_is_raised",
+    ),
+    "the context of a framework is a part of the payload": Mutant(
+        AGENTS + "_tools.py",
+        "ignore={*filled_in(fn), *ignore},",
+        "ignore=ignore,",
+        "test_the_context_names_scope_and_key_whatever_the_tool_calls_it_and_is_no_payload",
+    ),
+    "a key for each call is accepted": Mutant(
+        AGENTS + "_keys.py",
+        '        if why is not None:\n            raise ValueError(f"request_id is made of',
+        '        if False:\n            raise ValueError(f"request_id is made of',
+        "test_a_key_that_each_attempt_makes_for_itself_is_refused_at_the_decoration",
+    ),
+    "a tool without a scope is accepted": Mutant(
+        AGENTS + "_keys.py",
+        'if scope is None or scope == "":',
+        "if False:",
+        "test_a_missing_scope_is_refused_at_the_decoration",
+    ),
+    "a conflict hides the earlier receipt": Mutant(
+        AGENTS + "_calls.py",
+        "return with_receipt(answer, receipt)",
+        "return answer",
+        "test_other_arguments_are_a_conflict_that_shows_the_earlier_receipt",
+    ),
+    "a cancelled caller cancels its effect": Mutant(
+        AGENTS + "_shield.py",
+        "return await asyncio.shield(task)",
+        "return await task",
+        "test_the_outcome_of_an_effect_is_recorded_although_its_caller_is_gone",
+    ),
+    "a running effect is answered at once": Mutant(
+        AGENTS + "_calls.py",
+        "if time.monotonic() + pause > until:",
+        "if True:",
+        "test_a_call_waits_inside_the_tool_for_the_outcome_of_an_effect",
+    ),
+    "an intent is committed without its approval": Mutant(
+        AGENTS + "_intents.py",
+        "if not (intent.verdict or intent.is_committed):",
+        "if False:",
+        "test_an_intent_is_committed_once_after_its_approval",
+    ),
+    "the intents of all scopes have one handle": Mutant(
+        AGENTS + "_intents.py",
+        "canonical_json([key.scope, self._action, key.request_id, plain])",
+        "canonical_json([self._action, key.request_id, plain])",
+        "test_the_same_intent_has_the_same_handle_and_another_one_another",
+    ),
+    "a failed call is remembered as a repetition": Mutant(
+        AGENTS + "_repeats.py",
+        "        seconds = time.monotonic() - at",
+        "        self.remember(mark, request_id)\n        seconds = time.monotonic() - at",
+        "test_a_call_that_failed_is_no_reason_to_refuse_the_next_one",
+    ),
+    "a keyword that the function does not have is taken": Mutant(
+        SIGNATURE,
+        "if len(every) == len(self._defaults) + len(self._required):",
+        "if True:",
+        "test_an_unknown_keyword_is_the_type_error_of_a_plain_call",
+    ),
+}
+
 MUTANTS = {
     **SHORT_WAY,
     **BLOCKS,
@@ -1764,4 +1835,5 @@ MUTANTS = {
     **EFFECTS,
     **RUNNING,
     **AROUND,
+    **TOOLS_OF_AGENTS,
 }

@@ -42,6 +42,7 @@ SUITE = [
     "tests/conformance",
     "tests/postgresql",
     "tests/crash/test_connection_loss.py",
+    "tests/integrations/test_agent_tools.py",
 ]
 _ONE_AT_A_TIME = Lock()
 
