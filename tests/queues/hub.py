@@ -16,8 +16,8 @@ class Event:
         self._line = line
 
     def release(self):
-        """Let the worker go on."""
-        with self._line:
+        """Let the worker go on, if it waits."""
+        if self.waits:
             self._line.sendall(b"\n")
 
 

@@ -130,6 +130,6 @@ def test_a_broker_that_loses_its_power(system, hub, postgresql, is_guarded):
 
     system.work(is_guarded=is_guarded)
     system.send("pay", 2)  # the queue goes on
-    hub.wait("committed")
+    hub.wait("committed").release()
     end(system)
     assert rows(postgresql, 2) == 1
