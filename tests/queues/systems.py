@@ -21,11 +21,11 @@ APPS = Path(__file__).parent / "apps"
 class Worker:
     """A worker and all its processes, in a process group."""
 
-    def __init__(self, command, environment, log, cwd=APPS):
+    def __init__(self, command, environment, log, cwd=APPS, python=sys.executable):
         self.log = log
         with log.open("a") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", *command],
+                [python, "-W", "ignore", *command],
                 cwd=cwd,
                 env=environment,
                 stdin=subprocess.DEVNULL,

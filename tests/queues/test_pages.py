@@ -34,7 +34,7 @@ class Page:
     """The files and commands of a page, in a folder and on a database of the test."""
 
     def __init__(self, name, folder, url, broker):
-        self.folder, self.workers = folder, []
+        self.folder, self.workers, self.python = folder, [], sys.executable
         folder.mkdir()
         self.commands = []
         page = (ROOT / "docs" / "queues" / name).read_text()
@@ -56,7 +56,7 @@ class Page:
 
     def run(self, *arguments):
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", *arguments],
+            [self.python, "-W", "ignore", *arguments],
             cwd=self.folder,
             env=self.environment,
             capture_output=True,
@@ -68,7 +68,7 @@ class Page:
         return done.stdout
 
     def work(self, *arguments):
-        worker = Worker(arguments, self.environment, self.folder / "log", cwd=self.folder)
+        worker = Worker(arguments, self.environment, self.folder / "log", cwd=self.folder, python=self.python)
         self.workers.append(worker)
         return worker
 
@@ -184,6 +184,18 @@ for order_id in (42, 42, 43):
 }
 
 
+PRODUCE_FOR_ARQ = """
+import asyncio
+from arq import create_pool
+from arq_jobs import WorkerSettings
+async def main():
+    pool = await create_pool(WorkerSettings.redis_settings)
+    for order_id in (42, 42, 43):
+        await pool.enqueue_job("pay", order_id, 100)
+asyncio.run(main())
+"""
+
+
 @pytest.mark.parametrize(
     ("producer", "broker", "worker"),
     [
@@ -198,6 +210,17 @@ def test_a_recipe_pays_each_order_once(follow, request, producer, broker, worker
     page = follow("other-queues.md", broker)
     page.run("-c", PRODUCERS[producer])
     page.work(*worker.format(url=request.getfixturevalue(broker).url).split())
+    page.wait_for(43)
+    assert (page.rows(42), page.rows(43)) == (1, 1), page.logs()
+
+
+def test_the_recipe_for_arq_pays_each_order_once(follow):
+    page = follow("other-queues.md", "redis")
+    page.python = os.environ.get("SAFEAGENT_ARQ_PYTHON")
+    if page.python is None:
+        pytest.fail("arq needs an environment without the other queues: run `make test-queues`", pytrace=False)
+    page.run("-c", PRODUCE_FOR_ARQ)
+    page.work("-m", "arq", "arq_jobs.WorkerSettings")
     page.wait_for(43)
     assert (page.rows(42), page.rows(43)) == (1, 1), page.logs()
 
