@@ -1748,6 +1748,12 @@ BLOCKS = {
 }
 
 QUEUES = {
+    "a refusal is a dead letter": Mutant(
+        MESSAGES,
+        "    Kind.REFUSED: Disposition.ACKNOWLEDGE,\n",
+        "",
+        "test_a_refusal_is_the_stored_answer_and_is_acknowledged",
+    ),
     "an error of the function is taken for the guard's": Mutant(
         MESSAGES,
         "if is_own or (",
@@ -1785,9 +1791,9 @@ QUEUES = {
         "test_a_message_without_a_good_id_is_bad_input",
     ),
     "what a framework supplies is a part of the payload": Mutant(
-        SIGNATURE,
-        "if each.name not in self.supplied]",
-        "]",
+        TASKS,
+        "ignore=self.filled_in,",
+        "ignore=(),",
         "test_what_a_framework_supplies_is_no_part_of_the_payload",
     ),
 }

@@ -42,6 +42,8 @@ SUITE = [
     "tests/conformance",
     "tests/postgresql",
     "tests/crash/test_connection_loss.py",
+    "tests/integrations/test_messages.py",
+    "tests/integrations/test_tasks.py",
 ]
 _ONE_AT_A_TIME = Lock()
 
