@@ -20,9 +20,11 @@ AGENTS_VENV := .venv-agents$(PINNED)
 AGENTS_BIN := $(AGENTS_VENV)/bin
 AGENTS_READY := $(AGENTS_VENV)/.ready
 HTTP_READY := .venv-http/.ready
+QUEUES_READY := .venv-queues/.ready
+ARQ_READY := .venv-arq/.ready
 OLDEST_READY := .venv-fastapi-oldest/.ready
 
-.PHONY: help demo demo-agents test test-all check words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents test-http mutants matrix nightly clean
+.PHONY: help demo demo-agents test test-all check words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents test-http test-queues mutants matrix nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -89,6 +91,10 @@ test-http: $(HTTP_READY) $(OLDEST_READY)  ## HTTP adapters and webhooks: real se
 	.venv-http/bin/python -m pytest -m http tests/http $(ARGS)
 	.venv-fastapi-oldest/bin/python -m pytest tests/integrations/test_fastapi.py tests/docs/test_fastapi.py $(ARGS)
 
+# arq needs an older client of Redis than the other queues.
+test-queues: $(QUEUES_READY) $(ARQ_READY)  ## real queues whose workers and brokers are killed; the brokers must be installed
+	SAFEAGENT_ARQ_PYTHON=$(CURDIR)/.venv-arq/bin/python .venv-queues/bin/python -m pytest -m queues tests/queues $(ARGS)
+
 roads: $(READY)  ## every migration setup, such as with ALEMBIC=1.14
 	$(SUITE) tests/migrations tests/cli/test_revision.py tests/docs/test_migrations.py tests/docs/test_adopt_safeagent.py $(ARGS)
 
@@ -101,7 +107,7 @@ mutants: $(READY)  ## break the promises, one at a time, and check that a test f
 matrix: $(READY)  ## the promises on the supported versions of Python, PostgreSQL and SQLAlchemy
 	$(BIN)/python tests/matrix/run.py $(ARGS)
 
-nightly: $(READY)  ## mutants, stress, field, frameworks and matrix, with one table of results
+nightly: $(READY)  ## mutants, stress, field, frameworks, test-queues and matrix, with one table of results
 	$(BIN)/python tests/nightly/run.py $(ARGS)
 
 clean:  ## remove everything that these targets create
@@ -114,8 +120,10 @@ $(BENCH_READY): GROUPS := --group dev --group bench
 $(AGENTS_READY): GROUPS := --group agents
 $(READY): GROUPS := --group dev
 $(HTTP_READY): GROUPS := --group http
+$(QUEUES_READY): GROUPS := --group queues
+$(ARQ_READY): GROUPS := --group arq
 $(OLDEST_READY): GROUPS := --group fastapi-oldest
-$(READY) $(BENCH_READY) $(AGENTS_READY) $(HTTP_READY) $(OLDEST_READY): pyproject.toml
+$(READY) $(BENCH_READY) $(AGENTS_READY) $(HTTP_READY) $(OLDEST_READY) $(QUEUES_READY) $(ARQ_READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade pip

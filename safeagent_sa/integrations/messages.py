@@ -5,6 +5,7 @@ Every queue that redelivers gets the same answers:
 | outcome | answer to the queue |
 |---|---|
 | executed, replayed | acknowledge; the result is the stored one |
+| refused | acknowledge: the refusal is the stored answer, and the error has its data |
 | in_progress | come again after `retry_after` seconds, without using up a retry |
 | conflict, invalid, misuse | dead letter: no retry helps |
 | in_doubt | park, for a person: the words are in the error |

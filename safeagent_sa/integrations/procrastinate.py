@@ -175,6 +175,6 @@ def _message(fn: Callable[..., Any], args: tuple[Any, ...], *, takes_context: bo
 
 
 def _answer(outcome: Outcome) -> Any:
-    if outcome.error is not None:
-        raise JobAborted(str(outcome.error)) from outcome.error
-    return outcome.result
+    if outcome.disposition is Disposition.ACKNOWLEDGE:
+        return outcome.result
+    raise JobAborted(str(outcome.error)) from outcome.error

@@ -102,6 +102,17 @@ def test_a_message_that_no_retry_helps_is_for_the_dead_letters(port, change, kin
     assert str(outcome.error) in record.getMessage()
 
 
+def test_a_refusal_is_the_stored_answer_and_is_acknowledged(port, caplog):
+    with port.sessions() as session, session.begin():
+        with guard.claim(session, "order:1:pay", action="pay", payload={"amount": 100}) as execution:
+            execution.refuse({"code": "do_not_honor"}, type="card_declined")
+    outcome = once(port)
+    assert (outcome.kind, outcome.disposition, outcome.result) == ("refused", "acknowledge", None)
+    assert (outcome.error.type, outcome.error.data) == ("card_declined", {"code": "do_not_honor"})
+    assert port.payments("order:1:pay") == 0
+    assert caplog.records == []
+
+
 def test_what_the_function_raises_is_raised_and_frees_the_id(port):
     def fails(session, reference, amount):
         pay(session, reference, amount)

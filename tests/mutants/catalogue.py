@@ -34,6 +34,7 @@ DOUBT, FLOW, RELAY = "_effects/doubt.py", "_effects/flow.py", "_effects/relaying
 IDS, JSON_TEXT, RESULTS = "_request/ids.py", "_request/json_text.py", "_request/results.py"
 OWN_RESULTS = "_request/own_results.py"
 SIGNATURE, ARGUMENTS, TEMPLATE = "_request/signature.py", "_request/arguments.py", "_request/template.py"
+MESSAGES, TASKS = "integrations/messages.py", "integrations/_tasks.py"
 RETENTION, EXECUTION = "retention.py", "execution.py"
 
 CLAIMING = {
@@ -1817,7 +1818,59 @@ TOOLS_OF_AGENTS = {
     ),
 }
 
+QUEUES = {
+    "a refusal is a dead letter": Mutant(
+        MESSAGES,
+        "    Kind.REFUSED: Disposition.ACKNOWLEDGE,\n",
+        "",
+        "test_a_refusal_is_the_stored_answer_and_is_acknowledged",
+    ),
+    "an error of the function is taken for the guard's": Mutant(
+        MESSAGES,
+        "if is_own or (",
+        "if (",
+        "test_an_error_of_the_guard_that_the_function_raises_is_its_own",
+    ),
+    "a message in doubt is acknowledged": Mutant(
+        MESSAGES,
+        "Kind.IN_DOUBT: Disposition.PARK,",
+        "Kind.IN_DOUBT: Disposition.ACKNOWLEDGE,",
+        "test_a_message_in_doubt_is_parked_with_the_words_for_a_person",
+    ),
+    "a delivery beside a running one is acknowledged": Mutant(
+        MESSAGES,
+        "Kind.IN_PROGRESS: Disposition.COME_AGAIN,",
+        "Kind.IN_PROGRESS: Disposition.ACKNOWLEDGE,",
+        "test_a_delivery_beside_a_running_one_comes_again_and_holds_no_connection",
+    ),
+    "an effect that retries is parked": Mutant(
+        MESSAGES,
+        " or not guard.terms.takes_over_doubt",
+        " or True",
+        "test_an_effect_that_parks_is_parked_and_one_that_retries_is_raised",
+    ),
+    "two tasks share the id of a message": Mutant(
+        TASKS,
+        'return f"{self.task}:{self.id}"',
+        "return str(self.id)",
+        "test_a_message_is_named_by_its_task_and_its_id",
+    ),
+    "bad input is raised into the queue's retry": Mutant(
+        TASKS,
+        "except InvalidInputError as error:\n            return outcome_of(error, message.name)\n\n        def fn(",
+        "except ZeroDivisionError as error:\n            return outcome_of(error, message.name)\n\n        def fn(",
+        "test_a_message_without_a_good_id_is_bad_input",
+    ),
+    "what a framework supplies is a part of the payload": Mutant(
+        TASKS,
+        "ignore=self.filled_in,",
+        "ignore=(),",
+        "test_what_a_framework_supplies_is_no_part_of_the_payload",
+    ),
+}
+
 MUTANTS = {
+    **QUEUES,
     **SHORT_WAY,
     **BLOCKS,
     **CLAIMING,

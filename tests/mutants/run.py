@@ -43,6 +43,8 @@ SUITE = [
     "tests/postgresql",
     "tests/crash/test_connection_loss.py",
     "tests/integrations/test_agent_tools.py",
+    "tests/integrations/test_messages.py",
+    "tests/integrations/test_tasks.py",
 ]
 _ONE_AT_A_TIME = Lock()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parents[2]
-TARGETS = ["mutants", "stress", "field", "frameworks", "test-agents", "matrix"]
+TARGETS = ["mutants", "stress", "field", "frameworks", "test-agents", "test-queues", "matrix"]
 
 
 def main(targets: list[str], folder: Path = ROOT) -> int:
@@ -24,7 +24,7 @@ def main(targets: list[str], folder: Path = ROOT) -> int:
         rows.append((target, "passed" if is_good else "FAILED", f"{(time.monotonic() - begun) / 60:.1f}"))
     print()
     for target, result, minutes in [("target", "result", "minutes"), *rows]:
-        print(f"{target:10} {result:8} {minutes:>7}")
+        print(f"{target:12} {result:8} {minutes:>7}")
     return 0 if all(result == "passed" for _, result, _ in rows) else 1
 
 

@@ -1,0 +1,41 @@
+"""dramatiq, on RabbitMQ or Redis."""
+
+import dramatiq
+from common import BROKER_URL, IS_GUARDED, SessionLocal, guard, pay, pay_unguarded
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import CurrentMessage
+from sqlalchemy.orm import Session
+
+from safeagent_sa.integrations.dramatiq import guarded
+
+
+if BROKER_URL.startswith("amqp"):
+    broker = RabbitmqBroker(url=BROKER_URL)
+else:  # a worker is taken for dead after a second, and looked for with every command
+    broker = RedisBroker(url=BROKER_URL, heartbeat_timeout=1000, maintenance_chance=1_000_000)
+broker.add_middleware(CurrentMessage())
+dramatiq.set_broker(broker)
+
+task = dramatiq.actor(actor_name="pay", queue_name="payments", min_backoff=10, max_retries=3)
+keyed = dramatiq.actor(actor_name="pay_keyed", queue_name="payments", min_backoff=10, max_retries=3)
+
+if IS_GUARDED:
+
+    @task
+    @guarded(guard, SessionLocal)
+    def pay_once(session: Session, order_id: int, amount: int) -> None:
+        pay(session, order_id, amount)
+
+    @keyed
+    @guarded(guard, SessionLocal, request_id="order:{order_id}:pay")
+    def pay_keyed(session: Session, order_id: int, amount: int) -> None:
+        pay(session, order_id, amount)
+
+else:
+
+    def unguarded(order_id, amount):
+        pay_unguarded(order_id, amount)
+
+    task(unguarded)
+    keyed(unguarded)

@@ -1,0 +1,311 @@
+"""What the adapters refuse and warn about, and the ids of brokers that are not here, on recorded messages."""
+
+import asyncio
+import datetime as dt
+import json
+import warnings
+from types import SimpleNamespace
+
+import dramatiq
+import pytest
+from aiokafka import ConsumerRecord
+from celery import Celery, Task
+from dramatiq.brokers.stub import StubBroker
+from faststream import AckPolicy, Logger
+from faststream.exceptions import NackMessage, RejectMessage
+from faststream.kafka.message import FAKE_CONSUMER, KafkaAckableMessage
+from faststream.nats.message import NatsMessage
+from faststream.rabbit.message import RabbitMessage
+from nats.aio.msg import Msg
+from procrastinate import App, PsycopgConnector
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session
+from support.app import Payment
+
+from safeagent_sa import ExecutionGuard, errors
+from safeagent_sa.aio import AsyncExecutionGuard
+from safeagent_sa.effects import EffectContext
+from safeagent_sa.integrations import celery, faststream, procrastinate
+from safeagent_sa.integrations import dramatiq as dramatiq_adapter
+from safeagent_sa.integrations.messages import RedeliveryWarning, deliver
+
+
+pytestmark = pytest.mark.queues
+
+guard = ExecutionGuard()
+
+
+def pay(session: Session, order_id: int) -> int:
+    session.add(Payment(reference=f"order-{order_id}", amount=100))
+    return order_id
+
+
+def idle():
+    """Run by no worker."""
+
+
+class TestCelery:
+    @pytest.fixture
+    def app(self):
+        return Celery("test", broker="redis://127.0.0.1:1/0", set_as_current=False)
+
+    def test_a_task_that_acknowledges_early_warns(self, app, postgresql):
+        early = app.task(name="early")(celery.guarded(guard, postgresql.sessions)(pay))
+        late = app.task(name="late", acks_late=True)(celery.guarded(guard, postgresql.sessions)(pay))
+        with pytest.warns(RedeliveryWarning, match="acks_late=True, reject_on_worker_lost=True"):
+            assert early.apply((1,)).get() == 1
+        assert late.apply((1,)).get() == 1
+
+    def test_a_countdown_beyond_the_visibility_time_out_warns(self, app, postgresql):
+        task = app.task(name="late", acks_late=True)(celery.guarded(guard, postgresql.sessions)(pay))
+        plain = app.task(name="plain", acks_late=True)(idle)
+        consumer = SimpleNamespace(connection=app.connection_for_read())
+
+        def receive(task, seconds):
+            eta = dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=seconds)
+            celery._warn_of_long_countdowns(consumer, SimpleNamespace(task=task, eta=eta, app=app, name=task.name))
+
+        with pytest.warns(RedeliveryWarning, match=r"countdown of 7[12]\d\d s, and redis .* after 3600 s"):
+            receive(task, 7200)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            receive(task, 1800)
+            receive(plain, 7200)
+        app.conf.broker_transport_options = {"visibility_timeout": 60}
+        with pytest.warns(RedeliveryWarning, match="after 60 s"):
+            receive(task, 1800)
+
+    def test_a_bound_task_gets_itself_and_may_retry(self, app, postgresql):
+        seen = []
+
+        @app.task(bind=True, acks_late=True, max_retries=2, name="bound")
+        @celery.guarded(guard, postgresql.sessions)
+        def bound(self, session: Session, order_id: int) -> int:
+            seen.append((self.request.id, self.request.retries))
+            pay(session, order_id)
+            if self.request.retries < 1:
+                raise self.retry(countdown=0)
+            return order_id
+
+        @app.task(bind=True, acks_late=True, name="named")
+        @celery.guarded(guard, postgresql.sessions)
+        def named(task: Task, session: Session, order_id: int) -> int:
+            return pay(session, order_id)
+
+        assert bound.apply((1,), task_id="t-1").get() == 1
+        assert seen == [("t-1", 0), ("t-1", 1)]
+        assert postgresql.payments("order-1") == 1  # the first one was rolled back
+        assert named.apply((2,), task_id="t-2").get() == 2
+        assert dict(postgresql.requests()) == {"bound:t-1": "completed", "named:t-2": "completed"}
+
+    def test_a_call_as_a_function_needs_a_business_key(self, app, postgresql):
+        by_id = app.task(name="by_id", acks_late=True)(celery.guarded(guard, postgresql.sessions)(pay))
+        by_key = app.task(name="by_key", acks_late=True)(
+            celery.guarded(guard, postgresql.sessions, request_id="order:{order_id}")(pay)
+        )
+        with pytest.raises(errors.InvalidRequestIdError, match=r"use delay\(\)"):
+            by_id(1)
+        assert [by_key(1), by_key(1)] == [1, 1]
+        assert postgresql.payments("order-1") == 1
+
+
+class TestDramatiq:
+    def test_a_broker_without_its_middleware_is_refused(self, postgresql):
+        dramatiq.set_broker(StubBroker())
+        actor = dramatiq.actor(dramatiq_adapter.guarded(guard, postgresql.sessions, request_id="order:{order_id}")(pay))
+        with pytest.raises(errors.SetupError, match=r"broker.add_middleware\(CurrentMessage\(\)\)"):
+            actor(1)
+        dramatiq.get_broker().add_middleware(dramatiq.middleware.CurrentMessage())
+        assert [actor(1), actor(1)] == [1, 1]
+        assert postgresql.payments("order-1") == 1
+
+
+class TestProcrastinate:
+    @pytest.fixture
+    def jobs(self, new_database):
+        url = new_database()
+        plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        app = App(connector=PsycopgConnector(conninfo=plain))
+
+        @app.task(name="pay")
+        def task(order_id):
+            """Run by no worker."""
+
+        from alembic.migration import MigrationContext
+        from alembic.operations import Operations
+
+        from safeagent_sa import schema
+
+        engine = create_engine(url)
+        with app.open():
+            app.schema_manager.apply_schema()
+        with engine.begin() as connection:
+            schema.upgrade(Operations(MigrationContext.configure(connection)))
+            connection.execute(text("CREATE TABLE payments (id serial, reference text, amount int)"))
+        yield SimpleNamespace(app=app, task=task, engine=engine, url=url)
+        engine.dispose()
+
+    def stored(self, jobs):
+        with jobs.engine.connect() as connection:
+            tables = ("procrastinate_jobs", "payments", "execution_requests")
+            return [connection.scalar(text(f"SELECT count(*) FROM {name}")) for name in tables]
+
+    @pytest.mark.parametrize("pipeline", ["off", "auto"])
+    def test_a_job_commits_with_the_request_and_its_rows(self, jobs, pipeline):
+        guard = ExecutionGuard(pipeline=pipeline)
+
+        def place(fails=False):
+            with Session(jobs.engine) as session, session.begin():
+                with guard.claim(session, "order:1", action="place") as execution:
+                    if not execution.is_replay:
+                        pay(session, 1)
+                        procrastinate.defer(session, jobs.task, order_id=1)
+                        execution.complete()
+                if fails:
+                    raise KeyError("after the block")
+
+        with pytest.raises(KeyError):
+            place(fails=True)
+        assert self.stored(jobs) == [0, 0, 0]
+        place()
+        place()
+        assert self.stored(jobs) == [1, 1, 1]
+
+    def test_an_async_session_stores_jobs_too(self, jobs):
+        guard = AsyncExecutionGuard()
+
+        async def place():
+            engine = create_async_engine(jobs.url)
+            sessions = async_sessionmaker(engine)
+            for _ in range(2):
+                async with sessions() as session, session.begin():
+                    async with guard.claim(session, "order:1", action="place") as execution:
+                        if not execution.is_replay:
+                            await session.run_sync(pay, 1)
+                            await procrastinate.adefer(session, jobs.task, order_id=1)
+                            execution.complete()
+            await engine.dispose()
+
+        asyncio.run(place())
+        assert self.stored(jobs) == [1, 1, 1]
+
+    def test_another_driver_is_refused(self, jobs):
+        other = create_engine(jobs.url.set(drivername="postgresql+psycopg2"))
+        with Session(other) as session, pytest.raises(errors.MisuseError, match="psycopg2"):
+            procrastinate.defer(session, jobs.task, order_id=1)
+        other.dispose()
+
+    def test_a_task_without_its_context_is_refused(self, postgresql):
+        with pytest.raises(errors.SetupError, match="pass_context=True"):
+            procrastinate.guarded(guard, postgresql.sessions)(pay)(order_id=1)
+
+
+# Two deliveries of one record, and its neighbours with the same offset and timestamp.
+KAFKA = {"timestamp": 1790000000000, "timestamp_type": 0, "key": None, "value": b"{}", "checksum": None, "headers": []}
+
+
+def kafka(topic="orders", partition=3, offset=1742):
+    sizes = {"serialized_key_size": -1, "serialized_value_size": 2}
+    raw = ConsumerRecord(topic=topic, partition=partition, offset=offset, **KAFKA, **sizes)
+    return KafkaAckableMessage(raw_message=raw, body=b"{}", consumer=FAKE_CONSUMER)
+
+
+def rabbit(message_id):
+    return RabbitMessage(raw_message=SimpleNamespace(message_id=message_id), body=b"{}", message_id="random")
+
+
+def nats(reply="$JS.ACK.orders.payments.1.1742.9.1790000000000000000.0", headers=None):
+    raw = Msg(_client=None, subject="orders", reply=reply, data=b"{}", headers=headers)
+    return NatsMessage(raw_message=raw, body=b"{}")
+
+
+class TestFastStream:
+    @pytest.mark.parametrize(
+        ("message", "found"),
+        [
+            (kafka(), "orders:3:1742"),
+            (kafka(partition=4), "orders:4:1742"),
+            (kafka(topic="refunds"), "refunds:3:1742"),
+            (rabbit("m-1"), "m-1"),
+            (rabbit(None), None),
+            (rabbit(""), None),
+            (nats(), "orders:1742"),
+            (nats(headers={"Nats-Msg-Id": "order-42"}), "order-42"),
+            (nats(reply="_INBOX.1"), None),
+        ],
+    )
+    def test_the_id_is_what_a_redelivery_repeats(self, message, found):
+        assert faststream.message_id(message) == found
+
+    def test_a_batch_has_no_id(self):
+        batch = KafkaAckableMessage(raw_message=(kafka().raw_message,) * 2, body=b"[]", consumer=FAKE_CONSUMER)
+        assert faststream.message_id(batch) is None
+
+    def handle(self, handler, message, policy=AckPolicy.NACK_ON_ERROR, **body):
+        subscriber = SimpleNamespace(ack_policy=policy)
+        return asyncio.run(handler(safeagent_message=message, safeagent_handler=subscriber, **body))
+
+    def test_two_partitions_with_one_offset_are_two_messages(self, postgresql):
+        handler = faststream.guarded(guard, postgresql.sessions)(pay)
+        for message in (kafka(), kafka(), kafka(partition=4), kafka(topic="refunds")):
+            self.handle(handler, message, order_id=1)
+        assert postgresql.payments("order-1") == 3
+
+    def test_a_conflict_and_a_message_without_an_id_are_rejected(self, postgresql, caplog):
+        handler = faststream.guarded(guard, postgresql.sessions)(pay)
+        self.handle(handler, kafka(), order_id=1)
+        for message, words in ((kafka(), "another payload"), (rabbit(None), "message_id=...")):
+            with pytest.raises(RejectMessage) as raised:
+                self.handle(handler, message, order_id=2)
+            assert words in str(raised.value.__cause__)
+            assert words in caplog.text
+
+    def test_a_delivery_beside_a_running_one_is_nacked(self, postgresql):
+        def slow(effect: EffectContext, order_id: int) -> int:
+            with pytest.raises(NackMessage) as raised:
+                self.handle(handler, nats(), order_id=order_id)
+            assert 0 < raised.value.extra_options["delay"] <= 60
+            return order_id
+
+        handler = faststream.guarded(guard.effect("slow", lease=60), postgresql.sessions)(slow)
+        assert self.handle(handler, nats(), order_id=1) == 1
+
+    def test_a_subscriber_that_acknowledges_first_warns(self, postgresql):
+        handler = faststream.guarded(guard, postgresql.sessions)(pay)
+        with pytest.warns(RedeliveryWarning, match="AckPolicy.NACK_ON_ERROR"):
+            self.handle(handler, kafka(), AckPolicy.ACK_FIRST, order_id=1)
+
+    def test_what_faststream_supplies_is_no_part_of_the_payload(self, postgresql):
+        @faststream.guarded(guard, postgresql.sessions)
+        def handler(session: Session, logger: Logger, order_id: int) -> int:
+            return pay(session, order_id)
+
+        for logger in (object(), object()):
+            assert self.handle(handler, kafka(), logger=logger, order_id=1) == 1
+
+
+# As the services document them: what stays the same between two deliveries, and what does not.
+SQS = [
+    {"MessageId": "19dd0b57-b21e-4ac1-bd88-01bbb068cb78", "ReceiptHandle": handle, "Body": '{"order_id": 1}'}
+    for handle in ("MbZj6wDWli+JvwwJaBV+3dcjk2YW2vA3", "AQEBwJnKyrHigUMZj6rYigCgxlaS3SLy")
+]
+PUBSUB = [
+    {
+        "message": {"messageId": "136969346945", "data": "eyJvcmRlcl9pZCI6IDF9"},
+        "deliveryAttempt": attempt,
+        "subscription": "projects/shop/subscriptions/payments",
+    }
+    for attempt in (1, 2)
+]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [[each["MessageId"] for each in SQS], [each["message"]["messageId"] for each in PUBSUB]],
+    ids=["SQS", "Pub/Sub"],
+)
+def test_recorded_messages_of_services_that_are_not_here_execute_once(postgresql, ids):
+    kinds = [deliver(guard, postgresql.sessions, pay, 1, request_id=f"pay:{id_}", action="pay").kind for id_ in ids]
+    assert kinds == ["executed", "replayed"]
+    assert json.loads(SQS[0]["Body"]) == {"order_id": 1}

@@ -1,0 +1,135 @@
+"""Every queue delivers again, for real: two rows without the guard, and one with it.
+
+Workers are killed with SIGKILL, brokers lose their power, networks break; nothing is simulated.
+"""
+
+import pytest
+from queues.systems import (
+    CeleryRabbitMQ,
+    CeleryRedis,
+    DramatiqRabbitMQ,
+    DramatiqRedis,
+    FastStreamRabbitMQ,
+    Procrastinate,
+    TaskiqRedis,
+)
+
+
+pytestmark = pytest.mark.queues
+
+SYSTEMS = {
+    "celery-redis": (CeleryRedis, "redis"),
+    "celery-rabbitmq": (CeleryRabbitMQ, "rabbitmq"),
+    "dramatiq-rabbitmq": (DramatiqRabbitMQ, "rabbitmq"),
+    "dramatiq-redis": (DramatiqRedis, "redis"),
+    "taskiq-redis": (TaskiqRedis, "redis"),
+    "procrastinate": (Procrastinate, None),
+    "faststream-rabbitmq": (FastStreamRabbitMQ, "rabbitmq"),
+}
+
+
+@pytest.fixture(params=SYSTEMS)
+def system(request, hub, tmp_path, postgresql):
+    kind, broker = SYSTEMS[request.param]
+    made = kind(request.getfixturevalue(broker) if broker else None, postgresql.url, hub, tmp_path)
+    yield made
+    made.close()
+    if getattr(request.node, "rep_call_failed", True):
+        print(made.logs())
+
+
+guarded_or_not = pytest.mark.parametrize("is_guarded", [True, False], ids=["guarded", "unguarded"])
+
+
+def rows(postgresql, order_id=1):
+    return postgresql.payments(f"order-{order_id}")
+
+
+def end(system):
+    """Nothing may be left behind."""
+    system.finish()
+    assert system.left() == 0, system.logs()
+
+
+@guarded_or_not
+def test_a_worker_killed_behind_its_commit(system, hub, postgresql, is_guarded):
+    worker = system.work(is_guarded=is_guarded, gates="committed")
+    system.send("pay", 1)
+    hub.wait("committed")
+    worker.kill()
+    assert rows(postgresql) == 1
+
+    system.work(is_guarded=is_guarded)
+    if system.name in ("taskiq", "procrastinate"):  # which do not look for it by themselves
+        system.redeliver()
+    hub.wait("Replayed" if is_guarded else "committed")
+    end(system)
+    assert rows(postgresql) == (1 if is_guarded else 2)
+
+
+@guarded_or_not
+def test_a_redelivery_while_the_first_one_runs(system, hub, postgresql, is_guarded):
+    system.work(is_guarded=is_guarded, gates="running")
+    system.work(is_guarded=is_guarded, gates="running")
+    system.send("pay", 1)
+    first = hub.wait("running")
+    system.redeliver(first)
+    second = hub.wait("InProgress" if is_guarded else "running")
+    system.resume(first)
+    first.release()
+    if is_guarded:
+        hub.wait("Replayed")
+    else:
+        second.release()
+        hub.wait("committed")
+        hub.wait("committed")
+    end(system)
+    assert rows(postgresql) == (1 if is_guarded else 2)
+
+
+@guarded_or_not
+def test_a_producer_that_sends_twice(system, hub, postgresql, is_guarded):
+    system.work(is_guarded=is_guarded)
+    for _ in range(2):
+        system.send("pay_keyed", 1)
+    hub.wait("committed")
+    hub.wait("Replayed" if is_guarded else "committed")
+    end(system)
+    assert rows(postgresql) == (1 if is_guarded else 2)
+
+
+def test_a_conflict_is_for_the_dead_letters(system, hub, postgresql):
+    system.work()
+    system.send("pay_keyed", 1, amount=100)
+    hub.wait("committed")
+    system.send("pay_keyed", 1, amount=999)
+    hub.wait("Conflict")
+    system.send("pay_keyed", 2)
+    hub.wait("committed")  # the queue goes on
+    end(system)
+    assert (rows(postgresql), rows(postgresql, 2)) == (1, 1)
+    assert system.dead_letters() == 1
+    assert "was used for the action" in system.logs()
+
+
+@guarded_or_not
+def test_a_broker_that_loses_its_power(system, hub, postgresql, is_guarded):
+    """The row is committed, and the acknowledgement finds no broker."""
+    system.work(is_guarded=is_guarded, gates="committed")
+    system.send("pay", 1)
+    acknowledging = hub.wait("committed")
+    system.restart()
+    acknowledging.release()
+    system.recover(is_guarded=is_guarded, gates="committed")
+    if system.forgets_acknowledgements:
+        if is_guarded:
+            hub.wait("Replayed")
+        hub.wait("committed").release()  # of a replay as well, whose transaction ends in order
+    end(system)
+    assert rows(postgresql) == (2 if system.forgets_acknowledgements and not is_guarded else 1)
+
+    system.work(is_guarded=is_guarded)
+    system.send("pay", 2)  # the queue goes on
+    hub.wait("committed").release()
+    end(system)
+    assert rows(postgresql, 2) == 1
