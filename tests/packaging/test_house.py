@@ -25,9 +25,9 @@ MODULES = sorted((ROOT / "safeagent_sa").rglob("*.py"))
 LIMIT = 160
 
 # They own the transactions that they end: that of run_transaction, that of the connection that listens, and those of requests
-# in frameworks that leave the COMMIT to the app.
+# in frameworks that leave the COMMIT to the app, and those of a person who looks.
 OWNERS = {"_transaction/run.py", "_effects/notifications.py", "_claim/contain.py"}
-OWNERS |= {"integrations/_owned.py", "integrations/asgi.py", "integrations/litestar.py"}
+OWNERS |= {"integrations/_owned.py", "integrations/asgi.py", "integrations/litestar.py", "_inspection/reads.py"}
 PROGRAMS = {"cli", "testing"}
 # Below the caller's transaction, or no transaction at all.
 NO_TRANSACTION = {"cursor", "driver", "notifications", "pipeline", "self._transport"}

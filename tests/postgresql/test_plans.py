@@ -8,7 +8,7 @@ from support.app import Port, make_engine
 from support.everything import every_verb, steps
 
 from safeagent_sa import ExecutionRequest
-from safeagent_sa.cli import _stretches
+from safeagent_sa._inspection import stretches as walks
 
 
 pytestmark = pytest.mark.timeout(600)  # a million rows, on a machine that may have much else to do
@@ -129,7 +129,7 @@ def test_a_walk_sees_each_row_once(large, explained, monkeypatch, version, stret
     shares, seen = [], 0
     with large.engine.connect() as connection:
         monkeypatch.setattr(connection.dialect, "server_version_info", version)
-        for stretch in islice(_stretches.from_the_end(connection, ExecutionRequest.__table__), stretches):
+        for stretch in islice(walks.from_the_end(connection, ExecutionRequest.__table__), stretches):
             explained.clear()
             seen += connection.scalar(select(func.count()).select_from(ExecutionRequest).where(stretch.rows))
             shares.append(stretch.share)

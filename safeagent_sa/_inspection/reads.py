@@ -1,4 +1,4 @@
-"""The queries of the commands, for a table of any size: by an index, or from the end of the table."""
+"""Queries for a table of any size: by an index, or from the end of the table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, RowMapping, Table, func, literal, literal_column, select
 
 from ..execution import ExecutionStatus
-from ._stretches import from_the_end
+from .stretches import from_the_end
 
 
 # How far `list` searches without an index: 32 MB of the table, or 127,000 rows.
