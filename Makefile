@@ -37,7 +37,7 @@ test: $(READY)  ## the suite with a real PostgreSQL: each test on the ports that
 	$(SUITE) $(ARGS)
 
 test-all: $(READY)  ## the suite on every port, with coverage
-	$(SUITE) --cov -m 'not stress and not pgbouncer and not agents and not queues and not http' $(ARGS)
+	$(SUITE) --cov -m 'not stress and not pgbouncer and not agents and not queues and not http and not browser' $(ARGS)
 
 check: $(READY)  ## formatting, lint, layers, types, async docstrings, words
 	$(BIN)/ruff format --check .

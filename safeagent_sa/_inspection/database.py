@@ -91,13 +91,15 @@ def _settings(connection: Connection) -> Iterator[Finding]:
 def _server(connection: Connection) -> Iterator[Finding]:
     if connection.scalar(text("SELECT pg_is_in_recovery()")):
         yield Finding("primary", "problem", "this is a replica", "claims write, even for replays: use the primary")
-    elif connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "on":
+    # Not transaction_read_only: the transaction of a look may be read-only itself.
+    elif connection.exec_driver_sql("SHOW default_transaction_read_only").scalar_one() == "on":
         yield Finding("primary", "problem", "transactions are read-only", "check default_transaction_read_only")
     else:
         yield Finding("primary", "ok", "this is a primary, and transactions may write")
     # A pooler gives its clients another process id, for cancel requests.
     driver: Any = connection.connection.driver_connection
-    if driver.info.backend_pid != connection.scalar(text("SELECT pg_backend_pid()")):
+    pid = driver.get_server_pid() if hasattr(driver, "get_server_pid") else driver.info.backend_pid  # asyncpg, or libpq
+    if pid != connection.scalar(text("SELECT pg_backend_pid()")):
         advice = (
             "in transaction pooling set prepare_threshold=None for psycopg, or let the pooler keep prepared statements"
         )

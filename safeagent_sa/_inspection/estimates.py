@@ -50,22 +50,22 @@ class Ages(NamedTuple):
         return sum(receipts for receipts, _ in self.days[days:])
 
 
-_SAMPLE = """
+_SAMPLE = """\
 SELECT CAST(least(greatest(floor(extract(epoch FROM clock_timestamp() - created_at) / 86400), 0), :days) AS integer), status, count(*)
 FROM {table} TABLESAMPLE SYSTEM (CAST(:percent AS real)) GROUP BY 1, 2
 """
-_SIZE = """
+_SIZE = """\
 SELECT c.reltuples, pg_relation_size(c.oid) / CAST(current_setting('block_size') AS bigint)
 FROM pg_class AS c WHERE c.oid = to_regclass(CAST(:name AS text))
 """
 # In days, the oldest first; each pair bounds an equal part of the table.
-_BOUNDS = """
+_BOUNDS = """\
 SELECT extract(epoch FROM clock_timestamp() - bound) / 86400
 FROM pg_stats, unnest(CAST(CAST(histogram_bounds AS text) AS timestamptz[])) AS bound
 WHERE (schemaname, tablename) IN (SELECT n.nspname, c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE c.oid = to_regclass(CAST(:name AS text))) AND attname = 'created_at' ORDER BY 1
 """
-_NEWEST = """
+_NEWEST = """\
 SELECT CAST(min(max(julianday('now') - julianday(created_at), 0), :days) AS integer), status, count(*)
 FROM (SELECT created_at, status FROM {table} ORDER BY rowid DESC LIMIT :rows) GROUP BY 1, 2
 """
