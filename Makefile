@@ -22,7 +22,7 @@ AGENTS_READY := $(AGENTS_VENV)/.ready
 HTTP_READY := .venv-http/.ready
 OLDEST_READY := .venv-fastapi-oldest/.ready
 
-.PHONY: help demo demo-agents test test-all check words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents test-http mutants matrix nightly clean
+.PHONY: help demo demo-agents test test-all check words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents test-http test-browser screenshots mutants matrix nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -32,6 +32,9 @@ demo: $(READY)  ## show retries, races and crashes, on a SQLite file or DATABASE
 
 demo-agents: $(AGENTS_READY)  ## show the repeated tool calls of an agent, on two real MCP servers
 	$(AGENTS_BIN)/safeagent-sa demo agents
+
+dashboard: $(READY)  ## show the dashboard over a shop that is at work: http://127.0.0.1:8090, or ARGS=port
+	$(BIN)/python tests/browser/show.py $(ARGS)
 
 test: $(READY)  ## the suite with a real PostgreSQL: each test on the ports that can change its outcome
 	$(SUITE) $(ARGS)
@@ -88,6 +91,12 @@ pgbouncer: $(READY)  ## the protocol through PgBouncer, which must be installed
 test-http: $(HTTP_READY) $(OLDEST_READY)  ## HTTP adapters and webhooks: real servers, other frameworks, the oldest FastAPI
 	.venv-http/bin/python -m pytest -m http tests/http $(ARGS)
 	.venv-fastapi-oldest/bin/python -m pytest tests/integrations/test_fastapi.py tests/docs/test_fastapi.py $(ARGS)
+
+test-browser: $(READY)  ## the dashboard in a real Chromium, which must be installed
+	$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
+
+screenshots: $(READY)  ## the same, and take the pictures of docs/operate.md
+	SAFEAGENT_SCREENSHOTS=docs/operate $(BIN)/python -m pytest -m browser tests/browser $(ARGS)
 
 roads: $(READY)  ## every migration setup, such as with ALEMBIC=1.14
 	$(SUITE) tests/migrations tests/cli/test_revision.py tests/docs/test_migrations.py tests/docs/test_adopt_safeagent.py $(ARGS)
