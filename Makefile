@@ -24,7 +24,7 @@ QUEUES_READY := .venv-queues/.ready
 ARQ_READY := .venv-arq/.ready
 OLDEST_READY := .venv-fastapi-oldest/.ready
 
-.PHONY: help demo demo-agents test test-all check words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents test-http test-queues mutants matrix nightly clean
+.PHONY: help demo demo-agents dashboard test test-all check words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents test-http test-queues test-browser screenshots mutants matrix nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -35,11 +35,14 @@ demo: $(READY)  ## show retries, races and crashes, on a SQLite file or DATABASE
 demo-agents: $(AGENTS_READY)  ## show the repeated tool calls of an agent, on two real MCP servers
 	$(AGENTS_BIN)/safeagent-sa demo agents
 
+dashboard: $(READY)  ## show the dashboard over a shop that is at work: http://127.0.0.1:8090, or ARGS=port
+	$(BIN)/python tests/browser/show.py $(ARGS)
+
 test: $(READY)  ## the suite with a real PostgreSQL: each test on the ports that can change its outcome
 	$(SUITE) $(ARGS)
 
 test-all: $(READY)  ## the suite on every port, with coverage
-	$(SUITE) --cov -m 'not stress and not pgbouncer and not agents and not queues and not http' $(ARGS)
+	$(SUITE) --cov -m 'not stress and not pgbouncer and not agents and not queues and not http and not browser' $(ARGS)
 
 check: $(READY)  ## formatting, lint, layers, types, async docstrings, words
 	$(BIN)/ruff format --check .
@@ -94,6 +97,12 @@ test-http: $(HTTP_READY) $(OLDEST_READY)  ## HTTP adapters and webhooks: real se
 # arq needs an older client of Redis than the other queues.
 test-queues: $(QUEUES_READY) $(ARQ_READY)  ## real queues whose workers and brokers are killed; the brokers must be installed
 	SAFEAGENT_ARQ_PYTHON=$(CURDIR)/.venv-arq/bin/python .venv-queues/bin/python -m pytest -m queues tests/queues $(ARGS)
+
+test-browser: $(READY)  ## the dashboard in a real Chromium, which must be installed
+	$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
+
+screenshots: $(READY)  ## the same, and take the pictures of docs/operate.md
+	SAFEAGENT_SCREENSHOTS=docs/operate $(BIN)/python -m pytest -m browser tests/browser $(ARGS)
 
 roads: $(READY)  ## every migration setup, such as with ALEMBIC=1.14
 	$(SUITE) tests/migrations tests/cli/test_revision.py tests/docs/test_migrations.py tests/docs/test_adopt_safeagent.py $(ARGS)

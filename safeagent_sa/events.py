@@ -7,8 +7,12 @@ listener is logged and goes no further. Events hold ids and names, never a paylo
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
+import threading
+import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TypeAlias
@@ -132,6 +136,17 @@ class RolledBack(Event):
     was_commit_sent: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revealed(Event):
+    """A person has looked at a stored result in the dashboard.
+
+    Attributes:
+        by: The name that `may_reveal` returned.
+    """
+
+    by: str
+
+
 Listener: TypeAlias = Callable[[Event], None]
 
 
@@ -178,3 +193,113 @@ class LoggingListener:
         shown = " ".join(f"{key}={value!s}" for key, value in values.items())
         extra = {f"safeagent_{key}": value for key, value in values.items()} | {"safeagent_event": name}
         self._logger.log(level, "%s %s", name, shown, extra=extra)
+
+
+class Recorder:
+    """Counts what the claims of this process came to, for the dashboard; in memory of bounded size, without SQL.
+
+    It keeps the last 60 minutes by minute, the ids that were asked for again most often (Metwally, Agrawal and El Abbadi,
+    "Efficient Computation of Frequent and Top-k Elements", 2005), and the claims that are open now.
+
+    Example:
+        ```python
+        recorder = Recorder()
+        guard = ExecutionGuard(listeners=[recorder])
+        app.mount("/ops", Dashboard(guard, engine, recorder=recorder, may_look=is_operator))
+        ```
+    """
+
+    def __init__(self, *, minutes: int = 60, ids: int = 256, open_claims: int = 1024) -> None:
+        """Begin with nothing.
+
+        Args:
+            minutes: How many minutes are kept.
+            ids: How many ids are counted at once; an id that is asked for rarely may give its place to another one.
+            open_claims: How many open claims are kept; further ones are counted and not kept.
+        """
+        self._lock = threading.Lock()
+        self._minutes: deque[tuple[int, dict[str, int]]] = deque(maxlen=minutes)
+        self._hot = _Frequent(ids)
+        self._open: dict[uuid.UUID, Claimed] = {}
+        self._most_open = open_claims
+
+    def __call__(self, event: Event) -> None:
+        """Count an event."""
+        kind = type(event)
+        name = _COUNTED.get(kind)
+        with self._lock:
+            if kind is Claimed:
+                if len(self._open) < self._most_open:
+                    self._open[event.claim_id] = event  # type: ignore[assignment]
+            elif kind in _ENDS:
+                self._open.pop(event.claim_id, None)
+            if name is None:
+                return
+            minute = int(time.time()) // 60
+            if not self._minutes or self._minutes[-1][0] != minute:
+                self._minutes.append((minute, dict.fromkeys(_COUNTED.values(), 0)))
+            self._minutes[-1][1][name] += 1
+            if kind in _AGAIN:
+                self._hot.add((event.scope, event.request_id))
+
+    def minutes(self) -> list[tuple[dt.datetime, dict[str, int]]]:
+        """Return the counts by minute, the oldest first: claimed, replayed, conflict, in_progress, committed, rolled_back, lost."""
+        with self._lock:
+            return [(_moment(minute), dict(counts)) for minute, counts in self._minutes]
+
+    def hottest(self, limit: int = 10) -> list[tuple[str, str, int]]:
+        """Return what was asked for again most often, as (scope, request_id, about how often)."""
+        with self._lock:
+            return [(*key, count) for key, count in self._hot.most(limit)]
+
+    def open_claims(self) -> list[tuple[str, str, str]]:
+        """Return the claims that are open in this process, as (scope, request_id, action)."""
+        with self._lock:
+            return [(event.scope, event.request_id, event.action) for event in self._open.values()]
+
+
+_COUNTED: dict[type[Event], str] = {
+    each: "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in each.__name__).lstrip("_")
+    for each in (Claimed, Replayed, Conflict, InProgress, Committed, RolledBack, Lost)
+}
+_ENDS = frozenset((Committed, RolledBack, Lost))
+_AGAIN = frozenset((Replayed, Conflict, InProgress))
+
+
+def _moment(minute: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(minute * 60, dt.timezone.utc)
+
+
+class _Frequent:
+    """The keys that are added most often, in places of fixed number; each addition takes the same time."""
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._counts: dict[tuple[str, str], int] = {}
+        self._by_count: dict[int, dict[tuple[str, str], None]] = {}
+        self._least = 0
+
+    def add(self, key: tuple[str, str]) -> None:
+        count = self._counts.get(key)
+        if count is None and len(self._counts) >= self._places:
+            # Its count goes on from there: no key that is frequent can be missed, and counts are at most too high.
+            gone = next(iter(self._by_count[self._least]))
+            count = self._take_out(gone)
+        elif count is not None:
+            self._take_out(key)
+        count = (count or 0) + 1
+        self._counts[key] = count
+        self._by_count.setdefault(count, {})[key] = None
+        if count == 1 or self._least not in self._by_count:
+            self._least = count
+
+    def _take_out(self, key: tuple[str, str]) -> int:
+        count = self._counts.pop(key)
+        group = self._by_count[count]
+        del group[key]
+        if not group:
+            del self._by_count[count]
+        return count
+
+    def most(self, limit: int) -> list[tuple[tuple[str, str], int]]:
+        return sorted(self._counts.items(), key=lambda found: -found[1])[:limit]

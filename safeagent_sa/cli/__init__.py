@@ -3,14 +3,15 @@
     revision    _revision ─► _history        one revision in an app's own Alembic history ─► _environment
     adopt       _adopt ─► _revision          the same for a database with a table of SafeAgent's
     migrate     _migrate ─► _standalone      the packaged revisions, for databases without an Alembic history
-    list, show  _requests ─► _reads          stored requests, in a table of any size ─► _stretches
+    list, show  _requests                    stored requests, and what happened to one
     in-doubt    _doubts                      requests that may have happened; `resolve` records what happened
     relay       _relay                       fires stored effects
-    doctor      _doctor ─► _doctor_requests  checks a database and gives advice ─► _doctor_waits
+    doctor      _doctor                      checks a database and gives advice
+    dashboard   _dashboard                   the same in a browser, for one person on this machine
     purge       _purge                       drops old receipts; `erase` drops what one request has stored
     demo        demo ─► scenes ─► stage ─► worker
 
-`_app` lists the commands; they share `_console`, `_options` and `_urls`.
+`_app` lists the commands; they share `_console`, `_progress`, `_options` and `_urls`. What they look at is in `_inspection/`.
 """
 
 from __future__ import annotations

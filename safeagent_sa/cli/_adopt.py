@@ -18,6 +18,7 @@ from ._console import Stop, in_sentences, out
 from ._database import connected
 from ._history import reached_step
 from ._options import DEFAULT_CONFIG, AlembicConfig, Head, Message, Schema, ScriptLocation, TableName, Url, model_of
+from ._progress import bar
 from ._revision import options_text, write
 
 
@@ -86,7 +87,8 @@ def _examine(url: str | None, schema: str | None, wanted: StoreName | None) -> S
     """Print what would become what, and return the store that made the table."""
     with connected(url, schema, TABLE_NAME) as (engine, _), engine.connect() as connection:
         store = STORES[wanted] if wanted else _adoption.detect(connection, schema)
-        counts = _adoption.counts(connection, store, schema)
+        with bar("counting the records", None):
+            counts = _adoption.counts(connection, store, schema)
     table = Table(box=None, show_header=False, pad_edge=False)
     for status, meaning in _BECOMES.items():
         table.add_row(str(counts.get(status, 0)), status, meaning)

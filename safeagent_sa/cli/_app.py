@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import _adopt, _doctor, _doubts, _migrate, _purge, _relay, _requests, _revision, demo
+from . import _adopt, _dashboard, _doctor, _doubts, _migrate, _purge, _relay, _requests, _revision, demo
 from ._console import forgive_unprintable
 
 
@@ -45,6 +45,7 @@ app.command("in-doubt")(_doubts.in_doubt)
 app.command("resolve")(_doubts.resolve)
 app.command("relay")(_relay.relay)
 app.command("doctor")(_doctor.doctor)
+app.command("dashboard")(_dashboard.dashboard)
 app.command("purge")(_purge.purge)
 app.command("erase")(_purge.erase)
 app.command("demo")(demo.demo)

@@ -9,18 +9,20 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from .. import retention
+from .._inspection import estimates
 from ..models import TABLE_NAME
 from ._console import Stop, err, in_sentences, out
 from ._database import opened
 from ._options import Schema, TableName, Url
+from ._progress import bar
 from ._requests import cell
 
 
@@ -97,16 +99,17 @@ def purge(
             dry_run=is_dry_run,
             allow_under_24_hours=allow_under_24_hours,
         )
+        expected = functools.partial(_expected, engine, model, scope, older_than)
         what = "row(s)" if is_deleting else "receipt(s)"
         if every is None:
-            _purge_once(run, what, is_dry_run=is_dry_run)
+            _purge_once(run, what, expected, is_dry_run=is_dry_run)
             return
         stop = threading.Event()
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, lambda *_: stop.set())
         while not stop.is_set():
             try:
-                _purge_once(run, what, is_dry_run=is_dry_run, stop=stop)
+                _purge_once(run, what, expected, is_dry_run=is_dry_run, stop=stop)
             except DBAPIError as error:
                 err.print(f"the database said: {str(error.orig).strip()}", markup=False, soft_wrap=True)
             stop.wait(every.total_seconds())
@@ -116,17 +119,30 @@ class _Stopped(Exception):  # noqa: N818 - ends a round between two batches
     pass
 
 
-def _purge_once(run: Callable[..., int], what: str, *, is_dry_run: bool, stop: threading.Event | None = None) -> None:
+def _expected(engine: Engine, model: Any, scope: str | None, older_than: dt.timedelta) -> float | None:
+    """Return about how many receipts there are to purge, from statistics; None where they do not say."""
+    if scope is not None or older_than.days > estimates.DAYS:
+        return None
+    with suppress(DBAPIError), engine.connect() as connection:
+        return estimates.ages(connection, model.__table__).purgeable(older_than.days) or None
+    return None
+
+
+def _purge_once(
+    run: Callable[..., int],
+    what: str,
+    expected: Callable[[], float | None],
+    *,
+    is_dry_run: bool,
+    stop: threading.Event | None = None,
+) -> None:
     done = 0
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), console=err, disable=not err.is_terminal, transient=True
-    ) as progress:
-        task = progress.add_task(f"0 {what}")
+    with bar("purging", expected() if err.is_terminal else None, unit=what) as show_bar:
 
         def show(so_far: int) -> None:
             nonlocal done
             done = so_far
-            progress.update(task, description=f"{so_far} {what}")
+            show_bar(so_far)
             if stop is not None and stop.is_set():
                 raise _Stopped
 

@@ -15,10 +15,11 @@ from rich.table import Table as RichTable
 from rich.text import Text
 from sqlalchemy import Connection, RowMapping, Table, select
 
+from .._inspection import reads
+from .._inspection.timeline import Step, timeline
 from .._request import json_text
 from ..execution import ANSWERED, ExecutionStatus
 from ..models import TABLE_NAME
-from . import _reads
 from ._console import Stop, err, in_sentences, out
 from ._database import opened
 from ._options import Schema, TableName, Url
@@ -55,7 +56,7 @@ def list_requests(
     finds leased and in-doubt effects, and the requests of a scope with up to 1000 of them, anywhere in the table.
     """
     with _opened(url, schema, table_name) as (connection, table):
-        found = _reads.newest(connection, table, status=status, action=action, scope=scope, limit=limit)
+        found = reads.newest(connection, table, status=status, action=action, scope=scope, limit=limit)
         rows = [_plain(row) for row in found.rows]
     if as_json:
         print_json(rows)
@@ -79,12 +80,12 @@ def show_request(
     scope: Annotated[str, typer.Option("--scope", help="The scope of the request.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Show one request with its result. Exits with 1 if there is none."""
+    """Show one request, what happened to it, and its result. Exits with 1 if there is none."""
     with _opened(url, schema, table_name) as (connection, table):
         found = connection.execute(select(table).where(table.c.request_id == request_id, table.c.scope == scope))
         row = found.mappings().one_or_none()
         if row is None:
-            raise _not_found(request_id, scope, _reads.scopes_of(connection, table, request_id))
+            raise _not_found(request_id, scope, reads.scopes_of(connection, table, request_id))
     fields = _plain(row)
     if as_json:
         print_json(fields)
@@ -95,9 +96,25 @@ def show_request(
             colour = _COLOURS.get(value, "") if name == "status" else ""
             shown.add_row(Text(name, "bold"), cell(value if isinstance(value, str) else _json(value), colour))
     out.print(shown)
+    out.print(Text("what happened", "bold"))
+    out.print(_as_steps(timeline(row)))
     if fields["status"] in ANSWERED:
         out.print(Text("result", "bold"))
         out.print(cell(_json(fields["result"], indent=2)), soft_wrap=True)
+
+
+def _as_steps(steps: list[Step]) -> RichTable:
+    table = RichTable(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for step in steps:
+        moment = "" if step.at is None else f"{step.at:%Y-%m-%d %H:%M:%S} UTC"
+        by = f", said {step.by}" if step.by else ""
+        evidence = (
+            "" if step.evidence is None else step.evidence if isinstance(step.evidence, str) else _json(step.evidence)
+        )
+        table.add_row(
+            f"  {moment}", cell(step.what + by + (f": {evidence}" if evidence else ""), _COLOURS.get(step.kind, ""))
+        )
+    return table
 
 
 def _as_table(rows: list[dict[str, Any]]) -> RichTable:
@@ -148,10 +165,10 @@ def _utc(moment: dt.datetime) -> str:
     return aware.astimezone(dt.timezone.utc).isoformat()
 
 
-def _not_found(request_id: str, scope: str, others: _reads.Scopes) -> Stop:
+def _not_found(request_id: str, scope: str, others: reads.Scopes) -> Stop:
     message = f"no request {request_id!r} in scope {scope!r}"
     message += f"; there is one in scope {', '.join(map(repr, others.found[:5]))}: use --scope" if others.found else ""
-    message += "" if others.is_all else f". Only the first {_reads.SCOPES} scopes were searched: use --scope"
+    message += "" if others.is_all else f". Only the first {reads.SCOPES} scopes were searched: use --scope"
     return Stop(message + ". A claim whose transaction is open or was rolled back is invisible.")
 
 

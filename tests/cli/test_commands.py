@@ -17,7 +17,8 @@ from support.ports import before_any_sql, on_each_kind
 from typer.testing import CliRunner
 
 from safeagent_sa import ExecutionGuard, ExecutionRequest, __version__
-from safeagent_sa.cli import _console, _reads, _stretches
+from safeagent_sa._inspection import reads, stretches
+from safeagent_sa.cli import _console
 from safeagent_sa.cli._app import app as command_line
 
 
@@ -203,8 +204,8 @@ def test_show_reports_the_scopes_that_it_has_not_searched(port):
 
 
 def test_list_reports_the_part_of_the_table_that_it_has_not_searched(sqlite, monkeypatch):
-    monkeypatch.setattr(_stretches, "_ROWS", (2, 2))
-    monkeypatch.setattr(_reads, "_SMALL", 3)
+    monkeypatch.setattr(stretches, "_ROWS", (2, 2))
+    monkeypatch.setattr(reads, "_SMALL", 3)
     for number in range(20):
         deliver(sqlite, f"order-{number}", ExecutionGuard(scope="small" if number < 3 else "large"))
 

@@ -24,10 +24,11 @@ MODULES = sorted((ROOT / "safeagent_sa").rglob("*.py"))
 
 LIMIT = 160
 
-# They own the transactions that they end: that of run_transaction, that of the connection that listens, and those of requests
-# in frameworks that leave the COMMIT to the app.
+# They own the transactions that they end: that of run_transaction, that of the connection that listens, those of requests in
+# frameworks that leave the COMMIT to the app, and those of a person who looks or records a verdict.
 OWNERS = {"_transaction/run.py", "_effects/notifications.py", "_claim/contain.py"}
 OWNERS |= {"integrations/_owned.py", "integrations/asgi.py", "integrations/litestar.py"}
+OWNERS |= {"_inspection/reads.py", "dashboard/_database.py", "dashboard/_verdicts.py"}
 PROGRAMS = {"cli", "testing"}
 # Below the caller's transaction, or no transaction at all.
 NO_TRANSACTION = {"cursor", "driver", "notifications", "pipeline", "self._transport"}
@@ -48,6 +49,9 @@ STATUS_AS_TEXT = {
     "models.py": "the table's definition, below the definition of the states",
     "cli/demo/stage.py": "a query as a reader would write it",
     "compat.py": "the states of SafeAgent's stores",
+    "dashboard/_app.py": "the names of pages",
+    "dashboard/_charts.py": "the names of events",
+    "dashboard/_pages.py": "the names of pages",
     "integrations/opentelemetry.py": "the names of events",
 }
 

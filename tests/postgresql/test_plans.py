@@ -6,9 +6,11 @@ import pytest
 from sqlalchemy import Engine, event, func, select, text
 from support.app import Port, make_engine
 from support.everything import every_verb, steps
+from support.visits import Visits
 
-from safeagent_sa import ExecutionRequest
-from safeagent_sa.cli import _stretches
+from safeagent_sa import ExecutionGuard, ExecutionRequest
+from safeagent_sa._inspection import stretches as walks
+from safeagent_sa.dashboard import Dashboard
 
 
 pytestmark = pytest.mark.timeout(600)  # a million rows, on a machine that may have much else to do
@@ -97,6 +99,34 @@ def test_no_statement_reads_the_whole_table(large, explained):
         assert pages[name] < 1000
 
 
+@pytest.mark.parametrize("scopes", [None, ["", "tenant-8"]], ids=["all-scopes", "two-scopes"])
+def test_no_page_of_the_dashboard_reads_the_whole_table(large, explained, scopes):
+    pages = {}
+    with Visits(
+        Dashboard(ExecutionGuard(), large.engine, may_look=lambda _: True, scopes=lambda _: scopes), ""
+    ) as visits:
+        for path in (
+            *("/", "/in-doubt", "/outbox", "/now", "/requests", "/health"),
+            *(
+                "/requests?q=order-77",
+                "/requests?q=order-77&scope=tenant-8",
+                "/requests?q=o",
+                "/requests?scope=tenant-8",
+            ),
+            *("/request?id=order-1", "/request?scope=tenant-8&id=nothing"),
+        ):
+            explained.clear()
+            assert visits.json(path)["failed"] == {}, path
+            for statement, plan in explained:
+                assert not reads_all(plan), (path, statement, plan)
+            pages[path] = sum(
+                plan.get("Shared Hit Blocks", 0) + plan.get("Shared Read Blocks", 0) for _, plan in explained
+            )
+    print(pages)
+    # A sample of 300 pages, the end of the table, and the open rows with their pages.
+    assert max(pages.values()) < 4000
+
+
 def test_the_control_finds_a_scan(large, explained):
     """Queries from before there was an index of open rows, and forms that only look like a search by key."""
     for where in (
@@ -129,7 +159,7 @@ def test_a_walk_sees_each_row_once(large, explained, monkeypatch, version, stret
     shares, seen = [], 0
     with large.engine.connect() as connection:
         monkeypatch.setattr(connection.dialect, "server_version_info", version)
-        for stretch in islice(_stretches.from_the_end(connection, ExecutionRequest.__table__), stretches):
+        for stretch in islice(walks.from_the_end(connection, ExecutionRequest.__table__), stretches):
             explained.clear()
             seen += connection.scalar(select(func.count()).select_from(ExecutionRequest).where(stretch.rows))
             shares.append(stretch.share)

@@ -22,8 +22,8 @@ from support.app import Port, deliver, pay
 from support.effects import Died, Provider, die
 
 
-NOT_HERE = {"migrate", "adopt", "revision", "demo"}
-"""Commands that change a schema, open no database, or open a new one."""
+NOT_HERE = {"migrate", "adopt", "revision", "demo", "dashboard"}
+"""Commands that change a schema, open no database or a new one, or serve until they are stopped."""
 
 Step = tuple[str, Callable[[], Any]]
 

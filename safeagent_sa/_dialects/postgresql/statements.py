@@ -132,6 +132,11 @@ def _compile_table_id(element: _TableId, compiler: Any, **_: Any) -> str:
     return f"$table${compiler.preparer.format_table(element.table)}$table$::regclass::oid::bigint"
 
 
+def lock_key_of(table: Table, name: ColumnElement[str]) -> ColumnElement[int]:
+    """Return the key of the advisory lock that has a name, as SQL."""
+    return func.hashtextextended(name, _LOCK_SEED + _TableId(table))
+
+
 class Statements:
     """The statements of one table.
 
@@ -159,8 +164,7 @@ class Statements:
         self._values = [
             cast(bindparam(name, type_=columns[name].type), plain(columns[name].type)) for name in self._names
         ]
-        lock_seed = _LOCK_SEED + _TableId(table)
-        lock_key = func.hashtextextended(bindparam("lock_name", type_=Text), lock_seed)
+        lock_key = lock_key_of(table, bindparam("lock_name", type_=Text))
         self._is_free = func.pg_try_advisory_xact_lock(lock_key)
 
         self.insert_or_find = self.claim_or(select_one, {}, is_plain=has_plain_types(table))
@@ -173,7 +177,7 @@ class Statements:
         new = arrays("request_id", "fingerprint")
         each = {"request_id": new.c.request_id, "fingerprint": new.c.fingerprint}
         given = [each.get(name, value) for name, value in zip(self._names, self._values, strict=True)]
-        lock_keys = func.hashtextextended(bindparam("lock_prefix", type_=Text).concat(new.c.request_id), lock_seed)
+        lock_keys = lock_key_of(table, bindparam("lock_prefix", type_=Text).concat(new.c.request_id))
         are_free = func.pg_try_advisory_xact_lock(lock_keys)
         self.insert_many = self._insert(select(*given).select_from(new).where(are_free))
         done = arrays("request_id", "result")

@@ -1,4 +1,4 @@
-"""One finding of `safeagent-sa doctor`."""
+"""One finding about a database."""
 
 from __future__ import annotations
 

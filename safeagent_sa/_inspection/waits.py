@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from ._finding import Finding
+from .finding import Finding
 
 
 _SECONDS = "SELECT extract(epoch FROM current_setting('statement_timeout')::interval)"

@@ -1,4 +1,4 @@
-"""The queries of the commands, for a table of any size: by an index, or from the end of the table."""
+"""Queries for a table of any size: by an index, or from the end of the table."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, RowMapping, Table, func, literal, literal_column, select
+from sqlalchemy import CTE, Connection, RowMapping, Table, func, literal, literal_column, select
 
 from ..execution import ExecutionStatus
-from ._stretches import from_the_end
+from .stretches import from_the_end
 
 
 # How far `list` searches without an index: 32 MB of the table, or 127,000 rows.
@@ -75,7 +75,7 @@ def _is_small(connection: Connection, table: Table, scope: str) -> bool:
 
 
 class Scopes(NamedTuple):
-    """The scopes that have a request_id, and whether all scopes were searched."""
+    """Scopes, and whether all scopes of the table were searched."""
 
     found: list[str]
     is_all: bool
@@ -83,11 +83,7 @@ class Scopes(NamedTuple):
 
 def scopes_of(connection: Connection, table: Table, request_id: str) -> Scopes:
     """Return the scopes that have a request_id, by stepping through the key; search at most `SCOPES` of them."""
-    first = select(func.min(table.c.scope).label("scope"), literal(1).label("number")).cte("scopes", recursive=True)
-    later, own = table.alias("later"), table.alias("own")
-    after = select(func.min(later.c.scope)).where(later.c.scope > first.c.scope).scalar_subquery()
-    step = select(after, first.c.number + 1).where(first.c.scope.is_not(None), first.c.number <= SCOPES)
-    scopes = first.union_all(step)
+    scopes, own = _stepping(table), table.alias("own")
     # A scalar subquery is looked up in each scope; an EXISTS could become a join, which reads the table.
     has = (
         select(own.c.request_id).where(own.c.scope == scopes.c.scope, own.c.request_id == request_id).scalar_subquery()
@@ -95,6 +91,22 @@ def scopes_of(connection: Connection, table: Table, request_id: str) -> Scopes:
     query = select(scopes.c.scope, scopes.c.number, has.is_not(None)).where(scopes.c.scope.is_not(None))
     rows = connection.execute(query).all()
     return Scopes([scope for scope, number, is_there in rows if is_there and number <= SCOPES], len(rows) <= SCOPES)
+
+
+def scopes_in(connection: Connection, table: Table) -> Scopes:
+    """Return the first scopes of a table, at most `SCOPES` of them, by stepping through the key."""
+    scopes = _stepping(table)
+    found = list(connection.scalars(select(scopes.c.scope).where(scopes.c.scope.is_not(None))))
+    return Scopes(found[:SCOPES], len(found) <= SCOPES)
+
+
+def _stepping(table: Table) -> CTE:
+    """Return a CTE that steps from one scope to the next one: one more than are searched, to know whether there are more."""
+    first = select(func.min(table.c.scope).label("scope"), literal(1).label("number")).cte("scopes", recursive=True)
+    later = table.alias("later")
+    after = select(func.min(later.c.scope)).where(later.c.scope > first.c.scope).scalar_subquery()
+    step = select(after, first.c.number + 1).where(first.c.scope.is_not(None), first.c.number <= SCOPES)
+    return first.union_all(step)
 
 
 class Seen(NamedTuple):

@@ -1,19 +1,17 @@
-"""Checks the stored requests for `safeagent-sa doctor`: claims without a result, requests in doubt, waiting effects."""
+"""Checks the stored requests: claims without a result, requests in doubt, waiting effects."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from sqlalchemy import Connection, Table, and_, func, select
 from sqlalchemy.exc import DBAPIError
 
 from .._claim import binding
 from .._effects import doubt as doubts
 from ..execution import ExecutionStatus
-from . import _reads
-from ._console import err
-from ._finding import Finding
+from . import reads
+from .finding import Finding
 
 
 # Seconds. A running relay would have fired the effect by then.
@@ -28,10 +26,12 @@ _UNSEEN = (
 )
 
 
-def findings_of(connection: Connection, table: Table, seconds: float | None) -> Iterator[Finding]:
+def findings_of(
+    connection: Connection, table: Table, seconds: float | None, on_progress: Callable[[float], None]
+) -> Iterator[Finding]:
     """Yield findings about the stored requests; look at every row for at most so many seconds, or at none if it is None."""
     try:
-        yield _incomplete(connection, table, seconds)
+        yield _incomplete(connection, table, seconds, on_progress)
         yield _in_doubt(connection, table)
         yield _outbox(connection, table)
     except DBAPIError as error:
@@ -40,16 +40,15 @@ def findings_of(connection: Connection, table: Table, seconds: float | None) -> 
             raise
 
 
-def _incomplete(connection: Connection, table: Table, seconds: float | None) -> Finding:
+def _incomplete(
+    connection: Connection, table: Table, seconds: float | None, on_progress: Callable[[float], None]
+) -> Finding:
     code = "incomplete-claims"
     if seconds is None:
         return Finding(code, "ok", "not checked; --deep looks at every row")
-    seen = _reads.Seen([], 1.0)
-    columns = (TextColumn("looking at every row"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
-        task = progress.add_task("looking", total=1.0)
-        for seen in _reads.claims_without_a_result(connection, table, seconds=seconds, limit=_SHOWN):
-            progress.update(task, completed=seen.share)
+    seen = reads.Seen([], 1.0)
+    for seen in reads.claims_without_a_result(connection, table, seconds=seconds, limit=_SHOWN):
+        on_progress(seen.share)
     where = "" if seen.share == 1 else f" in the newest {seen.share:.1%} of the table"
     if seen.claims:
         names = ", ".join(f"{row.request_id!r} (scope {row.scope!r}, {row.action})" for row in seen.claims)

@@ -1,0 +1,8 @@
+"""What operators look at: stored requests in a table of any size, the history of one, and what a check of the database finds.
+
+    reads     ─► stretches   requests by an index, or from the end of the table
+    timeline                 what happened to one request, as its row shows it
+    database  ─► requests    the findings of `safeagent-sa doctor` and of the dashboard's page Health
+
+Everything here only reads. The command line and the dashboard share it, and it prints nothing.
+"""
