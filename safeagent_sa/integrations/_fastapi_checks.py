@@ -37,7 +37,8 @@ def refuse_late_commits(dependant: Dependant, endpoint: Callable[..., Any], sess
             f"{_where(endpoint)} does not depend on {name_of(session)}, so the rows that it writes would not commit with the "
             f'claim. Take its session from there: Depends({name_of(session)}, scope="function"); or put @idempotency(False) '
             f"on it. If it gets that session in another way, say so with dependencies=[Depends({name_of(session)}, "
-            'scope="function")] on the route.'
+            'scope="function")] on the route. An annotation that FastAPI cannot resolve does not count, such as one that names '
+            "what is defined in a function, under `from __future__ import annotations`."
         )
 
 

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.field import page
 from benchmarks.field.adapters.handwritten import Handwritten
 from benchmarks.field.adapters.ours import SafeagentSa
+from benchmarks.field.adapters.web import SafeagentSaWeb
 from benchmarks.field.controls import RecordFirst, Unguarded
 from benchmarks.field.scenarios import SCENARIOS, judge
 from benchmarks.field.stage import Stage
@@ -27,6 +28,13 @@ def outcomes(contestant, url, scenarios=SCENARIOS):
 
 def test_ours_passes_every_scenario_without_a_note(new_database):
     for name, verdict in outcomes(SafeagentSa, new_database()).items():
+        assert (verdict.outcome, verdict.note) == ("pass", ""), name
+
+
+@pytest.mark.thorough
+def test_ours_over_http_passes_the_crashes_without_a_note(new_database):
+    crashes = ["crash after COMMIT", "crash before COMMIT", "answer lost", "same receipt"]
+    for name, verdict in outcomes(SafeagentSaWeb, new_database(), crashes).items():
         assert (verdict.outcome, verdict.note) == ("pass", ""), name
 
 

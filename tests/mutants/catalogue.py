@@ -35,6 +35,8 @@ IDS, JSON_TEXT, RESULTS = "_request/ids.py", "_request/json_text.py", "_request/
 OWN_RESULTS = "_request/own_results.py"
 SIGNATURE, ARGUMENTS, TEMPLATE = "_request/signature.py", "_request/arguments.py", "_request/template.py"
 MESSAGES, TASKS = "integrations/messages.py", "integrations/_tasks.py"
+HTTP, ASGI, FASTAPI_BLOCK = "integrations/http.py", "integrations/asgi.py", "integrations/_fastapi_block.py"
+WEBHOOKS, PROVIDERS = "integrations/webhooks.py", "integrations/_webhook_providers.py"
 RETENTION, EXECUTION = "retention.py", "execution.py"
 
 CLAIMING = {
@@ -1869,6 +1871,114 @@ QUEUES = {
     ),
 }
 
+WEB = {
+    "a response leaves although its session has not committed": Mutant(
+        FASTAPI_BLOCK,
+        "if not self._block.is_committed:",
+        "if False:",
+        "test_a_session_that_ends_without_a_commit_gives_no_answer_but_500",
+    ),
+    "a response of 5xx is stored": Mutant(
+        FASTAPI_BLOCK,
+        "is_stored(response.status_code, below=500)",
+        "is_stored(response.status_code, below=600)",
+        "test_a_request_that_fails_leaves_its_key_free",
+    ),
+    "a session that commits after the response is taken": Mutant(
+        "integrations/_fastapi_checks.py",
+        'if use.scope != "function" or not use.use_cache:',
+        "if not use.use_cache:",
+        "test_a_session_that_would_commit_after_the_response_is_refused_when_the_route_is_made",
+    ),
+    "an endpoint without the claim's session is taken": Mutant(
+        "integrations/_fastapi_checks.py",
+        "if len(found) == 1:",
+        "if False:",
+        "test_an_endpoint_with_another_session_is_refused_unless_it_says_how_it_gets_it",
+    ),
+    "a request without a principal is claimed": Mutant(
+        HTTP, 'if scope is None or scope == "":', "if False:", "test_a_principal_is_required"
+    ),
+    "the query is not compared": Mutant(
+        HTTP,
+        'where = {"path": path, "query": query}',
+        'where = {"path": path}',
+        "test_json_is_compared_by_meaning_and_everything_else_by_its_bytes",
+    ),
+    "cookies are replayed": Mutant(
+        HTTP,
+        '| {"last-modified",',
+        '| {"set-cookie", "last-modified",',
+        "test_a_stored_response_comes_back_byte_for_byte_with_the_headers_that_may_be_repeated",
+    ),
+    "the last of several keys is taken": Mutant(
+        "integrations/_keys.py", "if len(values) > 1:", "if False:", "test_one_header_is_a_key_and_two_are_not"
+    ),
+    "the transaction of a view is not committed": Mutant(
+        "integrations/_owned.py", "        session.commit()\n", "", "test_flask.py test_wsgi.py"
+    ),
+    "the transaction of an ASGI app is not committed": Mutant(
+        ASGI, "                await self._session.commit()\n", "", "test_asgi.py"
+    ),
+    "what an ASGI app may have raised is committed": Mutant(
+        ASGI,
+        "below=400",
+        "below=500",
+        "test_a_response_of_400_or_more_rolls_back_since_it_may_have_been_raised",
+    ),
+    "every signature is valid": Mutant(
+        PROVIDERS, "hmac.compare_digest(one, other)", "True", "test_no_body_makes_another_error_than_those_of_a_webhook"
+    ),
+    "old signatures are valid": Mutant(
+        PROVIDERS,
+        "if time.time() - seconds > self._tolerance:",
+        "if False:",
+        "test_old_signatures_are_refused",
+    ),
+    "GitHub's body is not compared": Mutant(
+        PROVIDERS,
+        "_event(content), digest)",
+        "_event(content))",
+        "test_an_id_of_github_with_another_body_is_422_and_another_hook_is_another_event",
+    ),
+    "the hooks of GitHub share ids": Mutant(
+        PROVIDERS,
+        'f"{self.name}/{hook}" if hook else self.name',
+        "self.name",
+        "test_an_id_of_github_with_another_body_is_422_and_another_hook_is_another_event",
+    ),
+    "an event whose receipt was purged is no success": Mutant(
+        WEBHOOKS,
+        "(ReceiptExpiredError, ReceiptUnreadableError)",
+        "ReceiptUnreadableError",
+        "test_an_event_whose_receipt_was_purged_is_200_and_not_handled_again",
+    ),
+    "a handler's error of the guard is an answer": Mutant(
+        WEBHOOKS,
+        "if error is self._raised:",
+        "if False:",
+        "test_an_error_of_the_guard_in_a_handler_is_the_handlers_and_no_answer",
+    ),
+    "other bytes are sent under the key": Mutant(
+        "integrations/_outgoing.py",
+        "if known not in (None, digest):",
+        "if False:",
+        "test_other_bytes_under_the_key_are_refused_on_a_later_attempt_and_not_sent",
+    ),
+    "what was sent is forgotten": Mutant(
+        FLOW,
+        "lease = lease._replace(details=context._noted.details)",
+        "lease = lease._replace()",
+        "test_what_was_sent_is_remembered_when_the_result_cannot_be_stored",
+    ),
+    "claims belong to threads": Mutant(
+        "_transaction/open_guarded.py",
+        "return _thread.place if place is None else place",
+        "return _thread.place",
+        "test_a_claim_belongs_to_the_request_that_made_it_and_not_to_its_thread",
+    ),
+}
+
 MUTANTS = {
     **QUEUES,
     **SHORT_WAY,
@@ -1889,4 +1999,5 @@ MUTANTS = {
     **RUNNING,
     **AROUND,
     **TOOLS_OF_AGENTS,
+    **WEB,
 }

@@ -42,9 +42,8 @@ SUITE = [
     "tests/conformance",
     "tests/postgresql",
     "tests/crash/test_connection_loss.py",
-    "tests/integrations/test_agent_tools.py",
-    "tests/integrations/test_messages.py",
-    "tests/integrations/test_tasks.py",
+    "tests/aio/test_places.py",
+    "tests/integrations",
 ]
 _ONE_AT_A_TIME = Lock()
 

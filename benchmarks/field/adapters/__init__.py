@@ -11,6 +11,7 @@ from benchmarks.field.adapter import Adapter
 # Module of this package, class, and name on PyPI; no import is needed, since the library may not be installed.
 CONTESTANTS = [
     ("ours", "SafeagentSa", "safeagent_sa"),
+    ("web", "SafeagentSaWeb", "safeagent_sa"),
     ("handwritten", "Handwritten", "sqlalchemy"),
     ("dbos", "Dbos", "dbos"),
     ("dtmrs", "Dtmrs", "dtmrs-barrier"),
@@ -19,6 +20,8 @@ CONTESTANTS = [
     ("agent_once", "AgentOnce", "agent-once"),
     ("exactly_once", "ExactlyOnce", "exactly-once"),
     ("idemkit", "Idemkit", "idemkit"),
+    ("web", "IdemkitWeb", "idemkit"),
+    ("web", "FastapiIdempotencyKey", "fastapi-idempotency-key"),
     ("idempotent_tools", "IdempotentTools", "idempotent-tools"),
     ("justonce", "JustOnce", "justonce"),
     ("safeagent", "SafeAgentRegistry", "safeagent-exec-guard"),
