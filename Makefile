@@ -19,6 +19,7 @@ BENCH_READY := $(BENCH_VENV)/.ready
 AGENTS_VENV := .venv-agents$(PINNED)
 AGENTS_BIN := $(AGENTS_VENV)/bin
 AGENTS_READY := $(AGENTS_VENV)/.ready
+AGENTS_MODULES := _langchain fastmcp langgraph mcp openai_agents pydantic_ai
 HTTP_READY := .venv-http/.ready
 QUEUES_READY := .venv-queues/.ready
 ARQ_READY := .venv-arq/.ready
@@ -81,7 +82,7 @@ field: $(BENCH_READY)  ## compare with other libraries under races and crashes, 
 	$(BENCH_BIN)/python -m benchmarks.field.page build/field.json > docs/field.md
 
 test-agents: $(AGENTS_READY)  ## tool calls of agents through the frameworks, with real servers
-	$(AGENTS_BIN)/mypy safeagent_sa/integrations
+	$(AGENTS_BIN)/mypy safeagent_sa/integrations/agents $(AGENTS_MODULES:%=safeagent_sa/integrations/%.py)
 	$(AGENTS_BIN)/python -m pytest -n 2 --dist worksteal -m agents -W default tests/agents $(ARGS)
 
 test-recipes: .venv-recipes/.ready .venv-crewai/.ready  ## the recipes for frameworks of agents without a module
