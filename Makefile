@@ -19,12 +19,13 @@ BENCH_READY := $(BENCH_VENV)/.ready
 AGENTS_VENV := .venv-agents$(PINNED)
 AGENTS_BIN := $(AGENTS_VENV)/bin
 AGENTS_READY := $(AGENTS_VENV)/.ready
+AGENTS_MODULES := _langchain fastmcp langgraph mcp openai_agents pydantic_ai
 HTTP_READY := .venv-http/.ready
 QUEUES_READY := .venv-queues/.ready
 ARQ_READY := .venv-arq/.ready
 OLDEST_READY := .venv-fastapi-oldest/.ready
 
-.PHONY: help demo demo-agents dashboard test test-all check words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents test-http test-queues test-browser screenshots mutants matrix nightly clean
+.PHONY: help demo demo-agents dashboard test test-all check words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents test-recipes test-http test-queues test-browser screenshots mutants matrix nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -42,7 +43,7 @@ test: $(READY)  ## the suite with a real PostgreSQL: each test on the ports that
 	$(SUITE) $(ARGS)
 
 test-all: $(READY)  ## the suite on every port, with coverage
-	$(SUITE) --cov -m 'not stress and not pgbouncer and not agents and not queues and not http and not browser' $(ARGS)
+	$(SUITE) --cov -m 'not stress and not pgbouncer and not agents and not recipes and not queues and not http and not browser' $(ARGS)
 
 check: $(READY)  ## formatting, lint, layers, types, async docstrings, words
 	$(BIN)/ruff format --check .
@@ -81,8 +82,12 @@ field: $(BENCH_READY)  ## compare with other libraries under races and crashes, 
 	$(BENCH_BIN)/python -m benchmarks.field.page build/field.json > docs/field.md
 
 test-agents: $(AGENTS_READY)  ## tool calls of agents through the frameworks, with real servers
-	$(AGENTS_BIN)/mypy safeagent_sa/integrations
+	$(AGENTS_BIN)/mypy safeagent_sa/integrations/agents $(AGENTS_MODULES:%=safeagent_sa/integrations/%.py)
 	$(AGENTS_BIN)/python -m pytest -n 2 --dist worksteal -m agents -W default tests/agents $(ARGS)
+
+test-recipes: .venv-recipes/.ready .venv-crewai/.ready  ## the recipes for frameworks of agents without a module
+	.venv-recipes/bin/python -m pytest -m recipes -W default tests/recipes -k 'not crewai' $(ARGS)
+	.venv-crewai/bin/python -m pytest -m recipes -W default tests/recipes -k crewai $(ARGS)
 
 stress: $(READY)  ## the long runs
 	$(BIN)/python -m pytest -m stress -o faulthandler_timeout=0 $(ARGS)
@@ -127,12 +132,14 @@ clean:  ## remove everything that these targets create
 # --group needs pip 25.1, which a new environment may not have.
 $(BENCH_READY): GROUPS := --group dev --group bench
 $(AGENTS_READY): GROUPS := --group agents
+.venv-recipes/.ready: GROUPS := --group recipes
+.venv-crewai/.ready: GROUPS := --group crewai
 $(READY): GROUPS := --group dev
 $(HTTP_READY): GROUPS := --group http
 $(QUEUES_READY): GROUPS := --group queues
 $(ARQ_READY): GROUPS := --group arq
 $(OLDEST_READY): GROUPS := --group fastapi-oldest
-$(READY) $(BENCH_READY) $(AGENTS_READY) $(HTTP_READY) $(OLDEST_READY) $(QUEUES_READY) $(ARQ_READY): pyproject.toml
+$(READY) $(BENCH_READY) $(AGENTS_READY) $(HTTP_READY) $(OLDEST_READY) $(QUEUES_READY) $(ARQ_READY) .venv-recipes/.ready .venv-crewai/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade pip

@@ -47,8 +47,9 @@ def test_a_queue_acknowledges_a_refusal_and_logs_no_error(port, caplog):
 @ports(*PLAIN, among=PLAIN)
 def test_a_model_gets_a_refusal_that_begins_with_the_answer(port):
     first, replay = (answer_to(error) for error in refusals(port))
-    assert first.result == replay.result == {"code": "insufficient_funds"}
-    for answer in (first, replay):
-        assert (answer.status, answer.is_error) == ("refused", True)
-        assert answer.message.startswith("Not executed.")
-        assert "card_declined" in answer.message
+    assert first == replay
+    assert (first.status, first.is_error) == ("refused", True)
+    assert first.message.startswith("Not executed.")
+    assert "was refused: card_declined" in first.message
+    assert first.result == {"code": "insufficient_funds"}
+    assert first.lines.endswith('refusal: {"code": "insufficient_funds"}')

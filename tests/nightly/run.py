@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parents[2]
-TARGETS = ["mutants", "stress", "field", "frameworks", "test-agents", "test-queues", "matrix"]
+TARGETS = ["mutants", "stress", "field", "frameworks", "test-agents", "test-recipes", "test-queues", "matrix"]
 
 
 def main(targets: list[str], folder: Path = ROOT) -> int:

@@ -223,9 +223,8 @@ def _on_conflict(error: RequestConflictError) -> str:
 
 
 def _refused(error: RequestRefusedError) -> str:
-    before = "was refused before, and the answer stands" if error.is_replay else "was refused"
     return (
-        f"Not executed. The request {error.request_id!r} {before}: {error.type}. The same request gets the same answer. Inform the "
+        f"Not executed. The request {error.request_id!r} was refused: {error.type}. Every call of it gets this answer. Inform the "
         "user; a new attempt needs a new id."
     )
 
