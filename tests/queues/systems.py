@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pika
 import redis as redis_client
 from queues.hub import PATIENCE
 
+
+GRACE = 15  # seconds
 
 APPS = Path(__file__).parent / "apps"
 
@@ -40,13 +42,12 @@ class Worker:
         self.process.wait()
 
     def stop(self):
-        """End it as a deployment does: it ends what it is doing, and acknowledges it."""
+        """End it as a deployment does: with a signal, and after a grace period by force, which Celery may need."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(PATIENCE / 4)
-            finally:
-                self.end()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(GRACE)
+            self.end()
 
     def end(self):
         try:
@@ -177,7 +178,7 @@ class CeleryRedis(OnRedis):
         "celery_app",
         "worker",
         "-c",
-        "1",
+        "2",  # a message that comes back to the process whose one child is busy would wait in it
         "--without-gossip",
         "--without-mingle",
         "-n",

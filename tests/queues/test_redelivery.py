@@ -112,6 +112,17 @@ def test_a_conflict_is_for_the_dead_letters(system, hub, postgresql):
     assert "was used for the action" in system.logs()
 
 
+def test_an_error_of_the_function_is_retried_by_the_queue_under_the_same_id(system, hub, postgresql, tmp_path):
+    failed = tmp_path / "failed"
+    system.work(FAILS_UNTIL=str(failed))
+    system.send("pay_keyed", 1)
+    hub.wait("committed")
+    assert failed.exists()
+    end(system)
+    assert rows(postgresql) == 1
+    assert postgresql.requests() == [("order:1:pay", "completed")]
+
+
 @guarded_or_not
 def test_a_broker_that_loses_its_power(system, hub, postgresql, is_guarded):
     """The row is committed, and the acknowledgement finds no broker."""

@@ -31,8 +31,15 @@ else:
     with app.connection_for_write() as connection:
         dead(connection.default_channel).declare()
 
-task = app.task(acks_late=True, reject_on_worker_lost=True, name="pay")
-keyed = app.task(acks_late=True, reject_on_worker_lost=True, name="pay_keyed")
+# No retry for the one, so that a delivery that comes again uses up none; one retry for the other.
+task = app.task(acks_late=True, reject_on_worker_lost=True, name="pay", max_retries=0)
+keyed = app.task(
+    acks_late=True,
+    reject_on_worker_lost=True,
+    name="pay_keyed",
+    autoretry_for=(ConnectionError,),
+    retry_kwargs={"max_retries": 1, "countdown": 0},
+)
 
 if IS_GUARDED:
 

@@ -24,6 +24,7 @@ from safeagent_sa.aio import AsyncExecutionGuard
 DATABASE_URL, BROKER_URL = os.environ["DATABASE_URL"], os.environ.get("BROKER_URL", "")
 HUB = os.environ.get("HUB")
 IS_GUARDED = os.environ.get("IS_GUARDED", "1") == "1"
+FAILS_UNTIL = Path(os.environ["FAILS_UNTIL"]) if "FAILS_UNTIL" in os.environ else None
 GATES = os.environ.get("GATES", "").split()
 
 engine = create_engine(DATABASE_URL, pool_pre_ping=True)
@@ -67,6 +68,9 @@ def async_sessions():
 def pay(session, order_id, amount):
     """Do the business write, slowly: the test decides how long it takes."""
     gate("running")
+    if FAILS_UNTIL is not None and not FAILS_UNTIL.exists():
+        FAILS_UNTIL.touch()
+        raise ConnectionError("the first attempt fails")
     payment = Payment(reference=f"order-{order_id}", amount=amount)
     session.add(payment)
     session.flush()

@@ -16,7 +16,7 @@ if IS_GUARDED:
     def pay_once(session: Session, order_id: int, amount: int):
         return pay(session, order_id, amount)
 
-    @app.task(name="pay_keyed", pass_context=True)
+    @app.task(name="pay_keyed", pass_context=True, retry=1)
     @guarded(guard, SessionLocal, request_id="order:{order_id}:pay")
     def pay_keyed(session: Session, order_id: int, amount: int):
         return pay(session, order_id, amount)

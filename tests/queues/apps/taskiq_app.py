@@ -5,14 +5,17 @@ import asyncio
 from common import BROKER_URL, IS_GUARDED, SessionLocal, async_guard, async_sessions, gate, guard, pay, pay_unguarded
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
+from taskiq import SimpleRetryMiddleware
 from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
 
 from safeagent_sa.integrations.taskiq import guarded
 
 
-broker = RedisStreamBroker(
-    BROKER_URL, queue_name="payments", idle_timeout=1500, unacknowledged_lock_timeout=5
-).with_result_backend(RedisAsyncResultBackend(BROKER_URL))
+broker = (
+    RedisStreamBroker(BROKER_URL, queue_name="payments", idle_timeout=1500, unacknowledged_lock_timeout=5)
+    .with_result_backend(RedisAsyncResultBackend(BROKER_URL))
+    .with_middlewares(SimpleRetryMiddleware())
+)
 
 
 @broker.task(task_name="nudge")
@@ -28,7 +31,7 @@ if IS_GUARDED:
         await asyncio.to_thread(gate, "running")
         return await session.run_sync(pay_row, order_id, amount)
 
-    @broker.task(task_name="pay_keyed")
+    @broker.task(task_name="pay_keyed", retry_on_error=True, max_retries=2)
     @guarded(guard, SessionLocal, request_id="order:{order_id}:pay")
     def pay_keyed(session: Session, order_id: int, amount: int):
         return pay(session, order_id, amount)
