@@ -2,6 +2,7 @@
 
     reads     ─► stretches   requests by an index, or from the end of the table
     timeline                 what happened to one request, as its row shows it
+    figures                  how much is in doubt, due or given up, for metrics
     database  ─► requests    the findings of `safeagent-sa doctor` and of the dashboard's page Health
 
 Everything here only reads. The command line and the dashboard share it, and it prints nothing.

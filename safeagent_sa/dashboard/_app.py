@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy import Connection, Engine, Table, select
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -27,7 +28,7 @@ from .._settings import ConfiguredGuard
 from ..events import Recorder, Revealed, tell
 from . import _charts
 from ._access import Access, Guarded, Question
-from ._database import STATEMENT_TIMEOUT, Database, Part
+from ._database import STATEMENT_TIMEOUT, Database, Part, reason
 from ._pages import Page, Pages, Search, Visitor
 from ._verdicts import ANSWERS, Form, RefusedError, record
 
@@ -191,7 +192,12 @@ class Dashboard:
             said = await self._database.write(
                 partial(record, self._settings, self._pages.requests, form, visitor.resolver)
             )
-        except RefusedError as refused:
+        except (RefusedError, SQLAlchemyError) as error:
+            refused = (
+                error
+                if isinstance(error, RefusedError)
+                else RefusedError(f"There is no connection: {reason(error)}.", 503)
+            )
             # What was written stays in the form.
             page = await self._pages.request(visitor, form.key)
             values = {"refused": str(refused), "form": form, "result": None, "said": None}

@@ -110,7 +110,7 @@ class Database:
         try:
             return await self._connected(engine, fn)
         except SQLAlchemyError as error:  # there is no connection
-            return {part.name: self._keep(part, Answer(None, _reason(error))) for part in parts}
+            return {part.name: self._keep(part, Answer(None, reason(error))) for part in parts}
 
     async def _connected(self, engine: Any, fn: Callable[[Connection], T]) -> T:
         if self._is_async:
@@ -133,7 +133,7 @@ class Database:
                 answer = Answer(part.read(connection))
             except (SQLAlchemyError, SafeAgentError) as error:
                 connection.rollback()
-                answer = Answer(None, _reason(error))
+                answer = Answer(None, reason(error))
             found[part.name] = self._keep(part, answer)
         if connection.dialect.name == "sqlite":
             connection.exec_driver_sql("PRAGMA query_only = 0")
@@ -156,7 +156,8 @@ def _limit(connection: Connection) -> None:
         connection.execute(_LIMITS, {"statement": f"{STATEMENT_TIMEOUT * 1000:.0f}ms"})
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Return why the database did not answer, in one line without statement and parameters."""
     if isinstance(error, DBAPIError):
         original = error.orig
         state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)

@@ -18,6 +18,7 @@ from .._request.ids import Key
 from .._request.results import PLAIN
 from .._settings import Settings
 from ..errors import NotInDoubtError, SafeAgentError
+from ._database import reason
 from ._reads import Requests
 
 
@@ -106,12 +107,7 @@ def record(settings: Settings, requests: Requests, form: Form, by: str, connecti
     except SafeAgentError as error:
         raise RefusedError(str(error)) from None
     except DBAPIError as error:
-        if _LOCK_NOT_AVAILABLE not in (getattr(error.orig, "sqlstate", None), getattr(error.orig, "pgcode", None)):
-            raise
-        message = (
-            f"Another transaction is changing {form.key.request_id} at this moment. Look at it again, then decide."
-        )
-        raise RefusedError(message, 409) from None
+        raise RefusedError(_failed(form.key, error), 409 if _state(error) == _LOCK_NOT_AVAILABLE else 503) from None
     # The same verdict was recorded before, and this one added nothing.
     if latest is None or (latest["by"], latest["evidence"]) != (by, form.evidence):
         raise RefusedError(_settled(form.key, latest), 409)
@@ -132,6 +128,18 @@ def _settled(key: Key, latest: dict[str, Any] | None) -> str:
     return (
         f"{key.request_id} was resolved by {step.by}{moment}: {step.what}. Evidence: {_text(step.evidence)}. Your verdict was not "
         "recorded."
+    )
+
+
+def _state(error: DBAPIError) -> str | None:
+    return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+
+
+def _failed(key: Key, error: DBAPIError) -> str:
+    if _state(error) == _LOCK_NOT_AVAILABLE:
+        return f"Another transaction is changing {key.request_id} at this moment. Look at it again, then decide."
+    return (
+        f"The database reports: {reason(error)}. Look at {key.request_id} again to see whether your verdict is there."
     )
 
 

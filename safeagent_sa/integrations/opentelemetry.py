@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
+from operator import attrgetter
 
 from opentelemetry import metrics, trace
+from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.trace import SpanKind, Status, StatusCode
+from sqlalchemy import Engine, Table
 
+from .._inspection.figures import Figures, figures
+from .._settings import ConfiguredGuard
 from ..events import Claimed, Committed, Completed, Conflict, Event, InProgress, Lost, Replayed, RolledBack, Waited
 
 
-__all__ = ["OpenTelemetryListener"]
+__all__ = ["OpenTelemetryListener", "observe_open_requests"]
 
 _SCOPE = "safeagent_sa"
 
@@ -21,6 +27,9 @@ _OUTCOMES: dict[type[Event], str] = {
     Conflict: "conflict",
     InProgress: "in_progress",
 }
+# Seconds, as for HTTP requests in the semantic conventions; the default ones are for milliseconds.
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+
 _ENDS: dict[type[Event], str] = {Committed: "committed", RolledBack: "rolled_back"}
 
 
@@ -67,9 +76,17 @@ class OpenTelemetryListener:
         self._lost = meter.create_counter(
             "safeagent.lost_claims", "{claim}", "Claims whose transaction ended before the COMMIT"
         )
-        self._waits = meter.create_histogram("safeagent.wait.duration", "s", "Waits for another claim of the request")
+        self._waits = meter.create_histogram(
+            "safeagent.wait.duration",
+            "s",
+            "Waits for another claim of the request",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
         self._executions = meter.create_histogram(
-            "safeagent.execution.duration", "s", "From a claim to the end of its transaction"
+            "safeagent.execution.duration",
+            "s",
+            "From a claim to the end of its transaction",
+            explicit_bucket_boundaries_advisory=_SECONDS,
         )
 
     def __call__(self, event: Event) -> None:
@@ -104,6 +121,61 @@ class OpenTelemetryListener:
             answer = "its COMMIT was not confirmed" if event.was_commit_sent else "rolled back"
             span.set_status(Status(StatusCode.ERROR, answer))
         span.end(now)
+
+
+def observe_open_requests(
+    guard: ConfiguredGuard, engine: Engine, *, meter_provider: metrics.MeterProvider | None = None, shared: float = 5.0
+) -> None:
+    """Let metrics show what is in doubt and whether the relay is late; each collection reads in a separate transaction.
+
+    Gauges, read by the index of open requests, so they cost little in a table of any size: `safeagent.in_doubt`,
+    `safeagent.in_doubt.age` (seconds), `safeagent.effects.due`, `safeagent.relay.lag` (seconds), `safeagent.dead_letters`. Call it
+    in one process of the fleet, or in each: their values are the same.
+
+    Args:
+        guard: The guard, sync or async, whose table is read.
+        engine: An Engine of that table; its role needs SELECT alone.
+        meter_provider: The meter provider; None for the global one.
+        shared: How long one reading serves all five gauges, in seconds.
+
+    Raises:
+        TypeError: The engine is no synchronous one, as collections run in a thread.
+
+    Example:
+        ```python
+        observe_open_requests(guard, engine)
+        ```
+    """
+    if not isinstance(engine, Engine):
+        raise TypeError(
+            f"observe_open_requests() takes an Engine, since metrics are collected in a thread, not {engine!r}"
+        )
+    table: Table = guard._settings.model.__table__  # type: ignore[attr-defined]  # noqa: SLF001 - the same package
+    readers = engine.execution_options(sqlite_begin="DEFERRED") if engine.dialect.name == "sqlite" else engine
+    kept: tuple[float, Figures] | None = None
+
+    def read() -> Figures:
+        nonlocal kept
+        if kept is None or time.monotonic() - kept[0] > shared:
+            with readers.connect() as connection:
+                kept = time.monotonic(), figures(connection, table)
+        return kept[1]
+
+    def observed(name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        return lambda _options: [Observation(attrgetter(name)(read()))]
+
+    meter = metrics.get_meter(_SCOPE, meter_provider=meter_provider)
+    for name, unit, attribute, description in _GAUGES:
+        meter.create_observable_gauge(name, [observed(attribute)], unit, description)
+
+
+_GAUGES = (
+    ("safeagent.in_doubt", "{request}", "in_doubt", "Requests that may or may not have happened"),
+    ("safeagent.in_doubt.age", "s", "oldest_doubt", "Since the last attempt of the oldest request in doubt"),
+    ("safeagent.effects.due", "{effect}", "due", "Stored effects that are due and not fired"),
+    ("safeagent.relay.lag", "s", "relay_lag", "How late the relay is"),
+    ("safeagent.dead_letters", "{effect}", "dead_letters", "Effects that a relay has given up"),
+)
 
 
 def _ids(event: Event) -> dict[str, str]:

@@ -6,6 +6,7 @@ import re
 import threading
 
 import pytest
+from sqlalchemy import create_engine, text
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from support import stage
@@ -185,6 +186,24 @@ def test_two_verdicts_at_the_same_moment_become_one(visiting, postgresql):
     assert sorted(answer.status_code for answer in answers) == [303, 409]
     (second,) = [answer for answer in answers if answer.status_code == 409]
     assert "order-2 was resolved by" in second.text
+
+
+def test_a_verdict_on_a_request_that_another_transaction_changes_is_not_waited_for(visiting, postgresql):
+    put_in_doubt(postgresql, "order-2")
+    dashboard = Dashboard(ExecutionGuard(), postgresql.engine, may_look=yes, may_resolve=alice)
+    with postgresql.sessions() as other, Visits(dashboard, "") as visits:
+        other.execute(text("SELECT 1 FROM execution_requests WHERE request_id = 'order-2' FOR UPDATE"))
+        answer = visits.post("/resolve", FORM | {"id": "order-2"})
+        other.rollback()
+    assert (answer.status_code, "Another transaction is changing order-2" in answer.text) == (409, True)
+    assert postgresql.requests() == [("order-2", "in_doubt")]
+
+
+def test_a_verdict_without_a_database_is_a_sentence(visiting):
+    engine = create_engine("postgresql+psycopg://127.0.0.1:1/nothing?connect_timeout=2")
+    with Visits(Dashboard(ExecutionGuard(), engine, may_look=yes, may_resolve=alice), "") as visits:
+        answer = visits.post("/resolve", FORM)
+    assert (answer.status_code, "There is no connection" in answer.text) == (503, True)
 
 
 def test_a_result_is_shown_to_those_who_may_and_that_is_an_event(visiting, sqlite):

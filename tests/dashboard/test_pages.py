@@ -2,11 +2,10 @@
 
 import re
 import threading
+import warnings
 
 import pytest
 from fastapi import FastAPI
-from litestar import Litestar
-from litestar.handlers import asgi
 from sqlalchemy import create_engine, event, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from starlette.applications import Starlette
@@ -125,6 +124,10 @@ def apps():
         return outer, "/admin/ops"
 
     def litestar():
+        with warnings.catch_warnings(action="ignore"):  # advanced-alchemy uses what SQLAlchemy 2.1 deprecates
+            from litestar import Litestar
+            from litestar.handlers import asgi
+
         return Litestar([asgi("/ops", is_mount=True, copy_scope=True)(dashboard_of())]), "/ops"
 
     def itself():

@@ -91,7 +91,15 @@ def test_the_sdist_has_all_files_to_work_on_the_library(dist):
     } <= inside
     assert (
         tracked(
-            "docs", "tests", "tools", "migrations", "examples", "benchmarks", "safeagent_sa", "pytest_safeagent_sa.py"
+            "deploy",
+            "docs",
+            "tests",
+            "tools",
+            "migrations",
+            "examples",
+            "benchmarks",
+            "safeagent_sa",
+            "pytest_safeagent_sa.py",
         )
         <= inside
     )

@@ -10,6 +10,7 @@ from support.visits import Visits
 
 from safeagent_sa import ExecutionGuard, ExecutionRequest
 from safeagent_sa._inspection import stretches as walks
+from safeagent_sa._inspection.figures import figures
 from safeagent_sa.dashboard import Dashboard
 
 
@@ -125,6 +126,15 @@ def test_no_page_of_the_dashboard_reads_the_whole_table(large, explained, scopes
     print(pages)
     # A sample of 300 pages, the end of the table, and the open rows with their pages.
     assert max(pages.values()) < 4000
+
+
+def test_the_figures_for_metrics_are_read_by_the_index_of_what_is_open(large, explained):
+    with large.engine.connect() as connection:
+        figures(connection, ExecutionRequest.__table__)
+    assert len(explained) == 3
+    for statement, plan in explained:
+        assert not reads_all(plan), (statement, plan)
+        assert f"ix_{TABLE}_open" in {node.get("Index Name") for node in nodes(plan)}, statement
 
 
 def test_the_control_finds_a_scan(large, explained):
