@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import webbrowser
@@ -23,6 +24,7 @@ from safeagent_sa.events import Recorder
 
 def main(port: int = 8090) -> None:
     """Serve until Ctrl-C; the database is a new one of the server that the suite would use."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the server is stopped as well
     server = start(own=True)
     try:
         engine = make_engine(server.url, pool_size=20, connect_args={"application_name": "shop-api"})

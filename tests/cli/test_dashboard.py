@@ -17,13 +17,16 @@ from safeagent_sa.cli._app import app as command_line
 
 
 @pytest.fixture
-def started(sqlite):
+def started(sqlite, tmp_path):
     processes = []
 
     def start(*options):
         command = [sys.executable, "-m", "safeagent_sa", "dashboard", "--url", sqlite.url, "--port", "0", "--no-open"]
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-        process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, env=environment)
+        # In another folder than the checkout, whose package `-m` would take before any other.
+        process = subprocess.Popen(
+            [*command, *options], stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+        )
         processes.append(process)
         return re.match(r"(http://127\.0\.0\.1:(\d+))/ \((.*)\)", process.stdout.readline()).groups()
 

@@ -1979,7 +1979,120 @@ WEB = {
     ),
 }
 
+# Each breaks a promise to the people who look after a guard.
+DASHBOARD = {
+    f"dashboard: {what}": Mutant(file, old, new, tests)
+    for what, file, old, new, tests in (
+        (
+            "each page is shown to each visitor",
+            "dashboard/_app.py",
+            "if not await self._access.may_look(request):",
+            "if False:",
+            "test_without_an_answer_of_the_app_every_page_is_refused",
+        ),
+        (
+            "a form is taken from every site",
+            "dashboard/_access.py",
+            'return site == "same-origin"',
+            "return True",
+            "test_a_form_is_taken_from_this_dashboard_alone",
+        ),
+        (
+            "a form without any origin is taken",
+            "dashboard/_access.py",
+            "        if origin is None:\n            return False\n",
+            "        if origin is None:\n            return True\n",
+            "test_a_form_is_taken_from_this_dashboard_alone",
+        ),
+        (
+            "who may look may resolve",
+            "dashboard/_app.py",
+            "if visitor.resolver is None or not visitor.may_see(form.key.scope):",
+            "if not visitor.may_see(form.key.scope):",
+            "test_who_may_look_may_neither_resolve_nor_reveal",
+        ),
+        (
+            "a result is shown without an event",
+            "dashboard/_app.py",
+            "        tell(self._settings.listeners, event)\n",
+            "",
+            "test_a_result_is_shown_to_those_who_may_and_that_is_an_event",
+        ),
+        (
+            "rows are markup",
+            "dashboard/_app.py",
+            "autoescape=True",
+            "autoescape=False",
+            "test_hostile_rows_are_text_and_their_links_work",
+        ),
+        (
+            "a list has the scopes of others",
+            "dashboard/_reads.py",
+            "return () if scopes is None else",
+            "return () if True else",
+            "test_a_person_sees_only_the_scopes_that_the_app_allows",
+        ),
+        (
+            "a page may write",
+            "dashboard/_database.py",
+            "set_config('transaction_read_only', 'on', true)",
+            "set_config('transaction_read_only', 'off', true)",
+            "test_the_transactions_of_the_dashboard_cannot_write",
+        ),
+        (
+            "a statement may last",
+            "dashboard/_database.py",
+            "set_config('statement_timeout', :statement, true)",
+            "CAST(:statement AS text)",
+            "test_a_part_that_fails_says_why_and_the_others_stay",
+        ),
+        (
+            "open tabs share nothing",
+            "dashboard/_database.py",
+            "        if part.fresh:\n",
+            "        if False:\n",
+            "test_open_tabs_share_answers_and_one_connection",
+        ),
+        (
+            "the second person is not answered",
+            "dashboard/_verdicts.py",
+            'if latest is None or (latest["by"], latest["evidence"]) != (by, form.evidence):',
+            "if latest is None:",
+            "test_the_second_person_reads_who_resolved_it_and_how",
+        ),
+        (
+            "a verdict needs no evidence",
+            "dashboard/_verdicts.py",
+            "        if not self.evidence:\n",
+            "        if False:\n",
+            "test_a_verdict_that_is_not_complete_is_answered_with_a_sentence",
+        ),
+        (
+            "the sample is the table",
+            "_inspection/estimates.py",
+            "percent = min(100.0, 100.0 * PAGES / max(pages, 1))",
+            "percent = 100.0",
+            "test_no_page_of_the_dashboard_reads_the_whole_table",
+        ),
+        (
+            "the dead letters are searched everywhere",
+            "dashboard/_reads.py",
+            "*is_dead, columns.lease_expires_at.is_(None), *self._of(scopes)",
+            "is_dead[1], *self._of(scopes)",
+            "test_no_page_of_the_dashboard_reads_the_whole_table",
+        ),
+        (
+            "the command answers every name",
+            "cli/_dashboard.py",
+            'allowed_hosts=[_HOST, "localhost"]',
+            'allowed_hosts=["*"]',
+            "test_it_is_read_only_and_answers_its_own_names_alone",
+        ),
+    )
+}
+
 MUTANTS = {
+    **DASHBOARD,
     **QUEUES,
     **SHORT_WAY,
     **BLOCKS,

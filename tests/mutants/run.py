@@ -42,6 +42,8 @@ SUITE = [
     "tests/conformance",
     "tests/postgresql",
     "tests/crash/test_connection_loss.py",
+    "tests/dashboard",
+    "tests/cli/test_dashboard.py",
     "tests/aio/test_places.py",
     "tests/integrations",
 ]
