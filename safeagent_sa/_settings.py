@@ -20,7 +20,7 @@ from ._dialects import ClaimProtocol, Locking
 from ._request.ids import Key, validate_scope
 from ._request.own_results import ResultEncoder, result_type_with
 from ._request.payloads import Fingerprinter
-from ._request.results import ResultType
+from ._request.results import ResultType, result_type_of
 from .errors import DurabilityWarning
 from .models import ExecutionRequest, ExecutionRequestMixin
 
@@ -74,7 +74,11 @@ class Settings:
 
     def result_type_of(self, annotation: Any) -> ResultType:
         """Return how results of an annotation are stored; raise UnsupportedResultTypeError where they cannot be."""
-        return result_type_with(annotation, self.result_encoder)
+        return (
+            result_type_of(annotation)
+            if self.result_encoder is None
+            else result_type_with(annotation, self.result_encoder)
+        )
 
     def scope_or(self, scope: str | UUID | int | None) -> str | UUID | int:
         """Return the scope of one call."""

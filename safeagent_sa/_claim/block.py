@@ -18,8 +18,8 @@ from .._request.results import PLAIN, ResultType
 from .._settings import USE_DEFAULT, Settings, UseDefault, valid_timeout
 from .._transaction import session_watch
 from ..execution import Batch, BlockT, Execution, Receipt
+from ..logs import OPEN
 from . import acquire, binding, complete, outcome
-from .shown import shown
 
 
 class claim(AbstractContextManager[Execution[Any]]):  # noqa: N801 - used as a function
@@ -28,10 +28,10 @@ class claim(AbstractContextManager[Execution[Any]]):  # noqa: N801 - used as a f
     A class, since a generator takes three times as long to enter and to leave.
     """
 
-    __slots__ = ("_arguments", "_claim", "_savepoint", "_settings", "_shown")
+    __slots__ = ("_arguments", "_claim", "_savepoint", "_settings", "_shown_before")
 
     _claim: acquire.Claim
-    _shown: shown
+    _shown_before: Execution[Any] | None
 
     def __init__(
         self,
@@ -63,8 +63,8 @@ class claim(AbstractContextManager[Execution[Any]]):  # noqa: N801 - used as a f
             self._claim_in_savepoint(session, key, request, timeout)
         else:
             self._claim = acquire.claim(session, settings, request, timeout)
-        self._shown = shown(self._claim.execution)
-        self._shown.__enter__()
+        self._shown_before = OPEN.get()
+        OPEN.set(self._claim.execution)
         return self._claim.execution
 
     def _claim_in_savepoint(self, session: Session, key: Key, request: outcome.Request, timeout: float | None) -> None:
@@ -95,12 +95,6 @@ class claim(AbstractContextManager[Execution[Any]]):  # noqa: N801 - used as a f
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._end(kind, error, trace)
-        finally:
-            self._shown.__exit__()
-
-    def _end(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
             if kind is None:
                 complete.settle(self._claim, self._settings)
             else:
@@ -109,6 +103,8 @@ class claim(AbstractContextManager[Execution[Any]]):  # noqa: N801 - used as a f
             if self._savepoint is not None:
                 self._savepoint.__exit__(type(failure), failure, failure.__traceback__)
             raise
+        finally:
+            OPEN.set(self._shown_before)  # no reset(): the end of a block may run in another context than its start
         if self._savepoint is not None:
             self._savepoint.__exit__(kind, error, trace)
 

@@ -103,11 +103,10 @@ def _encoded(annotation: Any, encoder: ResultEncoder) -> ResultType | None:
     return None if found is None else EncodedResult(annotation, encoder)
 
 
-def result_type_with(annotation: Any, encoder: ResultEncoder | None) -> ResultType:
+def result_type_with(annotation: Any, encoder: ResultEncoder) -> ResultType:
     """Return how results of an annotation are stored.
 
     Raises:
         UnsupportedResultTypeError: It is not plain JSON, and neither the encoder nor pydantic knows it.
     """
-    found = None if encoder is None else _encoded(annotation, encoder)
-    return found or result_type_of(annotation)
+    return _encoded(annotation, encoder) or result_type_of(annotation)

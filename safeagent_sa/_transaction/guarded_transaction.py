@@ -40,7 +40,10 @@ class SessionWatch:
     @property
     def has_claims(self) -> bool:
         """Whether there are claims that no savepoint has taken back."""
-        return any([not claim.is_undone for claim in self.claims])  # noqa: C419 - a generator takes longer, at every COMMIT
+        for claim in self.claims:  # noqa: SIM110 - any() takes longer, at every COMMIT
+            if not claim.is_undone:
+                return True
+        return False
 
     def refuse_lost(self) -> None:
         """Raise where something was written that a lost claim no longer covers."""
@@ -110,9 +113,12 @@ class GuardedTransaction:
             self._refuse_second_database(connection)
         travelling: list[PipelinedCompletion] = []
         proven: set[OpenClaim] = set()
-        while waiting := [claim for claim in self.claims.values() if claim not in proven]:
+        is_sent = True
+        while is_sent:  # a hook on our own statements may have claimed, too
             is_sent = False
-            for claim in waiting:
+            for claim in tuple(self.claims.values()):
+                if claim in proven:
+                    continue
                 proven.add(claim)
                 completion = claim.completion
                 assert completion is not None  # refused above
@@ -122,9 +128,8 @@ class GuardedTransaction:
                     is_sent = True
                 else:
                     travelling.append(with_commit)
-            if not is_sent:
-                break
-            self._refuse_lost_and_incomplete(connection)  # a hook on our own statements may have claimed, too
+            if is_sent:
+                self._refuse_lost_and_incomplete(connection)
         self._refuse_ended_on_server(connection)  # or may have ended the transaction
         return travelling
 

@@ -53,19 +53,21 @@ def note(session: Session) -> None:
     """Note that a claim was made in the session's transaction."""
     root = session.get_transaction()
     assert root is not None  # the claim's own
-    _here().sessions[session] = (ref(_owner()), ref(root))
+    here = _here()
+    here.sessions[session] = (ref(_owner(here)), ref(root))
 
 
 def is_guarded_transaction_open() -> bool:
     """Return whether a session that has claimed in this thread, and task, is still in that transaction, or in a block."""
-    here = _owner()
+    here = _here()
+    this = _owner(here)
     return any(
-        owner() is here
+        owner() is this
         and (
             (root() is not None and root() is session.get_transaction())
             or any(claim.is_same_transaction for claim in session.info.get(BLOCKS_KEY, {}).values())
         )
-        for session, (owner, root) in list(_here().sessions.items())
+        for session, (owner, root) in list(here.sessions.items())
     )
 
 
@@ -74,9 +76,9 @@ def _here() -> _Place:
     return _thread.place if place is None else place
 
 
-def _owner() -> object:
-    """Return the task that runs here, or what stands for the thread or request. Not its id: a later task may get the same."""
+def _owner(here: _Place) -> object:
+    """Return the task that runs here, or the place without one. Not its id: a later task may get the same."""
     # Asked without an exception where no loop runs in this thread: every claim asks.
     loop = asyncio._get_running_loop()  # noqa: SLF001 - documented for libraries that look for a loop
     task = None if loop is None else asyncio.current_task(loop)
-    return _here() if task is None else task
+    return here if task is None else task
