@@ -13,6 +13,7 @@ READY := $(VENV)/.ready
 # Workers take single tests, so that a worker that dies loses one test and no file.
 # More processes than a small machine has cores, since tests spend half of their time waiting for servers and programs.
 SUITE = $(BIN)/python -m pytest -n 4 --dist worksteal
+EVERYWHERE = not stress and not pgbouncer and not agents and not recipes and not queues and not http and not browser
 BENCH_VENV := .venv-bench$(PINNED)
 BENCH_BIN := $(BENCH_VENV)/bin
 BENCH_READY := $(BENCH_VENV)/.ready
@@ -25,7 +26,7 @@ QUEUES_READY := .venv-queues/.ready
 ARQ_READY := .venv-arq/.ready
 OLDEST_READY := .venv-fastapi-oldest/.ready
 
-.PHONY: help demo demo-agents dashboard test test-all check words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents test-recipes test-http test-queues test-browser screenshots mutants matrix nightly clean
+.PHONY: help demo demo-agents dashboard test test-all coverage check words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents test-recipes test-http test-queues test-browser screenshots mutants matrix nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -42,8 +43,11 @@ dashboard: $(READY)  ## show the dashboard over a shop that is at work: http://1
 test: $(READY)  ## the suite with a real PostgreSQL: each test on the ports that can change its outcome
 	$(SUITE) $(ARGS)
 
-test-all: $(READY)  ## the suite on every port, with coverage
-	$(SUITE) --cov -m 'not stress and not pgbouncer and not agents and not recipes and not queues and not http and not browser' $(ARGS)
+test-all: $(READY)  ## the suite on every port
+	$(SUITE) -m '$(EVERYWHERE)' $(ARGS)
+
+coverage: $(READY)  ## the same, and count the lines that it runs
+	$(SUITE) --cov -m '$(EVERYWHERE)' $(ARGS)
 
 check: $(READY)  ## formatting, lint, layers, types, async docstrings, words
 	$(BIN)/ruff format --check .

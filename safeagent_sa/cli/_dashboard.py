@@ -64,6 +64,7 @@ def dashboard(
         app = TrustedHostMiddleware(app, allowed_hosts=[_HOST, "localhost"])
         server = uvicorn.Server(uvicorn.Config(app, host=_HOST, port=port, log_level="warning", lifespan="off"))
         listening = server.config.bind_socket()
+        listening.listen()  # now: a browser that opens the address before the server runs waits, and is not refused
         address = f"http://{_HOST}:{listening.getsockname()[1]}/"
         what = f"verdicts are recorded for {may_resolve_as}" if may_resolve_as else "read only"
         out.print(f"{address} ({what}); stop it with Ctrl-C", soft_wrap=True, markup=False)

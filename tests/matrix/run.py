@@ -63,12 +63,18 @@ CELLS = [
 ]
 
 
+OF_CORE = ("postgresql", "pydantic", "otel", "cli")
+
+
 def floors() -> list[str]:
-    """Return every lowest version that pyproject.toml declares, as the one version of its package."""
+    """Return every lowest version that pyproject.toml declares for the core, as the one version of its package.
+
+    The oldest versions of frameworks need different old versions of the same packages; they have separate environments.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    # Pydantic needs a newer typing-extensions, and the suite a newer pytest.
-    declared = [*project["dependencies"], *(entry for name in extras if name != "testing" for entry in extras[name])]
+    # Pydantic needs a newer typing-extensions.
+    declared = [*project["dependencies"], *(entry for name in OF_CORE for entry in extras[name])]
     found = [re.match(r"([\w-]+(?:\[\w+\])?)>=([\d.]+)$", entry) for entry in declared]
     pinned = ["==".join(match.groups()) for match in found if match and match[1] != "typing-extensions"]
     return [*pinned, "click==8.1.*"]  # the newest one when that Typer was released; only Typer depends on it

@@ -12,7 +12,17 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parents[2]
-TARGETS = ["mutants", "stress", "field", "frameworks", "test-agents", "test-recipes", "test-queues", "matrix"]
+TARGETS = [
+    "mutants",
+    "stress",
+    "coverage",
+    "field",
+    "frameworks",
+    "test-agents",
+    "test-recipes",
+    "test-queues",
+    "matrix",
+]
 
 
 def main(targets: list[str], folder: Path = ROOT) -> int:

@@ -116,8 +116,8 @@ STANDSTILLS = {
 def test_the_controller_ends_a_run_whose_workers_do_not_end(run, where):
     """A worker has no limit outside its tests, or in a test that removes all limits."""
     source, conftest, said = STANDSTILLS[where]
-    status, output = run(source, conftest=CONFTEST + conftest, limits=["faulthandler_timeout=8"])
+    status, output = run(source, conftest=CONFTEST + conftest, limits=["faulthandler_timeout=16"])
     assert status == 1, output
-    assert "No worker has sent a message for 12 seconds" in output
+    assert "No worker has sent a message for 24 seconds" in output
     assert said in output
     assert "20 passed" in output
