@@ -332,7 +332,8 @@ def test_a_rollback_after_which_psycopg_deallocates_nothing(one, guard, paths_se
 def test_what_makes_psycopg_deallocate_between_claim_and_commit(one, guard, paths_seen, statement):
     """The completion goes without a name then: no other statement could be tried once its COMMIT has failed."""
     for number in range(2):
-        let_psycopg_prepare(one)
+        if statement != "DISCARD ALL":  # after which psycopg 3.2.1 uses its own prepared statements, and fails
+            let_psycopg_prepare(one)
         with one.sessions() as session, session.begin():
             session.execute(text("CREATE TEMP TABLE gone (a int) ON COMMIT DROP"))
             session.commit()
