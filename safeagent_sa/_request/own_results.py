@@ -49,8 +49,9 @@ class ResultEncoder:
 class EncodedResult(ResultType):
     """A type that an app's own functions turn into JSON and back."""
 
-    def __init__(self, annotation: Any, encoder: ResultEncoder) -> None:
-        self._annotation, self._encoder = annotation, encoder
+    def __init__(self, annotation: Any, encoder: ResultEncoder, kind: type) -> None:
+        """Keep the annotation, what encodes it, and the class of the encoder's that it names."""
+        self._annotation, self._encoder, self._kind = annotation, encoder, kind
 
     def round_trip(self, value: Any, *, max_bytes: int, consequence: str = CLAIM_IS_OPEN) -> tuple[str, Any]:
         """Return the text to store and the value that it gives back, or raise InvalidResultError."""
@@ -61,7 +62,7 @@ class EncodedResult(ResultType):
             except MisfitError as misfit:
                 problem = NotStorableError("does not come back from what result_encoder.encode has made of it")
                 raise problem from misfit.__cause__
-            is_same = type(decoded) is type(value) and _is_equal(decoded, value)
+            is_same = type(decoded) is type(value) and _is_equal(decoded, value, self._kind)
             if not (is_same and self._has_text(decoded, text, max_bytes)):
                 raise NotStorableError("would come back from result_encoder.decode as another value")
         except NotStorableError as problem:
@@ -87,9 +88,9 @@ class EncodedResult(ResultType):
         return json_text.encode(plain, max_bytes=max_bytes)
 
 
-def _is_equal(decoded: Any, value: Any) -> bool:
-    has_equality: bool = type(value).__eq__ is not object.__eq__  # type: ignore[comparison-overlap]
-    if not has_equality:
+def _is_equal(decoded: Any, value: Any, kind: type) -> bool:
+    # A list of values without an equality compares them by identity.
+    if any(each.__eq__ is object.__eq__ for each in (type(value), kind)):  # type: ignore[comparison-overlap]
         return True  # there is no equality to compare by; the texts are equal
     try:
         return bool(decoded == value)
@@ -100,7 +101,7 @@ def _is_equal(decoded: Any, value: Any) -> bool:
 @lru_cache(maxsize=1024)
 def _encoded(annotation: Any, encoder: ResultEncoder) -> ResultType | None:
     found = class_in(annotation, lambda kind: issubclass(kind, encoder.types))
-    return None if found is None else EncodedResult(annotation, encoder)
+    return None if found is None else EncodedResult(annotation, encoder, found)
 
 
 def result_type_with(annotation: Any, encoder: ResultEncoder) -> ResultType:

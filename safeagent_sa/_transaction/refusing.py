@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from .._dialects import NewClaim
+from ..execution import ExecutionStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,10 @@ class Refusing:
 
     def is_written(self, connection: Connection) -> bool:
         """Return whether this very transaction has written them."""
-        is_written: bool = self.completion.is_written(connection)
-        return is_written
+        if not self.completion.is_written(connection):
+            return False
+        stored = self.completion.protocol.find_many(connection, self.row.scope, list(self.request_ids))
+        return all(row.status == ExecutionStatus.REFUSED for row in stored.values())
 
     def with_commit(self, connection: Connection, claim: Any) -> None:
         """Return None: separate statements write a refusal."""

@@ -196,6 +196,19 @@ def test_a_type_without_an_equality_is_compared_by_its_text():
     assert kind.decode(kind.encode(Opaque("x"), max_bytes=99)).text == "x"
 
 
+def test_a_list_of_such_a_type_is_compared_by_its_text_too():
+    class Plain:
+        def __init__(self, cents):
+            self.cents = cents
+
+    encoder = ResultEncoder(
+        (Plain,), lambda value: [each.cents for each in value], lambda plain, _: [Plain(cents) for cents in plain]
+    )
+    kind = ExecutionGuard(result_encoder=encoder)._settings.result_type_of(list[Plain])
+    _, decoded = kind.round_trip([Plain(3)], max_bytes=99)
+    assert [each.cents for each in decoded] == [3]
+
+
 def test_other_types_go_on_as_before(sqlite):
     class Unknown: ...
 

@@ -11,13 +11,14 @@ from functools import wraps
 from typing import Any
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import event, text, update
 from sqlalchemy.orm import Session
 from support.app import Payment
 from support.ports import before_any_sql, not_pipelined, on_each_kind
 
 from safeagent_sa import (
     AlreadyCompletedError,
+    ClaimLostError,
     ExecutionGuard,
     ExecutionRequest,
     InvalidResultError,
@@ -146,6 +147,40 @@ def test_a_refusal_is_read_by_every_verb_that_reads(port):
         assert settled.value.status == "refused"
         with pytest.raises(RequestConflictError):
             guard.execute(session, "order-1", decline, action="refund")
+
+
+class Stopped(Exception):
+    pass
+
+
+@on_each_kind
+def test_a_refusal_that_stops_half_way_is_not_committed_as_a_result(port):
+    """It is written early by two statements, undone by a savepoint, and written again up to the second one."""
+
+    def stop(_connection, _cursor, statement, parameters, *_):
+        if statement.startswith("UPDATE") and "'refused'" in repr(parameters):
+            raise Stopped
+
+    with port.sessions() as session:
+        with guard.claim(session, "order-1", action="pay") as execution:
+            session.add(Payment(reference="order-1", amount=0))
+            execution.refuse(DATA, type="card_declined")
+        early = session.begin_nested()
+        with pytest.raises(RequestRefusedError):
+            guard.get(session, "order-1")
+        early.rollback()
+        event.listen(port.engine, "before_cursor_execute", stop)
+        try:
+            with pytest.raises(Stopped):
+                guard.get(session, "order-1")
+        finally:
+            event.remove(port.engine, "before_cursor_execute", stop)
+        with pytest.raises(ClaimLostError):
+            session.commit()
+        session.rollback()
+
+    assert port.requests() == []
+    assert port.payments("order-1") == 0
 
 
 def test_run_transaction_raises_a_new_refusal_once_it_is_committed(port):

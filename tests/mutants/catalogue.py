@@ -424,9 +424,15 @@ COMPLETING = {
         "return result",
         "test_complete_takes_and_gives_the_type test_values.py test_changing_a_result_changes_nothing_for_others test_the_first_answer_is_what_the_replay_gives",
     ),
+    "half of a refusal is taken for the whole": Mutant(
+        REFUSING,
+        "return all(row.status == ExecutionStatus.REFUSED for row in stored.values())",
+        "return True",
+        "test_a_refusal_that_stops_half_way_is_not_committed_as_a_result",
+    ),
     "a result of an own type need not come back equal": Mutant(
         OWN_RESULTS,
-        " and _is_equal(decoded, value)",
+        " and _is_equal(decoded, value, self._kind)",
         "",
         "test_a_result_that_only_looks_equal_in_its_text_is_refused",
     ),
