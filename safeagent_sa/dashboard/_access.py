@@ -76,7 +76,13 @@ class Access:
         origin = request.headers.get("origin")
         if origin is None:
             return False
-        return origin in self._allowed_origins or urlsplit(origin).netloc == request.headers.get("host")
+        if origin in self._allowed_origins:
+            return True
+        try:
+            host = urlsplit(origin).netloc
+        except ValueError:
+            return False
+        return host != "" and host == request.headers.get("host")
 
 
 async def _ask(question: Question | None, request: Request) -> Any:
@@ -105,7 +111,7 @@ class Guarded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        is_asset = "/static/" in scope.get("path", "")
+        is_asset = scope.get("path", "").removeprefix(scope.get("root_path", "")).startswith("/static/")
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -156,7 +156,7 @@ class Dashboard:
             raise HTTPException(403, "You may not look at this. The app decides it, by may_look=.")
         if request.scope[_ENTERED]:
             return RedirectResponse(request.scope[_ENTERED], 307)
-        if request.method != "GET" and not self._access.is_from_here(request):
+        if request.method not in ("GET", "HEAD") and not self._access.is_from_here(request):
             raise HTTPException(403, "This form was not sent from a page of this dashboard. Nothing was changed.")
         visitor = Visitor(
             await self._access.scopes(request),
@@ -171,7 +171,9 @@ class Dashboard:
 
     async def _in_doubt(self, request: Request, visitor: Visitor) -> Page:
         page = await self._pages.in_doubt(visitor)
-        return Page(page.name, page.parts, {"said": request.query_params.get("said"), "refused": None, "form": None})
+        # Said by this dashboard after a verdict; a link from elsewhere could say anything.
+        said = request.query_params.get("said") if self._access.is_from_here(request) else None
+        return Page(page.name, page.parts, {"said": said, "refused": None, "form": None})
 
     async def _search(self, request: Request, visitor: Visitor) -> Page:
         asked = Search(request.query_params.get("q", "").strip(), request.query_params.get("scope") or None)
@@ -192,7 +194,7 @@ class Dashboard:
             said = await self._database.write(
                 partial(record, self._settings, self._pages.requests, form, visitor.resolver)
             )
-        except (RefusedError, SQLAlchemyError) as error:
+        except (RefusedError, SQLAlchemyError, OSError) as error:
             refused = (
                 error
                 if isinstance(error, RefusedError)

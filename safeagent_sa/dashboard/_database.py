@@ -109,7 +109,7 @@ class Database:
     ) -> dict[str, Answer]:
         try:
             return await self._connected(engine, fn)
-        except SQLAlchemyError as error:  # there is no connection
+        except (SQLAlchemyError, OSError) as error:  # there is no connection
             return {part.name: self._keep(part, Answer(None, reason(error))) for part in parts}
 
     async def _connected(self, engine: Any, fn: Callable[[Connection], T]) -> T:
@@ -125,19 +125,27 @@ class Database:
         return await anyio.to_thread.run_sync(call)
 
     def _read_all(self, parts: list[Part], connection: Connection) -> dict[str, Answer]:
+        if connection.dialect.name == "postgresql":  # an option of the engine would win over another option of it
+            connection.execution_options(isolation_level="READ COMMITTED")
+        try:
+            return self._read_each(parts, connection)
+        finally:
+            connection.rollback()
+            if connection.dialect.name == "sqlite":
+                connection.exec_driver_sql("PRAGMA query_only = 0")
+                connection.rollback()
+
+    def _read_each(self, parts: list[Part], connection: Connection) -> dict[str, Answer]:
         found = {}
         for part in parts:
             try:
                 if not connection.in_transaction():
                     _limit(connection)
                 answer = Answer(part.read(connection))
-            except (SQLAlchemyError, SafeAgentError) as error:
+            except Exception as error:  # noqa: BLE001 - a value that the driver cannot read, for one; the others stay
                 connection.rollback()
                 answer = Answer(None, reason(error))
             found[part.name] = self._keep(part, answer)
-        if connection.dialect.name == "sqlite":
-            connection.exec_driver_sql("PRAGMA query_only = 0")
-        connection.rollback()
         return found
 
     def _keep(self, part: Part, answer: Answer) -> Answer:
@@ -164,4 +172,6 @@ def reason(error: Exception) -> str:
         if state == "57014":  # query_canceled
             return f"it took longer than {STATEMENT_TIMEOUT:g} seconds and was stopped"
         return str(original).strip().partition("\n")[0] or type(original).__name__
-    return str(error).partition("\n")[0]
+    if isinstance(error, (SQLAlchemyError, SafeAgentError, OSError)):
+        return str(error).partition("\n")[0] or type(error).__name__
+    return type(error).__name__  # its words may have values

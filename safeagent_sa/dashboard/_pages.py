@@ -121,7 +121,7 @@ class Pages:
             scopes = (
                 visitor.scopes
                 if search.scope is None
-                else frozenset({search.scope} & (visitor.scopes or {search.scope}))
+                else frozenset({search.scope} if visitor.may_see(search.scope) else ())
             )
             latest = Part("latest", partial(self.requests.latest, scopes, 40), _SHARED, (scopes, 40))
             return Page("requests", await self._database.read([latest]), more)
@@ -150,7 +150,7 @@ class Pages:
         return Part(name, partial(read, visitor.scopes), _SHARED, visitor.scopes)
 
     def _locks(self, key: Key | None = None) -> Part:
-        return Part("locks", partial(self._read_locks, key), 0.0 if key else _SHARED)
+        return Part("locks", partial(self._read_locks, key), 0.0 if key else _SHARED, key)
 
     def _read_locks(self, key: Key | None, connection: Connection) -> dict[str, Any]:
         names: list[tuple[str, str]] = [key] if key else []

@@ -69,7 +69,7 @@ class Form:
         """Return the verdict, or raise RefusedError."""
         if self.answer not in {answer.value for answer in ANSWERS}:
             raise RefusedError("Choose what you have found out.")
-        if not self.evidence:
+        if not any(each.isprintable() and not each.isspace() for each in self.evidence):
             raise RefusedError("Write how you found it out: it is kept with the request.")
         answer = Answer(self.answer)
         if answer is not Answer.SUCCEEDED and self.result:
@@ -78,7 +78,7 @@ class Form:
             )
         try:
             return Verdict(answer, json.loads(self.result) if self.result else None)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise RefusedError('The result is not JSON. A text needs quotation marks: "ch_1".') from None
 
 

@@ -109,7 +109,7 @@ def test_a_verdict_is_recorded_for_the_name_that_the_app_gives(visiting, sqlite)
     assert "order-1" in visits.get("/in-doubt").text
     answer = visits.post("/resolve", FORM | {"by": "mallory"})
     assert answer.status_code == 303
-    page = visits.get("/" + answer.headers["location"])
+    page = visits.get("/" + answer.headers["location"], headers=SAME_ORIGIN)
     assert "it has happened, recorded for alice" in page.text
     assert "Nothing is in doubt." in page.text
     (step,) = [step for step in visits.json("/request?id=order-1")["parts"]["request"]["steps"] if step["by"]]
@@ -122,6 +122,8 @@ def test_a_verdict_is_recorded_for_the_name_that_the_app_gives(visiting, sqlite)
     ("change", "sentence"),
     [
         ({"evidence": "  "}, "how you found it out"),
+        ({"evidence": "\u200b"}, "how you found it out"),
+        ({"result": "[" * 100_000}, "quotation marks"),
         ({"answer": ""}, "Choose"),
         ({"answer": "maybe"}, "Choose"),
         ({"result": "ch_1"}, "quotation marks"),
@@ -314,3 +316,28 @@ def test_a_request_whose_process_died_is_in_doubt_when_its_lease_has_ended(visit
         threading.Event().wait(PATIENCE / 200)
     assert {row["request_id"]: row["error"] for row in rows}["order-dead"] == ""
     assert "the process ended during the call" in visits.get("/in-doubt").text
+
+
+def test_who_may_see_no_scope_sees_none_by_naming_it(visiting, sqlite):
+    put_in_doubt(sqlite, "order-2", scope="t1")
+    for scopes in ([], ["t2"]):
+        visits = visiting(may_look=yes, scopes=lambda _, scopes=scopes: scopes)
+        assert "order-2" not in visits.get("/requests?scope=t1").text
+    assert "order-2" in visiting(may_look=yes, scopes=lambda _: ["t1"]).get("/requests?scope=t1").text
+
+
+@pytest.mark.parametrize("origin", ["http://[", "null", "http://"])
+def test_an_odd_origin_is_from_elsewhere(visiting, origin):
+    visits = visiting(may_look=yes, may_resolve=alice)
+    assert visits.post("/resolve", FORM, headers={"origin": origin, "host": ""}).status_code == 403
+
+
+def test_a_link_from_elsewhere_says_nothing_in_the_dashboard_s_name(visiting):
+    visits = visiting(may_look=yes)
+    assert "recorded for bob" not in visits.get("/in-doubt?said=recorded+for+bob").text
+    assert "recorded for bob" in visits.get("/in-doubt?said=recorded+for+bob", headers=SAME_ORIGIN).text
+
+
+def test_a_check_of_the_headers_alone_is_no_form(visiting):
+    visits = visiting(may_look=yes)
+    assert visits.run(visits._send("HEAD", "/")).status_code == 200

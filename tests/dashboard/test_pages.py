@@ -294,3 +294,27 @@ def test_what_is_no_engine_is_refused(engine):
         Dashboard(ExecutionGuard(), engine)
     with pytest.raises(TypeError, match="ExecutionGuard"):
         Dashboard(engine, create_engine("sqlite://"))
+
+
+def test_an_engine_in_autocommit_is_read_only_and_limited_all_the_same(postgresql):
+    engine = postgresql.engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    def shown(connection):
+        return [connection.scalar(text(f"SHOW {name}")) for name in ("transaction_read_only", "statement_timeout")]
+
+    dashboard = Dashboard(ExecutionGuard(), engine, may_look=lambda _: True)
+    with Visits(mounted(dashboard)) as visits:
+        answers = visits.run(dashboard._database.read([Part("shown", shown)]))
+    assert answers["shown"].value == ["on", "2s"]
+
+
+def test_a_value_that_cannot_be_read_spoils_neither_the_other_parts_nor_the_app(sqlite):
+    deliver(sqlite, "order-1")
+    engine = create_engine(sqlite.url, pool_size=1, max_overflow=0)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE execution_requests SET created_at = 'garbage'")
+    with Visits(mounted(Dashboard(ExecutionGuard(), engine, may_look=lambda _: True))) as visits:
+        assert visits.get("/").status_code == 200
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE execution_requests SET created_at = CURRENT_TIMESTAMP")
+    engine.dispose()

@@ -2069,7 +2069,7 @@ DASHBOARD = {
         (
             "a verdict needs no evidence",
             "dashboard/_verdicts.py",
-            "        if not self.evidence:\n",
+            "        if not any(each.isprintable() and not each.isspace() for each in self.evidence):\n",
             "        if False:\n",
             "test_a_verdict_that_is_not_complete_is_answered_with_a_sentence",
         ),
