@@ -46,14 +46,18 @@ def verdicts(sections: Sections) -> list[dict[str, Any]]:
     return [found for target in TARGETS if (found := target.verdict(sections)) is not None]
 
 
+NOISE = 1.01
+"""How much two counts of the same code may differ: new / bare was 1.464 and 1.476 within the same hour."""
+
+
 @dataclass(frozen=True)
 class Gate:
-    """A limit for counted instructions, which are the same on every machine; beyond it the run fails.
+    """A limit for counted instructions, which are the same on every machine; beyond it and their noise the run fails.
 
     Attributes:
         what: The name of the figure.
         mine: The contestant.
-        gate: The highest ratio that passes.
+        gate: The highest ratio that passes, apart from the noise.
         aim: The ratio to reach for.
     """
 
@@ -74,7 +78,7 @@ def gates(sections: Sections) -> list[dict[str, Any]]:
             "figure": rows[each.mine]["ratio"],
             "gate": each.gate,
             "aim": each.aim,
-            "held": rows[each.mine]["ratio"] <= each.gate,
+            "held": rows[each.mine]["ratio"] <= each.gate * NOISE,
         }
         for each in GATES
     ]
