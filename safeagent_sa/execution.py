@@ -188,7 +188,9 @@ class Execution(Generic[ResultT]):
                     receipt = execution.complete({"parcel": 7})
             ```
         """
-        if self._stored is not None or self._closed or self.receipt is not None:
+        if (
+            self._stored is not None or self._closed or self.receipt is not None
+        ):  # without a call: every completion asks
             self._refuse_a_second_answer("complete()")
         self._stored, decoded = self._type.round_trip(result, max_bytes=self._max_result_bytes)
         return cast("ResultT", decoded)

@@ -16,10 +16,10 @@ def advise(error: BaseException, protocol: ClaimProtocol, table: Table) -> None:
     if not isinstance(error, DBAPIError) or getattr(error, "__notes__", None):
         return
     problem = protocol.problem_of(error)
-    from ..schema.remedies import REMEDY_FOR_COLUMNS, remedy  # noqa: PLC0415 - for errors
-
     if problem is None or (problem is Problem.NO_TABLE and table.name not in str(error.orig)):
         return
+    from ..schema.remedies import REMEDY_FOR_COLUMNS, remedy  # noqa: PLC0415 - for such errors alone
+
     if problem is Problem.CANCELLED:
         error.add_note(
             "This was the guard's own statement. It was cancelled by statement_timeout, or by a person, while it waited: for "

@@ -15,8 +15,8 @@ from .._request.ids import Key
 from .._settings import Settings
 from ..errors import ClaimLostError
 from ..execution import Batch, Execution
+from ..logs import OPEN
 from . import binding
-from .shown import shown
 
 
 class _Released(Exception):  # noqa: N818 - leaves the savepoint, and never reaches the caller
@@ -33,8 +33,12 @@ def block(settings: Settings, session: Session, batch: Batch[Any], execution: Ex
         with session.begin_nested() as savepoint:
             binding.reach(session, settings, key)  # sends the SAVEPOINT, which waits for the session's next statement
             try:
-                with shown(execution):
+                shown_before = OPEN.get()
+                OPEN.set(execution)
+                try:
                     yield
+                finally:
+                    OPEN.set(shown_before)  # no reset(): as in the block of a single claim
                 _finish(session, savepoint, batch, execution)
             except BaseException as error:
                 execution._close()  # noqa: SLF001 - the handles and the batch are one mechanism

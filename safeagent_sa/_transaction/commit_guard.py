@@ -2,8 +2,8 @@
 
 That step is SQLAlchemy's `dialect.do_commit(connection)`: after every flush and every hook, inside SQLAlchemy's handling of
 errors and lost connections, on every driver, sync and async. The first claim on an engine puts a `CommitGuard` in front of
-it (`installation`), and of the statements that may end a transaction or a savepoint as text. What a transaction must prove before it may
-commit lies with the driver's connection (`PoolProxiedConnection.info`):
+it (`installation`), and of the statements that may end a transaction or a savepoint as text. What a transaction must prove
+before it may commit lies with the driver's connection (`PoolProxiedConnection.info`):
 
     claim      the row is inserted; the transaction now needs its completion
     block end  the completion is known, and kept back

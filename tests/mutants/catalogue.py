@@ -491,10 +491,16 @@ COMPLETING = {
         "test_another_feature_that_is_not_supported_is_not_tried_again",
     ),
     "a block is shown after its end": Mutant(
-        "_claim/shown.py",
-        "        OPEN.set(self._before)",
-        "        return",
+        BLOCK,
+        "OPEN.set(self._shown_before)",
+        "pass",
         "test_records_in_a_block_name_its_request_and_no_others_do test_each_thread_has_its_own_block",
+    ),
+    "a block of a batch is shown after its end": Mutant(
+        "_claim/each.py",
+        "OPEN.set(shown_before)",
+        "pass",
+        "test_each_message_of_a_batch_is_named",
     ),
     "a replay names itself as its original": Mutant(
         ACQUIRE,
