@@ -123,7 +123,7 @@ def machine(port, sessions):
     return Machine
 
 
-def explore(port, examples, phases=tuple(Phase)):
+def explore(port, examples, phases=tuple(Phase), **others):
     sessions = 1 if port.name == "sqlite" else 2
     quiet = [HealthCheck.too_slow, HealthCheck.filter_too_much]
     run_state_machine_as_test(
@@ -135,6 +135,7 @@ def explore(port, examples, phases=tuple(Phase)):
             suppress_health_check=quiet,
             phases=phases,
             print_blob=True,
+            **others,
         ),
     )
 
@@ -147,7 +148,7 @@ def test_random_histories_agree_with_the_model(port):
 @pytest.mark.stress
 @pytest.mark.timeout(3600)
 def test_many_random_histories_agree_with_the_model(port):
-    explore(port, 400)
+    explore(port, 400, derandomize=False)
 
 
 def test_the_model_finds_a_guard_that_forgets(sqlite, monkeypatch):
