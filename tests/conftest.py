@@ -19,7 +19,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 from support.aio import AsyncPort, instead_of_guards
 from support.app import Port, make_engine
 from support.key_locking import create_role_without_advisory_locks
-from support.ports import ASYNC, PORTS
+from support.ports import ASYNC, ASYNC_KINDS, KINDS, PORTS, SERVER_KINDS, usual_ports
 from support.servers import Server, start
 
 from safeagent_sa import ExecutionGuard
@@ -325,26 +325,21 @@ def statements(port: Port) -> Iterator[list[str]]:
     port.engine._has_events = False  # otherwise the claims of all later tests would go the long way
 
 
-@pytest.fixture(params=PORTS)
+@pytest.fixture(params=usual_ports(KINDS, among=PORTS))
 def port(request: pytest.FixtureRequest) -> Port:
     """Every database that the guard promises the same on."""
     found: Port = request.getfixturevalue(request.param)
     return found
 
 
-@pytest.fixture(params=ASYNC)
+@pytest.fixture(params=usual_ports(ASYNC_KINDS, among=ASYNC))
 def async_port(request: pytest.FixtureRequest) -> Port:
     """Every async driver; a test may be a coroutine function."""
     found: Port = request.getfixturevalue(request.param)
     return found
 
 
-@pytest.fixture(
-    params=[
-        *("postgresql", "psycopg2", "psycopg_async", "asyncpg", "pipelined", "pipelined_async"),
-        pytest.param("postgresql_key", marks=pytest.mark.all_ports),
-    ]
-)
+@pytest.fixture(params=usual_ports(SERVER_KINDS, among=[name for name in PORTS if "sqlite" not in name]))
 def on_postgresql(request: pytest.FixtureRequest) -> Port:
     """PostgreSQL by every driver."""
     found: Port = request.getfixturevalue(request.param)

@@ -220,7 +220,7 @@ async def test_a_cancelled_block_cannot_be_committed(async_port):
     assert async_port.payments("order-1") == 0
 
 
-@ports(*ASYNC[:3], among=ASYNC, argument="async_port")
+@ports("aiosqlite", "asyncpg", among=ASYNC, argument="async_port")
 @pytest.mark.parametrize("first", ["asyncio.sleep(0)", "a statement"])
 async def test_a_task_that_is_cancelled_in_the_block_of_one_message_stores_nothing_of_its_batch(async_port, first):
     entered = asyncio.Event()
@@ -254,7 +254,7 @@ async def test_a_task_that_is_cancelled_in_the_block_of_one_message_stores_nothi
         assert (await session.scalars(select(Payment.reference))).all() == []
 
 
-@ports(*ASYNC[:3], among=ASYNC, argument="async_port")
+@ports("aiosqlite", "asyncpg", among=ASYNC, argument="async_port")
 async def test_a_message_that_takes_too_long_is_released_where_the_connection_is_left_whole(async_port):
     async with async_port.async_sessions() as session, session.begin():
         async with guard.claim_many(session, dict.fromkeys("ab"), action="pay") as batch:

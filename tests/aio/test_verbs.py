@@ -65,7 +65,7 @@ async def test_run_transaction_commits(async_port):
     assert async_port.payments("order-1") == 1
 
 
-@ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")
+@ports("aiosqlite", "asyncpg", among=ASYNC, argument="async_port")
 async def test_claim_many_claims_new_requests_and_get_reads_their_receipts(async_port):
     async with async_port.async_sessions() as session, session.begin():
         async with guard.claim_many(session, {"a": 1, "b": 2}, action="pay") as batch:
@@ -140,7 +140,7 @@ async def test_a_commit_in_the_block_names_the_line_that_awaits_it(async_port):
     assert async_port.payments("order-1") == 0
 
 
-@ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")
+@ports("aiosqlite", "asyncpg", among=ASYNC, argument="async_port")
 async def test_a_session_in_an_outer_transaction_may_commit_in_the_block(async_port):
     async with async_port.async_engine.connect() as connection, connection.begin() as outer:
         async with AsyncSession(connection, join_transaction_mode="create_savepoint") as session:
@@ -155,7 +155,7 @@ async def test_a_session_in_an_outer_transaction_may_commit_in_the_block(async_p
     assert async_port.requests() == [("order-1", "completed")]
 
 
-@ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")
+@ports("aiosqlite", "asyncpg", among=ASYNC, argument="async_port")
 async def test_a_savepoint_undoes_only_the_block(async_port):
     async with async_port.async_sessions() as session, session.begin():
         await pay(session, "before")
@@ -182,7 +182,7 @@ async def test_another_payload_is_a_conflict(async_port):
         await deliver(async_port, "order-1", payload={"amount": 2})
 
 
-@ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")
+@ports("aiosqlite", "asyncpg", among=ASYNC, argument="async_port")
 async def test_the_wrong_kind_of_session_is_refused_before_any_sql(async_port):
     for wrong in (Session(), async_port.async_engine, None, "session"):
         with pytest.raises(UnsupportedSessionError, match="AsyncSession"):
@@ -197,7 +197,7 @@ async def test_the_wrong_kind_of_session_is_refused_before_any_sql(async_port):
         ExecutionGuard().claim(AsyncSession(async_port.async_engine), "order-1", action="pay")
 
 
-@ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")
+@ports("aiosqlite", "asyncpg", among=ASYNC, argument="async_port")
 async def test_a_factory_of_other_objects_or_of_open_transactions_is_refused(async_port):
     with pytest.raises(UnsupportedSessionError, match="async_sessionmaker"):
         await guard.run_transaction(Session, "order-1", pay, "order-1", action="pay")
@@ -206,7 +206,7 @@ async def test_a_factory_of_other_objects_or_of_open_transactions_is_refused(asy
             await guard.run_transaction(lambda: session, "order-1", pay, "order-1", action="pay")
 
 
-@ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")
+@ports("aiosqlite", "asyncpg", among=ASYNC, argument="async_port")
 async def test_a_function_of_the_wrong_kind_is_refused(async_port):
     def plain(session):
         return 1

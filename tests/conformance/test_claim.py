@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Session, scoped_session
 from support.app import Payment, deliver, pay
 from support.patience import PATIENCE
-from support.ports import not_pipelined, ports
+from support.ports import every_port, on_each_kind, ports
 
 from safeagent_sa import (
     ExecutionFailedError,
@@ -25,6 +25,7 @@ from safeagent_sa import (
 
 
 guard = ExecutionGuard()
+port = every_port()
 
 
 def test_the_first_call_executes_and_a_retry_gets_the_receipt(port):
@@ -245,7 +246,7 @@ def test_the_execution_can_be_read_when_the_session_is_gone(port):
     assert replay.receipt.completed_at.tzinfo is not None
 
 
-@not_pipelined
+@on_each_kind
 def test_savepoint_undoes_the_block_and_spares_the_transaction(port):
     with port.sessions() as session, session.begin():
         pay(session, "before")
@@ -258,7 +259,7 @@ def test_savepoint_undoes_the_block_and_spares_the_transaction(port):
     assert port.requests() == []
 
 
-@not_pipelined
+@on_each_kind
 def test_savepoint_keeps_what_succeeds(port):
     for _ in range(2):
         with port.sessions() as session, session.begin():
@@ -269,7 +270,7 @@ def test_savepoint_keeps_what_succeeds(port):
     assert port.payments("order-1") == 1
 
 
-@not_pipelined
+@on_each_kind
 def test_a_claim_in_a_savepoint_of_the_caller_goes_with_it(port):
     with port.sessions() as session, session.begin():
         with pytest.raises(ZeroDivisionError), session.begin_nested():
@@ -283,7 +284,7 @@ def test_a_claim_in_a_savepoint_of_the_caller_goes_with_it(port):
     assert port.requests() == [("order-1", "completed")]
 
 
-@not_pipelined
+@on_each_kind
 def test_a_claim_in_a_savepoint_that_is_rolled_back_after_the_block_is_gone(port):
     with port.sessions() as session, session.begin():
         savepoint = session.begin_nested()
@@ -319,7 +320,7 @@ def test_a_scoped_session_works_like_its_session(port):
     assert port.requests() == [("order-1", "completed"), ("order-2", "completed")]
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("mode", ["create_savepoint", "conditional_savepoint", "control_fully"])
 def test_sessions_joined_to_an_outer_transaction_of_a_test_suite_work(port, mode):
     with port.engine.connect() as connection:

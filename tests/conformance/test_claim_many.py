@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 from support.app import Payment, deliver, pay
-from support.ports import PLAIN, before_any_sql, not_pipelined, ports_for
+from support.ports import PLAIN, before_any_sql, on_each_kind, ports_for
 
 from safeagent_sa import (
     AlreadyClaimedError,
@@ -41,7 +41,7 @@ def ids(found):
     return [item.request_id for item in found]
 
 
-@not_pipelined
+@on_each_kind
 def test_a_batch_executes_once_and_replays_as_a_whole(port):
     names = {f"m-{number}": {"n": number} for number in (3, 1, 2)}
     first, second = ingest(port, names), ingest(port, names)
@@ -105,7 +105,7 @@ def test_a_request_that_is_held_elsewhere_is_in_progress(postgresql):
     assert batch.in_progress[0].retry_after > 0
 
 
-@not_pipelined
+@on_each_kind
 def test_single_claims_and_batches_see_each_other(port):
     with port.sessions() as session, session.begin():
         with guard.claim_many(session, dict.fromkeys("ab"), action="pay", scope="t") as batch:
@@ -134,7 +134,7 @@ def test_a_batch_replays_what_this_transaction_has_executed(port):
     assert port.requests() == [(name, "completed") for name in "abc"]
 
 
-@not_pipelined
+@on_each_kind
 def test_odd_ids_and_results_come_back(port):
     names = dict.fromkeys(['a"b', "a'b", "a,b", "{a}", "NULL", "a\\b", "é" * 127, "👩‍👩‍👧", "null", "1"])
     with port.sessions() as session, session.begin(), guard.claim_many(session, names, action="pay") as batch:
@@ -152,7 +152,7 @@ def test_an_empty_batch_sends_nothing(port, statements):
     assert statements == []
 
 
-@not_pipelined
+@on_each_kind
 def test_rollback_takes_the_batch_along(port):
     with port.sessions() as session:
         with guard.claim_many(session, dict.fromkeys("abc"), action="pay") as batch:
@@ -163,7 +163,7 @@ def test_rollback_takes_the_batch_along(port):
     assert port.requests() == []
 
 
-@not_pipelined
+@on_each_kind
 def test_one_that_is_not_completed_is_an_error_and_commit_is_refused(port):
     with port.sessions() as session:
         with pytest.raises(NotCompletedError, match="'b'"):
@@ -176,7 +176,7 @@ def test_one_that_is_not_completed_is_an_error_and_commit_is_refused(port):
     assert port.requests() == []
 
 
-@not_pipelined
+@on_each_kind
 def test_an_exception_in_the_block_keeps_the_transaction_from_committing(port):
     with port.sessions() as session:
         with pytest.raises(ZeroDivisionError), guard.claim_many(session, dict.fromkeys("ab"), action="pay"):
@@ -189,7 +189,7 @@ def test_an_exception_in_the_block_keeps_the_transaction_from_committing(port):
     assert port.payments("a") == 0
 
 
-@not_pipelined
+@on_each_kind
 def test_a_batch_whose_transaction_ended_in_the_block_is_lost(port):
     with port.sessions() as session:
         with pytest.raises(ClaimLostError), guard.claim_many(session, dict.fromkeys("ab"), action="pay") as batch:
@@ -200,7 +200,7 @@ def test_a_batch_whose_transaction_ended_in_the_block_is_lost(port):
     assert port.requests() == []
 
 
-@not_pipelined
+@on_each_kind
 def test_a_batch_whose_savepoint_ended_in_the_block_is_lost(port):
     with port.sessions() as session:
         savepoint = session.begin_nested()
@@ -233,7 +233,7 @@ def test_bad_input_is_refused_before_any_sql(port, statements):
     assert statements == []
 
 
-@not_pipelined
+@on_each_kind
 def test_the_error_for_too_many_ids_shows_a_loop_that_claims_them(port):
     names = dict.fromkeys(f"m-{number:05}" for number in range(2 * LIMITS[port.name] + 1))
     with port.sessions() as session:
@@ -255,7 +255,7 @@ def test_the_error_for_too_many_ids_shows_a_loop_that_claims_them(port):
     assert port.requests() == [(name, "completed") for name in names]
 
 
-@not_pipelined
+@on_each_kind
 def test_batches_that_overlap_in_opposite_order_execute_each_id_once(port):
     names = [f"m-{number:03}" for number in range(200)]
     executed = []

@@ -5,12 +5,13 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from support.app import Payment, pay
-from support.ports import not_pipelined
+from support.ports import every_port, on_each_kind
 
 from safeagent_sa import ClaimLostError, ExecutionGuard, NotCompletedError, TransactionAbortedError
 
 
 guard = ExecutionGuard()
+port = every_port()
 
 
 def fail_in_a_block(session, **options):
@@ -145,7 +146,7 @@ def test_a_rollback_as_text_in_the_block_stops_the_commit(port):
     assert nothing_is_stored(port)
 
 
-@not_pipelined
+@on_each_kind
 def test_a_rollback_to_a_savepoint_as_text_stops_the_commit(port):
     with port.sessions() as session:
         session.execute(text("SAVEPOINT mine"))
@@ -159,7 +160,7 @@ def test_a_rollback_to_a_savepoint_as_text_stops_the_commit(port):
     assert nothing_is_stored(port)
 
 
-@not_pipelined
+@on_each_kind
 def test_a_rollback_to_a_savepoint_as_text_in_the_last_flush_of_the_block_loses_the_claim(port):
     with port.sessions() as session:
         session.execute(text("SAVEPOINT mine"))

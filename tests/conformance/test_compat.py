@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 from support.app import pay
-from support.ports import not_pipelined
+from support.ports import on_each_kind
 
 from safeagent_sa import (
     AlreadyClaimedError,
@@ -40,7 +40,7 @@ send_payment("req_123")
 """
 
 
-@not_pipelined
+@on_each_kind
 def test_the_quick_start_of_safeagent_runs(port, capsys):
     with port.sessions() as session, session.begin():
         exec(QUICK_START, {"store": ExecutionStore(session)})
@@ -55,7 +55,7 @@ def test_the_quick_start_of_safeagent_runs(port, capsys):
     assert capsys.readouterr().out.splitlines() == ["duplicate blocked", "duplicate blocked"]
 
 
-@not_pipelined
+@on_each_kind
 def test_record_and_business_row_go_together(port):
     with port.sessions() as session:
         store = ExecutionStore(session)
@@ -67,7 +67,7 @@ def test_record_and_business_row_go_together(port):
     assert port.payments("order-1") == 0
 
 
-@not_pipelined
+@on_each_kind
 def test_get_has_safeagents_form(port):
     with port.sessions() as session, session.begin():
         store = ExecutionStore(session)
@@ -81,7 +81,7 @@ def test_get_has_safeagents_form(port):
     assert row["created_at"] <= row["updated_at"]
 
 
-@not_pipelined
+@on_each_kind
 def test_completing_an_unknown_id_or_twice_is_an_error(port):
     with port.sessions() as session, session.begin():
         store = ExecutionStore(session)
@@ -96,7 +96,7 @@ def test_completing_an_unknown_id_or_twice_is_an_error(port):
         assert ExecutionStore(session).get("order-1")["result"] == 1
 
 
-@not_pipelined
+@on_each_kind
 def test_commit_without_complete_is_refused(port):
     with port.sessions() as session:
         assert ExecutionStore(session).insert_if_not_exists("order-1", "pay")
@@ -107,7 +107,7 @@ def test_commit_without_complete_is_refused(port):
     assert port.requests() == []
 
 
-@not_pipelined
+@on_each_kind
 def test_a_bad_result_leaves_the_claim_open(port):
     with port.sessions() as session, session.begin():
         store = ExecutionStore(session)
@@ -119,7 +119,7 @@ def test_a_bad_result_leaves_the_claim_open(port):
     assert port.requests() == [("order-1", "completed")]
 
 
-@not_pipelined
+@on_each_kind
 def test_a_claim_of_a_transaction_that_is_over_cannot_be_completed(port):
     with port.sessions() as session:
         store = ExecutionStore(session)
@@ -131,7 +131,7 @@ def test_a_claim_of_a_transaction_that_is_over_cannot_be_completed(port):
     assert port.requests() == []
 
 
-@not_pipelined
+@on_each_kind
 def test_what_safeagent_answers_with_false_or_nothing_is_an_error(port):
     with port.sessions() as session, session.begin():
         store = ExecutionStore(session)
@@ -168,7 +168,7 @@ def test_init_db_makes_no_tables_and_says_which_migration_is_missing():
         ExecutionStore("app.db")
 
 
-@not_pipelined
+@on_each_kind
 def test_a_store_that_completes_in_a_savepoint_that_fails_has_not_completed(port):
     with port.sessions() as session:
         store = ExecutionStore(session)
@@ -186,7 +186,7 @@ def test_a_store_that_completes_in_a_savepoint_that_fails_has_not_completed(port
     assert port.payments("order-1") == 0
 
 
-@not_pipelined
+@on_each_kind
 def test_a_store_whose_session_was_rolled_back_does_not_hold_up_the_next_transaction(port):
     with port.sessions() as session:
         ExecutionStore(session).insert_if_not_exists("order-1", "pay")

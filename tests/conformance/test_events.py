@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import text
 from support.app import pay
-from support.ports import not_pipelined
+from support.ports import on_each_kind
 from support.processes import end_backend
 
 from safeagent_sa import ClaimLostError, ExecutionGuard, ExecutionInProgressError, RequestConflictError
@@ -76,7 +76,7 @@ def test_an_exception_in_the_block(port):
     assert names(heard) == ["Claimed", "RolledBack"]
 
 
-@not_pipelined
+@on_each_kind
 def test_a_savepoint_that_is_rolled_back_and_one_that_is_released(port):
     heard = []
     guard = ExecutionGuard(listeners=[heard.append])

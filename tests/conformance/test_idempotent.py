@@ -14,7 +14,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from support.app import Payment
-from support.ports import before_any_sql, not_pipelined
+from support.ports import before_any_sql, on_each_kind
 
 from safeagent_sa import (
     ExecutionGuard,
@@ -284,7 +284,7 @@ def test_a_global_session_is_used_by_a_function_that_takes_none(port):
     assert port.requests() == [("order:42:pay", "completed")]
 
 
-@not_pipelined
+@on_each_kind
 def test_a_global_session_s_savepoint_undoes_only_the_call(port):
     db = scoped_session(port.sessions)
 
@@ -343,7 +343,7 @@ def test_an_exception_leaves_nothing_and_the_next_call_executes(port):
     assert port.payments("order-1") == 1
 
 
-@not_pipelined
+@on_each_kind
 def test_options_of_the_claim_are_handed_on(port):
     @guard.idempotent(request_id="{order_id}", action="pay", savepoint=True, wait_timeout=0, result_type=PaymentReceipt)
     def pay(session: Session, order_id: str):

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 from support.app import pay
-from support.ports import before_any_sql, not_pipelined
+from support.ports import before_any_sql, on_each_kind
 
 from safeagent_sa import ExecutionGuard, ExecutionRequest, InvalidRequestIdError, InvalidScopeError
 from safeagent_sa.compat import ExecutionStore
@@ -58,7 +58,7 @@ def test_run_transaction_takes_such_ids(port, name, text):
     assert port.payments("order-1") == 1
 
 
-@not_pipelined
+@on_each_kind
 def test_the_executions_of_a_batch_carry_the_text(port):
     answers = []
     for names in ({7: 1, TENANT: 2, "x": 3}, {"7": 1, str(TENANT): 2, "x": 3}):
@@ -80,7 +80,7 @@ def test_two_ids_of_a_batch_that_are_one_text_are_refused_by_name(port):
         assert not session.in_transaction()
 
 
-@not_pipelined
+@on_each_kind
 @named
 def test_effects_and_verdicts_take_such_ids(port, name, text):
     effect = guard.effect("charge")
@@ -95,7 +95,7 @@ def test_effects_and_verdicts_take_such_ids(port, name, text):
         assert guard.in_doubt(session, scope="doubts") == []
 
 
-@not_pipelined
+@on_each_kind
 @named
 def test_an_effect_of_an_outbox_takes_such_an_id(port, name, text):
     with port.sessions() as session, session.begin():

@@ -14,7 +14,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, SAWarning
 from sqlalchemy.orm import Session
 from support.app import Base, Payment, make_engine, pay
-from support.ports import PORTS, not_pipelined, ports_for
+from support.ports import KINDS, on_each_kind, ports_for
 
 from safeagent_sa import (
     ClaimLostError,
@@ -183,7 +183,7 @@ def test_asyncpg_does_not_show_what_such_a_hook_has_done(asyncpg):
 ROLLBACKS = ["ROLLBACK", "rollback work", "/* by hand */ ROLLBACK", "ABORT", "ROLLBACK AND CHAIN"]
 
 
-@ports_for("statement", {text: PORTS if text == "ROLLBACK" else ["postgresql"] for text in ROLLBACKS})
+@ports_for("statement", {text: KINDS if text == "ROLLBACK" else ["postgresql"] for text in ROLLBACKS})
 def test_a_rollback_as_text_behind_the_block(port, statement):
     if port.name == "sqlite":
         statement = "ROLLBACK TRANSACTION"
@@ -233,7 +233,7 @@ COMMITS = ["COMMIT", "END", " commit;", "COMMIT AND CHAIN"]
 
 
 @pytest.mark.parametrize("goes_on", [False, True])
-@ports_for("statement", {text: PORTS if text == "COMMIT" else ["postgresql"] for text in COMMITS})
+@ports_for("statement", {text: KINDS if text == "COMMIT" else ["postgresql"] for text in COMMITS})
 def test_a_commit_as_text_behind_the_block_stores_the_receipt(port, statement, goes_on):
     if port.name == "sqlite":
         statement = "COMMIT TRANSACTION"
@@ -361,7 +361,7 @@ def test_a_rollback_and_writes_in_the_last_hook_there_is(on_postgresql):
     assert nothing_is_stored(on_postgresql)
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("execute", [execute, execute_in_a_batch])
 def test_a_row_of_another_claim_is_not_completed(port, execute):
     """The row exists, in this very transaction, and is not completed; the guard has not seen the driver's savepoint."""
@@ -413,7 +413,7 @@ def test_a_savepoint_as_text_that_is_open_at_the_end_of_the_block(port, paid):
     assert nothing_is_stored(port)
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("execute", [execute, execute_in_a_batch])
 def test_a_savepoint_as_text_behind_the_block_is_no_harm(port, execute):
     with port.sessions() as session, session.begin():
@@ -460,7 +460,7 @@ def follow(port, steps, stored, execute=execute):
     assert [name for name in ("after", "first", "order-1") if port.payments(name)] == stored
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("execute", [execute, execute_in_a_batch])
 @pytest.mark.parametrize(("steps", "stored"), STORIES.values(), ids=STORIES)
 def test_savepoints_as_text_are_followed(port, steps, stored, execute):
@@ -471,7 +471,7 @@ def test_names_of_savepoints_are_compared_as_postgresql_does(on_postgresql):
     follow(on_postgresql, QUOTED, ["first"])
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("inner", ["released", "rolled back"])
 def test_savepoints_within_savepoints(port, inner):
     with port.sessions() as session:

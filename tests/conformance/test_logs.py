@@ -7,7 +7,7 @@ import logging
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
-from support.ports import not_pipelined, ports
+from support.ports import on_each_kind, ports
 
 from safeagent_sa import ExecutionGuard
 from safeagent_sa.aio import AsyncExecutionGuard
@@ -36,7 +36,7 @@ def shop():
     logger.removeHandler(handler)
 
 
-@not_pipelined
+@on_each_kind
 def test_records_in_a_block_name_its_request_and_no_others_do(port, shop):
     for _ in range(2):
         shop.info("before")
@@ -56,7 +56,7 @@ def test_records_in_a_block_name_its_request_and_no_others_do(port, shop):
     ]
 
 
-@not_pipelined
+@on_each_kind
 def test_an_inner_block_hides_the_outer_one_until_it_ends_even_by_an_exception(port, shop):
     with port.sessions() as session, session.begin():
         with guard.claim(session, "outer", action="pay") as execution:
@@ -70,7 +70,7 @@ def test_an_inner_block_hides_the_outer_one_until_it_ends_even_by_an_exception(p
     assert [(text, found[0]) for text, found in shop.seen] == [("inner", "inner"), ("outer", "outer"), ("end", None)]
 
 
-@not_pipelined
+@on_each_kind
 def test_each_message_of_a_batch_is_named(port, shop):
     with port.sessions() as session, session.begin():
         with guard.claim_many(session, {"a": 1, "b": 2}, action="ingest") as batch:

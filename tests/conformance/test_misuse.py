@@ -7,7 +7,7 @@ from sqlalchemy import create_engine, select, text
 from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from sqlalchemy.orm import Session, sessionmaker
 from support.app import Payment, deliver, pay
-from support.ports import not_pipelined, ports
+from support.ports import on_each_kind, ports
 
 from safeagent_sa import (
     AlreadyClaimedError,
@@ -68,7 +68,7 @@ def test_commit_of_the_connection_is_refused_too(port):
     assert nothing_is_stored(port)
 
 
-@not_pipelined
+@on_each_kind
 def test_commit_of_an_outer_transaction_is_refused_too(port):
     with port.engine.connect() as connection, connection.begin() as outer:
         with Session(connection, join_transaction_mode="create_savepoint") as session:
@@ -170,7 +170,7 @@ def test_rollback_inside_the_block_and_nothing_after_it_leaves_the_session_free(
     assert port.payments("other") == 1
 
 
-@not_pipelined
+@on_each_kind
 def test_a_savepoint_around_the_claim_that_ends_inside_the_block_loses_it(port):
     with port.sessions() as session:
         savepoint = session.begin_nested()
@@ -184,7 +184,7 @@ def test_a_savepoint_around_the_claim_that_ends_inside_the_block_loses_it(port):
     assert nothing_is_stored(port)
 
 
-@not_pipelined
+@on_each_kind
 def test_an_exception_after_that_savepoint_does_not_let_later_writes_commit(port):
     with port.sessions() as session:
         savepoint = session.begin_nested()
@@ -228,7 +228,7 @@ def test_a_commit_of_the_driver_inside_the_block_is_found_by_the_completion(port
     assert port.requests() == [("order-1", "claimed")]  # never reported as done, never executed again
 
 
-@not_pipelined
+@on_each_kind
 def test_a_lost_claim_cannot_complete_its_successor(port):
     """The row exists, in this transaction, and is not completed; but it belongs to another claim."""
     with port.sessions() as session:
@@ -247,7 +247,7 @@ def test_a_lost_claim_cannot_complete_its_successor(port):
     assert nothing_is_stored(port)
 
 
-@not_pipelined
+@on_each_kind
 def test_a_stored_result_is_never_overwritten(port):
     with port.sessions() as session:
         connection = session.connection()

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Delete, Insert, Update, create_engine, select
 from sqlalchemy.orm import Session, sessionmaker
 from support.app import Base, Payment, deliver, make_engine, pay
-from support.ports import not_pipelined
+from support.ports import on_each_kind
 
 from safeagent_sa import ExecutionGuard, ExecutionRequest, PendingWritesError, SecondDatabaseError
 
@@ -26,7 +26,7 @@ def delete(session):
     session.delete(session.scalar(select(Payment)))
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("write", [add, change, delete])
 @pytest.mark.parametrize("savepoint", [False, True])
 @pytest.mark.parametrize("delivered_before", [False, True])
@@ -49,7 +49,7 @@ def test_changes_that_a_replay_would_write_are_refused(port, statements, write, 
     assert port.payments("early") == 0
 
 
-@not_pipelined
+@on_each_kind
 def test_flushed_changes_and_reads_are_allowed(port):
     with port.sessions() as session, session.begin():
         add(session)
@@ -104,7 +104,7 @@ def test_business_rows_in_another_database_are_refused_before_anything_is_commit
         assert session.scalars(select(Payment)).all() == []
 
 
-@not_pipelined
+@on_each_kind
 def test_a_claim_that_a_savepoint_took_back_asks_for_nothing(port, second):
     with Session(binds={Payment: second, ExecutionRequest: port.engine}) as session:
         with pytest.raises(ZeroDivisionError), guard.claim(session, "order-1", action="pay", savepoint=True):

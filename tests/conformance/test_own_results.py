@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 from sqlalchemy.orm import Session
-from support.ports import before_any_sql, not_pipelined, ports
+from support.ports import before_any_sql, on_each_kind, ports
 
 from safeagent_sa import (
     ExecutionGuard,
@@ -61,7 +61,7 @@ def decode(plain, kind):
 guard = ExecutionGuard(result_encoder=ResultEncoder((Money,), encode, decode))
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize(
     ("result", "kind"),
     [
@@ -173,7 +173,7 @@ def test_a_result_that_is_equal_but_has_another_text_is_refused():
     refusal_of(Nonce(), numbered, lambda plain, kind: Nonce())
 
 
-@not_pipelined
+@on_each_kind
 def test_a_stored_result_that_no_longer_fits_is_named(port):
     def pay(session: Session) -> Money:
         return Money(5, "EUR")

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import event, text, update
 from sqlalchemy.orm import Session
 from support.app import Payment
-from support.ports import before_any_sql, not_pipelined, on_each_kind
+from support.ports import before_any_sql, on_each_kind
 
 from safeagent_sa import (
     AlreadyCompletedError,
@@ -112,7 +112,7 @@ def test_a_refusal_is_stored_with_its_rows_and_is_the_answer_of_every_retry(port
     assert_the_answer_of_every_retry(port, way)
 
 
-@not_pipelined
+@on_each_kind
 def test_so_is_one_of_a_batch(port):
     assert_the_answer_of_every_retry(port, refused_by_claim_many)
 
@@ -202,7 +202,7 @@ def test_a_transaction_stays_usable_after_a_replayed_refusal(port):
     assert port.payments("order-2") == 1
 
 
-@not_pipelined
+@on_each_kind
 def test_a_batch_stores_results_refusals_and_effects_together(port):
     with port.sessions() as session, session.begin():
         with guard.claim_many(session, dict.fromkeys(["a", "b", "c", "d"]), action="pay") as batch:
@@ -303,7 +303,7 @@ def test_a_refusal_that_cannot_be_stored_leaves_the_claim_open(port):
                 execution.refuse(type="late")
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("stored", ["{", "[]", '{"type":1,"data":1}', '{"type":"x"}'])
 def test_a_refusal_that_was_overwritten_is_unreadable_and_not_executed_again(port, stored):
     with pytest.raises(RequestRefusedError):
@@ -314,7 +314,7 @@ def test_a_refusal_that_was_overwritten_is_unreadable_and_not_executed_again(por
         refused_by_execute(port)
 
 
-@not_pipelined
+@on_each_kind
 def test_retention_drops_refusals_as_it_drops_results(port):
     with pytest.raises(RequestRefusedError):
         refused_by_execute(port)

@@ -16,7 +16,7 @@ import sqlmodel
 from sqlalchemy import Column, Integer, MetaData, Table
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column, registry
 from support.app import Payment
-from support.ports import before_any_sql, not_pipelined, ports
+from support.ports import before_any_sql, on_each_kind, ports
 from typing_extensions import (
     TypeAliasType,
     TypedDict,
@@ -377,7 +377,7 @@ def test_other_types_without_pydantic_say_what_to_install(port, without_pydantic
         assert not session.in_transaction()
 
 
-@not_pipelined
+@on_each_kind
 def test_an_execution_whose_block_failed_has_no_result(port):
     with port.sessions() as session, session.begin():
         with pytest.raises(ZeroDivisionError):

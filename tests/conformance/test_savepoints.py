@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from support.app import Payment, deliver, pay
-from support.ports import not_pipelined
+from support.ports import on_each_kind
 
 from safeagent_sa import ExecutionGuard, NotCompletedError, RequestConflictError
 
@@ -42,7 +42,7 @@ def test_a_result_stored_in_a_savepoint_that_is_released_is_one(port):
     assert port.requests() == [("order-1", "completed")]
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("end", ["an error", "no result", "a claim that is refused"])
 def test_a_block_that_ends_badly_ends_its_own_savepoint_and_no_other(port, end):
     """What stood before the block is kept, and a retry in the same transaction executes."""

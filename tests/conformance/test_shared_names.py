@@ -4,7 +4,7 @@ import functools
 import inspect
 
 import pytest
-from support.ports import before_any_sql, not_pipelined
+from support.ports import before_any_sql, on_each_kind
 
 from safeagent_sa import ExecutionGuard, UnsupportedFunctionError
 from safeagent_sa.aio import AsyncExecutionGuard
@@ -57,7 +57,7 @@ def test_a_keyword_that_is_no_option_of_the_verb_reaches_the_function(sqlite, ve
         assert verb(sqlite, function_of(name), 7, **{name: "theirs"}) == [7, "theirs"]
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
 def test_a_keyword_of_another_verb_reaches_the_function_on_every_port(port, statements, verb):
     name = "max_attempts" if verb is by_execute else "savepoint"
@@ -96,7 +96,7 @@ def test_a_parameter_with_the_name_of_an_option_is_refused_by_name(port, stateme
     assert statements == []
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
 def test_the_ways_that_the_error_names_reach_the_function(port, verb):
     def fn(first, given=0, scope="default"):

@@ -9,11 +9,13 @@ from weakref import ref
 import pytest
 from sqlalchemy import event
 from support.app import Payment, deliver
+from support.ports import every_port
 
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError
 
 
 guard = ExecutionGuard()
+port = every_port()
 
 
 # Without advisory locks: a savepoint, and a limit of the wait for the key around the INSERT.

@@ -6,7 +6,7 @@ import pickle
 import pytest
 from sqlalchemy import func, select, text, update
 from support.app import deliver
-from support.ports import PLAIN, PORTS, not_pipelined, ports_for
+from support.ports import KINDS, on_each_kind, ports_for
 
 from safeagent_sa import (
     ExecutionFailedError,
@@ -90,7 +90,7 @@ def test_json_in_every_spelling_is_read(port, stored, value):
         assert guard.get(session, "order-1").result == value
 
 
-@broken_on(PORTS)
+@broken_on(KINDS)
 def test_a_receipt_that_cannot_be_read_is_an_error_by_name_and_nothing_runs_again(port, kind):
     stored = BROKEN[kind]
 
@@ -128,7 +128,7 @@ def test_the_store_of_safeagents_interface_refuses_it_too(sqlite):
         refuses(lambda: ExecutionStore(session).get("order-1"))
 
 
-@not_pipelined
+@on_each_kind
 def test_one_broken_receipt_leaves_the_rest_of_a_batch_readable(port):
     def claim(names):
         with port.sessions() as session, session.begin():
@@ -152,7 +152,7 @@ def test_one_broken_receipt_leaves_the_rest_of_a_batch_readable(port):
     assert len(batch.blocked) == 1
 
 
-@broken_on(PLAIN)
+@broken_on(KINDS[:3])
 def test_an_effect_whose_receipt_cannot_be_read_is_not_fired_again(port, kind):
     stored = BROKEN[kind]
     calls = []
@@ -169,7 +169,7 @@ def test_an_effect_whose_receipt_cannot_be_read_is_not_fired_again(port, kind):
     assert calls == [1]
 
 
-@broken_on(PLAIN)
+@broken_on(KINDS[:3])
 def test_a_failure_is_one_whatever_was_recorded_about_it(port, kind):
     stored = BROKEN[kind]
     charge = guard.effect("charge")
@@ -188,7 +188,7 @@ def test_a_failure_is_one_whatever_was_recorded_about_it(port, kind):
     assert (caught.value.error_type, caught.value.data) == (None, None)
 
 
-@broken_on(PLAIN)
+@broken_on(KINDS[:3])
 def test_a_doubt_can_be_listed_and_resolved_whatever_is_known_about_it(port, kind):
     stored = BROKEN[kind]
 
@@ -228,7 +228,7 @@ def test_details_of_another_shape_are_kept(sqlite, stored):
     assert [entry["by"] for entry in json.loads(row(sqlite, "order-1").details)["history"]] == ["alice"]
 
 
-@broken_on(PORTS)
+@broken_on(KINDS)
 def test_a_payload_that_cannot_be_read_is_a_dead_letter_and_the_relay_goes_on(port, kind):
     stored = BROKEN[kind]
     sent = []

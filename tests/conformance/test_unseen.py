@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 from support.app import Payment, make_engine, pay
-from support.ports import not_pipelined
+from support.ports import on_each_kind
 
 from safeagent_sa import ClaimLostError, ExecutionGuard, NotCompletedError, UnsupportedSessionError
 from safeagent_sa._dialects.steps import Step, Verb, step_of
@@ -143,7 +143,7 @@ def test_a_savepoint_of_the_driver_s_own_around_the_claim(port):
         assert guard.get(session, "after") is None
 
 
-@not_pipelined
+@on_each_kind
 def test_a_savepoint_of_the_session_s_from_before_the_first_claim_costs_no_query(port, statements):
     with port.sessions() as session, session.begin():
         with suppress(ZeroDivisionError), guard.claim(session, "order-1", action="pay", savepoint=True):
@@ -271,7 +271,7 @@ def test_a_tool_that_takes_its_wrapper_away_takes_the_guard_s_along(sync_port, s
     assert sync_port.requests() == [("before", "completed"), ("order-1", "completed")]
 
 
-@not_pipelined
+@on_each_kind
 def test_a_transaction_that_was_ended_as_text_is_forgotten_with_its_connection(port):
     gc.collect()
     before = {id(each) for each in gc.get_objects() if isinstance(each, GuardedTransaction)}
@@ -296,7 +296,7 @@ def test_rows_written_after_a_refused_commit_are_refused_too(port):
 # Names that mean another savepoint than the one that was seen
 
 
-@not_pipelined
+@on_each_kind
 def test_a_savepoint_of_the_same_name_that_was_not_seen_takes_no_claim_along(port):
     with refused(port, match="may hold writes of its block") as session:
         execute(session, "order-1")

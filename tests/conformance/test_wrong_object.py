@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 from support.app import Payment, pay
-from support.ports import before_any_sql, not_pipelined, ports
+from support.ports import before_any_sql, on_each_kind, ports
 
 from safeagent_sa import (
     AlreadyClaimedError,
@@ -50,7 +50,7 @@ def test_an_async_connection_is_refused_with_the_session_that_works(port):
     await_only(deliver())
 
 
-@not_pipelined
+@on_each_kind
 def test_a_claim_after_a_failed_block_says_that_it_was_not_rolled_back(port):
     with port.sessions() as session:
         with pytest.raises(ZeroDivisionError):
@@ -65,7 +65,7 @@ def test_a_claim_after_a_failed_block_says_that_it_was_not_rolled_back(port):
     assert port.requests() == [("order-1", "completed")]
 
 
-@not_pipelined
+@on_each_kind
 def test_a_claim_in_its_own_block_says_something_else(port):
     with port.sessions() as session:
         with pytest.raises(AlreadyClaimedError, match="pass the execution on"):

@@ -84,7 +84,9 @@ def compat(sessions):
 
 @usual_pairs(
     ("database", "handler", "at_once"),
-    lambda database, _, at_once: (database, at_once) in (("sqlite", 1), ("postgresql", 3)),
+    lambda database, handler, at_once: (
+        (database, at_once) == ("postgresql", 3) or (database, handler, at_once) == ("sqlite", consume, 1)
+    ),
     ["sqlite", "postgresql"],
     [claim_in_a_savepoint, claim_several_in_one_transaction, claim_many, consume, decorated, compat],
     [1, 3],
@@ -142,9 +144,8 @@ async def async_decorated(sessions):
 @usual_pairs(
     ("driver", "handler", "at_once"),
     lambda driver, handler, at_once: (
-        (driver, at_once) in (("sqlite+aiosqlite", 1), ("postgresql+asyncpg", 1))
-        or (driver, handler, at_once) == ("postgresql+psycopg", async_consume, 1)
-        or (driver, handler, at_once) == ("postgresql+asyncpg", async_decorated, 3)
+        (driver, at_once) == ("postgresql+asyncpg", 1)
+        or (driver, handler, at_once) == ("sqlite+aiosqlite", async_claim_many, 1)
     ),
     ["sqlite+aiosqlite", "postgresql+psycopg", "postgresql+asyncpg"],
     [async_claim_in_a_savepoint, async_claim_many, async_consume, async_decorated],

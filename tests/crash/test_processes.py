@@ -10,7 +10,7 @@ from support.worker import STEPS
 DRIVERS = ["sqlite", "postgresql", "asyncpg", "pipelined", "pipelined_async"]
 
 
-@ports("sqlite", "pipelined", among=DRIVERS)
+@ports("pipelined", among=DRIVERS)
 def test_processes_that_race_for_one_id_execute_it_once(port, worker):
     callers = 16
     workers = [worker(port, "hot", stop_at="start") for _ in range(callers)]
@@ -28,7 +28,7 @@ def test_processes_that_race_for_one_id_execute_it_once(port, worker):
     assert port.requests() == [("hot", "completed")]
 
 
-@ports("sqlite", "postgresql", "pipelined", among=DRIVERS)
+@ports("sqlite", "pipelined", among=DRIVERS)
 @pytest.mark.parametrize("step", STEPS)
 def test_a_process_killed_at_any_step_leaves_all_or_nothing(port, worker, step):
     killed = worker(port, "order-1", stop_at=step)
@@ -45,7 +45,7 @@ def test_a_process_killed_at_any_step_leaves_all_or_nothing(port, worker, step):
     assert port.requests() == [("order-1", "completed")]
 
 
-@pytest.mark.parametrize("port", ["postgresql", "pipelined"], indirect=True)
+@ports("pipelined", among=["postgresql", "pipelined"])
 @pytest.mark.parametrize("step", ["claimed", "written", "settled"])
 def test_a_waiting_process_takes_over_from_a_killed_one(port, worker, step):
     holder = worker(port, "order-1", stop_at=step)

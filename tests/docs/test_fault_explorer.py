@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.ports import usual_ports
 
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -16,7 +17,7 @@ FIXED = re.search(r"^```python\n# in tickets.py\n(.*?)^```$", PAGE, re.MULTILINE
 REPORT, CLOSING = re.findall(r"^```text\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=usual_ports(["sqlite"], among=["sqlite", "postgresql"]))
 def project(request, tmp_path):
     """A folder with the page's files, and a way to run its commands."""
     for name in ("tickets.py", "test_tickets.py", "test_charges.py"):

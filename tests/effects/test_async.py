@@ -13,7 +13,7 @@ from safeagent_sa.testing import put_in_doubt
 
 
 guard = AsyncExecutionGuard()
-on_async_drivers = ports("aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port")
+on_async_drivers = ports("aiosqlite", "asyncpg", among=ASYNC, argument="async_port")
 
 
 async def charge(_effect):

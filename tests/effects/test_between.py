@@ -5,7 +5,7 @@ from sqlalchemy import create_engine, event, select, text, update
 from sqlalchemy.exc import DBAPIError
 from support.app import Port, pay
 from support.effects import Attempt, Died, Provider, die
-from support.ports import not_pipelined
+from support.ports import on_each_kind
 
 from safeagent_sa import (
     ExecutionFailedError,
@@ -235,7 +235,7 @@ def test_a_relay_that_was_taken_over_before_its_mark_calls_nothing(level):
     assert (sent, late) == ([2], [1])
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("adopted", [True, False])
 def test_a_doubt_survives_a_probe_that_dies(port, adopted):
     """Also without a mark, as an adopted record has none."""
@@ -267,7 +267,7 @@ def test_a_doubt_survives_a_probe_that_dies(port, adopted):
     assert asked == [1]
 
 
-@not_pipelined
+@on_each_kind
 def test_a_replay_of_an_effect_has_the_receipt_that_get_returns(port):
     provider = Provider()
     guard = ExecutionGuard()

@@ -7,7 +7,7 @@ from sqlalchemy import create_engine
 from support.app import Port
 from support.effects import Provider
 from support.patience import PATIENCE
-from support.ports import not_pipelined
+from support.ports import on_each_kind
 
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError
 
@@ -33,7 +33,7 @@ def test_eight_threads_make_one_call(postgresql, level):
     engine.dispose()
 
 
-@not_pipelined
+@on_each_kind
 def test_eight_deliveries_make_one_call_on_every_driver(port):
     provider, answers = Provider(), []
 

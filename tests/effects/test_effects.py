@@ -7,7 +7,7 @@ from sqlalchemy import event, select, text, update
 from sqlalchemy.exc import IntegrityError
 from support.app import Payment, deliver
 from support.effects import Died, Provider, die
-from support.ports import not_pipelined, ports
+from support.ports import on_each_kind, ports
 
 from safeagent_sa import (
     EffectInTransactionError,
@@ -67,7 +67,7 @@ def row(port, request_id="charge-1"):
         return session.scalars(select(ExecutionRequest).where(ExecutionRequest.request_id == request_id)).one()
 
 
-@not_pipelined
+@on_each_kind
 def test_a_call_is_made_once_and_its_result_is_replayed(port):
     provider = Provider()
     first = charge(port, provider, payload={"amount": 100})
@@ -83,7 +83,7 @@ def test_a_call_is_made_once_and_its_result_is_replayed(port):
     assert stored.created_at <= stored.completed_at
 
 
-@not_pipelined
+@on_each_kind
 def test_no_transaction_is_open_during_the_call(port):
     seen = []
 
@@ -96,7 +96,7 @@ def test_no_transaction_is_open_during_the_call(port):
     assert seen == [(0, "leased", True)]
 
 
-@not_pipelined
+@on_each_kind
 def test_another_action_or_payload_is_a_conflict_in_every_state(port):
     provider = Provider()
     charge(port, provider, payload=1)
@@ -114,7 +114,7 @@ def test_another_action_or_payload_is_a_conflict_in_every_state(port):
     assert provider.charges == ["charge-1", "charge-2"]
 
 
-@not_pipelined
+@on_each_kind
 def test_the_idempotency_key_is_the_same_on_every_attempt_and_reveals_nothing(port):
     provider = Provider()
     provider.before = raising(RateLimited())
@@ -133,7 +133,7 @@ def test_the_idempotency_key_is_the_same_on_every_attempt_and_reveals_nothing(po
     assert "charge" not in first
 
 
-@not_pipelined
+@on_each_kind
 def test_an_error_that_is_declared_safe_frees_the_request(port):
     provider = Provider()
     provider.before = raising(RateLimited("slow down"))
@@ -157,7 +157,7 @@ def test_an_error_that_is_declared_safe_is_raised_as_the_call_raised_it(sqlite):
     assert (error.__cause__, error.__context__) == (None, None)
 
 
-@not_pipelined
+@on_each_kind
 def test_an_error_that_is_safe_proves_nothing_about_an_earlier_attempt(port):
     provider = Provider()
     provider.after = die
@@ -174,7 +174,7 @@ def test_an_error_that_is_safe_proves_nothing_about_an_earlier_attempt(port):
     assert provider.attempts == [1, 2, 3]
 
 
-@not_pipelined
+@on_each_kind
 def test_a_probe_that_finds_nothing_settles_what_came_before(port):
     provider = Provider()
     provider.before = die
@@ -187,7 +187,7 @@ def test_a_probe_that_finds_nothing_settles_what_came_before(port):
     assert charge(port, provider).result["charge"] == 1
 
 
-@not_pipelined
+@on_each_kind
 def test_a_proof_that_nothing_happened_is_recorded_and_replayed(port):
     provider = Provider()
 
@@ -211,7 +211,7 @@ def test_a_proof_that_nothing_happened_is_recorded_and_replayed(port):
     assert row(port).completed_at is not None
 
 
-@not_pipelined
+@on_each_kind
 def test_a_proof_that_nothing_happened_can_be_a_text(port):
     provider = Provider()
     provider.before = lambda effect: (_ for _ in ()).throw(effect.not_done("card \x00 declined"))
@@ -222,7 +222,7 @@ def test_a_proof_that_nothing_happened_can_be_a_text(port):
         ExecutionGuard().get(session, "charge-1")
 
 
-@not_pipelined
+@on_each_kind
 def test_every_other_error_is_in_doubt_and_not_fired_again(port):
     provider = Provider()
     provider.after = raising(TimeoutError("no answer"))
@@ -244,7 +244,7 @@ class Unspeakable(Exception):
         raise RuntimeError("not even that")
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize(
     "error", [Unspeakable(), ValueError("\ud800 \x00"), ValueError("x" * 10**6), ExceptionGroup("many", [ValueError()])]
 )
@@ -268,7 +268,7 @@ def test_retry_on_takes_an_error_or_several(sqlite, retry_on):
     assert row(sqlite).status == "leased"
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_crash_in_the_call_is_in_doubt_once_the_lease_has_ended(port, when):
     provider = Provider()
@@ -288,7 +288,7 @@ def test_a_crash_in_the_call_is_in_doubt_once_the_lease_has_ended(port, when):
     assert provider.charges == fired
 
 
-@not_pipelined
+@on_each_kind
 def test_a_crash_before_the_mark_is_taken_over(port):
     provider = Provider()
     effect = ExecutionGuard().effect("charge", lease=60)
@@ -312,7 +312,7 @@ def test_a_crash_before_the_mark_is_taken_over(port):
     assert provider.attempts == [2]
 
 
-@not_pipelined
+@on_each_kind
 def test_retry_makes_the_call_again_under_the_same_key(port):
     provider = Provider()
     provider.after = die
@@ -327,7 +327,7 @@ def test_retry_makes_the_call_again_under_the_same_key(port):
     assert not charge(port, provider, "charge-2", when_in_doubt="retry").is_replay
 
 
-@not_pipelined
+@on_each_kind
 def test_a_probe_that_finds_the_effect_records_it(port):
     provider = Provider()
     provider.after = die
@@ -366,7 +366,7 @@ def test_a_receipt_that_is_purged_right_after_the_probe_is_an_error(sqlite):
     assert len(transactions) == 3
 
 
-@not_pipelined
+@on_each_kind
 def test_a_probe_that_finds_nothing_lets_the_call_be_made(port):
     provider = Provider()
     provider.before = die
@@ -375,7 +375,7 @@ def test_a_probe_that_finds_nothing_lets_the_call_be_made(port):
     assert (provider.charges, provider.attempts) == (["charge-1"], [1, 2])
 
 
-@not_pipelined
+@on_each_kind
 def test_a_probe_that_looks_too_early_lets_the_call_be_made_twice(port):
     """The guard cannot see that the call has succeeded although the probe says that it has not."""
     provider = Provider()
@@ -385,7 +385,7 @@ def test_a_probe_that_looks_too_early_lets_the_call_be_made_twice(port):
     assert provider.charges == ["charge-1", "charge-1"]
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("verdict", [unknown, executed_more_than_once])
 def test_a_probe_that_settles_nothing_leaves_it_in_doubt(port, verdict):
     provider = Provider()
@@ -399,7 +399,7 @@ def test_a_probe_that_settles_nothing_leaves_it_in_doubt(port, verdict):
     assert row(port).details.count(verdict().answer) == 2
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("wrong", [lambda effect: 1 / 0, lambda effect: True])
 def test_a_probe_that_fails_leaves_it_in_doubt(port, wrong):
     provider = Provider()
@@ -411,7 +411,7 @@ def test_a_probe_that_fails_leaves_it_in_doubt(port, wrong):
     assert provider.charges == ["charge-1"]
 
 
-@not_pipelined
+@on_each_kind
 def test_a_crash_in_a_probe_is_in_doubt_as_before(port):
     provider = Provider()
     provider.after = die
@@ -427,7 +427,7 @@ def add_payment(session, result):
     session.add(Payment(reference="charge-1", amount=result["amount"]))
 
 
-@not_pipelined
+@on_each_kind
 def test_business_rows_commit_with_the_outcome(port):
     provider = Provider()
     charge(port, provider, on_success=add_payment)
@@ -435,7 +435,7 @@ def test_business_rows_commit_with_the_outcome(port):
     assert port.payments("charge-1") == 1
 
 
-@not_pipelined
+@on_each_kind
 def test_business_rows_that_cannot_be_written_leave_it_in_doubt_with_the_result(port):
     provider = Provider()
 
@@ -466,7 +466,7 @@ def test_business_rows_that_meet_a_serialization_failure_are_written_again_witho
     assert (port.payments("charge-1"), provider.charges, failures) == (1, ["charge-1"], [])
 
 
-@not_pipelined
+@on_each_kind
 def test_a_result_that_cannot_be_stored_is_in_doubt(port):
     provider = Provider()
     provider.after = None
@@ -489,7 +489,7 @@ def test_a_result_that_cannot_be_stored_is_in_doubt(port):
     assert provider.attempts == [1]
 
 
-@not_pipelined
+@on_each_kind
 def test_a_result_of_a_probe_that_cannot_be_stored_is_in_doubt_as_well(port):
     provider = Provider()
     provider.after = die
@@ -501,7 +501,7 @@ def test_a_result_of_a_probe_that_cannot_be_stored_is_in_doubt_as_well(port):
     assert doubt.details["history"][1] == {"not_stored": {"charge": [1]}}
 
 
-@not_pipelined
+@on_each_kind
 def test_a_large_result_whose_business_rows_fail_is_kept_whole(port):
     def fail(session, result):
         raise ZeroDivisionError
@@ -516,7 +516,7 @@ def test_a_large_result_whose_business_rows_fail_is_kept_whole(port):
     assert doubt.details["history"] == [{"succeeded": ["x" * 300_000, deep]}]
 
 
-@not_pipelined
+@on_each_kind
 def test_a_worker_that_was_taken_over_gets_an_error_and_writes_nothing(port):
     """It stops past the end of its lease, another worker makes the call again, then it continues."""
     provider, other = Provider(), Provider()
@@ -533,7 +533,7 @@ def test_a_worker_that_was_taken_over_gets_an_error_and_writes_nothing(port):
     assert (stored.status, stored.attempt) == ("completed", 2)
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("outcome", ["error", "not_done", "retry_on"])
 def test_a_late_worker_records_no_other_outcome_either(port, outcome):
     provider, other = Provider(), Provider()
@@ -549,7 +549,7 @@ def test_a_late_worker_records_no_other_outcome_either(port, outcome):
     assert row(port).status == "completed"
 
 
-@not_pipelined
+@on_each_kind
 def test_a_late_worker_that_was_not_replaced_settles_the_doubt(port):
     provider = Provider()
 
@@ -564,7 +564,7 @@ def test_a_late_worker_that_was_not_replaced_settles_the_doubt(port):
     assert charge(port, provider).is_replay
 
 
-@not_pipelined
+@on_each_kind
 def test_a_late_worker_does_not_undo_what_a_person_has_resolved(port):
     provider = Provider()
 
@@ -578,7 +578,7 @@ def test_a_late_worker_does_not_undo_what_a_person_has_resolved(port):
     assert charge(port, provider).result == "by hand"
 
 
-@not_pipelined
+@on_each_kind
 def test_a_heartbeat_renews_the_lease(port):
     provider = Provider()
 
@@ -592,7 +592,7 @@ def test_a_heartbeat_renews_the_lease(port):
     assert charge(port, provider).result["charge"] == 1
 
 
-@not_pipelined
+@on_each_kind
 def test_a_heartbeat_of_a_worker_that_was_taken_over_is_an_error(port):
     provider = Provider()
 
@@ -660,7 +660,7 @@ def doubts(port, **options):
         return ExecutionGuard().in_doubt(session, **options)
 
 
-@not_pipelined
+@on_each_kind
 def test_what_is_in_doubt_is_listed_with_what_to_look_for(port):
     provider = Provider()
     provider.after = raising(TimeoutError("no answer"))
@@ -687,7 +687,7 @@ def test_what_is_in_doubt_is_listed_with_what_to_look_for(port):
     assert len(doubts(port, older_than=3600)) == 2
 
 
-@not_pipelined
+@on_each_kind
 def test_a_person_resolves_what_has_succeeded(port):
     provider = Provider()
     provider.after = die
@@ -708,7 +708,7 @@ def test_a_person_resolves_what_has_succeeded(port):
     assert details.count("resolved") == 1
 
 
-@not_pipelined
+@on_each_kind
 def test_a_person_resolves_what_was_not_executed(port):
     provider = Provider()
     provider.before = die
@@ -722,7 +722,7 @@ def test_a_person_resolves_what_was_not_executed(port):
         resolve(port, "charge-1", not_executed())
 
 
-@not_pipelined
+@on_each_kind
 @pytest.mark.parametrize("verdict", [unknown, executed_more_than_once])
 def test_what_a_person_cannot_settle_is_noted(port, verdict):
     provider = Provider()
@@ -791,7 +791,7 @@ def test_an_open_claim_is_not_resolved_by_its_own_transaction(port):
             execution.complete(2)
 
 
-@not_pipelined
+@on_each_kind
 def test_a_purged_effect_is_not_fired_again(port):
     provider = Provider()
     charge(port, provider)
@@ -802,7 +802,7 @@ def test_a_purged_effect_is_not_fired_again(port):
     assert provider.charges == ["charge-1"]
 
 
-@not_pipelined
+@on_each_kind
 def test_arguments_are_passed_on_and_results_are_typed(port):
     from decimal import Decimal
 
@@ -847,7 +847,7 @@ def test_mistakes_are_named_before_anything_is_sent(sqlite):
     assert sqlite.requests() == []
 
 
-@not_pipelined
+@on_each_kind
 def test_rows_of_a_service_that_commits_are_stored_with_the_outcome_or_not_at_all(port):
     def commits(session, result):
         for _ in range(2):

@@ -174,7 +174,7 @@ def random_schedules(port, policy, count):
 
 @usual_pairs(
     ("port", "policy"),
-    lambda *case: case in (("sqlite", "retry"), ("sqlite", "probe"), ("postgresql", "park")),
+    lambda *case: case in (("sqlite", "probe"), ("postgresql", "park")),
     ["sqlite", "postgresql"],
     ["park", "retry", "probe"],
     indirect=["port"],

@@ -9,7 +9,7 @@ from sqlalchemy import create_engine, event, select, text, update
 from support.app import Port, deliver, pay
 from support.effects import Died, die
 from support.patience import PATIENCE
-from support.ports import not_pipelined
+from support.ports import on_each_kind
 
 from safeagent_sa import (
     AlreadyCompletedError,
@@ -113,7 +113,7 @@ def test_a_rollback_stores_no_effect(port):
     assert port.requests() == []
 
 
-@not_pipelined
+@on_each_kind
 def test_the_effects_of_a_batch_are_fired(port):
     guard = ExecutionGuard()
     with port.sessions() as session, session.begin():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, inspect, make_url
+from support.ports import ports
 
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -18,6 +19,7 @@ def driver(url, page):
     return {"sqlite": "sqlite+aiosqlite"}.get(name, name) if page == "litestar.md" else name
 
 
+@ports("sqlite", among=["sqlite", "postgresql"], argument="empty_url")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_app_of_the_page_works_with_its_own_tests(page, empty_url, tmp_path):
     url = make_url(empty_url).set(drivername=driver(empty_url, page)).render_as_string(hide_password=False)

@@ -115,6 +115,7 @@ def test_the_installed_wheel_needs_no_extra(fresh, tmp_path):
     )
 
 
+@pytest.mark.thorough
 def test_pytest_finds_the_plugin_of_the_installed_wheel(dist, tmp_path):
     """The extra `testing` installs all that the fixture needs; only pytest loads the entry point."""
     python = environment(tmp_path / "venv", f"{next(dist.glob('*.whl'))}[testing]")

@@ -140,7 +140,7 @@ def explore(port, examples, phases=tuple(Phase), **others):
     )
 
 
-@ports("sqlite", "postgresql", "asyncpg", "pipelined")
+@ports("sqlite", "pipelined")
 def test_random_histories_agree_with_the_model(port):
     explore(port, 25)
 

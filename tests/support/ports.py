@@ -15,20 +15,36 @@ PLAIN = ["sqlite", "aiosqlite", "postgresql", "psycopg_async", "asyncpg"]
 PORTS = [*PLAIN, "psycopg2", "pipelined", "pipelined_async", "postgresql_key"]
 ASYNC = ["aiosqlite", "psycopg_async", "asyncpg", "pipelined_async"]
 
+# One port of each kind: a file, a driver that blocks, one that is awaited, and a mode. What holds on these holds on a port that
+# combines two of them, unless the promise is the claim, the commit or the statements themselves: see every_port.
+KINDS = ["sqlite", "postgresql", "asyncpg", "pipelined"]
+ASYNC_KINDS = ["aiosqlite", "asyncpg", "pipelined_async"]
+SERVER_KINDS = ["postgresql", "psycopg2", "asyncpg", "pipelined"]
+
+
+def usual_ports(names, among):
+    """Return the parameters of a fixture: these ports always, the other ones in `make test-all`."""
+    return [_case(name in names, name) for name in among]
+
+
+def every_port():
+    """Make the fixture `port` of a module whose tests always run on every port."""
+
+    @pytest.fixture(name="port", params=PORTS)
+    def port(request):
+        return request.getfixturevalue(request.param)
+
+    return port
+
 
 def ports(*names, among=PORTS, argument="port"):
     """Run a test on these ports always, and on the other ports in `make test-all`."""
-    return pytest.mark.parametrize(argument, [_case(name in names, name) for name in among], indirect=True)
-
-
-def not_pipelined(test):
-    """Run a test without a claim that could be pipelined on the plain ports, and on all in `make test-all`."""
-    return ports(*PLAIN)(test)
+    return pytest.mark.parametrize(argument, usual_ports(names, among), indirect=True)
 
 
 def on_each_kind(test):
-    """Run a test of the session's side on SQLite, and on PostgreSQL by a sync and an async driver; on all in `make test-all`."""
-    return ports("sqlite", "postgresql", "asyncpg")(test)
+    """Run a test without a claim that could be pipelined on the other kinds of ports, and on all in `make test-all`."""
+    return ports(*(kind for kind in KINDS if kind != "pipelined"))(test)
 
 
 def before_any_sql(test):

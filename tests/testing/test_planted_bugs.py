@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import sessionmaker
 from support.aio import make_async_engine
 from support.app import Payment, make_engine
-from support.ports import usual_pairs
+from support.ports import usual_pairs, usual_ports
 
 from safeagent_sa import ExecutionGuard
 from safeagent_sa.aio import AsyncExecutionGuard
@@ -30,7 +30,7 @@ def pay(session, reference="order-1"):
 DATABASES = ["sqlite", "postgresql"]
 
 
-@pytest.fixture(params=DATABASES)
+@pytest.fixture(params=usual_ports(["sqlite"], among=DATABASES))
 def database(request):
     return request.param
 

@@ -27,6 +27,7 @@ def strict(tmp_path):
     return config
 
 
+@pytest.mark.thorough
 def test_mypy_agrees_strictly():
     check("mypy", "--strict", "--warn-unused-ignores", str(HERE / "verbs.py"))
 
