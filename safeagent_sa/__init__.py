@@ -12,6 +12,7 @@ The claim, the business writes and the receipt are rows of one transaction, your
     _effects     what no transaction covers: calls of other systems, and their relay
     _dialects    how each database does it
     _settings    what a guard is configured with
+    _inspection  what operators look at
 
 `ExecutionGuard` has the verbs, and `aio.AsyncExecutionGuard` the same ones for AsyncSession. `errors` has the tree of
 all errors, and `schema` the migrations of the table.

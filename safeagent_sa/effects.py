@@ -2,7 +2,7 @@
 
     transaction 1    the lease: this attempt, and no other one
     transaction 2    the mark that the call begins: the last safe point
-    the call         no transaction is open; it carries an idempotency key that is the same on every attempt
+    the call         no transaction is open; it carries `_request.ids.idempotency_key`, the same on every attempt
     transaction 3    the outcome, which only the current attempt can write
 
 A crash between the mark and the outcome leaves an effect *in doubt*: it may have happened. The guard then makes the call again

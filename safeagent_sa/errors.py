@@ -368,7 +368,7 @@ class UnsupportedFunctionError(MisuseError):
 
 
 class InvalidResultError(MisuseError, ValueError):
-    """The result cannot be stored and given back unchanged: the code returned what is no JSON, no `result_type`, or too large."""
+    """The result cannot be stored and given back unchanged: it is not JSON, does not fit `result_type`, or is too large."""
 
 
 class UnsupportedResultTypeError(MisuseError):

@@ -1,4 +1,4 @@
-"""The table as SQLAlchemy models; `safeagent_sa.schema` has its migrations.
+"""The table as SQLAlchemy models; `safeagent_sa.schema` has its migrations, and docs/architecture.md says how to add a column.
 
 There are three ways to map it: the ready-made `ExecutionRequest` on its own MetaData, `ExecutionRequestMixin` for a
 class on your Base, and `make_model()` for another table name or schema. All columns have plain SQLAlchemy types and all

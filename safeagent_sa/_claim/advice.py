@@ -1,4 +1,4 @@
-"""Adds a note to an error of the database that a statement of the guard has met: what to do about it. The error stays as it is."""
+"""Adds advice to a database error that one of the guard's own statements raised. The error itself does not change."""
 
 from __future__ import annotations
 

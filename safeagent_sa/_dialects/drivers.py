@@ -12,7 +12,7 @@ from sqlalchemy import Connection, PoolProxiedConnection, text
 
 
 class TransactionState(Enum):
-    """What the server has, where SQLAlchemy believes in an open transaction."""
+    """The server's real state while SQLAlchemy believes that a transaction is open."""
 
     OPEN = "a transaction that COMMIT stores"
     ABORTED = "a transaction that COMMIT rolls back without an error"

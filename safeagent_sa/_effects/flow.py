@@ -54,7 +54,7 @@ RetryOn: TypeAlias = type[Exception] | Iterable[type[Exception]]
 
 @dataclass(slots=True)
 class Noted:
-    """What is known of a request besides: as it was stored when the attempt began, and what the attempt has stored since."""
+    """The details of a request: as stored when the attempt began, and what the attempt has added since."""
 
     details: str | None
 

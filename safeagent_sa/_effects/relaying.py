@@ -1,4 +1,4 @@
-"""What relays of functions and of coroutines share: the next effect that is due, and what follows a failure."""
+"""Takes the next effect that is due for a relay, and decides what follows a failure; for functions and coroutines alike."""
 
 from __future__ import annotations
 

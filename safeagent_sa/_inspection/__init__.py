@@ -3,7 +3,8 @@
     reads     ─► stretches   requests by an index, or from the end of the table
     timeline                 what happened to one request, as its row shows it
     figures                  how much is in doubt, due or given up, for metrics
-    database  ─► requests    the findings of `safeagent-sa doctor` and of the dashboard's page Health
+    database  ─► requests    each `finding` of `safeagent-sa doctor` and of the dashboard's page Health
+    waits, estimates         whether a pool is full of waiters, and how many rows a table has
 
 Everything here only reads. The command line and the dashboard share it, and it prints nothing.
 """

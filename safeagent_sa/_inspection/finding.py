@@ -1,4 +1,4 @@
-"""One finding about a database."""
+"""The result of one check of the doctor: what was found, and what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads annotations. Some are for type checkers only, and name what does not exist at run time.
+"""Reads the annotations of functions. Some are for type checkers only, and name what does not exist at run time.
 
 Up to Python 3.13 such annotations are texts. From 3.14 on they are evaluated when they are read, and then raise NameError.
 """

@@ -7,8 +7,8 @@ The text is JSON in UTF-8 without blanks, with sorted keys and no escapes that J
 * An aware datetime is its instant, in UTC. A set is `set[...]` with sorted items. Bytes are Base64, a timedelta is its
   microseconds. An Enum is its value, and a secret of pydantic is what it hides.
 * A key that is no text is the text of its canonical form.
-* A dataclass or a pydantic model is an object of its fields. A field that has its default value, or of which pydantic knows that
-  the caller did not send it, does not count: so a field that a deploy adds changes no payload without it.
+* A dataclass or a pydantic model is an object of its fields. A field that has its default value,
+  or that pydantic knows was not sent, is left out: so a field that a deploy adds changes no payload that lacks it.
 * Any other object is what pydantic writes as JSON for its type.
 """
 

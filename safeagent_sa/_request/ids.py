@@ -1,6 +1,6 @@
-"""Validates the words that name a request, before any SQL, so that the caller's transaction stays usable.
+"""Validates the ids that name a request, and makes the idempotency key of an effect from them.
 
-A UUID or an int stands for its canonical text: `1` and `"1"` are one id. No text is normalised: two ids that differ in one byte are
+A UUID or an int stands for its canonical text: `1` and `"1"` are one id. Ids are validated before any SQL, so that the caller's transaction stays usable. No text is normalised: two ids that differ in one byte are
 two requests. What could not survive a round trip through every supported database, or would be mistaken for another id by a
 human reader, is refused.
 """

@@ -35,7 +35,7 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 class NotStorableError(Exception):
-    """A value has no text that gives it back; the message says why, behind a subject such as "the result".
+    """A value cannot be restored from its JSON text; the message continues a subject such as "the result".
 
     Attributes:
         found: The object in it that is not JSON, or None.

@@ -1,4 +1,4 @@
-"""Turns results into stored text and back: plain JSON as it is, every other type through pydantic.
+"""Turns results into stored text and back, which `json_text` reads and writes: plain JSON as it is, other types through pydantic.
 
 A typed result passes only if its text gives back an equal value, and that value an equal text, apart from the order of sets. So
 the first caller and every retry get equal values of one type. Plain JSON types need no pydantic and are not checked against their

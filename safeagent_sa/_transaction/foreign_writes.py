@@ -1,4 +1,4 @@
-"""Writes in a second database, which no claim covers, since no COMMIT covers two databases."""
+"""Refuses writes in a second database, which no claim covers, since no COMMIT covers two databases."""
 
 from __future__ import annotations
 

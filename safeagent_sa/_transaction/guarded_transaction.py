@@ -1,4 +1,4 @@
-"""What one transaction of one connection must prove before it may commit; it lies with the driver's connection.
+"""Proves at COMMIT that each claim of one transaction has its receipt; it is kept in the `info` of the driver's connection.
 
 It also follows the statements that end the transaction, or begin and end a savepoint: SQLAlchemy's own, and the caller's.
 """

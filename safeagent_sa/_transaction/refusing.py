@@ -1,4 +1,4 @@
-"""Refusals among the results that a COMMIT stores: one statement more, which the path of all other results is free of."""
+"""Stores refusals beside results at COMMIT: one extra statement, which ordinary results do not pay for."""
 
 from __future__ import annotations
 

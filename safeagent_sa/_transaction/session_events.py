@@ -1,8 +1,8 @@
-"""Listens to events of one Session, at a third of what `event.listen` takes.
+"""Adds listeners to the events of one Session, in a third of the time that `event.listen` takes.
 
 `event.listen` also enters each listener in a registry, so that it can be found and removed again; ours stay as long as their
 Session. The Session's own list of listeners, which is where they end up, has a name without an underscore and no documentation:
-where it is not what it was, `event.listen` does the same.
+if a release changes that list, `event.listen` does the same.
 """
 
 from __future__ import annotations

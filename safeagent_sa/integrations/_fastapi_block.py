@@ -48,7 +48,7 @@ class _SentAfterCommit:
 
 
 class UndoneError(Exception):
-    """Takes a response that is not stored past the teardown of the session, which rolls back."""
+    """Carries a response that is not stored past the teardown of the session, which rolls back."""
 
     def __init__(self, response: Response) -> None:
         self.response = response

@@ -1,4 +1,4 @@
-"""What FastAPI's idempotent routes refuse when they are made, since it could not be mended while a request runs."""
+"""Refuses, when an idempotent route of FastAPI is defined, what could not be mended while a request runs."""
 
 from __future__ import annotations
 

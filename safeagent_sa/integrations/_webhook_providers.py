@@ -1,7 +1,7 @@
 """Who signs webhooks, and how: Stripe, GitHub and the Standard Webhooks specification, with the standard library alone.
 
 A signature covers the raw bytes. Every comparison takes the same time whatever it finds, every secret is tried so that two may be
-valid while one is rotated, and nothing that a stranger can send raises another error than the two of a webhook.
+valid while one is rotated, and input that was not signed raises only the two errors of a webhook.
 """
 
 from __future__ import annotations

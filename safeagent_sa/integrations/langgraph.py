@@ -1,8 +1,8 @@
 """Tools and nodes of LangGraph, and tools of LangChain agents (extra `langgraph`).
 
 A graph that resumes runs its interrupted step again, and a checkpoint is stored in a transaction that is not the tool's: what was
-committed may be repeated. A tool call's id is the same after most resumes, and another one where the model is asked again, so it
-is no key.
+committed may be repeated. A tool call's id usually survives a resume, but it changes when the model is asked again, so it cannot be
+the key.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What to do about a table that is missing or old, as text for errors; it knows no Alembic."""
+"""The schema step that this version needs, and what to do about a table that is missing or old. It knows no Alembic."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """docs/architecture.md names paths, functions and classes that exist, and every package."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -35,3 +36,14 @@ def test_the_tree_has_every_package():
     folders = {f"{path.parent.relative_to(PACKAGE)}/" for path in PACKAGE.rglob("__init__.py")} - {"./"}
     named = set(paths(PAGE))
     assert [folder for folder in folders if not any(name.startswith(folder) for name in named)] == []
+
+
+def test_the_docstring_of_a_private_package_names_its_modules():
+    packages = [path for path in PACKAGE.rglob("__init__.py") if any(part.startswith("_") for part in path.parts[:-1])]
+    assert len(packages) >= 7
+    missing = []
+    for package in packages:
+        said = ast.get_docstring(ast.parse(package.read_text())) or ""
+        modules = [path.stem for path in package.parent.glob("*.py") if path.name != "__init__.py"]
+        missing += [f"{package.parent.name}/{module}" for module in modules if not re.search(rf"\b{module}\b", said)]
+    assert missing == []

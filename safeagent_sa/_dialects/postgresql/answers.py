@@ -1,4 +1,4 @@
-"""What a claim and a look answer: one column, the text of a JSON array.
+"""Reads what a claim or a look returns: one column with the text of a JSON array.
 
 SQLAlchemy and the driver describe each column of each result, and eleven of them cost more than the statement. The array holds
 the proof and the durability of an inserted row, or what is stored in another. A time is in microseconds since 1970, in UTC, for

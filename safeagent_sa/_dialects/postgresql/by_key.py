@@ -1,4 +1,4 @@
-"""PostgreSQL without advisory locks: claims of one request keep apart by the key of its row, which each of them inserts.
+"""PostgreSQL without advisory locks: the primary key of the row that each caller inserts keeps competing claims apart.
 
 A second INSERT of a key waits until the first one's transaction ends. What bounds this wait is `lock_timeout`, and what keeps
 the caller's transaction alive when the time is over (55P03) is a savepoint:
@@ -9,8 +9,9 @@ the caller's transaction alive when the time is over (55P03) is a savepoint:
     RELEASE SAVEPOINT                         55P03: ROLLBACK TO SAVEPOINT, and the request is in progress
     SELECT set_config('lock_timeout', …)      as it was
 
-No function of the engine proves at the completion that it is the transaction of the claim, but the clock that stands still
-within a transaction does: `created_at = CURRENT_TIMESTAMP`. Never `now()`, which Citus evaluates on another node.
+These engines have no function that proves at the completion that the transaction is still that of the claim. Its timestamp,
+which does not change within a transaction, does: `created_at = CURRENT_TIMESTAMP`. Never `now()`, which Citus evaluates on
+another node.
 
 Other errors are the caller's: above READ COMMITTED a serialization failure (40001) asks to run all of the transaction again,
 and two transactions that claim two ids in opposite orders can deadlock (40P01).
@@ -174,7 +175,7 @@ class ByKey(OnPostgreSQL):
 
 
 class ByKeyOnCitus(ByKey):
-    """The same on Citus, where a setting must be sent on to the workers, and what writes there calls no function.
+    """The same on Citus, where a setting must be sent on to the workers, and statements that write must call no function.
 
     As statements of PostgreSQL these are valid everywhere, so that they can be tried without Citus.
     """

@@ -1,4 +1,4 @@
-"""The fast path: a claim goes in one round trip with BEGIN, and its completion in one with COMMIT.
+"""The fast path of `protocol`: a claim goes in one round trip with BEGIN, and its completion in one with COMMIT.
 
 `pipeline` sends the batches. It imports the driver, so it is imported when the first guard asks for it.
 """

@@ -1,4 +1,4 @@
-"""The fast path of key locking: what stands around a claim goes in one batch with it, and with BEGIN where that is not sent."""
+"""Sends a claim of key locking with its savepoint and limits in one batch, and BEGIN too if none was sent yet."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Text(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """The two statements of one table, which are prepared together; known by identity, since to hash them takes long."""
+    """The two statements of one table, which are prepared together; compared by identity, because hashing them is slow."""
 
     claim: Text
     complete: Text

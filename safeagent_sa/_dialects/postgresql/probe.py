@@ -1,4 +1,4 @@
-"""What is behind the name "postgresql".
+"""Finds out which engine speaks PostgreSQL's protocol here, and what it can do.
 
 Many servers speak PostgreSQL's protocol. The probe runs once for each engine, in the caller's own transaction and before any
 write, so none of its statements may fail: each asks only for what the answer before has shown to be there.

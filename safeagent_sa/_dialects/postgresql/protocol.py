@@ -1,4 +1,4 @@
-"""PostgreSQL 13 and newer: claim under an advisory lock, so that a claim neither waits nor aborts a transaction unasked.
+"""PostgreSQL 13 and newer: claims under an advisory lock, so that a claim never blocks unless asked, and aborts no transaction.
 
 The INSERT itself takes the lock (`pg_try_advisory_xact_lock`), so it never blocks: without the lock it inserts no row, and
 the look-up in the same statement returns the receipt if there is one (a replay never queues). A wait happens in a

@@ -1,11 +1,11 @@
 """Sends a statement whose text is known: on the driver's cursor where nothing listens, else through SQLAlchemy.
 
-SQLAlchemy makes a context and a result for each statement, which take it longer than sending one. A claim and a completion need
+SQLAlchemy builds a context and a result for each statement, and that takes longer than sending the statement. A claim and a completion need
 neither: they read one row, or count rows. What must see every statement still sees it: where events of the engine, its dialect
 or the connection have listeners, or statements are logged, they go the whole way. `do_execute` is called in each case, with the
 wrappers that tools have put there, and an error takes SQLAlchemy's own way: it is wrapped, and a lost connection is replaced.
 
-Whether anything listens is known to attributes that are not public; without them every statement goes the whole way.
+Only attributes that are not public show whether anything listens; if they are missing, every statement goes through SQLAlchemy.
 """
 
 from __future__ import annotations

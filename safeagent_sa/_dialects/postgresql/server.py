@@ -39,7 +39,7 @@ _PROBLEMS = {
 
 
 class OnPostgreSQL(ClaimProtocol):
-    """What does not depend on how claims keep apart."""
+    """What is the same for every kind of lock."""
 
     is_durable = func.current_setting(constant("synchronous_commit")).not_in(map(constant, sorted(LOSABLE)))
 

@@ -1,4 +1,4 @@
-"""The decorators: each call of a tool becomes a request, and each outcome an answer that the model understands."""
+"""The decorators of tools: each call of a tool becomes a request, and each outcome an answer that the model understands."""
 
 from __future__ import annotations
 
