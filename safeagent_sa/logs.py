@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import logging
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
+from weakref import ref
 
 
-OPEN: ContextVar[Any] = ContextVar("safeagent_sa.open_block", default=None)
-"""The execution whose block is open in this thread or task, or in the block that has made the task; or None."""
+class Block(Protocol):
+    """The block of one execution."""
+
+    @property
+    def execution(self) -> Any:
+        """What the block has claimed, or the replay."""
+
+
+OPEN: ContextVar[ref[Block] | None] = ContextVar("safeagent_sa.open_block", default=None)
+"""The block that is open in this thread or task, or in the block that has made the task; or None.
+
+A reference that holds nothing: a block that is dropped, or that ends in another context, is then open here no longer.
+"""
 
 
 class RequestFilter(logging.Filter):
@@ -30,10 +42,12 @@ class RequestFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the attributes that the record does not have, and return True: every record passes."""
         open_ = OPEN.get()
-        found = (None, None, None) if open_ is None else (open_.request_id, open_.scope, open_.is_replay)
-        for name, value in zip(_NAMES, found, strict=True):
-            record.__dict__.setdefault(name, value)  # a record of LoggingListener has them
+        block = None if open_ is None else open_()
+        execution = None if block is None else block.execution
+        for attribute, name in _ATTRIBUTES.items():
+            value = None if execution is None else getattr(execution, name)
+            record.__dict__.setdefault(attribute, value)  # a record of LoggingListener has them
         return True
 
 
-_NAMES = ("safeagent_request_id", "safeagent_scope", "safeagent_replay")
+_ATTRIBUTES = {"safeagent_request_id": "request_id", "safeagent_scope": "scope", "safeagent_replay": "is_replay"}

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 from uuid import UUID
+from weakref import ref
 
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -18,7 +19,7 @@ from .._request.results import PLAIN, ResultType
 from .._settings import USE_DEFAULT, Settings, UseDefault, valid_timeout
 from .._transaction import session_watch
 from ..execution import Batch, BlockT, Execution, Receipt
-from ..logs import OPEN
+from ..logs import OPEN, Block
 from . import acquire, binding, complete, outcome
 
 
@@ -28,10 +29,8 @@ class claim(AbstractContextManager[Execution[Any]]):  # noqa: N801 - used as a f
     A class, since a generator takes three times as long to enter and to leave.
     """
 
-    __slots__ = ("_arguments", "_claim", "_savepoint", "_settings", "_shown_before")
-
     _claim: acquire.Claim
-    _shown_before: Execution[Any] | None
+    _shown_before: ref[Block] | None
 
     def __init__(
         self,
@@ -64,7 +63,12 @@ class claim(AbstractContextManager[Execution[Any]]):  # noqa: N801 - used as a f
         else:
             self._claim = acquire.claim(session, settings, request, timeout)
         self._shown_before = OPEN.get()
-        OPEN.set(self._claim.execution)
+        OPEN.set(ref(self))
+        return self._claim.execution
+
+    @property
+    def execution(self) -> Execution[Any]:
+        """The execution that the block has claimed, or the replay."""
         return self._claim.execution
 
     def _claim_in_savepoint(self, session: Session, key: Key, request: outcome.Request, timeout: float | None) -> None:

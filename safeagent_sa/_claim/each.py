@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session, SessionTransaction
@@ -17,6 +19,13 @@ from ..errors import ClaimLostError
 from ..execution import Batch, Execution
 from ..logs import OPEN
 from . import binding
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class _Shown:
+    """What log records name while the block is open."""
+
+    execution: Execution[Any]
 
 
 class _Released(Exception):  # noqa: N818 - leaves the savepoint, and never reaches the caller
@@ -33,8 +42,8 @@ def block(settings: Settings, session: Session, batch: Batch[Any], execution: Ex
         with session.begin_nested() as savepoint:
             binding.reach(session, settings, key)  # sends the SAVEPOINT, which waits for the session's next statement
             try:
-                shown_before = OPEN.get()
-                OPEN.set(execution)
+                shown, shown_before = _Shown(execution), OPEN.get()
+                OPEN.set(ref(shown))
                 try:
                     yield
                 finally:

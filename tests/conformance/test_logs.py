@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import gc
 import logging
 
 import pytest
@@ -82,6 +84,19 @@ def test_each_message_of_a_batch_is_named(port, shop):
     assert [found[0] for _, found in shop.seen] == [None, "a", "b"]
 
 
+@on_each_kind
+def test_after_a_message_of_a_batch_the_outer_block_is_named_again(port, shop):
+    with port.sessions() as session, session.begin():
+        with guard.claim(session, "outer", action="ingest") as outer:
+            with guard.claim_many(session, {"a": 1}, action="ingest") as batch:
+                for execution in batch.new:
+                    with batch.each(execution):
+                        execution.complete()
+                    shop.info("behind it")
+            outer.complete()
+    assert [found[0] for _, found in shop.seen] == ["outer"]
+
+
 @ports("sqlite", "postgresql", among=["sqlite", "postgresql"])
 def test_each_thread_has_its_own_block(port, shop):
     def deliver(request_id):
@@ -132,3 +147,22 @@ def test_a_record_of_the_guards_own_listener_keeps_its_values(port, shop):
             listening.execute(session, "inner", lambda _: 1, action="pay")
             execution.complete()
     assert [found[:2] for text, found in shop.seen if text.startswith("Replayed")] == [("inner", "")]
+
+
+@ports("sqlite", among=["sqlite", "postgresql"])
+def test_a_block_that_is_dropped_or_ends_in_another_context_names_nothing_here(port, shop):
+    with port.sessions() as session:
+        dropped = guard.claim(session, "order-1", action="pay")
+        dropped.__enter__()
+        shop.info("open")
+        del dropped
+        gc.collect()
+        shop.info("dropped")
+    with port.sessions() as session, session.begin():
+        elsewhere = guard.claim(session, "order-2", action="pay")
+        elsewhere.__enter__().complete()
+        contextvars.copy_context().run(elsewhere.__exit__, None, None, None)
+        del elsewhere
+        gc.collect()
+        shop.info("ended")
+    assert [found[0] for _, found in shop.seen] == ["order-1", None, None]

@@ -494,13 +494,19 @@ COMPLETING = {
         BLOCK,
         "OPEN.set(self._shown_before)",
         "pass",
-        "test_records_in_a_block_name_its_request_and_no_others_do test_each_thread_has_its_own_block",
+        "test_an_inner_block_hides_the_outer_one_until_it_ends_even_by_an_exception",
+    ),
+    "a block that was dropped is shown": Mutant(
+        BLOCK,
+        "OPEN.set(ref(self))",
+        "OPEN.set(lambda: self)",
+        "test_a_block_that_is_dropped_or_ends_in_another_context_names_nothing_here",
     ),
     "a block of a batch is shown after its end": Mutant(
         "_claim/each.py",
         "OPEN.set(shown_before)",
         "pass",
-        "test_each_message_of_a_batch_is_named",
+        "test_after_a_message_of_a_batch_the_outer_block_is_named_again",
     ),
     "a replay names itself as its original": Mutant(
         ACQUIRE,
