@@ -26,7 +26,7 @@ QUEUES_READY := .venv-queues/.ready
 ARQ_READY := .venv-arq/.ready
 OLDEST_READY := .venv-fastapi-oldest/.ready
 
-.PHONY: help demo demo-agents dashboard test test-all coverage check words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents test-recipes test-http test-queues test-browser screenshots mutants matrix nightly clean
+.PHONY: help demo demo-agents dashboard test test-all coverage check words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents test-recipes test-http test-queues test-browser screenshots mutants matrix release-check release-extras nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -125,7 +125,13 @@ mutants: $(READY)  ## break the promises, one at a time, and check that a test f
 matrix: $(READY)  ## the promises on the supported versions of Python, PostgreSQL and SQLAlchemy
 	$(BIN)/python tests/matrix/run.py $(ARGS)
 
-nightly: $(READY)  ## mutants, stress, field, frameworks, test-queues and matrix, with one table of results
+release-check: $(READY)  ## build sdist and wheel, and check both as a user gets them
+	$(BIN)/python tools/release_check.py $(ARGS)
+
+release-extras: $(READY)  ## install every extra of the wheel alone, and import what it is for
+	$(BIN)/python tools/release_check.py --extras
+
+nightly: $(READY)  ## mutants, stress, field, frameworks, queues, agents, the release and matrix, with one table of results
 	$(BIN)/python tests/nightly/run.py $(ARGS)
 
 clean:  ## remove everything that these targets create
