@@ -137,8 +137,8 @@ matrix: $(READY)  ## the promises on the supported versions of Python, PostgreSQ
 release-check: $(READY)  ## build sdist and wheel, and check both as a user gets them
 	$(BIN)/python tools/release_check.py $(ARGS)
 
-release-extras: $(READY)  ## install every extra of the wheel alone, and import what it is for
-	$(BIN)/python tools/release_check.py --extras
+release-extras: $(READY)  ## install every extra of the wheel alone, or ARGS=flask, and import what it is for
+	$(BIN)/python tools/release_check.py --extras $(ARGS)
 
 nightly: $(READY)  ## mutants, stress, field, frameworks, queues, agents, the release and matrix, with one table of results
 	$(BIN)/python tests/nightly/run.py $(ARGS)

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from support import commands
 from support import webhooks as signed
 from support.captured import capturing, verbose
-from support.ports import on_each_kind
+from support.ports import on_each_kind, ports
 from support.web import Client, async_sessions
 
 from safeagent_sa import (
@@ -324,11 +324,9 @@ def database_errors(port, guard, captured):
 PATHS = [claims, batches, bad_values, receipts, effects, relays, misuse, database_errors]
 
 
-@on_each_kind
-@pytest.mark.parametrize("pipeline", ["off", "auto"])
-def test_nothing_that_is_captured_holds_a_secret(hidden, port, captured, pipeline):
-    options = {"listeners": captured.listeners, "fingerprint_keys": [KEY.encode()], "pipeline": pipeline}
-    guard = ExecutionGuard(max_result_bytes=1_000_000, **options)
+@ports("sqlite", "postgresql", "asyncpg", "pipelined")
+def test_nothing_that_is_captured_holds_a_secret(hidden, port, captured):
+    guard = ExecutionGuard(max_result_bytes=1_000_000, listeners=captured.listeners, fingerprint_keys=[KEY.encode()])
     captured.value(guard)
     for path in PATHS:
         path(port, guard, captured)

@@ -317,7 +317,7 @@ def test_a_role_that_takes_the_lock_of_a_request_delays_it_and_no_more(postgresq
     with postgresql.engine.connect() as other:
         other.execute(select(func.pg_advisory_lock(lock_key)), {"name": lock_name("", "order-1")})
         with postgresql.sessions() as session, session.begin(), pytest.raises(ExecutionInProgressError):
-            guard.execute(session, "order-1", pay, "order-1", action="pay")
+            guard.execute(session, "order-1", pay, "order-1", action="pay", wait_timeout=0)
         other.execute(select(func.pg_advisory_unlock(lock_key)), {"name": lock_name("", "order-1")})
     for _ in range(2):
         with postgresql.sessions() as session, session.begin():
