@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import types
+import uuid
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
-from sqlalchemy import bindparam, func, select, text
+from sqlalchemy import bindparam, select, text
 from support import commands
 from support.app import pay
 from support.pages import ROOT, blocks
@@ -312,17 +313,26 @@ def test_a_fingerprint_without_a_key_gives_small_payloads_away(sqlite):
 
 
 def test_a_role_that_takes_the_lock_of_a_request_delays_it_and_no_more(postgresql):
-    guard = ExecutionGuard()
+    guard, role = ExecutionGuard(), f"safeagent_test_{uuid.uuid4().hex[:12]}"
     lock_key = lock_key_of(ExecutionRequest.__table__, bindparam("name"))
-    with postgresql.engine.connect() as other:
-        other.execute(select(func.pg_advisory_lock(lock_key)), {"name": lock_name("", "order-1")})
-        with postgresql.sessions() as session, session.begin(), pytest.raises(ExecutionInProgressError):
-            guard.execute(session, "order-1", pay, "order-1", action="pay", wait_timeout=0)
-        other.execute(select(func.pg_advisory_unlock(lock_key)), {"name": lock_name("", "order-1")})
-    for _ in range(2):
-        with postgresql.sessions() as session, session.begin():
-            guard.execute(session, "order-1", pay, "order-1", action="pay")
-    assert postgresql.payments("order-1") == 1
+    with postgresql.engine.begin() as owner:
+        owner.execute(text(f"CREATE ROLE {role}"))
+        lock = {"key": owner.scalar(select(lock_key), {"name": lock_name("", "order-1")})}
+    try:
+        with postgresql.engine.connect() as other:
+            other.execute(text(f"SET LOCAL ROLE {role}"))
+            other.execute(text("SELECT pg_advisory_xact_lock(:key)"), lock)
+            with postgresql.sessions() as session, session.begin(), pytest.raises(ExecutionInProgressError):
+                guard.execute(session, "order-1", pay, "order-1", action="pay", wait_timeout=0)
+            with postgresql.sessions() as session, session.begin():
+                guard.execute(session, "order-2", pay, "order-2", action="pay", wait_timeout=0)  # only that one is busy
+        for _ in range(2):
+            with postgresql.sessions() as session, session.begin():
+                guard.execute(session, "order-1", pay, "order-1", action="pay")
+    finally:
+        with postgresql.engine.begin() as owner:
+            owner.execute(text(f"DROP ROLE {role}"))
+    assert [postgresql.payments(each) for each in ("order-1", "order-2")] == [1, 1]
 
 
 def test_each_id_of_a_client_is_one_row(sqlite):
