@@ -345,6 +345,20 @@ def test_without_hide_parameters_sqlalchemy_shows_what_it_could_not_store(port, 
     assert captured.found(RESULT)
 
 
+@ports("sqlite", among=["sqlite"])
+def test_what_hide_parameters_does_not_hide(hidden, port, captured):
+    """What the page says of it, too."""
+    with port.sessions() as session, pytest.raises(DBAPIError) as failed:
+        session.execute(text("SELECT * FROM no_such_table WHERE result = :result"), {"result": RESULT})
+    captured.error(failed.value, pickled=False)
+    assert captured.found(RESULT) == []
+    captured.error(failed.value)
+    assert [where for where, _ in captured.found(RESULT)] == ["pickled error OperationalError"]
+    with verbose("sqlalchemy.engine", logging.DEBUG), port.sessions() as session:
+        session.scalar(text("SELECT :result"), {"result": PAYLOAD})
+    assert {where for where, _ in captured.found(PAYLOAD)} == {"log of sqlalchemy.engine.Engine"}
+
+
 def test_a_message_of_a_queue_says_nothing(sqlite, captured):
     guard = ExecutionGuard(listeners=captured.listeners)
     for payload in (PAYLOAD, PAYLOAD, PAYLOAD + "2", Odd(PAYLOAD)):
