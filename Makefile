@@ -26,7 +26,7 @@ QUEUES_READY := .venv-queues/.ready
 ARQ_READY := .venv-arq/.ready
 OLDEST_READY := .venv-fastapi-oldest/.ready
 
-.PHONY: help demo demo-agents dashboard test test-all coverage check words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents test-recipes test-http test-queues test-browser screenshots mutants matrix nightly clean
+.PHONY: help demo demo-agents dashboard test test-all coverage check hosting words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents test-recipes test-http test-queues test-browser screenshots mutants matrix release-check release-extras nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -49,7 +49,7 @@ test-all: $(READY)  ## the suite on every port
 coverage: $(READY)  ## the same, and count the lines that it runs
 	$(SUITE) --cov -m '$(EVERYWHERE)' $(ARGS)
 
-check: $(READY)  ## formatting, lint, layers, types, async docstrings, words
+check: $(READY)  ## formatting, lint, layers, types, async docstrings, words, files for the host
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
@@ -57,6 +57,15 @@ check: $(READY)  ## formatting, lint, layers, types, async docstrings, words
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python tools/aio.py --check
 	$(BIN)/python tools/words.py
+	$(MAKE) --no-print-directory hosting
+
+hosting: $(READY)  ## the files for the host, offline: workflows, forms, hooks, citation
+	$(BIN)/zizmor --offline --no-progress --quiet .github .pre-commit-config.yaml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 aio: $(READY)  ## write the signatures and docstrings of the async verbs from the sync ones
 	$(BIN)/python tools/aio.py
@@ -125,7 +134,13 @@ mutants: $(READY)  ## break the promises, one at a time, and check that a test f
 matrix: $(READY)  ## the promises on the supported versions of Python, PostgreSQL and SQLAlchemy
 	$(BIN)/python tests/matrix/run.py $(ARGS)
 
-nightly: $(READY)  ## mutants, stress, field, frameworks, test-queues and matrix, with one table of results
+release-check: $(READY)  ## build sdist and wheel, and check both as a user gets them
+	$(BIN)/python tools/release_check.py $(ARGS)
+
+release-extras: $(READY)  ## install every extra of the wheel alone, or ARGS=flask, and import what it is for
+	$(BIN)/python tools/release_check.py --extras $(ARGS)
+
+nightly: $(READY)  ## mutants, stress, field, frameworks, queues, agents, the release and matrix, with one table of results
 	$(BIN)/python tests/nightly/run.py $(ARGS)
 
 clean:  ## remove everything that these targets create

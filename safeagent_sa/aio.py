@@ -23,6 +23,7 @@ from ._effects.doubt import Doubt
 from ._effects.verdict import Verdict
 from ._request.arguments import refuse_shared_names
 from ._request.decorator import OpensSession, decorator
+from ._request.functions import name_of
 from ._request.refusals import Refusal
 from ._request.results import annotation_of
 from ._request.signature import ParamsT
@@ -814,7 +815,7 @@ async def _called(fn: Callable[..., Any], session: AsyncSession, args: tuple[Any
     returned = fn(session, *args, **kwargs)
     if not inspect.isawaitable(returned):
         raise UnsupportedFunctionError(
-            f"{fn!r} does not return an awaitable, and AsyncExecutionGuard awaits what it runs. Write it "
+            f"{name_of(fn)} does not return an awaitable, and AsyncExecutionGuard awaits what it runs. Write it "
             "with `async def`, or run it with an ExecutionGuard inside session.run_sync()."
         )
     return await returned

@@ -25,6 +25,7 @@ from ._effects.doubt import Doubt
 from ._effects.drive import Call, drive, drive_async, transact_async
 from ._effects.flow import EffectBase, EffectContext, RetryOn, WhenInDoubt
 from ._effects.verdict import Answer, Verdict, executed_more_than_once, not_executed, succeeded, unknown
+from ._request.functions import name_of
 from ._transaction.run import AsyncSessionFactory, SessionFactory
 from .errors import UnsupportedFunctionError
 from .execution import Execution, ResultT
@@ -118,7 +119,7 @@ class Effect(EffectBase, Generic[ResultT]):
         """
         if inspect.iscoroutinefunction(fn):
             raise UnsupportedFunctionError(
-                f"{fn!r} is a coroutine function, which execute() would never await. Nothing was sent. Use "
+                f"{name_of(fn)} is a coroutine function, which execute() would never await. Nothing was sent. Use "
                 "AsyncExecutionGuard.effect() for it."
             )
         call = Call(fn, args, kwargs)
@@ -194,7 +195,7 @@ class AsyncEffect(EffectBase, Generic[ResultT]):
         """
         if not inspect.iscoroutinefunction(fn):
             raise UnsupportedFunctionError(
-                f"{fn!r} is not a coroutine function. Nothing was sent. Use ExecutionGuard.effect() for it."
+                f"{name_of(fn)} is not a coroutine function. Nothing was sent. Use ExecutionGuard.effect() for it."
             )
         call = Call(fn, args, kwargs)
         self.refuse(AsyncEffect.execute, call)

@@ -18,6 +18,7 @@ from ._claim import block as blocks
 from ._claim import contain
 from ._request.arguments import refuse_shared_names
 from ._request.decorated import execute_of
+from ._request.functions import name_of
 from ._request.refusals import Refusal
 from ._request.results import annotation_of
 from ._settings import USE_DEFAULT, ConfiguredGuard, UseDefault
@@ -269,7 +270,7 @@ class ExecutionGuard(ConfiguredGuard):
         session = plain_session(session)
         if inspect.iscoroutinefunction(fn):
             raise UnsupportedFunctionError(
-                f"{fn!r} is a coroutine function, and ExecutionGuard does not await. Nothing was sent to the database. "
+                f"{name_of(fn)} is a coroutine function, and ExecutionGuard does not await. Nothing was sent to the database. "
                 "Use safeagent_sa.aio.AsyncExecutionGuard with an AsyncSession."
             )
         result_type = annotation_of(fn) if result_type is None else result_type

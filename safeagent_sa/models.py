@@ -34,6 +34,9 @@ TABLE_NAME = "execution_requests"
 # PostgreSQL silently truncates identifiers to 63 bytes (manual, section 4.1.1); this leaves room for the suffixes.
 _MAX_TABLE_NAME = 40
 
+CONTENTS = ("result", "error", "payload", "details")
+"""The columns that hold what an app gives the guard; the others hold ids, names, times and a hash."""
+
 _STATUSES = ("claimed", "completed", "refused", "leased", "failed", "in_doubt", "expired")
 
 
@@ -152,14 +155,16 @@ class ExecutionRequest(ExecutionRequestMixin, _Base):
 
 
 def make_model(
-    base: type[Any], *, tablename: str = TABLE_NAME, schema: str | None = None
+    base: type[Any], *, tablename: str = TABLE_NAME, schema: str | None = None, contents: Any = None
 ) -> type[ExecutionRequestMixin]:
-    """Make a model with another table name or schema on your Base; nothing is sent, and no table is created.
+    """Make a model with another table name, schema or type of its contents on your Base; nothing is sent, and no table is created.
 
     Args:
         base: Your declarative Base, dataclass or not, or `SQLModel`; the table is added to its MetaData.
         tablename: The name of the table, at most 40 characters.
         schema: The database schema; None for the connection's default.
+        contents: The type of the columns `result`, `error`, `payload` and `details`, such as a TypeDecorator over Text that
+            encrypts; None for Text.
 
     Returns:
         A mapped class for `ExecutionGuard(model=...)`.
@@ -176,11 +181,13 @@ def make_model(
     if not 0 < len(tablename) <= _MAX_TABLE_NAME:
         message = f"tablename must have 1 to {_MAX_TABLE_NAME} characters, since constraint names are derived from it"
         raise ValueError(message)
-    namespace = {
+    namespace: dict[str, Any] = {
         "__module__": base.__module__,
         "__tablename__": tablename,
         "__table_args__": (*table_args(tablename), {"schema": schema}),
     }
+    if contents is not None:
+        namespace |= {name: mapped_column(contents, nullable=True) for name in CONTENTS}
     model = type("ExecutionRequest", (ExecutionRequestMixin,), namespace)
     # By a registry and not by inheritance: a Base that is a dataclass, or pydantic's, would turn the columns into fields.
     # SQLModel shows no registry, but the MetaData that its migrations look at.

@@ -41,7 +41,7 @@ from ._transaction import session_watch
 from ._transaction.run import AsyncSessionFactory, Attempts, SessionFactory
 from .errors import RetentionTooShortError
 from .execution import ANSWERED, ExecutionStatus
-from .models import ExecutionRequest, ExecutionRequestMixin
+from .models import CONTENTS, ExecutionRequest, ExecutionRequestMixin
 
 
 __all__ = ["erase", "purge", "purge_async"]
@@ -50,8 +50,7 @@ __all__ = ["erase", "purge", "purge_async"]
 SHORTEST = dt.timedelta(hours=24)
 
 # The columns that a tombstone does not keep.
-_DROPPED = ("result", "error", "payload", "details")
-_TOMBSTONE = {"status": ExecutionStatus.EXPIRED.value} | dict.fromkeys(_DROPPED, null())
+_TOMBSTONE = {"status": ExecutionStatus.EXPIRED.value} | dict.fromkeys(CONTENTS, null())
 
 _ENDED = (*(status.value for status in ANSWERED), ExecutionStatus.FAILED.value, ExecutionStatus.EXPIRED.value)
 

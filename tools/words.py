@@ -43,14 +43,17 @@ PLACES = (
     *(
         "README.md",
         "CHANGELOG.md",
+        "CODE_OF_CONDUCT.md",
         "CONTRIBUTING.md",
+        "SECURITY.md",
+        ".github",
         "Makefile",
         ".ci/run",
         "pyproject.toml",
         "pytest_safeagent_sa.py",
     ),
 )
-SUFFIXES = {".ini", ".mako", ".md", ".pml", ".py", ".sql"}
+SUFFIXES = {".ini", ".mako", ".md", ".pml", ".py", ".sql", ".yml"}
 
 # The space in a phrase may be the end of a line, with the mark of a comment in the next one.
 _SPACE = r"[\s#*]+"

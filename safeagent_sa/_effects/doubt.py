@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, column, func, null, or_
@@ -55,7 +55,7 @@ class Doubt:
     idempotency_key: str
     error_type: str | None
     error_message: str | None
-    details: Any
+    details: Any = field(repr=False)  # may be personal data; keep it out of logs
 
 
 def in_doubt(
@@ -135,8 +135,8 @@ def resolve(
     key = validate_key(settings.scope_or(scope), request_id)
     if not isinstance(verdict, Verdict):
         raise TypeError(
-            f"resolve() takes a verdict: succeeded(result), not_executed(), executed_more_than_once() or unknown(), not "
-            f"{verdict!r}"
+            "resolve() takes a verdict: succeeded(result), not_executed(), executed_more_than_once() or unknown(), not a "
+            f"{type(verdict).__qualname__}"
         )
     if not by:
         raise ValueError("resolve() needs by=, the name of the person who has found out; it is kept with the request")

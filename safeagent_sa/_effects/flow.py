@@ -284,7 +284,8 @@ class EffectBase:
             verdict = yield probe
             if not isinstance(verdict, Verdict):
                 raise TypeError(
-                    f"a probe returns succeeded(result), not_executed(), executed_more_than_once() or unknown(), not {verdict!r}"
+                    "a probe returns succeeded(result), not_executed(), executed_more_than_once() or unknown(), not a "
+                    f"{type(verdict).__qualname__}"
                 )
         except Exception as error:
             yield partial(lease.put_in_doubt, error=recorded(error))

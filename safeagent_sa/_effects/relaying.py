@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from .._claim.outcome import Request, failed, in_doubt
 from .._request import json_text
 from .._request.arguments import refuse_misfit
+from .._request.functions import name_of
 from .._request.results import annotation_of
 from .._settings import Settings
 from ..errors import OutcomeError, UnsupportedFunctionError
@@ -66,7 +67,7 @@ class RelayBase(Generic[_EffectT]):
         fn = handler[1] if isinstance(handler, tuple) else handler
         if not self._takes_coroutines and inspect.iscoroutinefunction(fn):
             raise UnsupportedFunctionError(
-                f"the handler of {action!r}, {fn!r}, is a coroutine function, which this relay would never await. Nothing was "
+                f"the handler of {action!r}, {name_of(fn)}, is a coroutine function, which this relay would never await. Nothing was "
                 "sent. Use AsyncExecutionGuard.relay() for it."
             )
         refuse_misfit(fn, (None,), {})

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import UnsupportedFunctionError
 from .annotations import signature_of
+from .functions import name_of
 
 
 def refuse_shared_names(verb: Callable[..., Any], fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -34,7 +35,7 @@ def refuse_shared_names(verb: Callable[..., Any], fn: Callable[..., Any], args: 
         if each.name in options and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and not is_given:
             by_position = "" if each.kind is each.KEYWORD_ONLY else "give it by position, or "
             raise UnsupportedFunctionError(
-                f"{fn!r} has a parameter {each.name!r}, and {verb.__name__}() has an option of that name, so that a keyword "
+                f"{name_of(fn)} has a parameter {each.name!r}, and {verb.__name__}() has an option of that name, so that a keyword "
                 f"would not reach the function. For the function {by_position}bind it before the call: "
                 f"functools.partial(fn, {each.name}=...). Nothing was sent to the database."
             )
@@ -50,7 +51,7 @@ def refuse_misfit(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
         signature.bind(None, *args, **kwargs)
     except TypeError as error:
         raise UnsupportedFunctionError(
-            f"{fn!r} cannot be called with the effect's context and {len(args) + len(kwargs)} argument(s): {error}. Nothing "
+            f"{name_of(fn)} cannot be called with the effect's context and {len(args) + len(kwargs)} argument(s): {error}. Nothing "
             "was sent."
         ) from None
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import UnsupportedFunctionError
+from .functions import name_of
 
 
 _MARK = "__safeagent_sa_execution__"
@@ -23,11 +24,11 @@ def execute_of(fn: Any) -> Callable[..., Any]:
     decorated, execute = getattr(function, _MARK, (None, None))
     if execute is None:
         raise UnsupportedFunctionError(
-            f"{fn!r} is not decorated with idempotent, so no execution is behind it; use guard.execute(...), which returns one"
+            f"{name_of(fn)} is not decorated with idempotent, so no execution is behind it; use guard.execute(...), which returns one"
         )
     if decorated is not function:  # functools.wraps has copied the mark
         raise UnsupportedFunctionError(
-            f"{fn!r} has another decorator around idempotent, which execution_of would leave out; give the function that "
+            f"{name_of(fn)} has another decorator around idempotent, which execution_of would leave out; give the function that "
             "idempotent has returned"
         )
     return execute if function is fn else partial(execute, fn.__self__)

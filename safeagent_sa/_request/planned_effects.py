@@ -20,6 +20,9 @@ class PlannedEffect(NamedTuple):
     payload: Any
     text: str
 
+    def __repr__(self) -> str:
+        return f"<PlannedEffect {self.request_id!r} {self.action!r}>"  # its payload may be personal data; keep it out of logs
+
 
 class PlannedEffects:
     """The effects that a new execution leaves to a relay; they commit with your transaction, or none does.

@@ -16,6 +16,7 @@ from ..errors import InvalidRequestIdError, InvalidScopeError, UnsupportedFuncti
 from .annotations import annotations_of, signature_of
 from .canonical import Default
 from .fields import MISSING
+from .functions import name_of
 from .ids import validate_scope
 from .results import annotation_of, refuse_mapped
 from .supplied import SESSION, Supplied, supplied_parameter
@@ -235,7 +236,7 @@ def _named(function: Callable[..., Any], names: list[str]) -> Callable[[Mapping[
         wanted = [each.name for each in parameters if each.name in names]
         missing = [each.name for each in parameters if each.name not in names and each.default is each.empty]
         if missing:
-            raise ValueError(f"{function!r} wants {', '.join(missing)}, and the function has {', '.join(names)}")
+            raise ValueError(f"{name_of(function)} wants {', '.join(missing)}, and the function has {', '.join(names)}")
     return lambda arguments: function(**{name: arguments[name] for name in wanted})
 
 

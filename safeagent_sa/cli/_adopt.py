@@ -17,7 +17,17 @@ from . import _environment
 from ._console import Stop, in_sentences, out
 from ._database import connected
 from ._history import reached_step
-from ._options import DEFAULT_CONFIG, AlembicConfig, Head, Message, Schema, ScriptLocation, TableName, Url, model_of
+from ._options import (
+    DEFAULT_CONFIG,
+    AlembicConfig,
+    Head,
+    Message,
+    NewTableName,
+    Schema,
+    ScriptLocation,
+    Url,
+    new_model_of,
+)
 from ._progress import bar
 from ._revision import options_text, write
 
@@ -55,7 +65,7 @@ def adopt(
     config: AlembicConfig = DEFAULT_CONFIG,
     location: ScriptLocation = None,
     head: Head = "head",
-    table_name: TableName = TABLE_NAME,
+    table_name: NewTableName = TABLE_NAME,
     schema: Schema = None,
     message: Message = None,
 ) -> None:
@@ -64,7 +74,7 @@ def adopt(
     Given a database, first counts what would become what. The old table is kept under another name, and
     `alembic downgrade` restores it. With --store no database is needed.
     """
-    model_of(table_name, schema)  # refuses names that would fail much later
+    new_model_of(table_name, schema)  # refuses names that would fail much later
     if store is None or is_dry_run or url is not None:
         store = _examine(url, schema, store)
     if is_dry_run:

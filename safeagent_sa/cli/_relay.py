@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import signal
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..relay import Relay
 from ._console import Stop, in_sentences, out
+from ._loading import loaded
 
 
 @in_sentences
@@ -39,23 +39,7 @@ def relay(
 
 
 def _load(target: str) -> Relay:
-    module, _, name = target.partition(":")
-    if not module or not name:
-        raise typer.BadParameter("a relay is named as package.module:name", param_hint="MODULE:NAME")
-    sys.path.insert(0, "")  # as `python -m` does: the app is in the current folder
-    try:
-        found: Any = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        if error.name is None:
-            raise
-        if not (module + ".").startswith(error.name + "."):
-            raise Stop(
-                f"{module} needs the module {error.name!r}, which is not installed in this environment: install it, or run "
-                "the command in the environment of your app"
-            ) from None
-        raise Stop(f"there is no module {module} here; run the command in the folder of your app") from None
-    except AttributeError:
-        raise Stop(f"the module {module} has nothing called {name}") from None
+    found = loaded(target, "a relay", param_hint="MODULE:NAME")
     found = found() if callable(found) else found
     if not isinstance(found, Relay):
         raise Stop(

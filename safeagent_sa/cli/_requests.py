@@ -19,7 +19,7 @@ from .._inspection import reads
 from .._inspection.timeline import Step, timeline
 from .._request import json_text
 from ..execution import ANSWERED, ExecutionStatus
-from ..models import TABLE_NAME
+from ..models import CONTENTS, TABLE_NAME
 from ._console import Stop, err, in_sentences, out
 from ._database import opened
 from ._options import Schema, TableName, Url
@@ -148,7 +148,7 @@ def _plain(row: RowMapping) -> dict[str, Any]:
     """
     fields = {name: _utc(value) if isinstance(value, dt.datetime) else value for name, value in row.items()}
     unreadable = []
-    for name in ("result", "error", "payload", "details"):
+    for name in CONTENTS:
         try:
             fields[name] = None if fields[name] is None else json_text.read(fields[name])
         except json_text.UnreadableError:

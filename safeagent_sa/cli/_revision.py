@@ -19,7 +19,7 @@ from . import _environment
 from ._console import Stop, in_sentences, out
 from ._environment import Environment
 from ._history import moves_in, reached_step
-from ._options import DEFAULT_CONFIG, AlembicConfig, Head, Message, Schema, ScriptLocation, TableName, model_of
+from ._options import DEFAULT_CONFIG, AlembicConfig, Head, Message, NewTableName, Schema, ScriptLocation, new_model_of
 
 
 IMPORT = "from safeagent_sa import schema as safeagent"
@@ -38,7 +38,7 @@ def revision(
     ] = None,
     to: Annotated[int, typer.Option("--to", min=1, max=LATEST, help="The schema step to reach.")] = LATEST,
     head: Head = "head",
-    table_name: TableName = TABLE_NAME,
+    table_name: NewTableName = TABLE_NAME,
     schema: Schema = None,
     message: Message = None,
 ) -> None:
@@ -48,7 +48,7 @@ def revision(
     and opens no database. If the history has already reached the step, it writes nothing. It finds the migrations of Alembic,
     Flask-Migrate and advanced-alchemy.
     """
-    model_of(table_name, schema)  # refuses names that would fail much later
+    new_model_of(table_name, schema)  # refuses names that would fail much later
     environment = _environment.found(config, location)
     reached = reached_step(environment.script, table_name, schema) if from_ is None else from_
     if reached > LATEST:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from .._request.arguments import refuse_misfit, refuse_shared_names
+from .._request.functions import name_of
 from .._request.results import annotation_of
 from ..errors import (
     ExecutionFailedError,
@@ -273,7 +274,7 @@ class _Delivery:
         if inspect.iscoroutinefunction(self.verb) != is_async or inspect.iscoroutinefunction(fn) != is_async:
             kind = "a coroutine function and an AsyncExecutionGuard" if is_async else "a function and an ExecutionGuard"
             raise UnsupportedFunctionError(
-                f"{name}() takes {kind}, or an effect of such a guard; this is {fn!r} and {guard!r}. Nothing was sent. Use "
+                f"{name}() takes {kind}, or an effect of such a guard; this is {name_of(fn)} and {guard!r}. Nothing was sent. Use "
                 f"{'deliver' if is_async else 'adeliver'}() for the other kind."
             )
         if self._is_effect != (action is None):

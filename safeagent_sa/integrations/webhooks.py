@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from .._request.functions import name_of
 from .._transaction.run import AsyncSessionFactory, SessionFactory
 from ..errors import (
     ExecutionInProgressError,
@@ -110,7 +111,7 @@ class _Inbox:
                     "coroutine functions" if self._is_async else "functions; coroutine functions need AsyncWebhookInbox"
                 )
                 raise UnsupportedFunctionError(
-                    f"{type(self).__name__} takes {kind}, and {handler!r} is of the other kind"
+                    f"{type(self).__name__} takes {kind}, and {name_of(handler)} is of the other kind"
                 )
             self._handlers += [(provider.name, kind, handler) for kind in types]
             return handler

@@ -107,11 +107,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     names = [cell.name for cell in CELLS]
     parser.add_argument("--leave-out", action="append", default=[], choices=names, help="a cell to leave out")
+    parser.add_argument("--only", choices=names, help="the one cell to run")
     parser.add_argument("--short", action="store_true", help="run one file for each promise")
     options = parser.parse_args(arguments)
     results = {}
     for cell in CELLS:
-        if cell.name in options.leave_out:
+        if cell.name in options.leave_out or options.only not in (None, cell.name):
             results[cell.name] = "left out as asked"
             continue
         print(f"\n{cell.name}", flush=True)

@@ -2109,8 +2109,48 @@ DASHBOARD = {
     )
 }
 
+SECRETS = {
+    "a batch stores its results past the type of their column": Mutant(
+        SQL,
+        'given = (array(f"{name}s", type_) for name, type_ in types.items())',
+        'given = (array(f"{name}s") for name, type_ in types.items())',
+        "test_no_clear_text_lies_in_the_table",
+    ),
+    "the type of the contents is not taken": Mutant(
+        "models.py",
+        "    if contents is not None:",
+        "    if contents == 0:",
+        "test_no_clear_text_lies_in_the_table",
+    ),
+    "the error about a probe quotes what it has returned": Mutant(
+        FLOW,
+        '                    f"{type(verdict).__qualname__}"',
+        '                    f"{verdict!r}"',
+        "test_nothing_that_is_captured_holds_a_secret",
+    ),
+    "an error shows what a function is bound to": Mutant(
+        "_request/functions.py",
+        "    while isinstance(fn, partial):",
+        "    if isinstance(fn, partial):\n        return repr(fn)\n    while isinstance(fn, partial):",
+        "test_nothing_that_is_captured_holds_a_secret",
+    ),
+    "a doubt shows its details": Mutant(
+        DOUBT,
+        "    details: Any = field(repr=False)",
+        "    details: Any = field()",
+        "test_nothing_that_is_captured_holds_a_secret",
+    ),
+    "a webhook answers with the body that was not signed": Mutant(
+        PROVIDERS,
+        'raise InvalidSignatureError("the webhook is not signed with any of the secrets")',
+        'raise InvalidSignatureError(f"the webhook is not signed with any of the secrets: {given} {keys}")',
+        "test_a_webhook_with_a_bad_signature_says_nothing",
+    ),
+}
+
 MUTANTS = {
     **DASHBOARD,
+    **SECRETS,
     **QUEUES,
     **SHORT_WAY,
     **BLOCKS,

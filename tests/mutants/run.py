@@ -46,6 +46,7 @@ SUITE = [
     "tests/cli/test_dashboard.py",
     "tests/aio/test_places.py",
     "tests/integrations",
+    "tests/docs/test_security.py",
 ]
 _ONE_AT_A_TIME = Lock()
 

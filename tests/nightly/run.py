@@ -21,6 +21,8 @@ TARGETS = [
     "test-agents",
     "test-recipes",
     "test-queues",
+    "release-check",
+    "release-extras",
     "matrix",
 ]
 
@@ -34,7 +36,7 @@ def main(targets: list[str], folder: Path = ROOT) -> int:
         rows.append((target, "passed" if is_good else "FAILED", f"{(time.monotonic() - begun) / 60:.1f}"))
     print()
     for target, result, minutes in [("target", "result", "minutes"), *rows]:
-        print(f"{target:12} {result:8} {minutes:>7}")
+        print(f"{target:14} {result:8} {minutes:>7}")
     return 0 if all(result == "passed" for _, result, _ in rows) else 1
 
 

@@ -86,11 +86,16 @@ def test_the_sdist_has_all_files_to_work_on_the_library(dist):
         "README.md",
         "LICENSE",
         "CHANGELOG.md",
+        "CITATION.cff",
+        "CODE_OF_CONDUCT.md",
         "CONTRIBUTING.md",
         "Makefile",
+        "SECURITY.md",
+        ".pre-commit-config.yaml",
     } <= inside
     assert (
         tracked(
+            ".github",
             "deploy",
             "docs",
             "tests",

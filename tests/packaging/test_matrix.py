@@ -40,6 +40,14 @@ def test_a_cell_that_is_left_out_on_request_is_named_and_no_error(changed, capsy
     assert last == f"matrix: left out as asked: {NAMES[0]}; passed: {', '.join(NAMES[1:])}"
 
 
+def test_one_cell_can_be_run_alone(changed, capsys):
+    changed[NAMES[1]] = False
+    assert run.main(["--only", NAMES[0]]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"matrix: passed: {NAMES[0]}; left out as asked: {', '.join(NAMES[1:])}"
+    assert run.main(["--only", NAMES[1]]) == 1
+
+
 def test_a_cell_that_cannot_run_is_named_and_an_error(changed, capsys):
     changed[NAMES[2]] = UnavailableError("no Python")
     assert run.main(["--short"]) == 1

@@ -92,7 +92,7 @@ class KeyStatements:
         self.complete_or_fail = or_fail(self.complete, table, owned, is_same)
 
         # Many at once: the same over arrays.
-        new = arrays("request_id", "fingerprint")
+        new = arrays(table.c.request_id, table.c.fingerprint)
         each_of = {"request_id": new.c.request_id, "fingerprint": new.c.fingerprint}
         typed = {name: cast(parameter, plain(table.c[name].type)) for name, parameter in given.items()}
         values = select(*(each_of.get(name, typed[name]) for name in names)).select_from(new)
@@ -101,7 +101,7 @@ class KeyStatements:
         self.insert_many = (
             insert(table).from_select(list(names), values, include_defaults=False).returning(table.c.request_id)
         )
-        done = arrays("request_id", "result")
+        done = arrays(table.c.request_id, table.c.result)
         batch = (table.c.scope == bindparam("key_scope"), table.c.token == bindparam("key_token"))
         self.complete_many = complete(*batch, table.c.request_id == done.c.request_id, result=done.c.result)
         is_answered = table.c.status.in_([status.value for status in ANSWERED])

@@ -174,13 +174,13 @@ class Statements:
         self.complete_or_fail = or_fail(self.complete, table, owned, IS_SAME)
 
         # Many at once: the same statements over arrays.
-        new = arrays("request_id", "fingerprint")
+        new = arrays(columns.request_id, columns.fingerprint)
         each = {"request_id": new.c.request_id, "fingerprint": new.c.fingerprint}
         given = [each.get(name, value) for name, value in zip(self._names, self._values, strict=True)]
         lock_keys = lock_key_of(table, bindparam("lock_prefix", type_=Text).concat(new.c.request_id))
         are_free = func.pg_try_advisory_xact_lock(lock_keys)
         self.insert_many = self._insert(select(*given).select_from(new).where(are_free))
-        done = arrays("request_id", "result")
+        done = arrays(columns.request_id, columns.result)
         self.complete_many = self._complete(
             columns.scope == bindparam("key_scope"),
             columns.request_id == done.c.request_id,
@@ -314,15 +314,18 @@ def plain(type_: Any) -> Any:
     return Text() if isinstance(type_, String) else type_
 
 
-def arrays(first: str, second: str) -> Any:
-    """Return the rows of two arrays, given as the parameters `<first>s` and `<second>s`."""
-    rows = func.unnest(array(f"{first}s"), array(f"{second}s")).table_valued(
-        column(first, Text), column(second, Text), name="given"
-    )
+def arrays(*columns: Any) -> Any:
+    """Return the rows of arrays, one for each column, given as the parameters `<name of the column>s`.
+
+    Their items have the types of the columns, so that a type that converts or encrypts sees each of them.
+    """
+    types = {each.name: plain(each.type) for each in columns}
+    given = (array(f"{name}s", type_) for name, type_ in types.items())
+    rows = func.unnest(*given).table_valued(*(column(*each) for each in types.items()), name="given")
     return rows.render_derived()
 
 
-def array(name: str) -> Any:
-    """Return a parameter that is an array of texts."""
+def array(name: str, of: Any = Text) -> Any:
+    """Return a parameter that is an array."""
     # As a subquery, whose length the planner does not know: for thousands of ids it would read the table and not the key.
-    return select(bindparam(name, type_=ARRAY(Text))).scalar_subquery()
+    return select(bindparam(name, type_=ARRAY(of))).scalar_subquery()
