@@ -1892,8 +1892,8 @@ WEB = {
     ),
     "a response of 5xx is stored": Mutant(
         FASTAPI_BLOCK,
-        "is_stored(response.status_code, below=500)",
-        "is_stored(response.status_code, below=600)",
+        "below=500",
+        "below=600",
         "test_a_request_that_fails_leaves_its_key_free",
     ),
     "a session that commits after the response is taken": Mutant(
@@ -1937,6 +1937,24 @@ WEB = {
         "below=400",
         "below=500",
         "test_a_response_of_400_or_more_rolls_back_since_it_may_have_been_raised",
+    ),
+    "a refusal of 422 rolls back like any other response": Mutant(
+        HTTP,
+        "if execution is not None and execution.is_refused:",
+        "if False:",
+        "test_every_web_adapter_keeps_the_rows_of_a_refusal_and_answers_it_alike",
+    ),
+    "a refusal that a framework has answered with 500 stays one": Mutant(
+        ASGI,
+        "return handled if status == _UNKNOWN",
+        "return handled if False",
+        "test_every_web_adapter_keeps_the_rows_of_a_refusal_and_answers_it_alike",
+    ),
+    "a session that outlives its requests holds one": Mutant(
+        FASTAPI_BLOCK,
+        "self._session.info[KEY] = None",
+        "pass",
+        "test_a_session_that_outlives_requests_is_listened_to_once_and_holds_none_of_them",
     ),
     "every signature is valid": Mutant(
         PROVIDERS, "hmac.compare_digest(one, other)", "True", "test_no_body_makes_another_error_than_those_of_a_webhook"
