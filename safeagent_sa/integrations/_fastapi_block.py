@@ -136,7 +136,7 @@ class Block:
         where = {"scope": self.execution.scope, "request_id": self.execution.request_id}
         return ClaimLostError(
             f"{name_of(session)} ended without a COMMIT, so {self.asked.action} has stored nothing, and its response was "
-            "not sent. The dependency must commit when the endpoint has returned:\n"
+            "not sent. The dependency, or its override in a test, must commit when the endpoint has returned:\n"
             "    with SessionLocal() as session, session.begin():\n"
             "        yield session",
             **where,
