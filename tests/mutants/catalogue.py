@@ -118,6 +118,12 @@ CLAIMING = {
     "SQLite engines are not checked": Mutant(
         SQLITE, "if managed or", "if False and managed or False and", "test_an_engine_that_is_not_configured_is_refused"
     ),
+    "the next session of a registry may commit": Mutant(
+        "_transaction/given_session.py",
+        "if found is None or found is session else (session, found)",
+        "if True else (session, found)",
+        "test_what_the_next_session_of_a_registry_writes_in_the_block_does_not_commit",
+    ),
     "pending writes are not looked for": Mutant(
         WATCH, "    if pending:\n", "    if False:\n", "test_changes_that_a_replay_would_write_are_refused"
     ),
@@ -1930,7 +1936,7 @@ WEB = {
         "integrations/_owned.py", "        session.commit()\n", "", "test_flask.py test_wsgi.py"
     ),
     "the transaction of an ASGI app is not committed": Mutant(
-        ASGI, "                await self._session.commit()\n", "", "test_asgi.py"
+        ASGI, "            await self._session.commit()\n", "", "test_asgi.py"
     ),
     "what an ASGI app may have raised is committed": Mutant(
         ASGI,
