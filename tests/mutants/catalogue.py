@@ -1962,6 +1962,12 @@ WEB = {
         "pass",
         "test_a_session_that_outlives_requests_is_listened_to_once_and_holds_none_of_them",
     ),
+    "an infinite moment is read as it is": Mutant(
+        "_dialects/moments.py",
+        "return finite_text(compiler.process(element.clauses, **options))",
+        "return compiler.process(element.clauses, **options)",
+        "test_moments_without_an_end_are_shown_and_spoil_no_page",
+    ),
     "every signature is valid": Mutant(
         PROVIDERS, "hmac.compare_digest(one, other)", "True", "test_no_body_makes_another_error_than_those_of_a_webhook"
     ),
