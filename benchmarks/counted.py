@@ -15,7 +15,7 @@ from functools import partial
 
 import sqlalchemy as sa
 
-from . import floors, stages
+from . import floors, stages, web
 from .contestants import Contestant, own
 from .latency import PREPARED
 from .server import place
@@ -33,7 +33,8 @@ def mark() -> None:
 @contextmanager
 def _contestant(url: sa.URL, name: str) -> Iterator[Contestant]:
     with place(url) as opened:
-        yield floors.floors(opened)[name] if name.startswith("floor") else own(opened)[name]
+        kinds = {"floor": floors.floors, "http": web.web}
+        yield kinds.get(name.partition("-")[0], own)(opened)[name]
 
 
 class Counted:

@@ -38,10 +38,14 @@ AGAINST = {
     "async-pipelined": "async-bare",
     "psycopg2-guarded": "psycopg2-bare",
     "asyncpg-guarded": "asyncpg-bare",
+    "http-guarded": "http-bare",
+    "http-pipelined": "http-bare",
+    "http-replay": "http-bare",
+    "http-pipelined-replay": "http-bare",
 }
 """What is counted, and what each is compared with."""
 
-STAGED = ("guarded", "pipelined", "replay", "pipelined-replay")
+STAGED = ("guarded", "pipelined", "replay", "pipelined-replay", "http-guarded")
 TRANSACTIONS, STAGED_TRANSACTIONS = 10, 4
 
 _TOTALS = re.compile(rb"^totals: (\d+)", re.MULTILINE)

@@ -61,6 +61,10 @@ STAGES = {
     "Session()": ["sqlalchemy.orm:Session.__init__"],
     "Session.commit": ["sqlalchemy.orm:Session.commit"],
     "Session.close": ["sqlalchemy.orm:Session.close"],
+    "HTTP: key": ["safeagent_sa.integrations.http:HttpPolicy.key_of"],
+    "HTTP: payload": ["safeagent_sa.integrations.http:request_payload"],
+    "HTTP: what is stored": ["safeagent_sa.integrations.http:HttpResponse.stored"],
+    "HTTP: claim": ["safeagent_sa.integrations._fastapi_block:Block.claim"],
 }
 """The functions of each stage."""
 

@@ -29,6 +29,7 @@ from ._request.results import annotation_of
 from ._request.signature import ParamsT
 from ._settings import USE_DEFAULT, ConfiguredGuard, UseDefault
 from ._transaction import run
+from ._transaction.given_session import note_registry
 from ._transaction.run import AsyncSessionFactory, Attempts
 from .effects import AsyncEffect, RetryOn, WhenInDoubt
 from .errors import UnsupportedFunctionError, UnsupportedSessionError
@@ -848,7 +849,13 @@ class _Over(AbstractAsyncContextManager[_ValueT]):
 
 def _plain_session(session: object) -> AsyncSession:
     """Return the AsyncSession, also of an `async_scoped_session`; raise UnsupportedSessionError for anything else."""
-    found = session() if isinstance(session, async_scoped_session) else session
+    if isinstance(session, async_scoped_session):
+        found: object = session()
+        if isinstance(found, AsyncSession):
+            present = lambda: session().sync_session if session.registry.has() else None  # noqa: E731
+            note_registry(found.sync_session, present)
+    else:
+        found = session
     if isinstance(found, AsyncSession):
         return found
     remedy = "For a synchronous Session use safeagent_sa.ExecutionGuard, which has the same verbs."

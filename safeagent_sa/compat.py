@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, scoped_session
 from . import schema
 from ._claim import acquire, complete, outcome
 from ._request.ids import validate_action, validate_key
-from ._transaction import session_watch
+from ._transaction import given_session, session_watch
 from .errors import NotCompletedError
 from .guard import ExecutionGuard
 
@@ -44,7 +44,7 @@ class ExecutionStore:
         Raises:
             UnsupportedSessionError: This is not a synchronous Session.
         """
-        self._session = session_watch.plain_session(session)
+        self._session = given_session.plain_session(session)
         self._settings = (guard or ExecutionGuard())._settings  # noqa: SLF001 - a part of the guard
         self._claims: dict[str, acquire.Claim] = {}
 

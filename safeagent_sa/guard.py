@@ -23,8 +23,8 @@ from ._request.refusals import Refusal
 from ._request.results import annotation_of
 from ._settings import USE_DEFAULT, ConfiguredGuard, UseDefault
 from ._transaction import run
+from ._transaction.given_session import plain_session
 from ._transaction.run import Attempts, SessionFactory
-from ._transaction.session_watch import plain_session
 from .errors import UnsupportedFunctionError
 from .execution import Batch, Execution, Receipt, ResultT
 

@@ -36,8 +36,8 @@ from ._claim.outcome import in_doubt, in_progress
 from ._dialects import protocol_for
 from ._request.ids import validate_key, validate_scope
 from ._settings import seconds_of
+from ._transaction import given_session
 from ._transaction import run as transactions
-from ._transaction import session_watch
 from ._transaction.run import AsyncSessionFactory, Attempts, SessionFactory
 from .errors import RetentionTooShortError
 from .execution import ANSWERED, ExecutionStatus
@@ -228,7 +228,7 @@ def erase(
         ```
     """
     key = validate_key(scope, request_id)
-    session = session_watch.plain_session(session)
+    session = given_session.plain_session(session)
     table: Table = model.__table__  # type: ignore[attr-defined]
     connection = session.connection(bind_arguments={"mapper": model, "clause": update(model)})
     protocol_for(connection.dialect.name, table).ensure_transaction(connection)

@@ -14,6 +14,7 @@ from .. import _settings
 from .._claim import binding, outcome
 from .._claim.advice import advised
 from .._dialects import ClaimProtocol
+from .._dialects.moments import finite
 from .._request import ids, json_text
 from .._request.ids import Key, validate_key
 from .._request.results import ResultType
@@ -73,7 +74,7 @@ def in_doubt(
     began = func.coalesce(columns.effect_started_at, columns.created_at, type_=columns.created_at.type)
     query = (
         lease_rows.lookup(protocol, table)
-        .add_columns(columns.scope, columns.request_id, began)
+        .add_columns(columns.scope, columns.request_id, finite(began))
         .where(is_in_doubt(protocol, columns), protocol.age_of(began) >= _settings.seconds_of(older_than))
         .order_by(began)
         .limit(limit)

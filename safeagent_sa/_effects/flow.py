@@ -36,7 +36,7 @@ from ..execution import Execution
 from . import lease as leases
 from .drive import Call, Flow, Step, transact
 from .lease import Lease, Terms
-from .verdict import Answer, NotDoneError, Verdict
+from .verdict import Answer, NotDoneError, Verdict, without_proof
 
 
 # A year, in seconds: a longer lease is a mistake in the unit.
@@ -229,7 +229,7 @@ class EffectBase:
             raise
         except Exception as error:
             yield partial(lease.put_in_doubt, error=recorded(error))
-            raise in_doubt(request.key) from error
+            raise without_proof(in_doubt(request.key), error) from error
         lease = lease._replace(details=context._noted.details)  # noqa: SLF001 - a part of this module
         return (yield from self._record(session_factory, request, lease, value))
 

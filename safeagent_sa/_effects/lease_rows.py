@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from .._claim import binding
 from .._claim.advice import advised
 from .._dialects import ClaimProtocol, Inserted, NewClaim, StoredRequest, stored_of
+from .._dialects.moments import readable_column
 from .._request.ids import Key
 from .._settings import Settings
 from ..execution import ExecutionStatus
@@ -150,7 +151,7 @@ def found_of(row: Any) -> Found:
 @lru_cache(maxsize=64)
 def _looked_at(protocol: ClaimProtocol, table: Table) -> tuple[Any, ...]:
     columns = table.c
-    stored = [columns[name] for name in StoredRequest._fields]
+    stored = [readable_column(columns[name]) for name in StoredRequest._fields]
     left = -protocol.age_of(columns.lease_expires_at)
     # The time and not whether there is one: SQLite 3.40 says of NULL that it IS NOT NULL, in the RETURNING of this table.
-    return *stored, columns.effect_started_at, left, columns.payload, columns.details, protocol.now()
+    return *stored, readable_column(columns.effect_started_at), left, columns.payload, columns.details, protocol.now()

@@ -7,6 +7,8 @@ from enum import StrEnum
 from typing import Any
 
 from .._request.json_text import cut_text, recorded
+from .._request.refusals import Refusal
+from ..errors import ExecutionInDoubtError
 
 
 class Answer(StrEnum):
@@ -100,3 +102,13 @@ class NotDoneError(Exception):
     def __init__(self, reason: str | BaseException, data: Any = None) -> None:
         super().__init__(cut_text(reason))
         self.recorded = recorded(reason, data)
+
+
+def without_proof(doubt: ExecutionInDoubtError, error: Exception) -> ExecutionInDoubtError:
+    """Return the error for a call that has raised an error which proves nothing; where it looks like a proof, say so."""
+    if isinstance(error, Refusal):
+        doubt.add_note(
+            "The call has raised Refusal, which is the answer of a transaction. Out of an effect it proves nothing: the other system "
+            "may have been called before. Where nothing has happened, raise effect.not_done(reason, data=...)."
+        )
+    return doubt

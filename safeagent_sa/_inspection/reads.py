@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import CTE, Connection, RowMapping, Table, func, literal, literal_column, select
 
+from .._dialects.moments import readable, readable_column
 from ..execution import ExecutionStatus
 from .stretches import from_the_end
 
@@ -44,7 +45,7 @@ def newest(
 ) -> Newest:
     """Return the newest requests with these values; None stands for any."""
     columns = table.c
-    query = select(table).order_by(columns.created_at.desc(), columns.scope, columns.request_id).limit(limit)
+    query = select(*readable(table)).order_by(columns.created_at.desc(), columns.scope, columns.request_id).limit(limit)
     # An expression instead of the scope, so that no database chooses the key: a scope may be the whole table.
     for column, value in ((columns.status, status), (columns.action, action), (columns.scope.concat(""), scope)):
         query = query if value is None else query.where(column == value)
@@ -122,7 +123,7 @@ def claims_without_a_result(connection: Connection, table: Table, *, seconds: fl
     These claims were committed: a claim in an open transaction is invisible here.
     """
     columns = table.c
-    query = select(columns.scope, columns.request_id, columns.action, columns.created_at)
+    query = select(columns.scope, columns.request_id, columns.action, readable_column(columns.created_at))
     query = query.where(columns.status == literal_column(f"'{ExecutionStatus.CLAIMED}'")).limit(limit)
     until, found = time.monotonic() + seconds, list[Any]()
     for stretch in from_the_end(connection, table):

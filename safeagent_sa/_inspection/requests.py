@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Table, and_, func, select
 from sqlalchemy.exc import DBAPIError
 
 from .._claim import binding
+from .._dialects.moments import finite
 from .._effects import doubt as doubts
 from ..execution import ExecutionStatus
 from . import reads
@@ -63,7 +64,7 @@ def _incomplete(
 
 
 def _in_doubt(connection: Connection, table: Table) -> Finding:
-    query = select(func.count(), func.min(table.c.created_at)).where(
+    query = select(func.count(), finite(func.min(table.c.created_at))).where(
         doubts.is_in_doubt(binding.protocol_on(connection, table), table.c)
     )
     count, oldest = connection.execute(query).one()

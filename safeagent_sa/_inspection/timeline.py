@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from .._dialects.moments import LAST
 from .._request import json_text
 from ..execution import ExecutionStatus
 
@@ -88,7 +89,12 @@ def _steps(row: Any, now: dt.datetime) -> Iterator[Step]:
     yield from _findings(row["details"])
     until = aware(row["lease_expires_at"])
     if status in (ExecutionStatus.LEASED, ExecutionStatus.IN_DOUBT) and until is not None:
-        yield Step("lease", until, _lease(row, is_over=until <= now))
+        is_endless = f"{until:%Y-%m-%d}" >= LAST  # "infinity", written by hand
+        yield (
+            Step("lease", None, "its lease has no end")
+            if is_endless
+            else Step("lease", until, _lease(row, is_over=until <= now))
+        )
     if status == ExecutionStatus.CLAIMED and not is_effect:
         yield Step("error", None, "committed without a result, by a COMMIT that the guard could not see")
     if status in _ENDS:

@@ -15,13 +15,14 @@ from typing import Any, Literal
 from weakref import ref
 
 from sqlalchemy import Connection
-from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+from sqlalchemy.orm import Session, SessionTransaction
 
 from .._dialects import ClaimProtocol, NewClaim
 from .._request.ids import Key
 from ..errors import PendingWritesError, SafeAgentError, UnsupportedSessionError
 from . import open_guarded
 from .foreign_writes import connections_of
+from .given_session import sessions_now
 from .guarded_transaction import KEY, GuardedTransaction, SessionWatch, transaction_of, write_pending
 from .installation import guard_transaction
 from .lifecycle import Audience, Block
@@ -37,20 +38,6 @@ Verb = Literal["claim", "claim_many", "store"]
 
 _OUTER = (None, None, False, False)
 """How a session's transaction takes part in a Connection's that it has not begun on."""
-
-
-def plain_session(session: object) -> Session:
-    """Return the Session itself, out of a `scoped_session`; raise UnsupportedSessionError for anything else."""
-    found = session() if isinstance(session, scoped_session) else session
-    if isinstance(found, Session):
-        return found
-    remedy = "For an AsyncSession use safeagent_sa.aio.AsyncExecutionGuard, which has the same verbs."
-    if isinstance(found, Connection):
-        remedy = (
-            "Make one on it, session = Session(connection), which takes part in the connection's transaction: claim and write "
-            "with that session, call session.commit() to write its part, and commit the connection."
-        )
-    raise UnsupportedSessionError(f"a claim needs a sqlalchemy.orm.Session, not {type(session).__name__}. {remedy}")
 
 
 def refuse_pending_writes(session: Session, key: Key, verb: Verb = "claim") -> None:
@@ -174,11 +161,14 @@ def abandon(claim: OpenClaim) -> None:
 
 
 def lose(claim: OpenClaim) -> None:
-    """Refuse every COMMIT of the transaction that the session of a lost claim is in now."""
+    """Refuse every COMMIT of the transaction that the session of a lost claim is in now, or the one that has taken its place."""
     claim.is_lost, claim.completion = True, None
     session = claim.session_ref()
-    if session is not None and session.in_transaction():
-        _take_up(claim, session)
+    if session is None:
+        return
+    for each in sessions_now(session):
+        if each.in_transaction():
+            _take_up(claim, each)
 
 
 def own_claim(connection: Connection, token: uuid.UUID) -> OpenClaim | None:

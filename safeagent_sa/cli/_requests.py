@@ -15,6 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 from sqlalchemy import Connection, RowMapping, Table, select
 
+from .._dialects.moments import readable
 from .._inspection import reads
 from .._inspection.timeline import Step, timeline
 from .._request import json_text
@@ -82,7 +83,9 @@ def show_request(
 ) -> None:
     """Show one request, what happened to it, and its result. Exits with 1 if there is none."""
     with _opened(url, schema, table_name) as (connection, table):
-        found = connection.execute(select(table).where(table.c.request_id == request_id, table.c.scope == scope))
+        found = connection.execute(
+            select(*readable(table)).where(table.c.request_id == request_id, table.c.scope == scope)
+        )
         row = found.mappings().one_or_none()
         if row is None:
             raise _not_found(request_id, scope, reads.scopes_of(connection, table, request_id))

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Table, case, func, or_, select, text
 
 from .._claim import binding
 from .._dialects import ClaimProtocol
+from .._dialects.moments import finite_text, readable, readable_column
 from .._effects import doubt as doubts
 from .._inspection import reads
 from .._inspection.stretches import from_the_end
@@ -129,7 +130,11 @@ class Requests:
         columns, protocol = self.table.c, self._protocol(connection)
         is_doubtful = or_(doubts.is_in_doubt(protocol, columns), columns.status == ExecutionStatus.CLAIMED.value)
         query = (
-            select(self.table, protocol.now().label("clock"), case((is_doubtful, 1), else_=0).label("is_doubtful"))
+            select(
+                *readable(self.table),
+                protocol.now().label("clock"),
+                case((is_doubtful, 1), else_=0).label("is_doubtful"),
+            )
             .add_columns((-protocol.age_of(columns.lease_expires_at)).label("seconds_left"))
             .where(columns.scope == key.scope, columns.request_id == key.request_id)
         )
@@ -142,12 +147,12 @@ class Requests:
         end = {"beginning": beginning, "end": beginning + _LAST}
         if connection.dialect.name == "postgresql":
             name = connection.dialect.identifier_preparer.format_table(self.table).replace(":", r"\:")
-            statement = text(_BEGINNING_WITH.format(columns=", ".join(f"own.{each}" for each in _SHOWN), table=name))
+            statement = text(_BEGINNING_WITH.format(columns=", ".join(map(_readable_text, _SHOWN)), table=name))
             values = end | {"scopes": scopes, "most": limit}
             return [_shown(row) for row in connection.execute(statement, values).mappings()]
         columns, found = self.table.c, list[dict[str, Any]]()
         for scope in scopes:
-            query = select(*(columns[name] for name in _SHOWN)).where(columns.scope == scope)
+            query = select(*(readable_column(columns[name]) for name in _SHOWN)).where(columns.scope == scope)
             query = query.where(columns.request_id >= end["beginning"], columns.request_id < end["end"])
             found += map(_shown, connection.execute(query.order_by(columns.request_id).limit(limit)).mappings())
             if len(found) >= limit:
@@ -157,7 +162,7 @@ class Requests:
     def _select(self, protocol: ClaimProtocol, since: Any) -> Any:
         columns = self.table.c
         ages = (protocol.age_of(since).label("age"), (-protocol.age_of(columns.lease_expires_at)).label("seconds_left"))
-        return select(*(columns[name] for name in _SHOWN), columns.error, *ages)
+        return select(*(readable_column(columns[name]) for name in _SHOWN), columns.error, *ages)
 
     def _waiting(self, protocol: ClaimProtocol) -> Any:
         columns = self.table.c
@@ -171,6 +176,10 @@ class Requests:
 
     def _protocol(self, connection: Connection) -> ClaimProtocol:
         return binding.protocol_on(connection, self.table)
+
+
+def _readable_text(name: str) -> str:
+    return f"{finite_text(f'own.{name}')} AS {name}" if name.endswith("_at") else f"own.{name}"
 
 
 def _listing(connection: Connection, query: Any) -> Listing:

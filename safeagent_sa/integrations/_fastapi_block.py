@@ -10,11 +10,11 @@ from typing import Any, cast
 
 from fastapi import Depends, Request, Response
 from fastapi.responses import StreamingResponse
-from sqlalchemy import event
 from sqlalchemy.orm import scoped_session
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
+from .._transaction.session_events import listen
 from ..errors import ClaimLostError, MisuseError, SafeAgentError
 from ..execution import Execution
 from ._fastapi_checks import name_of
@@ -22,7 +22,7 @@ from .http import HttpPolicy, HttpRequest, HttpResponse, principal
 
 
 KEY = "safeagent_sa.http"
-"""In the scope of a request: its block."""
+"""In the scope of a request, and in the info of its session: its block."""
 
 
 class AnsweredError(Exception):
@@ -69,7 +69,7 @@ class Block:
 
     def claim(self, guard: Any, session: Any, scope: Any) -> Any:
         """Return the context manager of the claim."""
-        self._session = session
+        self._session = _plain(session)
         self._manager = guard.claim(
             session,
             self.key,
@@ -96,15 +96,16 @@ class Block:
                 f"{self.asked.action} returned a {type(response).__name__}, which sends its content in parts, so that it "
                 "cannot be stored. Nothing was stored. Return the content at once, or put @idempotency(False) on it."
             )
-        if not self.policy.is_stored(response.status_code, below=500):
-            raise UndoneError(response)
         headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in response.raw_headers)
         seen = HttpResponse(response.status_code, headers, bytes(body))
-        self.execution.complete(seen.stored(self.policy.replayed_headers))
+        settled = self.policy.settle(self.execution, seen, below=500)
+        if settled is None:
+            raise UndoneError(response)
         await self.leave(None)
         self.is_stored = True
-        event.listen(_plain(self._session), "after_commit", self._note_commit)
-        return cast("Response", _SentAfterCommit(response, self, session))
+        self._follow(self._session)
+        answered = response if settled is seen else response_of(settled)
+        return cast("Response", _SentAfterCommit(answered, self, session))
 
     async def leave(self, error: BaseException | None) -> None:
         """Leave the claim's block, with the error that has ended it; do nothing where it has ended."""
@@ -114,23 +115,20 @@ class Block:
         left = (None, None, None) if error is None else (type(error), error, error.__traceback__)
         if hasattr(manager, "__aexit__"):
             await manager.__aexit__(*left)
-        elif error is None and self._has_to_write():
+        elif manager.sends_at_end(error):
             await run_in_threadpool(manager.__exit__, *left)
         else:
-            manager.__exit__(*left)  # sends nothing, so it needs no thread
+            manager.__exit__(*left)
 
-    def _has_to_write(self) -> bool:
-        assert self.execution is not None
-        session = _plain(self._session)
-        return bool(session.new or session.dirty or session.deleted or list(self.execution.effects))
-
-    def _note_commit(self, session: Any) -> None:
-        self.is_committed = self.is_committed or not session.in_nested_transaction()
+    def _follow(self, session: Any) -> None:
+        if KEY not in session.info:
+            listen(session, "after_commit", _note_commit)
+        session.info[KEY] = self
 
     def forget(self) -> None:
-        """Stop listening to a session that may outlive the request."""
+        """Let go of a session that may outlive the request."""
         if self.is_stored:
-            event.remove(_plain(self._session), "after_commit", self._note_commit)
+            self._session.info[KEY] = None
 
     def not_committed(self, session: Callable[..., Any]) -> ClaimLostError:
         """Return the error of a session that has ended without a COMMIT."""
@@ -138,11 +136,17 @@ class Block:
         where = {"scope": self.execution.scope, "request_id": self.execution.request_id}
         return ClaimLostError(
             f"{name_of(session)} ended without a COMMIT, so {self.asked.action} has stored nothing, and its response was "
-            "not sent. The dependency must commit when the endpoint has returned:\n"
+            "not sent. The dependency, or its override in a test, must commit when the endpoint has returned:\n"
             "    with SessionLocal() as session, session.begin():\n"
             "        yield session",
             **where,
         )
+
+
+def _note_commit(session: Any) -> None:
+    block: Block | None = session.info[KEY]
+    if block is not None and not session.in_nested_transaction():
+        block.is_committed = True
 
 
 def claiming(guard: Any, session: Callable[..., Any], scope: Callable[..., Any]) -> Callable[..., Any]:

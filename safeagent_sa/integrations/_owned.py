@@ -51,15 +51,16 @@ def answer(
             try:
                 response = endpoint(execution)
             except Refusal as refusal:
-                response = policy.refusal(refusal)
-            if not policy.is_stored(response.status, below=below):
-                raise _UndoneError(response)
-            if execution is not None:
-                execution.complete(response.stored(policy.replayed_headers))
+                settled = policy.refuse(execution, refusal)
+            else:
+                found = policy.settle(execution, response, below=below)
+                if found is None:
+                    raise _UndoneError(response)
+                settled = found
         session.commit()
     except _UndoneError as undone:
         return undone.response
     else:
-        return response
+        return settled
     finally:
         session.rollback()  # sends nothing after a COMMIT

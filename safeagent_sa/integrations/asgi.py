@@ -8,11 +8,13 @@ send              keeps the response back; at its last part it stores it, commit
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, TypeAlias
 from uuid import UUID
 
+from .._request.refusals import Refusal
 from .._transaction.open_guarded import in_its_own_place
 from ..errors import MisuseError, SafeAgentError
 from .http import HttpPolicy, HttpRequest, HttpResponse, in_words_of_http, principal, refuse_stream
@@ -26,6 +28,9 @@ Receive: TypeAlias = Callable[[], Awaitable[Any]]
 Send: TypeAlias = Callable[[Any], Awaitable[None]]
 App: TypeAlias = Callable[[Any, Receive, Send], Awaitable[None]]
 Principal: TypeAlias = str | UUID | int | None
+
+_UNKNOWN = 500
+"""What a framework answers to an exception that it does not know."""
 
 
 class IdempotencyMiddleware:
@@ -123,7 +128,10 @@ class IdempotencyMiddleware:
             inner = {**scope, "state": state}
             try:
                 with in_words_of_http("the middleware"):
-                    await self._app(inner, _again(asked.body, receive), exchange.keep)
+                    try:
+                        await self._app(inner, _again(asked.body, receive), exchange.keep)
+                    except Refusal as refusal:
+                        await exchange.refuse(refusal)
                     exchange.refuse_unfinished()
             except BaseException as error:
                 await exchange.leave(error)
@@ -155,6 +163,8 @@ class _Exchange:
         self._start: Message = None
         self._body = bytearray()
         self._is_sent = False
+        self._outer = sys.exception()
+        self._refusal: Refusal | None = None
         self._failure: BaseException | None = None
 
     async def keep(self, message: Message) -> None:
@@ -162,7 +172,7 @@ class _Exchange:
         if self._failure is not None:
             raise self._failure  # an app that answers an error with another response cannot take it back
         if message["type"] == "http.response.start":
-            self._start = message
+            self._start, self._refusal = message, self._refusal_in_hand(message["status"])
             kinds = [value.lower() for name, value in message.get("headers", ()) if name.lower() == b"content-type"]
             if any(kind.startswith(b"text/event-stream") for kind in kinds):
                 raise refuse_stream(self._asked.action, "text/event-stream")
@@ -175,24 +185,50 @@ class _Exchange:
         else:
             raise refuse_stream(self._asked.action, message["type"])
 
+    def _refusal_in_hand(self, status: int) -> Refusal | None:
+        """Return the refusal that a framework answers with 500, since it knows no better, while it handles it."""
+        handled = sys.exception()
+        return handled if status == _UNKNOWN and isinstance(handled, Refusal) and handled is not self._outer else None
+
+    async def refuse(self, refusal: Refusal) -> None:
+        """Answer with a refusal that has left the app; raise it where the app has answered before."""
+        if self._is_sent or self._failure is not None:
+            raise refusal
+        self._refusal = refusal
+        await self._finish()
+
     async def _finish(self) -> None:
-        names = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in self._start.get("headers", ()))
-        response = HttpResponse(self._start["status"], tuple(names), bytes(self._body))
         try:
-            if self._policy.is_stored(response.status, below=400):
-                if self._execution is not None:
-                    self._execution.complete(response.stored(self._policy.replayed_headers))
-                await self.leave(None)
-                await self._session.commit()
-            else:
-                await self.leave(_Undone())
-                await self._session.rollback()
+            answered = await self._end()
         except BaseException as error:
             self._failure = error
             raise
         self._is_sent = True
-        await self._send(self._start)
-        await self._send({"type": "http.response.body", "body": bytes(self._body)})
+        if answered is not None:
+            await _send(self._send, answered)
+        else:
+            await self._send(self._start)
+            await self._send({"type": "http.response.body", "body": bytes(self._body)})
+
+    async def _end(self) -> HttpResponse | None:
+        """Commit or roll back; return what is answered in place of the app's own response, if anything is."""
+        response: HttpResponse | None = None
+        settled: HttpResponse | None
+        if self._refusal is not None:
+            settled = self._policy.refuse(self._execution, self._refusal)
+        else:
+            names = (
+                (name.decode("latin-1"), value.decode("latin-1")) for name, value in self._start.get("headers", ())
+            )
+            response = HttpResponse(self._start["status"], tuple(names), bytes(self._body))
+            settled = self._policy.settle(self._execution, response, below=400)
+        if settled is None:
+            await self.leave(_Undone())
+            await self._session.rollback()
+        else:
+            await self.leave(None)
+            await self._session.commit()
+        return None if settled is response else settled
 
     async def leave(self, error: BaseException | None) -> None:
         """Leave the claim's block; do nothing where it has been left."""

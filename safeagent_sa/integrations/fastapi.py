@@ -103,12 +103,14 @@ class IdempotentRoute(APIRoute):
         inner = super().get_route_handler()
 
         async def handler(request: Request) -> Response:
+            if request.method not in self.guarded:
+                return await inner(request)
             block = await self._block_of(request)
             if not isinstance(block, Block):
-                return await inner(request) if block is None else block
+                return await self._answer(inner, request, None) if block is None else block
             try:
                 with in_words_of_http(name_of(self._session)):
-                    return await block.store(await self._answer(inner, request), self._session)
+                    return await block.store(await self._answer(inner, request, block), self._session)
             except AnsweredError as answered:
                 return response_of(answered.response)
             except BaseException as error:
@@ -117,15 +119,16 @@ class IdempotentRoute(APIRoute):
 
         return handler
 
-    async def _answer(self, inner: Callable[[Request], Coroutine[Any, Any, Response]], request: Request) -> Response:
+    async def _answer(
+        self, inner: Callable[[Request], Coroutine[Any, Any, Response]], request: Request, block: Block | None
+    ) -> Response:
         try:
             return await inner(request)
         except Refusal as refusal:
-            return response_of(self.policy.refusal(refusal))
+            execution = None if block is None else block.execution
+            return response_of(self.policy.refuse(execution, refusal))
 
     async def _block_of(self, request: Request) -> Block | Response | None:
-        if request.method not in self.guarded:
-            return None
         key = self.policy.key_of(request.headers.getlist(self.policy.header))
         if not isinstance(key, str):
             return None if key is None else response_of(key)

@@ -27,8 +27,9 @@ def idempotent(
 ) -> Callable[[Callable[_ParamsT, Any]], Callable[_ParamsT, Any]]:
     """Return a decorator for a view: its response commits with its rows, or neither does; it commits and rolls back itself.
 
-    The view flushes where it needs ids, and does not commit. A request without a key, where none is required, runs as
-    without the decorator. `flask.g.execution` is the execution, for its `effects`. `after_request` hooks and session cookies come later and are not stored.
+    The view flushes where it needs ids, and does not commit. A request without a key, where none is required, is not stored;
+    its rows commit by the same rule. `flask.g.execution` is the execution, for its `effects`; None without a key. `after_request`
+    hooks and session cookies come later and are not stored.
 
     Args:
         guard: An ExecutionGuard.
@@ -64,14 +65,16 @@ def idempotent(
                 return make_response(current_app.ensure_sync(view)(*args, **kwargs))
 
             key = rules.key_of(request.headers.getlist(rules.header))
-            if not isinstance(key, str):
-                return call() if key is None else _response(key)
+            if isinstance(key, HttpResponse):
+                return _response(key)
             made: list[Response] = []
+            seen: list[HttpResponse] = []
 
             def endpoint(execution: Any) -> HttpResponse:
                 g.execution = execution
                 made.append(call())
-                return _seen(made[0], asked.action)
+                seen.append(_seen(made[0], asked.action, is_stored=key is not None))
+                return seen[0]
 
             asked = _asked()
             answered = answer(
@@ -85,7 +88,7 @@ def idempotent(
                 below=500,
                 who="its decorator",
             )
-            return made[0] if made else _response(answered)
+            return made[0] if seen and answered is seen[0] else _response(answered)
 
         return guarded
 
@@ -99,7 +102,9 @@ def _asked() -> HttpRequest:
     return HttpRequest(request.method, template, request.path, query, content_type, request.get_data())
 
 
-def _seen(response: Response, action: str) -> HttpResponse:
+def _seen(response: Response, action: str, *, is_stored: bool) -> HttpResponse:
+    if not is_stored:
+        return HttpResponse(response.status_code, (), b"")  # which may be a stream
     if response.is_streamed or response.direct_passthrough:
         raise refuse_stream(action, "a stream or a file")
     return HttpResponse(response.status_code, tuple(response.headers), response.get_data())

@@ -37,7 +37,7 @@ from ..errors import (
     RequestRefusedError,
     SafeAgentError,
 )
-from ..execution import Receipt
+from ..execution import Execution, Receipt
 from ._keys import parse_key
 
 
@@ -218,11 +218,12 @@ class HttpPolicy:
         methods: The methods that are guarded.
         stores: Says by the status whether a response is stored and its transaction commits; None for the rule of the adapter:
             below 500 where the adapter sees what the endpoint returns, below 400 in ASGI and WSGI middleware, where a raised
-            error looks like a returned one.
+            error looks like a returned one. A refusal is always stored.
         replayed_headers: The headers that a replay repeats, in lower case.
         wait_timeout: Seconds to wait for the first request instead of answering 409 at once; it holds a connection.
         expired_status: The answer to a key whose receipt was purged: 410 or 422.
-        refused_status: The answer to a refusal (`Refusal`, `execution.refuse()`), which has its data and its type.
+        refused_status: The answer to a refusal (`Refusal`, `execution.refuse()`), which has its data and its type, and commits
+            with the rows of the endpoint.
         max_body_bytes: The largest request body that middleware buffers.
         documentation: The URL of your page about keys, the base of the problems' `type`; the draft's own by default.
 
@@ -309,7 +310,37 @@ class HttpPolicy:
     def refusal(self, refused: RequestRefusedError | Refusal) -> HttpResponse:
         """Return the problem that a refusal is: its type names the problem, and its data is a member of it."""
         detail = "The request was refused. This is its answer on every retry; a new attempt needs a new key."
-        return self._problem(self.refused_status, refused.type, "The request was refused", detail, data=refused.data)
+        is_replay = isinstance(refused, RequestRefusedError) and refused.is_replay
+        replayed = ((REPLAYED, "true"),) if is_replay else ()
+        return self._problem(
+            self.refused_status, refused.type, "The request was refused", detail, replayed, data=refused.data
+        )
+
+    def refuse(self, execution: Execution[Any] | None, refusal: Refusal) -> HttpResponse:
+        """Give the execution, if there is one, a refusal that the endpoint has raised; return the answer to it."""
+        if execution is not None:
+            execution.refuse(refusal.data, type=refusal.type)
+        return self.refusal(refusal)
+
+    def settle(self, execution: Execution[Any] | None, response: HttpResponse, *, below: int) -> HttpResponse | None:
+        """Give the execution, if there is one, its response; return what commits and is answered, or None to roll back.
+
+        An endpoint that has called `execution.refuse()` is answered with its refusal, whatever it has returned. `below` is
+        the rule of the adapter.
+        """
+        if execution is not None and execution.is_refused:
+            return self._refusal_of(execution)
+        if not self.is_stored(response.status, below=below):
+            return None
+        if execution is not None:
+            execution.complete(response.stored(self.replayed_headers))
+        return response
+
+    def _refusal_of(self, execution: Execution[Any]) -> HttpResponse:
+        try:
+            raise AssertionError(execution.result)
+        except RequestRefusedError as refused:
+            return self.refusal(refused)
 
     def state_of(self, receipt: Receipt | None) -> HttpResponse:
         """Return the answer to the question what became of a key."""

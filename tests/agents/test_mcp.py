@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import subprocess
 import sys
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 from sqlalchemy import text
 from support.patience import PATIENCE
-from support.shop import AFTER_COMMIT, BEFORE_COMMIT, Shop
+from support.shop import AFTER_COMMIT, BEFORE_COMMIT, Shop, serving
 
 from safeagent_sa import ExecutionGuard
 from safeagent_sa.integrations import mcp
@@ -59,17 +58,8 @@ async def stdio(postgresql, *gates):
         yield client
 
 
-@contextmanager
 def http(postgresql, *gates):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, str(PROGRAM), postgresql.url, "http", *gates]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}/mcp"
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    return serving(postgresql.url, "http", *gates)
 
 
 @asynccontextmanager

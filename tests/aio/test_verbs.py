@@ -11,6 +11,7 @@ from support.ports import ASYNC, ports
 
 from safeagent_sa import (
     AlreadyCompletedError,
+    ClaimLostError,
     ExecutionGuard,
     NotCompletedError,
     RequestConflictError,
@@ -93,6 +94,19 @@ async def test_a_scoped_session_is_accepted(async_port):
     await scoped.remove()
 
     assert async_port.payments("order-1") == 1
+
+
+async def test_what_the_next_session_of_a_registry_writes_in_the_block_does_not_commit(async_port):
+    scoped = async_scoped_session(async_port.async_sessions, asyncio.current_task)
+    with pytest.raises(ClaimLostError):
+        async with guard.claim(scoped, "order-1", action="pay") as execution:
+            await scoped.remove()
+            execution.complete(await pay(scoped, "order-1"))
+    with pytest.raises(ClaimLostError):
+        await scoped.commit()
+    await scoped.remove()
+
+    assert (async_port.payments("order-1"), async_port.requests()) == (0, [])
 
 
 async def test_a_block_that_forgets_to_complete_is_an_error(async_port):

@@ -96,11 +96,13 @@ def test_without_valgrind_the_run_says_how_to_install_it(server):
 
 def test_a_gate_fails_for_one_instruction_too_many():
     script = """
+from benchmarks.instructions import AGAINST
 from benchmarks.targets import GATES, NOISE, gates
 def held(excess):
     rows = {gate.mine: {"ratio": gate.gate * NOISE + excess} for gate in GATES}
     return [each["held"] for each in gates({"instructions": {"contestants": rows}})]
-assert all(held(0)) and not any(held(1e-6)) and len(held(0)) == 6 and gates({}) == []
+assert all(held(0)) and not any(held(1e-6)) and len(held(0)) == 10 and gates({}) == []
+assert {gate.mine for gate in GATES} <= AGAINST.keys()
 """
     python("-c", script)
 

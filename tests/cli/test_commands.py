@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, func, inspect, update
+from sqlalchemy import create_engine, func, inspect, make_url, update
 from support.app import deliver
 from support.patience import PATIENCE
 from support.ports import before_any_sql, on_each_kind
@@ -38,6 +38,22 @@ def tables(url, schema=None):
         return set(inspect(engine).get_table_names(schema=schema))
     finally:
         engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_moments_without_an_end_are_shown(postgresql, driver):
+    with postgresql.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO execution_requests (scope, request_id, action, fingerprint, token, status, attempt, lease_expires_at,"
+            " created_at, effect_started_at) VALUES ('', 'stuck', 'a', 'none', gen_random_uuid(), 'in_doubt', 1, 'infinity',"
+            " '-infinity', '-infinity')"
+        )
+    url = make_url(postgresql.url).set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
+    listed = run("list", "--json", "--url", url)
+    assert json.loads(listed.output)[0]["lease_expires_at"] == "9999-12-30T00:00:00+00:00"
+    assert "its lease has no end" in run("show", "stuck", "--url", url).output
+    assert "stuck" in run("in-doubt", "--url", url).output
+    assert "1 in_doubt, the oldest from" in run("doctor", "--url", url).output
 
 
 def test_both_ways_to_call_it():

@@ -14,9 +14,10 @@ from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from support.app import Payment
-from support.ports import before_any_sql, on_each_kind
+from support.ports import before_any_sql, on_each_kind, ports
 
 from safeagent_sa import (
+    ClaimLostError,
     ExecutionGuard,
     InvalidPayloadError,
     InvalidRequestIdError,
@@ -282,6 +283,34 @@ def test_a_global_session_is_used_by_a_function_that_takes_none(port):
         db.remove()
     assert port.payments("order-42") == 1
     assert port.requests() == [("order:42:pay", "completed")]
+
+
+@pytest.mark.parametrize("ending", ["return", "raise"])
+@ports("sqlite", "postgresql", among=["sqlite", "postgresql", "psycopg2", "pipelined"])
+def test_what_the_next_session_of_a_registry_writes_in_the_block_does_not_commit(port, ending):
+    db = scoped_session(port.sessions)
+
+    @guard.idempotent(request_id="order:{order_id}:pay", action="send_payment", session=db)
+    def pay(order_id: int, removes: bool) -> None:
+        if removes:
+            db.remove()
+        db.add(Payment(reference=f"order-{order_id}", amount=1))
+        if removes and ending == "raise":
+            raise ZeroDivisionError
+
+    try:
+        with pytest.raises(ClaimLostError if ending == "return" else ZeroDivisionError):
+            pay(1, removes=True)
+        with pytest.raises(ClaimLostError, match="order:1:pay"):
+            db.commit()
+        db.rollback()
+        assert (port.payments("order-1"), port.requests()) == (0, [])
+
+        pay(2, removes=False)
+        db.commit()
+    finally:
+        db.remove()
+    assert (port.payments("order-2"), port.requests()) == (1, [("order:2:pay", "completed")])
 
 
 @on_each_kind

@@ -1,5 +1,6 @@
 """Each page of the dashboard, as HTML and as JSON, on both databases, below any prefix."""
 
+import json
 import re
 import threading
 import warnings
@@ -101,6 +102,43 @@ def test_async_engines_show_the_same(request, driver):
         form = {"scope": "acme", "id": "order-1", "answer": "succeeded", "evidence": "seen"}
         assert "is not in doubt" in visits.post("/resolve", form).text
         visits.run(engine.dispose()) if driver != "psycopg" else engine.dispose()
+
+
+_ENDLESS = """
+INSERT INTO execution_requests (scope, request_id, action, fingerprint, token, status, attempt, payload, lease_expires_at,
+    created_at, effect_started_at)
+VALUES ('acme', 'waits', 'a', 'none', gen_random_uuid(), 'leased', 0, '{}', 'infinity', now(), NULL),
+    ('acme', 'runs', 'a', 'none', gen_random_uuid(), 'leased', 1, NULL, 'infinity', '-infinity', '-infinity'),
+    ('acme', 'doubt', 'a', 'none', gen_random_uuid(), 'in_doubt', 1, NULL, 'infinity', '0044-03-15 BC', 'infinity')
+"""
+
+
+def _strictly(text):
+    """Read JSON as a browser does, which knows no Infinity."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON: {text}"))
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "asyncpg"])
+def test_moments_without_an_end_are_shown_and_spoil_no_page(postgresql, driver):
+    with postgresql.engine.begin() as connection:
+        connection.execute(text(_ENDLESS))
+    url = make_url(postgresql.url).set(drivername=f"postgresql+{driver}")
+    engine = (create_async_engine if driver == "asyncpg" else create_engine)(url)
+    guard = AsyncExecutionGuard() if driver == "asyncpg" else ExecutionGuard()
+    with Visits(mounted(Dashboard(guard, engine, may_look=lambda _: True))) as visits:
+        for path in [
+            *PAGES[:6],
+            "/requests?q=wai",
+            *(f"/request?scope=acme&id={each}" for each in ("waits", "runs", "doubt")),
+        ]:
+            assert visits.get(path).status_code == 200
+            page = _strictly(visits.get(path, headers={"Accept": "application/json"}).text)
+            assert page["failed"] == {}, (path, page["failed"])
+        steps = visits.json("/request?scope=acme&id=waits")["parts"]["request"]["steps"]
+        assert [step["what"] for step in steps][-1] == "its lease has no end"
+        found = visits.json("/requests?q=wai")["parts"]["found"]["rows"][0]
+        assert found["lease_expires_at"].startswith("9999-12-30")
+        visits.run(engine.dispose()) if driver == "asyncpg" else engine.dispose()
 
 
 def _assets(page):

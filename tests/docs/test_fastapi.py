@@ -38,6 +38,18 @@ def test_the_app_answers_as_the_page_says(page):
     assert scopes == ["acme"]
 
 
+def test_a_test_may_roll_back_what_its_overridden_session_has_committed(page):
+    names, _ = page
+    with names["engine"].connect() as connection:
+        outer = connection.begin()
+        names["app"].dependency_overrides[names["get_session"]] = names["in_a_test"](connection)
+        client = Client(names["app"], **ACME)
+        first, again = (client.post("/payments", key="k-1", json={"amount": 100}) for _ in range(2))
+        assert (first.status_code, again.content, again.headers["idempotent-replayed"]) == (201, first.content, "true")
+        outer.rollback()
+        assert connection.exec_driver_sql("SELECT count(*) FROM payments").scalar_one() == 0
+
+
 async def use(names):
     send, body = Client(names["app"], **ACME).asend, {"amount": 100}
     async with names["app"].router.lifespan_context(names["app"]):

@@ -21,6 +21,7 @@ from safeagent_sa import (
     LeaseLostError,
     NotInDoubtError,
     ReceiptExpiredError,
+    Refusal,
     RequestConflictError,
     UnsupportedFunctionError,
     UnsupportedSessionError,
@@ -220,6 +221,20 @@ def test_a_proof_that_nothing_happened_can_be_a_text(port):
     assert (failed.value.error_type, failed.value.error_message) == ("NotDone", "card  declined")
     with port.sessions() as session, pytest.raises(ExecutionFailedError):
         ExecutionGuard().get(session, "charge-1")
+
+
+@on_each_kind
+def test_a_refusal_is_no_proof_that_nothing_happened_and_the_error_says_what_is(port):
+    provider = Provider()
+    provider.after = raising(Refusal({"limit": 5}, type="card_declined"))
+    with pytest.raises(ExecutionInDoubtError) as doubt:
+        charge(port, provider)
+    assert any("effect.not_done(reason" in note for note in doubt.value.__notes__)
+    assert isinstance(doubt.value.__cause__, Refusal)
+    provider.after = None
+    with pytest.raises(ExecutionInDoubtError):
+        charge(port, provider)
+    assert len(provider.charges) == 1
 
 
 @on_each_kind

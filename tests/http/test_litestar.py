@@ -11,7 +11,7 @@ from sqlalchemy.pool import NullPool
 from support.app import Payment
 from support.web import Client
 
-from safeagent_sa import ExecutionGuard
+from safeagent_sa import ExecutionGuard, Refusal
 from safeagent_sa.aio import AsyncExecutionGuard
 from safeagent_sa.integrations.litestar import idempotent_middleware
 
@@ -83,6 +83,18 @@ def test_what_a_handler_raises_rolls_back(postgresql):
     with a_client(postgresql, decline) as client:
         assert client.post("/pay/card", key="k-1").status_code == 402
     assert postgresql.payments("card") == 0
+
+
+def test_a_refusal_keeps_the_rows_and_is_the_answer_of_every_retry(postgresql):
+    async def decline(session):
+        raise Refusal({"limit": 5}, type="card_declined")
+
+    with a_client(postgresql, decline) as client:
+        first, again = (client.post("/pay/card", key="k-1") for _ in range(2))
+    assert (first.status_code, again.status_code, again.content) == (422, 422, first.content)
+    assert (first.json()["data"], again.headers["idempotent-replayed"]) == ({"limit": 5}, "true")
+    assert postgresql.payments("card") == 1
+    assert postgresql.requests() == [("k-1", "refused")]
 
 
 def test_a_commit_that_fails_is_answered_with_500(postgresql, deferred):

@@ -167,6 +167,17 @@ def test_a_key_may_be_left_out_where_none_is_required(shop):
     assert shop.port.payments("a") == 1
 
 
+def test_without_a_key_the_decorator_commits_what_the_view_has_flushed(shop):
+    def view():
+        db.session.add(Payment(reference="a", amount=1))
+        db.session.flush()
+        return Response(iter(["pa", "id"]))
+
+    shop.add("/pay", view, HttpPolicy(required=False))
+    assert [shop.post("/pay").data for _ in range(2)] == [b"paid", b"paid"]
+    assert shop.port.payments("a") == 2
+
+
 def test_a_form_is_read_by_the_view(shop):
     shop.add("/form", lambda: jsonify(request.form))
     assert [shop.post("/form", "k-1", data={"a": "1"}).json for _ in range(2)] == [{"a": "1"}] * 2

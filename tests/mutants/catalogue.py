@@ -118,6 +118,12 @@ CLAIMING = {
     "SQLite engines are not checked": Mutant(
         SQLITE, "if managed or", "if False and managed or False and", "test_an_engine_that_is_not_configured_is_refused"
     ),
+    "the next session of a registry may commit": Mutant(
+        "_transaction/given_session.py",
+        "if found is None or found is session else (session, found)",
+        "if True else (session, found)",
+        "test_what_the_next_session_of_a_registry_writes_in_the_block_does_not_commit",
+    ),
     "pending writes are not looked for": Mutant(
         WATCH, "    if pending:\n", "    if False:\n", "test_changes_that_a_replay_would_write_are_refused"
     ),
@@ -1898,8 +1904,8 @@ WEB = {
     ),
     "a response of 5xx is stored": Mutant(
         FASTAPI_BLOCK,
-        "is_stored(response.status_code, below=500)",
-        "is_stored(response.status_code, below=600)",
+        "below=500",
+        "below=600",
         "test_a_request_that_fails_leaves_its_key_free",
     ),
     "a session that commits after the response is taken": Mutant(
@@ -1936,13 +1942,37 @@ WEB = {
         "integrations/_owned.py", "        session.commit()\n", "", "test_flask.py test_wsgi.py"
     ),
     "the transaction of an ASGI app is not committed": Mutant(
-        ASGI, "                await self._session.commit()\n", "", "test_asgi.py"
+        ASGI, "            await self._session.commit()\n", "", "test_asgi.py"
     ),
     "what an ASGI app may have raised is committed": Mutant(
         ASGI,
         "below=400",
         "below=500",
         "test_a_response_of_400_or_more_rolls_back_since_it_may_have_been_raised",
+    ),
+    "a refusal of 422 rolls back like any other response": Mutant(
+        HTTP,
+        "if execution is not None and execution.is_refused:",
+        "if False:",
+        "test_every_web_adapter_keeps_the_rows_of_a_refusal_and_answers_it_alike",
+    ),
+    "a refusal that a framework has answered with 500 stays one": Mutant(
+        ASGI,
+        "return handled if status == _UNKNOWN",
+        "return handled if False",
+        "test_every_web_adapter_keeps_the_rows_of_a_refusal_and_answers_it_alike",
+    ),
+    "a session that outlives its requests holds one": Mutant(
+        FASTAPI_BLOCK,
+        "self._session.info[KEY] = None",
+        "pass",
+        "test_a_session_that_outlives_requests_is_listened_to_once_and_holds_none_of_them",
+    ),
+    "an infinite moment is read as it is": Mutant(
+        "_dialects/moments.py",
+        "return finite_text(compiler.process(element.clauses, **options))",
+        "return compiler.process(element.clauses, **options)",
+        "test_moments_without_an_end_are_shown_and_spoil_no_page",
     ),
     "every signature is valid": Mutant(
         PROVIDERS, "hmac.compare_digest(one, other)", "True", "test_no_body_makes_another_error_than_those_of_a_webhook"

@@ -1,12 +1,19 @@
 """The blocks of docs/agents/recipes.md under their frameworks: a repetition gets the receipt, drift a conflict, one row each."""
 
 import asyncio
+import dataclasses
 import json
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
 
 import pytest
-from sqlalchemy import String, func, select
+from sqlalchemy import String, create_engine, func, make_url, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from support.pages import blocks
+from support.patience import PATIENCE
 
 
 class Base(DeclarativeBase):
@@ -96,6 +103,45 @@ def test_google_adk(page):
 
     assert "session" not in str(declared)
     assert statuses(asyncio.run(scenario())) == STATUSES
+
+
+def test_dbos_recovers_a_step_that_was_killed_behind_its_commit(page, postgresql, tmp_path):
+    system = make_url(postgresql.url).set(database=f"dbos_{uuid.uuid4().hex[:8]}")
+    program, text = Path(__file__).with_name("dbos_step.py"), tmp_path / "recipes.py"
+    url = system.set(drivername="postgresql").render_as_string(hide_password=False)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(program.parent), *filter(None, sys.path)])}
+
+    def run(*how):
+        command = [sys.executable, str(program), postgresql.url, url, str(text), "order-o1", *how]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+    try:
+        killed, recovered = run("die"), run()
+    finally:
+        with create_engine(postgresql.url, isolation_level="AUTOCOMMIT").connect() as connection:
+            connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {system.database} WITH (FORCE)")
+    assert killed.returncode == 9, killed.stderr
+    assert recovered.returncode == 0, recovered.stderr
+    assert statuses([recovered.stdout.splitlines()[-1]]) == ["replayed"]
+
+
+def test_temporal(page):
+    """The activity in the environment of the SDK: the server, which repeats it, cannot be installed by pip or apt."""
+    from temporalio import activity
+    from temporalio.testing import ActivityEnvironment
+
+    @activity.defn
+    def pay(order_id: str, amount: int) -> str:
+        assert activity.info().attempt
+        return page["pay"](order_id=order_id, amount=amount)
+
+    def attempt(number, order):
+        environment = ActivityEnvironment()
+        environment.info = dataclasses.replace(environment.info, attempt=number)
+        return environment.run(pay, *order.values())
+
+    # The second attempt is the repetition of one whose worker died behind the COMMIT; no outcome is raised, which would repeat it.
+    assert statuses([attempt(1, ORDER), attempt(2, ORDER), attempt(1, DRIFTED)]) == STATUSES
 
 
 def test_crewai(page):

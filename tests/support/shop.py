@@ -1,17 +1,20 @@
 """The tools of the tests' shop, guarded and unguarded, and gates at which a test can hold them.
 
-As a program it is an MCP server: `python shop.py DATABASE_URL stdio|http [GATE:WHAT]`. At the gate, which is behind the COMMIT of
+As a program it is an MCP server: `python shop.py DATABASE_URL stdio|http|oauth [GATE:WHAT]`. At the gate, which is behind the COMMIT of
 `pay` and in front of that of `pay_slowly`, the server waits until the test gives up an advisory lock, or dies.
 """
 
 import os
 import socket
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
 from mcp.server.auth.provider import AccessToken
-from mcp.server.auth.settings import AuthSettings
+from mcp.server.auth.settings import AuthSettings, ClientRegistrationOptions
 from mcp.server.mcpserver import Context, MCPServer
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
@@ -30,6 +33,7 @@ from safeagent_sa.integrations.mcp import (
     principal,
 )
 from support.app import Payment
+from support.oauth import AuthorizationServer
 
 
 AFTER_COMMIT, BEFORE_COMMIT = 4711, 4712
@@ -165,16 +169,46 @@ class Tokens:
         return None if user == token else AccessToken(token=token, client_id="app", scopes=[], subject=user)
 
 
+def _authentication(transport: str, port: int) -> dict[str, Any]:
+    if transport == "http":
+        auth = AuthSettings(issuer_url="http://127.0.0.1:1", resource_server_url="http://127.0.0.1:1/mcp")
+        return {"token_verifier": Tokens(), "auth": auth}
+    here = f"http://127.0.0.1:{port}"
+    registration = ClientRegistrationOptions(enabled=True)
+    auth = AuthSettings(
+        issuer_url=here,
+        resource_server_url=f"{here}/mcp",
+        client_registration_options=registration,
+        validate_token_resource=True,
+    )
+    return {"auth_server_provider": AuthorizationServer(), "auth": auth}
+
+
+@contextmanager
+def serving(url: str, transport: str, *gates: str) -> Iterator[str]:
+    """Run the server in a process, and yield its address."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, __file__, url, transport, *gates]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/mcp"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
 def main() -> None:
     url, transport, *gates = sys.argv[1:]
     gates = dict(gate.split(":") for gate in gates)
     if transport == "stdio":
         Shop(url, gates).server().run()
         return
-    auth = AuthSettings(issuer_url="http://127.0.0.1:1", resource_server_url="http://127.0.0.1:1/mcp")
-    server = Shop(url, gates, scope=principal).server(token_verifier=Tokens(), auth=auth)
     listening = socket.create_server(("127.0.0.1", 0))
-    print(listening.getsockname()[1], flush=True)
+    port = listening.getsockname()[1]
+    server = Shop(url, gates, scope=principal).server(**_authentication(transport, port))
+    print(port, flush=True)
     config = uvicorn.Config(server.streamable_http_app(stateless_http=True), log_level="warning", lifespan="on")
     uvicorn.Server(config).run(sockets=[listening])
 

@@ -32,7 +32,7 @@ class ExactlyOnce(Adapter):
             self.store,
             key=lambda request_id, amount: request_id,  # noqa: ARG005
             fingerprint=lambda request_id, amount: amount,  # noqa: ARG005
-            settings=check_then_decide(self.probe),
+            policy=check_then_decide(self.probe),
             lease_ttl=self.lease,
         )
         return guarded(function)(request_id, amount)

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from ...errors import AutocommitError, ReadOnlyTransactionError
 from ..base import ClaimProtocol, Problem, StoredRequest, by_request_id, constant
 from ..drivers import HAS_WRITTEN
+from ..moments import finite
 from .answers import LOSABLE, found
 from .ready import Ready
 from .statements import find_many, find_one, has_plain_types
@@ -119,7 +120,7 @@ class OnPostgreSQL(ClaimProtocol):
 
     def age_of(self, moment: ColumnElement[Any]) -> Any:
         """Return the seconds from a moment to `clock_timestamp()`."""
-        return func.extract("epoch", func.clock_timestamp() - moment)
+        return func.extract("epoch", func.clock_timestamp() - finite(moment))
 
 
 def refuse_read_only(error: DBAPIError) -> None:
