@@ -344,9 +344,10 @@ class ExecutionGuard(ConfiguredGuard):
     ) -> Execution[Any]:
         """Run a function under a claim in a new transaction, which this verb begins and commits.
 
-        It runs the whole transaction again after a serialization failure, a deadlock, a lost connection or a prepared
-        statement that a migration has outdated, with growing pauses. When the answer of COMMIT is lost, or is an error that is
-        not the server's own, the next attempt finds the receipt, or executes.
+        It runs the whole transaction again after a serialization failure, a deadlock, a lost connection, a server that cannot
+        be reached or a prepared statement that a migration has outdated, with growing pauses. When the answer of COMMIT is lost,
+        or is an error that is not the server's own, the next attempt finds the receipt, or executes. For a failover, give it
+        attempts and time: `max_attempts=100, timeout=60`.
 
         Args:
             session_factory: Makes a new session for each attempt, such as `sessionmaker(engine)`.

@@ -472,6 +472,24 @@ COMPLETING = {
         "is_unanswered = False",
         "test_an_error_in_place_of_the_answer_of_a_commit_is_settled",
     ),
+    "a server that cannot be reached is the caller's": Mutant(
+        RUN,
+        "worth_it = is_unreachable(error)",
+        "worth_it = False",
+        "test_a_server_that_cannot_be_reached_is_tried_again",
+    ),
+    "the system's errors of connecting are the caller's": Mutant(
+        SERVER,
+        "isinstance(error, OSError) or",
+        "False or",
+        "test_a_server_that_cannot_be_reached_is_tried_again",
+    ),
+    "an error of the function is taken for one of connecting": Mutant(
+        RUN,
+        "if not self._is_connected:",
+        "if True:",
+        "test_such_an_error_of_the_function_is_not_one_of_connecting",
+    ),
     "every error of a COMMIT is tried again": Mutant(
         DIALECTS,
         "return not is_answer and all(",
