@@ -2121,6 +2121,41 @@ DASHBOARD = {
     )
 }
 
+REPLICATION = "_inspection/replication.py"
+
+FAILOVER = {
+    "standbys that are not synchronous are well": Mutant(
+        REPLICATION,
+        'return Finding("standbys", "warning", f"{len(rows)}',
+        'return Finding("standbys", "ok", f"{len(rows)}',
+        "test_standbys_of_which_none_is_synchronous",
+    ),
+    "what a role cannot see is taken for a missing standby": Mutant(
+        REPLICATION,
+        "if rows and all(state is None for _, state in rows):",
+        "if False:",
+        "test_a_synchronous_standby_is_visible_to_a_role_that_may_see_it",
+    ),
+    "an old primary is well": Mutant(
+        REPLICATION,
+        "if sight.timeline == newest:",
+        "if True:",
+        "test_an_old_primary_is_found_by_its_timeline",
+    ),
+    "the newest timeline is that of the last look": Mutant(
+        REPLICATION,
+        "max(sight.timeline, _newest.get(sight.system_identifier, 0))",
+        "sight.timeline",
+        "test_an_old_primary_is_found_by_its_timeline",
+    ),
+    "a second primary is not looked for": Mutant(
+        "cli/_servers.py",
+        "if len(primaries) > 1:",
+        "if False:",
+        "test_an_old_primary_is_found_by_its_timeline",
+    ),
+}
+
 MUTANTS = {
     **DASHBOARD,
     **QUEUES,
@@ -2133,6 +2168,7 @@ MUTANTS = {
     **AS_TEXT,
     **ENGINES,
     **STANDBY,
+    **FAILOVER,
     **PIPELINES,
     **BATCHES,
     **WORDS,

@@ -44,6 +44,7 @@ SUITE = [
     "tests/crash/test_connection_loss.py",
     "tests/dashboard",
     "tests/cli/test_dashboard.py",
+    "tests/cli/test_doctor_replication.py",
     "tests/aio/test_places.py",
     "tests/integrations",
 ]
