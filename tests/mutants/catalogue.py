@@ -408,8 +408,8 @@ COMPLETING = {
     ),
     "a second database is not watched after a commit in the block": Mutant(
         WATCH,
-        "            _take_up(claim, session)\n    current",
-        "            pass\n    current",
+        "elif claim.root_ref is None:",
+        "elif False:",
         "test_a_second_database_is_refused_after_a_commit_in_the_block",
     ),
     "business writes wait for the COMMIT": Mutant(
@@ -697,8 +697,8 @@ LAST_WORD = {
     ),
     "a second database that commits last is not looked at": Mutant(
         GUARDED,
-        "                    refuse_written(other)",
-        "                    pass",
+        "                refuse_written(other)",
+        "                pass",
         "test_a_second_database_that_a_hook_writes_to_is_refused test_a_second_database_that_an_engine_s_commit_hook_writes_to test_business_rows_on_another_shard_are_refused",
     ),
     "a second database that joins later is not looked at": Mutant(
@@ -720,10 +720,37 @@ LAST_WORD = {
         "test_reading_from_another_postgresql_is_no_harm",
     ),
     "two-phase commit of two databases is refused": Mutant(
-        GUARDED, "root.session.twophase or", "False or", "test_two_phase_commit_covers_two_databases"
+        GUARDED,
+        "if root.session.twophase:",
+        "if False:",
+        "test_two_phase_commit_covers_two_databases",
     ),
     "a second database is refused beside a claim that a savepoint took back": Mutant(
-        GUARDED, " or not watch.has_claims:", ":", "test_a_claim_that_a_savepoint_took_back_asks_for_nothing"
+        GUARDED, "not watch.has_claims or (", "(", "test_a_claim_that_a_savepoint_took_back_asks_for_nothing"
+    ),
+    "a second database in AUTOCOMMIT mode is believed not to have written": Mutant(
+        SERVER,
+        "_MAY_WRITE if is_autocommit else HAS_WRITTEN",
+        "HAS_WRITTEN",
+        "test_another_postgresql_in_autocommit_mode_may_have_written",
+    ),
+    "a second database of a session that has ended is not looked at": Mutant(
+        GUARDED,
+        "if not any(part.claims for part in parts):",
+        "if True:",
+        "test_a_second_database_is_refused_after_the_end_of_a_session_joined_to_both",
+    ),
+    "a second database is refused for a claim that has committed": Mutant(
+        GUARDED,
+        "if not any(part.claims for part in parts):",
+        "if False:",
+        "test_what_follows_in_a_second_database_is_its_own_where_the_claim_is_committed",
+    ),
+    "a second database is not looked at after a commit in the block": Mutant(
+        WATCH,
+        "                held.join(taken_up)",
+        "                pass",
+        "test_a_second_database_is_refused_after_the_end_of_a_session_joined_to_both",
     ),
 }
 

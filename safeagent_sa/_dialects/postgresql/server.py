@@ -22,6 +22,7 @@ _READ_ONLY_TRANSACTION = "25006"
 # serialization failure, deadlock (manual, section 13.5: run the whole transaction again); the server stops, has crashed, or
 # cannot accept connections yet
 _TRANSIENT = {"40001", "40P01", "57P01", "57P02", "57P03"}
+_MAY_WRITE = text("SELECT NOT pg_is_in_recovery() AND current_setting('default_transaction_read_only') = 'off'")
 _CONNECTION_EXCEPTION, _TOO_MANY_CONNECTIONS = "08", "53300"
 # asyncpg's own, where no server of the URL fits `target_session_attrs`
 _NO_SUCH_SERVER = "TargetServerAttributeNotMatched"
@@ -113,8 +114,12 @@ class OnPostgreSQL(ClaimProtocol):
 
     @staticmethod
     def may_have_written(connection: Connection) -> bool:
-        """Ask whether the transaction has an id: PostgreSQL gives one at the first write."""
-        return bool(connection.scalar(HAS_WRITTEN))
+        """Ask whether the transaction has an id: PostgreSQL gives one at the first write.
+
+        In AUTOCOMMIT mode each statement was a transaction, so it may have written unless it cannot.
+        """
+        is_autocommit = getattr(connection.connection.dbapi_connection, "autocommit", False)
+        return bool(connection.scalar(_MAY_WRITE if is_autocommit else HAS_WRITTEN))
 
     def now(self) -> Any:
         """Return `clock_timestamp()`.
