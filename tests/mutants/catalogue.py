@@ -723,7 +723,7 @@ LAST_WORD = {
         GUARDED,
         "if root.session.twophase:",
         "if False:",
-        "test_two_phase_commit_covers_two_databases",
+        "test_two_phase_commit_covers_two_databases test_two_phase_commit_covers_two_shards",
     ),
     "a second database is refused beside a claim that a savepoint took back": Mutant(
         GUARDED, "not watch.has_claims or (", "(", "test_a_claim_that_a_savepoint_took_back_asks_for_nothing"
@@ -751,6 +751,36 @@ LAST_WORD = {
         "                held.join(taken_up)",
         "                pass",
         "test_a_second_database_is_refused_after_the_end_of_a_session_joined_to_both",
+    ),
+    "a request may lie on several shards": Mutant(
+        "_claim/sharding.py",
+        "if _ask(session, model, key) is not shard:",
+        "if False:",
+        "test_a_chooser_that_takes_turns_is_refused_before_any_sql test_a_batch_whose_ids_lie_on_two_shards_is_refused",
+    ),
+    "a chooser of shards is asked once": Mutant(
+        "_claim/sharding.py",
+        "for key in (*keys[1:], first):",
+        "for key in keys[1:]:",
+        "test_a_chooser_that_takes_turns_is_refused_before_any_sql",
+    ),
+    "a batch lies on the shard of its first id": Mutant(
+        BATCH,
+        "*(request.key for request in requests.values())",
+        "first.key",
+        "test_a_batch_whose_ids_lie_on_two_shards_is_refused",
+    ),
+    "an effect is looked for on the shard of no request": Mutant(
+        "_effects/lease.py",
+        "Rows(session, terms.settings, request.key), request.key",
+        "Rows(session, terms.settings), request.key",
+        "test_an_effect_lies_on_the_shard_of_its_scope_however_it_began",
+    ),
+    "a receipt is erased on the shard of no request": Mutant(
+        RETENTION,
+        "_arguments(session, model, key)",
+        "_arguments(session, model)",
+        "test_a_receipt_is_erased_on_its_shard",
     ),
 }
 
