@@ -1,15 +1,13 @@
 """The connection is lost around COMMIT: the caller cannot know what became of it, and the same id settles it."""
 
-import socket
-from contextlib import contextmanager
-
 import pytest
-from sqlalchemy import event, make_url, text
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 from support.aio import another_way
 from support.app import deliver, pay
 from support.ports import usual
 from support.proxy import Proxy
+from support.refusing import refusing
 
 from safeagent_sa import ExecutionGuard
 
@@ -109,28 +107,11 @@ def test_without_run_transaction_that_error_reaches_the_caller_over_an_intact_co
 on_each_driver = usual("way", ["psycopg", "psycopg2", "asyncpg"], among=[*WAYS, "psycopg by key"])
 
 
-@contextmanager
-def refusing(port, times):
-    """Let the next connections of a port go where the system refuses them; yield what has happened."""
-    refused = []
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))  # and never listens
-
-        def elsewhere(_dialect, _record, _arguments, options):
-            if len(refused) < times:
-                options.update(host="127.0.0.1", port=closed.getsockname()[1])
-                refused.append(1)
-
-        event.listen(port.engine, "do_connect", elsewhere)
-        port.engine.dispose()
-        yield refused
-        event.remove(port.engine, "do_connect", elsewhere)
-
-
 @on_each_driver
 def test_a_server_that_cannot_be_reached_is_tried_again(database, through):
     """As in a failover: the lost connection is replaced by one to a server that is not there yet."""
-    with refusing(through, 3) as refused:
+    through.engine.dispose()
+    with refusing(through.engine, 3) as refused:
         execution = ExecutionGuard().run_transaction(through.sessions, "order-1", pay, "order-1", action="pay")
 
     assert len(refused) == 3
@@ -140,7 +121,11 @@ def test_a_server_that_cannot_be_reached_is_tried_again(database, through):
 
 @on_each_driver
 def test_attempts_to_reach_a_server_are_bounded(database, through):
-    with refusing(through, 10) as refused, pytest.raises((DBAPIError, OSError), match=r"refused|Connect call failed"):
+    through.engine.dispose()
+    with (
+        refusing(through.engine, 10) as refused,
+        pytest.raises((DBAPIError, OSError), match=r"refused|Connect call failed"),
+    ):
         ExecutionGuard().run_transaction(through.sessions, "order-1", pay, "order-1", action="pay", max_attempts=2)
 
     assert len(refused) == 2

@@ -484,6 +484,12 @@ COMPLETING = {
         "False or",
         "test_a_server_that_cannot_be_reached_is_tried_again",
     ),
+    "a relay ends where asyncpg cannot connect": Mutant(
+        "relay.py",
+        "if not (isinstance(error, DBAPIError) or is_unreachable(error)):",
+        "if not isinstance(error, DBAPIError):",
+        "test_a_relay_waits_for_a_server_that_cannot_be_reached",
+    ),
     "an error of the function is taken for one of connecting": Mutant(
         RUN,
         "if not self._is_connected:",

@@ -35,6 +35,7 @@ from support.servers import start  # noqa: E402
 SUITE = [
     "tests/unit",
     "tests/effects/test_effects.py",
+    "tests/effects/test_async.py",
     "tests/effects/test_between.py",
     "tests/effects/test_durability.py",
     "tests/effects/test_fence.py",
