@@ -130,7 +130,8 @@ class AsyncExecutionGuard(ConfiguredGuard):
             PendingWritesError: The session holds unflushed changes from before the claim.
             ReadOnlyTransactionError: The transaction cannot write.
             SecondDatabaseError: The session has written to another database in the same transaction.
-            UnsupportedSessionError: This is not an AsyncSession, or its connection holds a claim of another one.
+            UnsupportedSessionError: This is not an AsyncSession, its connection holds a claim of another one, or its
+                `shard_chooser` puts the request on another shard each time it is asked.
             UnsupportedResultTypeError: The result type has no JSON form, or pydantic is not installed.
             SetupError: The guard does not support the database, or the SQLite engine is not configured.
             sqlalchemy.exc.DBAPIError: As the database raised it. SQLSTATE 40001 and 40P01 ask for the whole
@@ -558,6 +559,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
             sqlalchemy.exc.DBAPIError: SQLSTATE 53200 where PostgreSQL's lock table is full: each id holds a lock until
                 its transaction ends, in this and in every other open transaction. The transaction is aborted and stores
                 nothing; roll back, and claim fewer ids in each.
+            UnsupportedSessionError: The ids lie on several shards of a ShardedSession, besides what it means for `claim`.
             NotCompletedError: The block ended with a new execution that was neither completed nor released.
             Exception: Everything else that `claim` raises, except OutcomeErrors, which are in the batch.
 
@@ -744,7 +746,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
             The requests, with the idempotency keys to look for in the other system.
 
         Raises:
-            UnsupportedSessionError: This is not an AsyncSession.
+            UnsupportedSessionError: This is not an AsyncSession, or it has several shards.
             UnsupportedDialectError: The guard does not support the database.
 
         Example:

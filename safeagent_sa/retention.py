@@ -96,7 +96,7 @@ def purge(
     Raises:
         RetentionTooShortError: `older_than` is less than 24 hours, without `allow_under_24_hours`.
         ValueError: `batch_size` is out of range.
-        UnsupportedSessionError: The factory did not make a Session, or made one that is in a transaction.
+        UnsupportedSessionError: The factory made no Session, or one with several shards or in a transaction.
         AutocommitError: The connection commits each statement.
         EngineNotConfiguredError: A SQLite engine without `sqlite.configure()`.
         UnsupportedDialectError: The guard does not support the database.
@@ -159,7 +159,7 @@ async def purge_async(
     Raises:
         RetentionTooShortError: `older_than` is less than 24 hours, without `allow_under_24_hours`.
         ValueError: `batch_size` is out of range.
-        UnsupportedSessionError: The factory did not make a AsyncSession, or made one that is in a transaction.
+        UnsupportedSessionError: The factory made no AsyncSession, or one with several shards or in a transaction.
         AutocommitError: The connection commits each statement.
         EngineNotConfiguredError: A SQLite engine without `sqlite.configure()`.
         UnsupportedDialectError: The guard does not support the database.
