@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 # Workers take single tests, so that a worker that dies loses one test and no file.
 # More processes than a small machine has cores, since tests spend half of their time waiting for servers and programs.
 SUITE = $(BIN)/python -m pytest -n 4 --dist worksteal
-EVERYWHERE = not stress and not pgbouncer and not agents and not recipes and not queues and not http and not browser
+EVERYWHERE = not stress and not pgbouncer and not failover and not agents and not recipes and not queues and not http and not browser
 BENCH_VENV := .venv-bench$(PINNED)
 BENCH_BIN := $(BENCH_VENV)/bin
 BENCH_READY := $(BENCH_VENV)/.ready
@@ -26,7 +26,7 @@ QUEUES_READY := .venv-queues/.ready
 ARQ_READY := .venv-arq/.ready
 OLDEST_READY := .venv-fastapi-oldest/.ready
 
-.PHONY: help demo demo-agents dashboard test test-all coverage check hosting words aio format changelog bench bench-full bench-instructions field stress pgbouncer roads frameworks test-agents test-recipes test-http test-queues test-browser screenshots mutants matrix release-check release-extras nightly clean
+.PHONY: help demo demo-agents dashboard test test-all coverage check hosting words aio format changelog bench bench-full bench-instructions field stress pgbouncer failover roads frameworks test-agents test-recipes test-http test-queues test-browser screenshots mutants matrix release-check release-extras nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -108,6 +108,9 @@ stress: $(READY)  ## the long runs
 pgbouncer: $(READY)  ## the protocol through PgBouncer, which must be installed
 	$(BIN)/python -m pytest -m pgbouncer $(ARGS)
 
+failover: $(READY)  ## kill primaries under load and promote standbys; PostgreSQL's programs must be here
+	$(BIN)/python -m pytest -m failover tests/failover $(ARGS)
+
 test-http: $(HTTP_READY) $(OLDEST_READY)  ## HTTP adapters and webhooks: real servers, other frameworks, the oldest FastAPI
 	.venv-http/bin/python -m pytest -m http tests/http $(ARGS)
 	.venv-fastapi-oldest/bin/python -m pytest tests/integrations/test_fastapi.py tests/docs/test_fastapi.py $(ARGS)
@@ -140,7 +143,7 @@ release-check: $(READY)  ## build sdist and wheel, and check both as a user gets
 release-extras: $(READY)  ## install every extra of the wheel alone, or ARGS=flask, and import what it is for
 	$(BIN)/python tools/release_check.py --extras $(ARGS)
 
-nightly: $(READY)  ## mutants, stress, field, frameworks, queues, agents, the release and matrix, with one table of results
+nightly: $(READY)  ## everything that takes too long for each change, with one table of results
 	$(BIN)/python tests/nightly/run.py $(ARGS)
 
 clean:  ## remove everything that these targets create

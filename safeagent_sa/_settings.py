@@ -14,10 +14,10 @@ from uuid import UUID
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, Insert, Table, insert
-from sqlalchemy.orm import Mapper, class_mapper, configure_mappers
+from sqlalchemy.orm import Mapper, class_mapper
 
 from ._dialects import ClaimProtocol, Locking
-from ._request.ids import Key, validate_scope
+from ._request.ids import validate_scope
 from ._request.own_results import ResultEncoder, result_type_with
 from ._request.payloads import Fingerprinter
 from ._request.results import ResultType, result_type_of
@@ -111,13 +111,6 @@ class Settings:
     def mapper(self) -> Mapper[Any]:
         """The mapper of the model."""
         return class_mapper(self.model, configure=False)
-
-    def placed(self, key: Key) -> Any:
-        """Return a row that is in no session, by which a ShardedSession chooses a shard."""
-        configure_mappers()  # an attribute cannot be set before
-        row = self.mapper.class_manager.new_instance()
-        row.scope, row.request_id = key
-        return row
 
     @cached_property
     def table(self) -> Table:

@@ -132,7 +132,8 @@ class AsyncExecutionGuard(ConfiguredGuard):
             PendingWritesError: The session holds unflushed changes from before the claim.
             ReadOnlyTransactionError: The transaction cannot write.
             SecondDatabaseError: The session has written to another database in the same transaction.
-            UnsupportedSessionError: This is not an AsyncSession, or its connection holds a claim of another one.
+            UnsupportedSessionError: This is not an AsyncSession, its connection holds a claim of another one, or its
+                `shard_chooser` puts the request on another shard each time it is asked.
             UnsupportedResultTypeError: The result type has no JSON form, or pydantic is not installed.
             SetupError: The guard does not support the database, or the SQLite engine is not configured.
             sqlalchemy.exc.DBAPIError: As the database raised it. SQLSTATE 40001 and 40P01 ask for the whole
@@ -352,9 +353,10 @@ class AsyncExecutionGuard(ConfiguredGuard):
     ) -> Execution[Any]:
         """Run a function under a claim in a new transaction, which this verb begins and commits.
 
-        It runs the whole transaction again after a serialization failure, a deadlock, a lost connection or a prepared
-        statement that a migration has outdated, with growing pauses. When the answer of COMMIT is lost, or is an error that is
-        not the server's own, the next attempt finds the receipt, or executes.
+        It runs the whole transaction again after a serialization failure, a deadlock, a lost connection, a server that cannot
+        be reached or a prepared statement that a migration has outdated, with growing pauses. When the answer of COMMIT is lost,
+        or is an error that is not the server's own, the next attempt finds the receipt, or executes. For a failover, give it
+        attempts and time: `max_attempts=100, timeout=60`.
 
         Args:
             session_factory: Makes a new session for each attempt, such as `async_sessionmaker(engine)`.
@@ -559,6 +561,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
             sqlalchemy.exc.DBAPIError: SQLSTATE 53200 where PostgreSQL's lock table is full: each id holds a lock until
                 its transaction ends, in this and in every other open transaction. The transaction is aborted and stores
                 nothing; roll back, and claim fewer ids in each.
+            UnsupportedSessionError: The ids lie on several shards of a ShardedSession, besides what it means for `claim`.
             NotCompletedError: The block ended with a new execution that was neither completed nor released.
             Exception: Everything else that `claim` raises, except OutcomeErrors, which are in the batch.
 
@@ -745,7 +748,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
             The requests, with the idempotency keys to look for in the other system.
 
         Raises:
-            UnsupportedSessionError: This is not an AsyncSession.
+            UnsupportedSessionError: This is not an AsyncSession, or it has several shards.
             UnsupportedDialectError: The guard does not support the database.
 
         Example:

@@ -17,6 +17,7 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
+from ._dialects import is_unreachable
 from ._effects.drive import drive, drive_async, transact, transact_async
 from ._effects.notifications import Notifications
 from ._effects.relaying import RelayBase, log, log_outcome
@@ -49,7 +50,7 @@ class Relay(RelayBase[Effect[Any]]):
 
         Raises:
             sqlalchemy.exc.DBAPIError: The database failed and five attempts did not help.
-            UnsupportedSessionError: The factory made no Session, or one that is in a transaction.
+            UnsupportedSessionError: The factory made no Session, or one with several shards or in a transaction.
             SetupError: The database or the engine is not ready for the guard.
 
         Example:
@@ -80,7 +81,7 @@ class Relay(RelayBase[Effect[Any]]):
         effects wakes the relay at once; elsewhere, and behind a pooler, the relay looks every `poll_interval` seconds.
 
         Raises:
-            UnsupportedSessionError: The factory made no Session, or one that is in a transaction.
+            UnsupportedSessionError: The factory made no Session, or one with several shards or in a transaction.
             SetupError: The database or the engine is not ready for the guard.
 
         Example:
@@ -133,7 +134,7 @@ class AsyncRelay(RelayBase[AsyncEffect[Any]]):
 
         Raises:
             sqlalchemy.exc.DBAPIError: The database failed and five attempts did not help.
-            UnsupportedSessionError: The factory made no AsyncSession, or one that is in a transaction.
+            UnsupportedSessionError: The factory made no AsyncSession, or one with several shards or in a transaction.
             SetupError: The database or the engine is not ready for the guard.
 
         Example:
@@ -162,7 +163,7 @@ class AsyncRelay(RelayBase[AsyncEffect[Any]]):
         While the database cannot be reached, the relay waits and tries again.
 
         Raises:
-            UnsupportedSessionError: The factory made no AsyncSession, or one that is in a transaction.
+            UnsupportedSessionError: The factory made no AsyncSession, or one with several shards or in a transaction.
             SetupError: The database or the engine is not ready for the guard.
 
         Example:
@@ -174,7 +175,10 @@ class AsyncRelay(RelayBase[AsyncEffect[Any]]):
         while not self._stopping.is_set():
             try:
                 await self.run_once()
-            except DBAPIError:
+            except Exception as error:
+                # asyncpg raises the system's own errors of connecting.
+                if not (isinstance(error, DBAPIError) or is_unreachable(error)):
+                    raise
                 log.warning("the relay cannot reach the database, and tries again", exc_info=True)
             try:
                 await asyncio.wait_for(self._stopping.wait(), self._poll_interval)

@@ -33,8 +33,9 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from ._claim.outcome import in_doubt, in_progress
+from ._claim.sharding import shard_of
 from ._dialects import protocol_for
-from ._request.ids import validate_key, validate_scope
+from ._request.ids import Key, validate_key, validate_scope
 from ._settings import seconds_of
 from ._transaction import given_session
 from ._transaction import run as transactions
@@ -94,7 +95,7 @@ def purge(
     Raises:
         RetentionTooShortError: `older_than` is less than 24 hours, without `allow_under_24_hours`.
         ValueError: `batch_size` is out of range.
-        UnsupportedSessionError: The factory did not make a Session, or made one that is in a transaction.
+        UnsupportedSessionError: The factory made no Session, or one with several shards or in a transaction.
         AutocommitError: The connection commits each statement.
         EngineNotConfiguredError: A SQLite engine without `sqlite.configure()`.
         UnsupportedDialectError: The guard does not support the database.
@@ -157,7 +158,7 @@ async def purge_async(
     Raises:
         RetentionTooShortError: `older_than` is less than 24 hours, without `allow_under_24_hours`.
         ValueError: `batch_size` is out of range.
-        UnsupportedSessionError: The factory did not make a AsyncSession, or made one that is in a transaction.
+        UnsupportedSessionError: The factory made no AsyncSession, or one with several shards or in a transaction.
         AutocommitError: The connection commits each statement.
         EngineNotConfiguredError: A SQLite engine without `sqlite.configure()`.
         UnsupportedDialectError: The guard does not support the database.
@@ -230,7 +231,7 @@ def erase(
     key = validate_key(scope, request_id)
     session = given_session.plain_session(session)
     table: Table = model.__table__  # type: ignore[attr-defined]
-    connection = session.connection(bind_arguments={"mapper": model, "clause": update(model)})
+    connection = session.connection(bind_arguments=_arguments(session, model, key))
     protocol_for(connection.dialect.name, table).ensure_transaction(connection)
     is_it = and_(table.c.scope == key.scope, table.c.request_id == key.request_id)
     has_ended = or_(*(table.c.status == status for status in _ENDED))
@@ -240,6 +241,12 @@ def erase(
     if status is None:
         return False
     raise in_doubt(key) if status == ExecutionStatus.IN_DOUBT else in_progress(key, 0.0)
+
+
+def _arguments(session: Session, model: type[ExecutionRequestMixin], *keys: Key) -> dict[str, Any]:
+    chosen: dict[str, Any] = {"mapper": model, "clause": update(model)}
+    shard = shard_of(session, model, *keys)
+    return chosen if shard is None else {**chosen, "bind": shard}
 
 
 # Attempts and seconds of one batch: what fails that often is not the bad luck of meeting a claim.
@@ -313,7 +320,8 @@ class _Plan:
 
     def cutoff(self, session: Session) -> dt.datetime:
         """Return the time before which an execution must have ended: one for all batches, so that the purge ends."""
-        now: dt.datetime | None = session.connection(bind_arguments={"mapper": self.model}).scalar(
+        # Of a ShardedSession this is refused: a purge would see one shard of several.
+        now: dt.datetime | None = session.connection(bind_arguments=_arguments(session, self.model)).scalar(
             select(type_coerce(func.current_timestamp(), DateTime(timezone=True)))
         )
         assert now is not None
@@ -333,7 +341,7 @@ class _Plan:
 
     def purge(self, session: Session, cutoff: dt.datetime, after: tuple[str, str]) -> _Batch:
         """Purge the next batch, in the order of the key."""
-        connection = session.connection(bind_arguments={"mapper": self.model, "clause": update(self.model)})
+        connection = session.connection(bind_arguments=_arguments(session, self.model))
         protocol_for(connection.dialect.name, self.table).ensure_transaction(connection)
         key = (self.table.c.scope, self.table.c.request_id)
         chosen = self._chosen(cutoff, after, self.batch_size)

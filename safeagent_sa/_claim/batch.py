@@ -62,7 +62,8 @@ def claim(
     """Claim every id that is free, to commit with the caller, and sort the others by what became of them."""
     validate_action(action)
     first_key = validate_key(scope, next(iter(payloads))) if payloads else None
-    _refuse_more_than_fit(len(payloads), binding.expected_protocol(session, settings, first_key))
+    if first_key is not None:
+        _refuse_more_than_fit(len(payloads), binding.expected_protocol(session, settings, first_key))
     requests: dict[str, Request] = {}
     for name, payload in payloads.items():
         key = validate_key(scope, name)
@@ -79,7 +80,7 @@ def claim(
         return BatchClaim(batch, claims, None)
     first = next(iter(requests.values()))
     session_watch.refuse_pending_writes(session, first.key, "claim_many")
-    connection, protocol = binding.connect(session, settings, first.key)
+    connection, protocol = binding.connect(session, settings, *(request.key for request in requests.values()))
     try:
         inserted = protocol.insert_many(connection, claims)
     except BaseException as error:

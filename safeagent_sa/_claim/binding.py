@@ -11,17 +11,19 @@ from .._dialects import PROTOCOLS, ClaimProtocol, choose_protocol, protocol_for
 from .._request.ids import Key
 from .._settings import Settings
 from .._transaction import session_watch
+from .sharding import shard_of
 
 
-def reach(session: Session, settings: Settings, key: Key | None = None) -> tuple[Connection, ClaimProtocol]:
-    """Return the session's connection for the table, and the protocol that reads there."""
-    connection = _connection_of(session, settings, key)
+def reach(session: Session, settings: Settings, *keys: Key) -> tuple[Connection, ClaimProtocol]:
+    """Return the session's connection for some requests, or for the table, and the protocol that reads there."""
+    connection = _connection_of(session, settings, *keys)
     return connection, protocol_for(connection.dialect.name, settings.model.__table__)  # type: ignore[attr-defined]
 
 
-def expected_protocol(session: Session, settings: Settings, key: Key | None) -> ClaimProtocol:
+def expected_protocol(session: Session, settings: Settings, key: Key) -> ClaimProtocol:
     """Return the protocol of the session's database, as far as it is known; nothing is connected or begun."""
-    dialect = session.get_bind(**arguments(session, settings, key)).dialect
+    chosen = arguments(session, settings, key)
+    dialect = (chosen.get("bind") or session.get_bind(**chosen)).dialect
     table = settings.model.__table__  # type: ignore[attr-defined]
     return PROTOCOLS.get((dialect, table, settings.locking)) or protocol_for(dialect.name, table)
 
@@ -31,18 +33,20 @@ def protocol_on(connection: Connection, table: Table) -> ClaimProtocol:
     return protocol_for(connection.dialect.name, table)
 
 
-def arguments(session: Session, settings: Settings, key: Key | None) -> dict[str, Any]:
+def arguments(session: Session, settings: Settings, *keys: Key) -> dict[str, Any]:
+    """Return what chooses the session's connection for some requests, or for the table."""
     # By mapper, so that sessions with several binds answer with the engine that the table is on; by a clause that
     # writes, so that sessions which split reads from writes answer with the primary.
     found: dict[str, Any] = {"mapper": settings.mapper, "clause": settings.write}
-    if key is not None and hasattr(session, "shard_chooser"):  # a ShardedSession asks for the row that is to be placed
-        found["instance"] = settings.placed(key)
+    shard = shard_of(session, settings.model, *keys)
+    if shard is not None:
+        found["bind"] = shard
     return found
 
 
-def connect(session: Session, settings: Settings, key: Key | None = None) -> tuple[Connection, ClaimProtocol]:
-    """Return the session's connection for the table, inside a transaction that can keep the promise."""
-    connection = _connection_of(session, settings, key)
+def connect(session: Session, settings: Settings, *keys: Key) -> tuple[Connection, ClaimProtocol]:
+    """Return the session's connection for some requests, or for the table, inside a transaction that can keep the promise."""
+    connection = _connection_of(session, settings, *keys)
     session_watch.refuse_ended_or_foreign(connection)
     table = settings.model.__table__  # type: ignore[attr-defined]
     protocol = PROTOCOLS.get((connection.dialect, table, settings.locking))
@@ -52,5 +56,5 @@ def connect(session: Session, settings: Settings, key: Key | None = None) -> tup
     return connection, protocol
 
 
-def _connection_of(session: Session, settings: Settings, key: Key | None) -> Connection:
-    return session.connection(bind_arguments=arguments(session, settings, key))
+def _connection_of(session: Session, settings: Settings, *keys: Key) -> Connection:
+    return session.connection(bind_arguments=arguments(session, settings, *keys))

@@ -39,7 +39,7 @@ async def contained_async(
 ) -> AsyncGenerator[AsyncSession]:
     """Do as `contained` does, for AsyncSession."""
     async with session_factory() as service:
-        service.bind = await outer.connection(bind_arguments=binding.arguments(outer.sync_session, settings, None))
+        service.bind = await outer.connection(bind_arguments=binding.arguments(outer.sync_session, settings))
         _join(service.sync_session, await outer.run_sync(lambda session: binding.reach(session, settings)[0]))
         yield service
         if service.in_transaction():

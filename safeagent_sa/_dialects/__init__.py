@@ -44,6 +44,7 @@ __all__ = [
     "capabilities",
     "choose_protocol",
     "is_transient",
+    "is_unreachable",
     "may_have_committed",
     "may_have_written",
     "protocol_for",
@@ -143,6 +144,11 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, DBAPIError) and (
         error.connection_invalidated or any(_class_for(name).is_transient(error) for name in _REGISTRY)
     )
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Return whether an error that was raised before there was a connection says that none could be made now."""
+    return any(_class_for(name).is_unreachable(error) for name in _REGISTRY)
 
 
 def may_have_committed(error: DBAPIError) -> bool:

@@ -230,6 +230,11 @@ class ClaimProtocol(ABC):
         """Return whether this database, by its own error code, asks the client to run the whole transaction again."""
 
     @staticmethod
+    def is_unreachable(error: Exception) -> bool:  # noqa: ARG004 - for databases that are servers
+        """Return whether an error of connecting says that no server could be reached that takes connections now."""
+        return False
+
+    @staticmethod
     def may_have_committed(error: DBAPIError) -> bool:  # noqa: ARG004 - for databases whose codes show it
         """Return whether the database may have stored a COMMIT that has raised this error."""
         return True

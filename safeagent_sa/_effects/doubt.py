@@ -148,7 +148,7 @@ def resolve(
             json_text.encode(note[name], max_bytes=_MAX_EVIDENCE)
         except json_text.NotStorableError as problem:
             raise InvalidResultError(f"{name} {problem}. {_NOT_RESOLVED}") from None
-    rows = lease_rows.Rows(session, settings)
+    rows = lease_rows.Rows(session, settings, key)
     found = rows.find(key, is_locking=True)
     if found is None or not _is_resolvable(rows.connection, found, verdict):
         if found is None or not _is_resolved_so(found, verdict, text):

@@ -64,26 +64,26 @@ class Lease(NamedTuple):
 
     def start(self, session: Session) -> None:
         """Mark that the call begins."""
-        rows = Rows(session, self.terms.settings)
+        rows = Rows(session, self.terms.settings, self.key)
         values = {"effect_started_at": rows.protocol.now(), "lease_expires_at": rows.protocol.later(self.terms.seconds)}
         if not rows.write(self.key, self.token, values, LEASED):
             raise self._lost()
 
     def extend(self, session: Session) -> None:
         """Set the end of the lease to its full length from now."""
-        rows = Rows(session, self.terms.settings)
+        rows = Rows(session, self.terms.settings, self.key)
         values = {"lease_expires_at": rows.protocol.later(self.terms.seconds)}
         if not rows.write(self.key, self.token, values, LEASED):
             raise self._lost()
 
     def note(self, session: Session, details: str) -> None:
         """Store what is known besides, while the call goes on."""
-        if not Rows(session, self.terms.settings).write(self.key, self.token, {"details": details}, LEASED):
+        if not Rows(session, self.terms.settings, self.key).write(self.key, self.token, {"details": details}, LEASED):
             raise self._lost()
 
     def complete(self, session: Session, result: str, details: str | None = None) -> bool:
         """Record the result; return False where an earlier COMMIT of this attempt, whose answer was lost, has done so."""
-        rows = Rows(session, self.terms.settings)
+        rows = Rows(session, self.terms.settings, self.key)
         values = {"status": ExecutionStatus.COMPLETED.value, "result": result, "error": null(), "payload": null()}
         values |= {"completed_at": rows.protocol.now(), "lease_expires_at": null()}
         if details is not None:
@@ -96,7 +96,7 @@ class Lease(NamedTuple):
         Returns:
             False where an earlier COMMIT of this attempt, whose answer was lost, has done so.
         """
-        rows = Rows(session, self.terms.settings)
+        rows = Rows(session, self.terms.settings, self.key)
         values: dict[str, Any] = {"status": ExecutionStatus.FAILED.value, "error": error}
         values |= {"completed_at": rows.protocol.now(), "lease_expires_at": null()}
         if not keeps_payload:
@@ -108,7 +108,7 @@ class Lease(NamedTuple):
 
         What an earlier attempt may have done stays in doubt.
         """
-        rows = Rows(session, self.terms.settings)
+        rows = Rows(session, self.terms.settings, self.key)
         values = {"status": LEASED, "error": error, "lease_expires_at": rows.protocol.later(pause)}
         if not self.is_in_doubt:
             values["effect_started_at"] = null()
@@ -119,7 +119,7 @@ class Lease(NamedTuple):
         """Record that the effect may or may not have happened."""
         values = {"status": IN_DOUBT, "error": error, "details": details}
         values = {name: value for name, value in values.items() if value is not None}
-        if not Rows(session, self.terms.settings).write(self.key, self.token, values, LEASED, IN_DOUBT):
+        if not Rows(session, self.terms.settings, self.key).write(self.key, self.token, values, LEASED, IN_DOUBT):
             raise self._lost()
 
     def _settle(self, rows: Rows, values: dict[str, Any]) -> bool:
@@ -147,7 +147,7 @@ def take(session: Session, terms: Terms, request: Request, token: uuid.UUID) -> 
 
     An error is returned and not raised, since the row may have been parked, which must be committed.
     """
-    rows, key = Rows(session, terms.settings), request.key
+    rows, key = Rows(session, terms.settings, request.key), request.key
     claim = NewClaim(*key, request.action, request.fingerprint, token)
     found = rows.insert_or_find(claim, terms.seconds) or rows.find(key)
     if isinstance(found, Inserted):

@@ -50,8 +50,8 @@ class Found(NamedTuple):
 class Rows:
     """The table as one transaction reaches it; every COMMIT of a write is made durable."""
 
-    def __init__(self, session: Session, settings: Settings) -> None:
-        self.connection, self.protocol = binding.connect(session, settings)
+    def __init__(self, session: Session, settings: Settings, *keys: Key) -> None:
+        self.connection, self.protocol = binding.connect(session, settings, *keys)
         self.table: Table = settings.model.__table__  # type: ignore[attr-defined]
         self._settings = settings
 

@@ -12,12 +12,16 @@ from ..errors import SchemaError
 from ..models import ExecutionRequestMixin
 from ..schema import verify
 from .finding import Finding
+from .replication import replication_of
 from .requests import findings_of
 from .waits import Load, waits_of
 
 
 # An index on one of these costs every completion a write to it (manual, section 73.7: heap-only tuples).
 _CHANGING = {"status", "result", "completed_at"}
+
+# The engines that have PostgreSQL's own replication.
+_REPLICATES = {"PostgreSQL", "Citus"}
 
 
 def examine(
@@ -51,6 +55,8 @@ def examine(
         if load is not None:
             yield from waits_of(connection, load)
         yield from _server(connection)
+        if found.engine in _REPLICATES:
+            yield from replication_of(connection)
         yield from _grants(connection, table)
         yield from _storage(connection, table)
     else:

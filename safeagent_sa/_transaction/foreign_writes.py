@@ -22,8 +22,12 @@ def connections_of(root: Any) -> Collection[Connection]:
 def refuse_written(connection: Connection) -> None:
     """Raise where the transaction of a connection without a claim has written, beside one with a claim."""
     if may_have_written(connection):
+        is_autocommit = getattr(connection.connection.dbapi_connection, "autocommit", False)
+        has_written = (
+            "may have written (in AUTOCOMMIT mode, which does not show it)" if is_autocommit else "has written"
+        )
         message = (
-            f"this transaction has written to {connection.engine.url!r} as well, and no COMMIT covers two databases: "
+            f"this transaction {has_written} to {connection.engine.url!r} as well, and no COMMIT covers two databases: "
             "one could be stored without the other. Put the execution table beside the business tables, write to "
             "the other database through an outbox, or use Session(twophase=True)."
         )

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from weakref import ReferenceType
+from weakref import ReferenceType, ref
 
 from sqlalchemy import Connection, RootTransaction
 from sqlalchemy.orm import SessionTransaction
@@ -36,6 +36,8 @@ class SessionWatch:
 
     root: ReferenceType[SessionTransaction]
     claims: list[OpenClaim] = field(default_factory=list)
+    parts: list[ReferenceType[GuardedTransaction]] = field(default_factory=list)
+    """What each of its connections must prove; they outlive a session that is joined to outer transactions."""
 
     @property
     def has_claims(self) -> bool:
@@ -44,6 +46,25 @@ class SessionWatch:
             if not claim.is_undone:
                 return True
         return False
+
+    def others(self, connection: Connection) -> list[Connection] | None:
+        """Return its other connections whose transactions are open; None where it needs no look at them.
+
+        A joined session may have ended before the outer transactions of its connections, which then commit one by one: they
+        need a look until the one with the claims has ended.
+        """
+        root: Any = self.root()
+        found: Iterable[Connection | None]
+        if root is not None and root.session is not None:
+            if root.session.twophase:
+                return None
+            found = connections_of(root)
+        else:
+            parts = [part for reference in self.parts if (part := reference()) is not None and not part.is_over]
+            if not any(part.claims for part in parts):
+                return None
+            found = [part.connection_ref() for part in parts]
+        return [each for each in found if each is not None and each is not connection and each.in_transaction()]
 
     def refuse_lost(self) -> None:
         """Raise where something was written that a lost claim no longer covers."""
@@ -93,6 +114,7 @@ class GuardedTransaction:
         """Take part in a session's guarded transaction."""
         if not self.watches or all(each is not watch for each in self.watches):
             self.watches.append(watch)
+            watch.parts.append(ref(self))
 
     def refuse_early(self, connection: Connection, *, is_joined: bool) -> None:
         """Raise where it is clear before anything is written that this transaction must not commit.
@@ -156,18 +178,16 @@ class GuardedTransaction:
 
     def _refuse_second_database(self, connection: Connection) -> None:
         for watch in self.watches:
-            root: Any = watch.root()
-            if root is None or root.session.twophase or not watch.has_claims:
+            if not watch.has_claims or (self.claims and len(watch.parts) == 1):
+                continue
+            others = watch.others(connection)
+            if others is None:
                 continue
             if not self.claims:
                 refuse_written(connection)
                 continue
-            others = connections_of(root)
-            if len(others) == 1 and connection in others:
-                continue
             for other in others:
-                if other is not connection and other.in_transaction():
-                    refuse_written(other)
+                refuse_written(other)
 
     def follow(self, step: Step, connection: Connection) -> None:
         """Note a statement that has ended the transaction, or begun or ended a savepoint."""

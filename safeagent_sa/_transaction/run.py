@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from .._dialects import is_transient, may_have_committed
+from .._dialects import is_transient, is_unreachable, may_have_committed
 from ..errors import ExecutionInProgressError, UnsupportedSessionError
+from .foreign_writes import connections_of
 
 
 if TYPE_CHECKING:
@@ -24,10 +26,6 @@ if TYPE_CHECKING:
 
 _SessionT = TypeVar("_SessionT")
 _ValueT = TypeVar("_ValueT")
-
-# Errors that another attempt may help against; `Attempts` decides.
-_FAILURES = (DBAPIError, ExecutionInProgressError)
-
 
 # The first pause is about as long as a short transaction, and pauses double up to the longest one. Each is drawn at random
 # from half of that to all of it, so that callers that have collided once do not collide again.
@@ -62,10 +60,21 @@ class Attempts:
         self._deadline = time.monotonic() + timeout
         self._pause = _FIRST_PAUSE
         self._is_commit_unknown = self._is_committing = False
+        self._is_connected = True
 
     def begin(self) -> None:
         """Note that an attempt begins."""
-        self._is_committing = False
+        self._is_committing, self._is_connected = False, True
+
+    @contextmanager
+    def of_body(self, session: Session) -> Generator[None]:
+        """Note whether what is raised comes from a transaction that has reached a database: an error of connecting does not."""
+        try:
+            yield
+        except Exception:
+            root = session.get_transaction()
+            self._is_connected = root is None or bool(connections_of(root))
+            raise
 
     def commit(self) -> None:
         """Note that its work is done: an error from here on is one of the COMMIT."""
@@ -73,7 +82,9 @@ class Attempts:
 
     def pause_after(self, error: Exception) -> float | None:
         """Return the seconds to wait before the next attempt, or None where the error is to be raised."""
-        if isinstance(error, DBAPIError):
+        if not self._is_connected:
+            worth_it = is_unreachable(error)  # nothing was sent
+        elif isinstance(error, DBAPIError):
             # A proxy may keep the connection and answer a COMMIT with an error although the server has stored it.
             is_unanswered = self._is_committing and may_have_committed(error)
             self._is_commit_unknown |= error.connection_invalidated or is_unanswered
@@ -94,7 +105,7 @@ def run(session_factory: SessionFactory, body: Callable[[Session], _ValueT], att
     while True:
         try:
             return _once(session_factory, body, attempts)
-        except _FAILURES as error:
+        except Exception as error:
             pause = attempts.pause_after(error)
             if pause is None:
                 raise
@@ -113,10 +124,11 @@ async def run_async(
         try:
             attempts.begin()
             async with _idle(session_factory(), AsyncSession) as session, session.begin():
-                value = await body(session)
+                with attempts.of_body(session.sync_session):
+                    value = await body(session)
                 attempts.commit()
             return value  # noqa: TRY300 - the COMMIT is a part of what is tried
-        except _FAILURES as error:
+        except Exception as error:
             pause = attempts.pause_after(error)
             if pause is None:
                 raise
@@ -126,7 +138,8 @@ async def run_async(
 def _once(session_factory: SessionFactory, body: Callable[[Session], _ValueT], attempts: Attempts) -> _ValueT:
     attempts.begin()
     with _idle(session_factory(), Session) as session, session.begin():
-        value = body(session)
+        with attempts.of_body(session):
+            value = body(session)
         attempts.commit()
     return value
 

@@ -200,11 +200,12 @@ def _watch_of(session: Session, known: GuardedTransaction | None = None) -> Sess
     return current
 
 
-def _take_up(claim: OpenClaim, session: Session) -> None:
+def _take_up(claim: OpenClaim, session: Session) -> SessionWatch:
     """Watch a claim of an earlier transaction in the session's present one."""
     current = _watch_of(session)
     if claim not in current.claims:
         current.claims.append(claim)
+    return current
 
 
 def _blocks(session: Session) -> dict[object, OpenClaim]:
@@ -224,7 +225,10 @@ def _after_begin(session: Session, _transaction: SessionTransaction, connection:
         if not claim.is_same_transaction:
             lose(claim)  # another transaction, begun in the block after its own had ended
         elif claim.root_ref is None:
-            _take_up(claim, session)
+            taken_up, outer = _take_up(claim, session), claim.connection_ref()
+            held = None if outer is None else transaction_of(outer)
+            if held is not None:
+                held.join(taken_up)
     current = _current_watch(session)
     if current is not None:
         guard_transaction(connection).join(current)

@@ -17,6 +17,7 @@ from ._console import in_sentences, out
 from ._database import connected
 from ._options import Schema, TableName, Url
 from ._progress import bar
+from ._servers import look_around
 
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
@@ -53,11 +54,13 @@ def doctor(
 
     Use the app's URL: only that way can the command see grants, poolers and a role's settings. Without --deep it reads a few
     pages of a table of any size. With --concurrency it checks that waiting duplicates leave connections for other requests.
+    With a URL of several hosts it looks at each of them.
     """
     with connected(url, schema, table_name) as (engine, model), engine.connect() as connection:
         seconds, load = time_limit if is_deep else None, Load(pool, concurrency, wait_timeout)
         with bar("looking at every row", 1.0, is_shown=is_deep) as show:
-            findings = list(database.examine(connection, model, load=load, seconds=seconds, on_progress=show))
+            around = list(look_around(engine))
+            findings = [*database.examine(connection, model, load=load, seconds=seconds, on_progress=show), *around]
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:

@@ -49,6 +49,8 @@ def test_a_healthy_database(own):
         "pool",
         "primary",
         "pooler",
+        "standbys",
+        "timeline",
         "grants",
         "collation",
         "indexes",

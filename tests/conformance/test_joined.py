@@ -437,3 +437,55 @@ def test_a_second_database_is_refused_after_a_commit_in_the_block(port, tmp_path
     other.dispose()
 
     assert nothing_is_stored(port)
+
+
+@pytest.mark.parametrize("commits_in_block", [False, True])
+@pytest.mark.parametrize("is_session_kept", [False, True])
+@pytest.mark.parametrize("first", ["claim", "rows"])
+def test_a_second_database_is_refused_after_the_end_of_a_session_joined_to_both(
+    postgresql, new_database, first, is_session_kept, commits_in_block
+):
+    other = create_engine(new_database())
+    Base.metadata.create_all(other)
+    with postgresql.engine.connect() as claims, other.connect() as rows:
+        claims.begin(), rows.begin()
+        session = Session(binds={ExecutionRequest: claims, Payment: rows})
+        kept = [session.begin()] if is_session_kept else []
+        with guard.claim(session, "order-1", action="pay") as execution:
+            if commits_in_block:
+                session.commit()
+                kept += [session.begin()] if is_session_kept else []
+            execution.complete(pay(session, "order-1"))
+        session.commit()
+        session.close()
+        del session
+        with pytest.raises(SecondDatabaseError):
+            (claims if first == "claim" else rows).commit()
+        kept.clear()
+    with Session(other) as session:
+        assert session.scalars(select(Payment)).all() == []
+    other.dispose()
+
+    assert postgresql.requests() == []
+
+
+def test_what_follows_in_a_second_database_is_its_own_where_the_claim_is_committed(postgresql, new_database):
+    other = create_engine(new_database())
+    Base.metadata.create_all(other)
+    with postgresql.engine.connect() as claims, other.connect() as rows:
+        claims.begin(), rows.begin()
+        with Session(binds={ExecutionRequest: claims, Payment: rows}) as session:
+            with guard.claim(session, "order-1", action="pay") as execution:
+                assert session.scalars(select(Payment)).all() == []
+                execution.complete()
+            session.commit()
+        claims.commit()
+        with Session(rows) as session:
+            pay(session, "later")
+            session.commit()
+        rows.commit()
+    with Session(other) as session:
+        assert len(session.scalars(select(Payment)).all()) == 1
+    other.dispose()
+
+    assert postgresql.requests() == [("order-1", "completed")]

@@ -131,6 +131,29 @@ def test_reading_from_another_postgresql_is_no_harm(postgresql, new_database):
     assert postgresql.requests() == [("order-1", "completed")]
 
 
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_another_postgresql_in_autocommit_mode_may_have_written(postgresql, new_database, driver):
+    """What is written there commits at once, and no transaction shows it: only a server that takes no writes is no harm."""
+    url = new_database().set(drivername=f"postgresql+{driver}")
+    read_only = "-c default_transaction_read_only=on"
+    writer, reader = (
+        create_engine(url, isolation_level="AUTOCOMMIT", connect_args={"options": options})
+        for options in ("", read_only)
+    )
+    Base.metadata.create_all(writer)
+    with Session(binds={Payment: reader, ExecutionRequest: postgresql.engine}) as session, session.begin():
+        with guard.claim(session, "order-1", action="pay") as execution:
+            assert session.scalars(select(Payment)).all() == []
+            execution.complete()
+    with pytest.raises(SecondDatabaseError, match="AUTOCOMMIT mode, which does not show it"):
+        with Session(binds={Payment: writer, ExecutionRequest: postgresql.engine}) as session, session.begin():
+            guard.execute(session, "order-2", pay, "order-2", action="pay")
+    writer.dispose()
+    reader.dispose()
+
+    assert postgresql.requests() == [("order-1", "completed")]
+
+
 def test_two_phase_commit_covers_two_databases(postgresql, new_database):
     other = create_engine(new_database())
     Base.metadata.create_all(other)

@@ -5,7 +5,9 @@ from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 from support.aio import another_way
 from support.app import deliver, pay
+from support.ports import usual
 from support.proxy import Proxy
+from support.refusing import refusing
 
 from safeagent_sa import ExecutionGuard
 
@@ -100,3 +102,46 @@ def test_without_run_transaction_that_error_reaches_the_caller_over_an_intact_co
 
     assert not caught.value.connection_invalidated
     assert database.requests() == [("order-1", "completed")]
+
+
+on_each_driver = usual("way", ["psycopg", "psycopg2", "asyncpg"], among=[*WAYS, "psycopg by key"])
+
+
+@on_each_driver
+def test_a_server_that_cannot_be_reached_is_tried_again(database, through):
+    """As in a failover: the lost connection is replaced by one to a server that is not there yet."""
+    through.engine.dispose()
+    with refusing(through.engine, 3) as refused:
+        execution = ExecutionGuard().run_transaction(through.sessions, "order-1", pay, "order-1", action="pay")
+
+    assert len(refused) == 3
+    assert not execution.is_replay
+    assert database.payments("order-1") == 1
+
+
+@on_each_driver
+def test_attempts_to_reach_a_server_are_bounded(database, through):
+    through.engine.dispose()
+    with (
+        refusing(through.engine, 10) as refused,
+        pytest.raises((DBAPIError, OSError), match=r"refused|Connect call failed"),
+    ):
+        ExecutionGuard().run_transaction(through.sessions, "order-1", pay, "order-1", action="pay", max_attempts=2)
+
+    assert len(refused) == 2
+    assert database.requests() == []
+
+
+@on_each_driver
+def test_such_an_error_of_the_function_is_not_one_of_connecting(database, through):
+    calls = []
+
+    def call_another_system(session):
+        calls.append(1)
+        raise ConnectionRefusedError("another system")
+
+    with pytest.raises(ConnectionRefusedError, match="another system"):
+        ExecutionGuard().run_transaction(through.sessions, "order-1", call_another_system, action="pay")
+
+    assert calls == [1]
+    assert database.requests() == []

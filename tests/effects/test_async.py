@@ -1,10 +1,14 @@
 """What only effects of coroutines have: functions and coroutine functions side by side, and an AsyncSession for the rows."""
 
+import asyncio
+
 import pytest
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from support.app import Payment
+from support.patience import PATIENCE
 from support.ports import ASYNC, ports
+from support.refusing import refusing
 
 from safeagent_sa import UnsupportedFunctionError
 from safeagent_sa.aio import AsyncExecutionGuard
@@ -79,3 +83,24 @@ async def test_a_plain_function_is_refused_before_any_sql(aiosqlite):
     with pytest.raises(UnsupportedFunctionError, match=r"ExecutionGuard\.effect"):
         await guard.effect("charge").execute(aiosqlite.async_sessions, "charge-1", find)
     assert aiosqlite.requests() == []
+
+
+@ports("psycopg_async", "asyncpg", among=["psycopg_async", "asyncpg"], argument="async_port")
+async def test_a_relay_waits_for_a_server_that_cannot_be_reached(async_port):
+    sent = []
+
+    async def send(_effect, payload):
+        sent.append(payload)
+        relay.stop()
+
+    relay = guard.relay(async_port.async_sessions, {"mail": send}, poll_interval=0.01)
+    async with async_port.async_sessions() as session, session.begin():
+        async with guard.claim(session, "order-1", action="order") as execution:
+            execution.effects.add("mail", "to alice")
+            execution.complete()
+    await async_port.async_engine.dispose()
+    with refusing(async_port.engine, 6) as refused:  # one more than the attempts of a transaction
+        await asyncio.wait_for(relay.run(), PATIENCE)
+
+    assert len(refused) == 6
+    assert sent == ["to alice"]

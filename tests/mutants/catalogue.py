@@ -414,8 +414,8 @@ COMPLETING = {
     ),
     "a second database is not watched after a commit in the block": Mutant(
         WATCH,
-        "            _take_up(claim, session)\n    current",
-        "            pass\n    current",
+        "elif claim.root_ref is None:",
+        "elif False:",
         "test_a_second_database_is_refused_after_a_commit_in_the_block",
     ),
     "business writes wait for the COMMIT": Mutant(
@@ -477,6 +477,30 @@ COMPLETING = {
         "is_unanswered = self._is_committing and may_have_committed(error)",
         "is_unanswered = False",
         "test_an_error_in_place_of_the_answer_of_a_commit_is_settled",
+    ),
+    "a server that cannot be reached is the caller's": Mutant(
+        RUN,
+        "worth_it = is_unreachable(error)",
+        "worth_it = False",
+        "test_a_server_that_cannot_be_reached_is_tried_again",
+    ),
+    "the system's errors of connecting are the caller's": Mutant(
+        SERVER,
+        "isinstance(error, OSError) or",
+        "False or",
+        "test_a_server_that_cannot_be_reached_is_tried_again",
+    ),
+    "a relay ends where asyncpg cannot connect": Mutant(
+        "relay.py",
+        "if not (isinstance(error, DBAPIError) or is_unreachable(error)):",
+        "if not isinstance(error, DBAPIError):",
+        "test_a_relay_waits_for_a_server_that_cannot_be_reached",
+    ),
+    "an error of the function is taken for one of connecting": Mutant(
+        RUN,
+        "if not self._is_connected:",
+        "if True:",
+        "test_such_an_error_of_the_function_is_not_one_of_connecting",
     ),
     "every error of a COMMIT is tried again": Mutant(
         DIALECTS,
@@ -691,8 +715,8 @@ LAST_WORD = {
     ),
     "a second database that commits last is not looked at": Mutant(
         GUARDED,
-        "                    refuse_written(other)",
-        "                    pass",
+        "                refuse_written(other)",
+        "                pass",
         "test_a_second_database_that_a_hook_writes_to_is_refused test_a_second_database_that_an_engine_s_commit_hook_writes_to test_business_rows_on_another_shard_are_refused",
     ),
     "a second database that joins later is not looked at": Mutant(
@@ -714,10 +738,67 @@ LAST_WORD = {
         "test_reading_from_another_postgresql_is_no_harm",
     ),
     "two-phase commit of two databases is refused": Mutant(
-        GUARDED, "root.session.twophase or", "False or", "test_two_phase_commit_covers_two_databases"
+        GUARDED,
+        "if root.session.twophase:",
+        "if False:",
+        "test_two_phase_commit_covers_two_databases test_two_phase_commit_covers_two_shards",
     ),
     "a second database is refused beside a claim that a savepoint took back": Mutant(
-        GUARDED, " or not watch.has_claims:", ":", "test_a_claim_that_a_savepoint_took_back_asks_for_nothing"
+        GUARDED, "not watch.has_claims or (", "(", "test_a_claim_that_a_savepoint_took_back_asks_for_nothing"
+    ),
+    "a second database in AUTOCOMMIT mode is believed not to have written": Mutant(
+        SERVER,
+        "_MAY_WRITE if is_autocommit else HAS_WRITTEN",
+        "HAS_WRITTEN",
+        "test_another_postgresql_in_autocommit_mode_may_have_written",
+    ),
+    "a second database of a session that has ended is not looked at": Mutant(
+        GUARDED,
+        "if not any(part.claims for part in parts):",
+        "if True:",
+        "test_a_second_database_is_refused_after_the_end_of_a_session_joined_to_both",
+    ),
+    "a second database is refused for a claim that has committed": Mutant(
+        GUARDED,
+        "if not any(part.claims for part in parts):",
+        "if False:",
+        "test_what_follows_in_a_second_database_is_its_own_where_the_claim_is_committed",
+    ),
+    "a second database is not looked at after a commit in the block": Mutant(
+        WATCH,
+        "                held.join(taken_up)",
+        "                pass",
+        "test_a_second_database_is_refused_after_the_end_of_a_session_joined_to_both",
+    ),
+    "a request may lie on several shards": Mutant(
+        "_claim/sharding.py",
+        "if _ask(session, model, key) is not shard:",
+        "if False:",
+        "test_a_chooser_that_takes_turns_is_refused_before_any_sql test_a_batch_whose_ids_lie_on_two_shards_is_refused",
+    ),
+    "a chooser of shards is asked once": Mutant(
+        "_claim/sharding.py",
+        "for key in (*keys[1:], first):",
+        "for key in keys[1:]:",
+        "test_a_chooser_that_takes_turns_is_refused_before_any_sql",
+    ),
+    "a batch lies on the shard of its first id": Mutant(
+        BATCH,
+        "*(request.key for request in requests.values())",
+        "first.key",
+        "test_a_batch_whose_ids_lie_on_two_shards_is_refused",
+    ),
+    "an effect is looked for on the shard of no request": Mutant(
+        "_effects/lease.py",
+        "Rows(session, terms.settings, request.key), request.key",
+        "Rows(session, terms.settings), request.key",
+        "test_an_effect_lies_on_the_shard_of_its_scope_however_it_began",
+    ),
+    "a receipt is erased on the shard of no request": Mutant(
+        RETENTION,
+        "_arguments(session, model, key)",
+        "_arguments(session, model)",
+        "test_a_receipt_is_erased_on_its_shard",
     ),
 }
 
@@ -2178,6 +2259,41 @@ SECRETS = {
     ),
 }
 
+REPLICATION = "_inspection/replication.py"
+
+FAILOVER = {
+    "standbys that are not synchronous are well": Mutant(
+        REPLICATION,
+        'return Finding("standbys", "warning", f"{len(rows)}',
+        'return Finding("standbys", "ok", f"{len(rows)}',
+        "test_standbys_of_which_none_is_synchronous",
+    ),
+    "what a role cannot see is taken for a missing standby": Mutant(
+        REPLICATION,
+        "if rows and all(state is None for _, state in rows):",
+        "if False:",
+        "test_a_synchronous_standby_is_visible_to_a_role_that_may_see_it",
+    ),
+    "an old primary is well": Mutant(
+        REPLICATION,
+        "if sight.timeline == newest:",
+        "if True:",
+        "test_an_old_primary_is_found_by_its_timeline",
+    ),
+    "the newest timeline is that of the last look": Mutant(
+        REPLICATION,
+        "max(sight.timeline, _newest.get(sight.system_identifier, 0))",
+        "sight.timeline",
+        "test_an_old_primary_is_found_by_its_timeline",
+    ),
+    "a second primary is not looked for": Mutant(
+        "cli/_servers.py",
+        "if len(primaries) > 1:",
+        "if False:",
+        "test_an_old_primary_is_found_by_its_timeline",
+    ),
+}
+
 MUTANTS = {
     **DASHBOARD,
     **SECRETS,
@@ -2191,6 +2307,7 @@ MUTANTS = {
     **AS_TEXT,
     **ENGINES,
     **STANDBY,
+    **FAILOVER,
     **PIPELINES,
     **BATCHES,
     **WORDS,

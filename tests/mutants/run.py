@@ -35,6 +35,7 @@ from support.servers import start  # noqa: E402
 SUITE = [
     "tests/unit",
     "tests/effects/test_effects.py",
+    "tests/effects/test_async.py",
     "tests/effects/test_between.py",
     "tests/effects/test_durability.py",
     "tests/effects/test_fence.py",
@@ -44,6 +45,7 @@ SUITE = [
     "tests/crash/test_connection_loss.py",
     "tests/dashboard",
     "tests/cli/test_dashboard.py",
+    "tests/cli/test_doctor_replication.py",
     "tests/aio/test_places.py",
     "tests/integrations",
     "tests/docs/test_security.py",

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TARGETS = [
     "mutants",
     "stress",
+    "failover",
     "coverage",
     "field",
     "frameworks",

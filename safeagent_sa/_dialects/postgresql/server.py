@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Float, Table, func, literal, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from ...errors import AutocommitError, ReadOnlyTransactionError
 from ..base import ClaimProtocol, Problem, StoredRequest, by_request_id, constant
@@ -23,7 +23,10 @@ _READ_ONLY_TRANSACTION = "25006"
 # serialization failure, deadlock (manual, section 13.5: run the whole transaction again); the server stops, has crashed, or
 # cannot accept connections yet
 _TRANSIENT = {"40001", "40P01", "57P01", "57P02", "57P03"}
-_CONNECTION_EXCEPTION = "08"
+_MAY_WRITE = text("SELECT NOT pg_is_in_recovery() AND current_setting('default_transaction_read_only') = 'off'")
+_CONNECTION_EXCEPTION, _TOO_MANY_CONNECTIONS = "08", "53300"
+# asyncpg's own, where no server of the URL fits `target_session_attrs`
+_NO_SUCH_SERVER = "TargetServerAttributeNotMatched"
 # connection exception, operator intervention, system error (also of proxies), internal error; and 40003
 _OF_THE_SYSTEM, _COMPLETION_UNKNOWN = ("08", "57", "58", "XX"), "40003"
 # "cached plan must not change result type": its code is that of every feature that is not supported, and its words are
@@ -83,8 +86,21 @@ class OnPostgreSQL(ClaimProtocol):
 
         Or a prepared statement whose column has another type by now: the driver forgets it with the transaction.
         """
-        code = sqlstate_of(error) or ""
-        return code in _TRANSIENT or code.startswith(_CONNECTION_EXCEPTION) or _is_old_plan(error)
+        return _is_transient(sqlstate_of(error) or "") or _is_old_plan(error)
+
+    @staticmethod
+    def is_unreachable(error: Exception) -> bool:
+        """Return whether an error of connecting is of the way to the server, or says that it takes no connections now.
+
+        psycopg and psycopg2 show no code of it, so a refused password counts, too. asyncpg raises the system's errors and its own.
+        """
+        if isinstance(error, DBAPIError):
+            code = sqlstate_of(error)
+            is_of_the_way = isinstance(error, OperationalError) and code is None
+        else:
+            code = getattr(error, "sqlstate", None)
+            is_of_the_way = isinstance(error, OSError) or type(error).__name__ == _NO_SUCH_SERVER
+        return is_of_the_way or _is_transient(code or "") or code == _TOO_MANY_CONNECTIONS
 
     @staticmethod
     def may_have_committed(error: DBAPIError) -> bool:
@@ -99,8 +115,12 @@ class OnPostgreSQL(ClaimProtocol):
 
     @staticmethod
     def may_have_written(connection: Connection) -> bool:
-        """Ask whether the transaction has an id: PostgreSQL gives one at the first write."""
-        return bool(connection.scalar(HAS_WRITTEN))
+        """Ask whether the transaction has an id: PostgreSQL gives one at the first write.
+
+        In AUTOCOMMIT mode each statement was a transaction, so it may have written unless it cannot.
+        """
+        is_autocommit = getattr(connection.connection.dbapi_connection, "autocommit", False)
+        return bool(connection.scalar(_MAY_WRITE if is_autocommit else HAS_WRITTEN))
 
     def now(self) -> Any:
         """Return `clock_timestamp()`.
@@ -141,6 +161,10 @@ def milliseconds_of(timeout: float | None) -> int | None:
 def sqlstate_of(error: DBAPIError) -> str | None:
     """Return the code of an error, as each driver has it."""
     return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+
+
+def _is_transient(code: str) -> bool:
+    return code in _TRANSIENT or code.startswith(_CONNECTION_EXCEPTION)
 
 
 def _is_old_plan(error: DBAPIError) -> bool:
