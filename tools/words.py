@@ -48,6 +48,7 @@ PLACES = (
         ".ci/run",
         "pyproject.toml",
         "pytest_safeagent_sa.py",
+        "setup.py",
     ),
 )
 SUFFIXES = {".ini", ".mako", ".md", ".pml", ".py", ".sql"}
