@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 # Workers take single tests, so that a worker that dies loses one test and no file.
 # More processes than a small machine has cores, since tests spend half of their time waiting for servers and programs.
 SUITE = $(BIN)/python -m pytest -n 4 --dist worksteal
-EVERYWHERE = not stress and not pgbouncer and not failover and not agents and not recipes and not queues and not http and not browser
+EVERYWHERE = not stress and not pgbouncer and not failover and not agents and not recipes and not queues and not http and not browser and not site
 BENCH_VENV := .venv-bench$(PINNED)
 BENCH_BIN := $(BENCH_VENV)/bin
 BENCH_READY := $(BENCH_VENV)/.ready
@@ -25,8 +25,10 @@ HTTP_READY := .venv-http/.ready
 QUEUES_READY := .venv-queues/.ready
 ARQ_READY := .venv-arq/.ready
 OLDEST_READY := .venv-fastapi-oldest/.ready
+DOCS_READY := .venv-docs/.ready
+SITE := build/docs
 
-.PHONY: help demo demo-agents dashboard test test-all coverage check hosting words aio format changelog bench bench-full bench-instructions field stress pgbouncer failover roads frameworks test-agents test-recipes test-http test-queues test-browser screenshots mutants matrix release-check release-extras nightly clean
+.PHONY: help demo demo-agents dashboard test test-all coverage check hosting words aio format changelog bench bench-full bench-instructions field stress pgbouncer failover roads frameworks start test-agents test-recipes test-http test-queues test-browser screenshots docs test-docs diagrams picture mutants matrix release-check release-extras nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -125,11 +127,31 @@ test-browser: $(READY)  ## the dashboard in a real Chromium, which must be insta
 screenshots: $(READY)  ## the same, and take the pictures of docs/operate.md
 	SAFEAGENT_SCREENSHOTS=docs/operate $(BIN)/python -m pytest -m browser tests/browser $(ARGS)
 
+docs: $(DOCS_READY)  ## build the site of the documentation into build/docs; needs no network
+	rm -rf $(SITE)
+	.venv-docs/bin/python -m sphinx --fail-on-warning --keep-going -q -b html docs $(SITE)
+	@echo "$(SITE)/index.html"
+
+test-docs: docs $(READY)  ## build the site and follow its links; look at every page in Chromium, which must be installed
+	$(BIN)/python -m pytest -m site tests/site $(ARGS)
+
+picture: $(READY)  ## draw the terminal of the demo: docs/demo.svg
+	$(BIN)/python tools/picture.py
+
+# Mermaid's own program, with the Chromium that is here; needs npm.
+diagrams:  ## draw docs/diagrams/*.mmd as SVG
+	cd docs/diagrams && PUPPETEER_SKIP_DOWNLOAD=1 PUPPETEER_EXECUTABLE_PATH=$$(command -v chromium) sh -euc ' \
+	  for source in *.mmd; do npx --yes -p @mermaid-js/mermaid-cli mmdc -q -b white -c style.json -p browser.json \
+	    -i $$source -o $${source%.mmd}.svg; done'
+
 roads: $(READY)  ## every migration setup, such as with ALEMBIC=1.14
 	$(SUITE) tests/migrations tests/cli/test_revision.py tests/docs/test_migrations.py tests/docs/test_adopt_safeagent.py $(ARGS)
 
-frameworks: $(READY)  ## follow the pages of docs/frameworks in new environments; ARGS=flask for one
+frameworks: $(READY)  ## follow the pages with a whole app in new environments; ARGS=flask for one
 	PYTHONPATH=tests $(BIN)/python tests/frameworks/run.py $(ARGS)
+
+start: $(READY)  ## follow the first three pages of the documentation in new environments
+	PYTHONPATH=tests $(BIN)/python tests/frameworks/run.py --first
 
 mutants: $(READY)  ## break the promises, one at a time, and check that a test fails
 	$(BIN)/python tests/mutants/run.py $(ARGS)
@@ -161,7 +183,8 @@ $(HTTP_READY): GROUPS := --group http
 $(QUEUES_READY): GROUPS := --group queues
 $(ARQ_READY): GROUPS := --group arq
 $(OLDEST_READY): GROUPS := --group fastapi-oldest
-$(READY) $(BENCH_READY) $(AGENTS_READY) $(HTTP_READY) $(OLDEST_READY) $(QUEUES_READY) $(ARQ_READY) .venv-recipes/.ready .venv-crewai/.ready: pyproject.toml
+$(DOCS_READY): GROUPS := --group docs
+$(READY) $(BENCH_READY) $(AGENTS_READY) $(HTTP_READY) $(OLDEST_READY) $(QUEUES_READY) $(ARQ_READY) $(DOCS_READY) .venv-recipes/.ready .venv-crewai/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade pip

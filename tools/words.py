@@ -51,6 +51,7 @@ PLACES = (
         ".ci/run",
         "pyproject.toml",
         "pytest_safeagent_sa.py",
+        "setup.py",
     ),
 )
 SUFFIXES = {".ini", ".mako", ".md", ".pml", ".py", ".sql", ".yml"}

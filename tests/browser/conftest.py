@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -14,12 +13,13 @@ from typing import Any
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 from support import stage
 from support.app import Port, make_engine
+from support.chromium import chromium
 from support.patience import PATIENCE
 
 from safeagent_sa import ExecutionGuard
@@ -27,24 +27,16 @@ from safeagent_sa.dashboard import Dashboard
 from safeagent_sa.events import Recorder
 
 
-REMEDY = "No Chromium for the walk. Debian: apt install chromium; or name one: SAFEAGENT_CHROMIUM=/path/to/chromium"
-
 # Another site, whose page sends a form as soon as it is opened.
 ATTACK = """<!doctype html><title>other</title><form id="f" method="post" action="{target}/resolve">
 <input name="scope" value="acme"><input name="id" value="order:48377:payout"><input name="answer" value="succeeded">
 <input name="evidence" value="none"></form><script>document.getElementById("f").submit()</script>"""
 
 
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
-    path = os.environ.get("SAFEAGENT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.fail(REMEDY, pytrace=False)
-    with sync_playwright() as playwright:
-        # Its sandbox does not start for root, as in containers; the pages are our own.
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+@pytest.fixture(scope="session", name="chromium")
+def _chromium() -> Iterator[Browser]:
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @contextmanager

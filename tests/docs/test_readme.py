@@ -1,62 +1,61 @@
-"""Every Python block of the README runs as pasted, in order, in one session."""
+"""The README is short, its example runs as pasted, and its links work wherever it is read."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
+from support.pages import blocks
 
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-def test_there_are_blocks():
-    assert len(BLOCKS) >= 4
+def fences(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-def test_the_first_example_is_short_and_runs_alone(tmp_path):
-    lines = [line for line in BLOCKS[0].splitlines() if line.strip()]
+def test_it_is_short():
+    assert len(README.encode()) <= 8 * 1024
+    guarantees = README.partition("## What it guarantees")[2].partition("##")[0]
+    assert len(re.findall(r"^\| ", guarantees, re.MULTILINE)) - 1 == 6
+
+
+def test_the_example_is_short_and_runs_alone(tmp_path):
+    (code,) = fences("python")
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", BLOCKS[0]], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert len(lines) <= 30
-    # the README shows the real output
-    shown = re.search(r"^```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL).group(1)
-    assert done.stdout == shown
+    assert len([line for line in code.splitlines() if line.strip()]) <= 30
+    assert [done.stdout] == fences("text")  # the real output
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_all_blocks_run_in_order(database, tmp_path, monkeypatch, request):
-    monkeypatch.chdir(tmp_path)
-    url = "sqlite:///app.db"
-    if database == "postgresql":
-        url = request.getfixturevalue("new_database")().render_as_string(hide_password=False)
-    monkeypatch.setenv("DATABASE_URL", url)
-    namespace = {"__name__": "__main__"}
-    engines = {}
-    for number, block in enumerate(BLOCKS, 1):
-        exec(compile(block, f"README.md, block {number}", "exec"), namespace)
-        if "SessionLocal = " in block:
-            migrate(namespace)
-        engines[id(namespace["engine"])] = namespace["engine"]
-    for engine in engines.values():
-        engine.dispose()
-
-    assert namespace["first"][0] == 200
+def test_its_commands_are_those_of_the_page_that_a_test_follows():
+    page = [block.text for block in blocks("start/your-app.md") if block.language == "sh"]
+    install, migrate, make = fences("sh")
+    assert {install, migrate} <= set(page)
+    targets = re.findall(r"^make (\S+)", make, re.MULTILINE)
+    assert targets == ["demo", "test"]
 
 
-def migrate(namespace):
-    """Do what `alembic upgrade head` does at this point of the README, with the functions shown there."""
-    with namespace["engine"].begin() as connection:
-        context = MigrationContext.configure(connection)
-        with Operations.context(context):
-            namespace["upgrade"]()
-            namespace["downgrade"]()
-            namespace["upgrade"]()
-        namespace["Payment"].__table__.create(connection)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)]+)\)")
+links_of = runpy.run_path(str(ROOT / "setup.py"))["with_absolute_links"]
+
+
+def test_every_link_leads_to_a_file_of_the_repository():
+    found = LINK.findall(README)
+    assert len(found) >= 25
+    assert [path for path in found if not (ROOT / path).is_file()] == []
+
+
+def test_on_the_package_index_every_link_is_absolute_from_one_place():
+    text = links_of(README, "https://example.org/their/copy/")
+    assert "![The demo" in text
+    assert "(https://example.org/their/copy/raw/HEAD/docs/demo.svg)" in text
+    assert "(https://example.org/their/copy/blob/HEAD/docs/effects.md)" in text
+    assert {link.partition("/HEAD/")[2] for link in LINK.findall(text)} == set(LINK.findall(README))
+    assert links_of(text, "https://example.org/other") == text
+    assert links_of(README, None) == README

@@ -48,7 +48,7 @@ BAD_INPUTS = [row for row in rows("docs/bad-input.md") if len(row) == 3]
 PAIRS = [row for row in rows("docs/bad-input.md") if row[2] in ("yes", "no")]
 MISUSE = rows("docs/misuse.md")
 WAYS = rows("docs/when-can-it-still-run-twice.md")
-GUARANTEES = [row for row in rows("README.md") if row[-1].startswith("test_")]
+GUARANTEES = [row for row in rows("docs/guarantees.md") if row[-1].startswith("test_")]
 
 
 def test_the_tables_are_as_long_as_the_promise():
@@ -121,7 +121,7 @@ def test_every_row_names_tests_that_exist(table):
 
 
 def test_every_row_of_the_guarantees_names_a_test():
-    table = re.search(r"\| situation .*?\n\n", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    table = re.search(r"\| situation .*?\n\n", (ROOT / "docs" / "guarantees.md").read_text(), re.DOTALL)[0]
     assert [cells_of(line) for line in table.splitlines()[2:] if line] == GUARANTEES
 
 

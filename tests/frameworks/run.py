@@ -1,7 +1,8 @@
-"""Follows the pages of docs/frameworks with nothing but what they install: `make frameworks`.
+"""Follows the pages with a whole app with nothing but what they install: `make frameworks`.
 
-Each page gets a new environment and a new database; safeagent_sa is installed from a wheel of this checkout. With names, only those
-pages: `make frameworks ARGS=flask`.
+They are the pages of docs/frameworks and those that a new user reads first. Each page gets a new environment and a new database;
+safeagent_sa is installed from a wheel of this checkout. With names, only those pages: `make frameworks ARGS=flask`, and `make start` for
+the first pages.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from sqlalchemy import create_engine, text
@@ -17,10 +19,13 @@ from support.servers import start
 
 
 FOLLOW = Path(__file__).with_name("follow.py")
-PAGES = [path.stem for path in sorted((ROOT / "docs" / "frameworks").glob("*.md")) if path.stem != "README"]
+PATHS = [path for path in sorted((ROOT / "docs" / "frameworks").glob("*.md")) if path.stem != "README"]
+FIRST = [*sorted((ROOT / "docs" / "start").glob("*.md")), ROOT / "docs" / "fault-explorer.md"]
+PAGES = {path.stem: path.relative_to(ROOT / "docs").as_posix() for path in (*PATHS, *FIRST)}
 
 
-def main(pages: list[str]) -> int:
+def main(names: list[str]) -> int:
+    pages = [path.stem for path in FIRST] if names == ["--first"] else names or list(PAGES)
     server = start()
     failed = []
     try:
@@ -29,11 +34,13 @@ def main(pages: list[str]) -> int:
             build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, ROOT]
             subprocess.run([sys.executable, *build], check=True)
             for page in pages:
-                print(f"\ndocs/frameworks/{page}.md", flush=True)
-                url = _database(server.url, page)
-                arguments = [f"frameworks/{page}.md", Path(folder, page), url, "--install", wheels]
+                print(f"\ndocs/{PAGES[page]}", flush=True)
+                began = time.monotonic()
+                url = _database(server.url, page.replace("-", "_"))
+                arguments = [PAGES[page], Path(folder, page), url, "--install", wheels]
                 if subprocess.run([sys.executable, FOLLOW, *arguments], check=False).returncode != 0:
                     failed.append(page)
+                print(f"{time.monotonic() - began:.0f} seconds", flush=True)
     finally:
         server.stop()
     print(f"\n{len(pages) - len(failed)} of {len(pages)} pages work as written", *failed)
@@ -50,4 +57,4 @@ def _database(server: object, page: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or PAGES))
+    sys.exit(main(sys.argv[1:]))

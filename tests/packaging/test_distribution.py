@@ -1,8 +1,11 @@
 """Wheel and sdist are complete, and the installed wheel works in a new virtual environment."""
 
+import email
+import runpy
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -74,6 +77,16 @@ def test_the_wheel_contains_the_licence(dist):
     with zipfile.ZipFile(next(dist.glob("*.whl"))) as wheel:
         licence = next(name for name in wheel.namelist() if name.endswith("/LICENSE"))
         assert b"Apache License" in wheel.read(licence)
+
+
+def test_the_metadata_has_the_readme_with_links_that_work_on_the_package_index(dist):
+    readme = runpy.run_path(str(ROOT / "setup.py"))["with_absolute_links"]
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
+    with zipfile.ZipFile(next(dist.glob("*.whl"))) as wheel:
+        (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_string(wheel.read(name).decode())
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload().strip() == readme((ROOT / "README.md").read_text(), urls.get("Repository")).strip()
 
 
 def test_the_sdist_has_all_files_to_work_on_the_library(dist):

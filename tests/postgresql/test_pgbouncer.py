@@ -78,7 +78,7 @@ def pooled(postgresql, request):
     log = (folder / "log").open("w")
     process = subprocess.Popen([program, folder / "pgbouncer.ini"], stdout=log, stderr=log, **other)
     through = url.set(host="127.0.0.1", port=listen).difference_update_query(["host"])
-    # What the README says: psycopg must not prepare statements, which belong to one server connection.
+    # What docs/databases.md says: psycopg must not prepare statements, which belong to one server connection.
     engine = create_engine(through, pool_size=32, connect_args={"prepare_threshold": None})
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -199,9 +199,9 @@ asyncio.run(main())
 """
 
 
-def test_asyncpg_in_two_processes_with_the_settings_of_the_readme(pooled, postgresql):
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    (engine,) = re.findall(r"`(create_async_engine\(url, connect_args=.*?)`", readme)
+def test_asyncpg_in_two_processes_with_the_settings_of_the_page(pooled, postgresql):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "databases.md").read_text()
+    (engine,) = re.findall(r"`(create_async_engine\(url, connect_args=.*?)`", page)
     url = make_url(pooled.url).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM.replace("ENGINE", engine), url]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}

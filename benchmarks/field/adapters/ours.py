@@ -1,4 +1,4 @@
-"""safeagent_sa, as its README says under "Add it to an existing app"."""
+"""safeagent_sa, as its page "Into your app in five steps" says."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SafeagentSa(TransactionAdapter):
 
     name = "safeagent_sa"
     distribution = "safeagent_sa"
-    documentation = "README, Add it to an existing app"
+    documentation = "docs/start/your-app.md"
     refusals = (SafeAgentError,)
 
     def start(self) -> None:
