@@ -5,6 +5,7 @@
     figures                  how much is in doubt, due or given up, for metrics
     database  ─► requests    each `finding` of `safeagent-sa doctor` and of the dashboard's page Health
     waits, estimates         whether a pool is full of waiters, and how many rows a table has
+    replication              what a failover would forget, and whether another server has replaced this one
 
 Everything here only reads. The command line and the dashboard share it, and it prints nothing.
 """
