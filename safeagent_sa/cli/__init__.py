@@ -6,7 +6,7 @@
     list, show  _requests                    stored requests, and what happened to one
     in-doubt    _doubts                      requests that may have happened; `resolve` records what happened
     relay       _relay                       fires stored effects
-    doctor      _doctor                      checks a database and gives advice
+    doctor      _doctor ─► _servers          checks a database and gives advice
     dashboard   _dashboard                   the same in a browser, for one person on this machine
     purge       _purge                       drops old receipts; `erase` drops what one request has stored
     demo        demo ─► scenes ─► stage ─► worker
