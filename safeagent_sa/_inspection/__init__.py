@@ -4,6 +4,7 @@
     timeline                 what happened to one request, as its row shows it
     figures                  how much is in doubt, due or given up, for metrics
     database  ─► requests    each `finding` of `safeagent-sa doctor` and of the dashboard's page Health
+    leaves                   the parts of a table that hold its rows: itself, or its partitions
     waits, estimates         whether a pool is full of waiters, and how many rows a table has
 
 Everything here only reads. The command line and the dashboard share it, and it prints nothing.
