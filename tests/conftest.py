@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from sqlalchemy import URL, create_engine, event, make_url, text
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 from support.aio import AsyncPort, instead_of_guards
 from support.app import Port, make_engine
+from support.given import given_port
 from support.key_locking import create_role_without_advisory_locks
 from support.ports import ASYNC, ASYNC_KINDS, KINDS, PORTS, SERVER_KINDS, usual_ports
 from support.servers import Server, start
@@ -162,6 +164,25 @@ def postgresql_key(_shared_postgresql_key: Port) -> Iterator[Port]:
     _shared_postgresql_key.clear()
     yield _shared_postgresql_key
     assert _shared_postgresql_key.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session")
+def _shared_given() -> Iterator[Port]:
+    with given_port(os.environ["SAFEAGENT_ENGINE_URL"]) as port:
+        yield port
+
+
+@pytest.fixture
+def given(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Port]:
+    """The engine that `make engine` was given; SQLite with a file for each test, as on its own port."""
+    if os.environ["SAFEAGENT_ENGINE_URL"].startswith("sqlite"):
+        with given_port(f"sqlite:///{tmp_path / 'given.db'}") as port:
+            yield port
+        return
+    shared: Port = request.getfixturevalue("_shared_given")
+    shared.clear()
+    yield shared
+    assert shared.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
 @pytest.fixture
