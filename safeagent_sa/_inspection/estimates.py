@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Table, text
 
 from ..execution import ANSWERED
+from . import leaves
+from .leaves import Leaf
 
 
 PAGES = 300
@@ -54,16 +56,12 @@ _SAMPLE = """\
 SELECT CAST(least(greatest(floor(extract(epoch FROM clock_timestamp() - created_at) / 86400), 0), :days) AS integer), status, count(*)
 FROM {table} TABLESAMPLE SYSTEM (CAST(:percent AS real)) GROUP BY 1, 2
 """
-_SIZE = """\
-SELECT c.reltuples, pg_relation_size(c.oid) / CAST(current_setting('block_size') AS bigint)
-FROM pg_class AS c WHERE c.oid = to_regclass(CAST(:name AS text))
-"""
 # In days, the oldest first; each pair bounds an equal part of the table.
 _BOUNDS = """\
 SELECT extract(epoch FROM clock_timestamp() - bound) / 86400
 FROM pg_stats, unnest(CAST(CAST(histogram_bounds AS text) AS timestamptz[])) AS bound
 WHERE (schemaname, tablename) IN (SELECT n.nspname, c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE c.oid = to_regclass(CAST(:name AS text))) AND attname = 'created_at' ORDER BY 1
+    WHERE c.oid = :oid) AND attname = 'created_at' ORDER BY 1
 """
 _NEWEST = """\
 SELECT CAST(min(max(julianday('now') - julianday(created_at), 0), :days) AS integer), status, count(*)
@@ -77,15 +75,21 @@ def ages(connection: Connection, table: Table) -> Ages:
     if connection.dialect.name == "sqlite":
         sample = connection.execute(text(_NEWEST.format(table=name)), {"days": DAYS, "rows": ROWS}).all()
         return _counted(sample, is_exact=sum(row[2] for row in sample) < ROWS)
-    tuples, pages = connection.execute(text(_SIZE), {"name": name}).one()
+    parts = leaves.of(connection, table)
+    pages = sum(leaf.pages for leaf in parts)
     percent = min(100.0, 100.0 * PAGES / max(pages, 1))
     # Escaped: a name may have a colon, which would begin a parameter.
     statement = text(_SAMPLE.format(table=name.replace(":", r"\:")))
     sample = connection.execute(statement, {"days": DAYS, "percent": percent}).all()
     if pages <= PAGES:
         return _counted(sample, is_exact=True)
-    bounds = [float(bound) for bound in connection.scalars(text(_BOUNDS), {"name": name})]
-    return _estimated(sample, bounds, tuples if tuples >= 0 else None)
+    rows = None if any(leaf.rows is None for leaf in parts) else sum(leaf.rows or 0 for leaf in parts)
+    spread = [_spread(_bounds(connection, leaf), leaf.rows or 0) for leaf in parts]
+    return _estimated(sample, [sum(day) for day in zip(*spread, strict=True)], rows)
+
+
+def _bounds(connection: Connection, leaf: Leaf) -> list[float]:
+    return [float(bound) for bound in connection.scalars(text(_BOUNDS), {"oid": leaf.oid})]
 
 
 def _counted(sample: Sequence[Any], *, is_exact: bool) -> Ages:
@@ -96,14 +100,16 @@ def _counted(sample: Sequence[Any], *, is_exact: bool) -> Ages:
     return Ages(total, is_exact, total, _by_status(sample, 1.0), [(first, second) for first, second in days])
 
 
-def _estimated(sample: Sequence[Any], bounds: list[float], rows: float | None) -> Ages:
+def _estimated(sample: Sequence[Any], spread: list[float], rows: float | None) -> Ages:
     seen = sum(count for _, _, count in sample)
     scale = (rows or 0) / max(seen, 1)
     shares = [[0, 0] for _ in range(DAYS // _DAYS_TOGETHER + 1)]
     for day, status, count in sample:
         shares[day // _DAYS_TOGETHER][status not in ANSWERED] += count
+    if not any(spread):  # the role may not see the statistics of the partitions
+        spread = [scale * sum(count for each, _, count in sample if each == day) for day in range(DAYS + 1)]
     days = []
-    for day, amount in enumerate(_spread(bounds, rows or 0)):
+    for day, amount in enumerate(spread):
         with_receipt, without = shares[day // _DAYS_TOGETHER]
         share = with_receipt / max(with_receipt + without, 1)
         days.append((amount * share, amount * (1 - share)))

@@ -1,7 +1,8 @@
 """Walks a table from its end to its beginning, in stretches that take the same time in a table of any size.
 
 It finds rows by their place, which needs no index: the page on PostgreSQL, the rowid on SQLite. New rows are at the end, or
-near it: PostgreSQL also fills the space of deleted rows.
+near it: PostgreSQL also fills the space of deleted rows. A stretch of a partitioned table is one of each partition, from the
+end of the longest one: the hash fills them evenly, so their ends hold the newest rows.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, TextClause, literal_column, select, text
+
+from . import leaves
 
 
 class Stretch(NamedTuple):
@@ -35,7 +38,9 @@ def from_the_end(connection: Connection, table: Table) -> Iterator[Stretch]:
     if dialect.name == "sqlite":
         (size, longest), end, rows = _ROWS, _last_rowid(connection, table), _rowids
     else:
-        (size, longest), end = _PAGES, _page_count(connection, table)
+        parts = leaves.of(connection, table)
+        size, longest = (max(pages // max(len(parts), 1), 1) for pages in _PAGES)
+        end = max((leaf.pages for leaf in parts), default=0)
         rows = _pages if dialect.server_version_info >= (14,) else _lines
     top = end
     while top > 0:
@@ -65,9 +70,3 @@ def _lines(bottom: int, top: int) -> TextClause:
 
 def _last_rowid(connection: Connection, table: Table) -> int:
     return connection.scalar(select(literal_column("max(rowid)")).select_from(table)) or 0
-
-
-def _page_count(connection: Connection, table: Table) -> int:
-    name = connection.dialect.identifier_preparer.format_table(table)
-    size = "pg_relation_size(to_regclass(CAST(:name AS text))) / CAST(current_setting('block_size') AS bigint)"
-    return connection.scalar(text(f"SELECT {size}"), {"name": name}) or 0

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, String, Table, cast, column, func, literal, s
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from .._dialects.postgresql.statements import lock_key_of
+from .._inspection import leaves
 
 
 _MOST_NAMES = 300
@@ -34,12 +35,15 @@ FROM claims AS c LEFT JOIN pg_stat_activity AS a USING (pid) ORDER BY c.key, c.g
 """
 _MAY_SEE = "SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')"
 _STORAGE = """\
-SELECT CAST(CASE WHEN c.reltuples >= 0 THEN c.reltuples END AS double precision) AS rows, pg_total_relation_size(c.oid) AS bytes,
-    s.n_dead_tup AS dead, s.n_tup_ins AS inserted, s.n_tup_upd AS updated, s.n_tup_hot_upd AS updated_hot, s.n_tup_del AS deleted,
-    greatest(s.last_autovacuum, s.last_vacuum) AS vacuumed_at, greatest(s.last_autoanalyze, s.last_analyze) AS analyzed_at,
-    (SELECT k.idx_scan FROM pg_stat_user_indexes AS k JOIN pg_index AS x USING (indexrelid)
-        WHERE k.relid = c.oid AND x.indisprimary) AS looked_up
-FROM pg_class AS c LEFT JOIN pg_stat_user_tables AS s ON s.relid = c.oid WHERE c.oid = to_regclass(CAST(:name AS text))
+WITH {leaves}
+SELECT CAST(CASE WHEN min(c.reltuples) >= 0 THEN sum(c.reltuples) END AS double precision) AS rows,
+    CAST(sum(pg_total_relation_size(c.oid)) AS bigint) AS bytes, CAST(sum(s.n_dead_tup) AS bigint) AS dead,
+    CAST(sum(s.n_tup_ins) AS bigint) AS inserted, CAST(sum(s.n_tup_upd) AS bigint) AS updated,
+    CAST(sum(s.n_tup_hot_upd) AS bigint) AS updated_hot, CAST(sum(s.n_tup_del) AS bigint) AS deleted,
+    max(greatest(s.last_autovacuum, s.last_vacuum)) AS vacuumed_at, max(greatest(s.last_autoanalyze, s.last_analyze)) AS analyzed_at,
+    CAST(sum((SELECT k.idx_scan FROM pg_stat_user_indexes AS k JOIN pg_index AS x USING (indexrelid)
+        WHERE k.relid = c.oid AND x.indisprimary)) AS bigint) AS looked_up
+FROM leaves JOIN pg_class AS c USING (oid) LEFT JOIN pg_stat_user_tables AS s ON s.relid = c.oid
 """
 
 
@@ -47,7 +51,9 @@ def storage(table: Table, connection: Connection) -> dict[str, Any]:
     """Return the size of the table and the counters of the server; SQLite has none."""
     if connection.dialect.name != "postgresql":
         return {"bytes": None}
-    row = connection.execute(text(_STORAGE), {"name": _name(connection, table)}).mappings().one()
+    row = (
+        connection.execute(text(_STORAGE.format(leaves=leaves.OF)), {"name": _name(connection, table)}).mappings().one()
+    )
     return dict(row)
 
 

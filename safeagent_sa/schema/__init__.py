@@ -3,6 +3,7 @@
     step 1          the table
     commit check    optional, on PostgreSQL: the database refuses a COMMIT with an incomplete claim
     adoption        instead of step 1, where SafeAgent has a table: step 1 with SafeAgent's records
+    partitions      optional, on PostgreSQL: the table in hash partitions, for 10^8 rows and more
 
 Your own revision calls `upgrade(op, from_=0, to=1)`, as the packaged revisions do and those that `safeagent-sa
 revision` writes. Step numbers are explicit and steps read nothing from the database, so they work offline too (`alembic
@@ -11,13 +12,13 @@ upgrade head --sql`). A released step never changes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import Connection, Engine, Table, inspect
 
 from ..errors import SchemaError
 from ..models import TABLE_NAME, ExecutionRequest, ExecutionRequestMixin
-from . import _adoption, _commit_check, _v0001
+from . import _adoption, _commit_check, _partitions, _v0001
 from ._safeagent_stores import STORES, Store, StoreName
 from .remedies import LATEST, NOT_OURS, UPGRADE, remedy
 
@@ -31,6 +32,10 @@ _STEPS = (_v0001,)
 # The columns that distinguish the guard's table from another table with its name.
 _EVERY_STEP_HAS = {"scope", "request_id", "fingerprint", "token"}
 
+# Of partitions. A statement that cannot choose one of them locks them all, in a table that the whole server shares.
+_FEWEST, _MOST = 2, 1024
+_WAYS = ("hash",)
+
 assert len(_STEPS) == LATEST
 
 __all__ = [
@@ -40,7 +45,9 @@ __all__ = [
     "adopt_safeagent",
     "downgrade",
     "drop_commit_check",
+    "partition",
     "restore_safeagent",
+    "unpartition",
     "upgrade",
     "verify",
 ]
@@ -159,6 +166,86 @@ def drop_commit_check(op: Operations, *, table_name: str = TABLE_NAME, schema: s
         ```
     """
     _commit_check.drop(op, table_name, schema)
+
+
+def partition(
+    op: Operations,
+    *,
+    count: int,
+    by: Literal["hash"] = "hash",
+    table_name: str = TABLE_NAME,
+    schema: str | None = None,
+    partitions_schema: str | None = None,
+) -> None:
+    """Split the empty table into partitions on PostgreSQL; it commits with the migration's transaction.
+
+    Name, columns, primary key, checks, indexes, triggers, owner and grants are as before, and each partition gets the
+    table's settings of storage and autovacuum. The partitions are in another schema, so that autogenerate does not see
+    them. On other databases it does nothing. docs/large-tables.md says when partitions are worth it.
+
+    Args:
+        op: Alembic's `op`.
+        count: The number of partitions, 2 to 1,024; it cannot be changed later without a new table.
+        by: `"hash"`: a request is in the partition that the hash of its scope and request_id chooses.
+        table_name: The name of the table, which must exist.
+        schema: The database schema; None for the connection's default.
+        partitions_schema: The schema of the partitions, which is made if it is missing; None for
+            `execution_requests_partitions`, with the names of table and schema.
+
+    Raises:
+        SchemaError: The table holds rows, is partitioned already, has row-level security, or is part of a publication;
+            nothing was changed. Offline, the database refuses the same (SQLSTATE 55000).
+        ValueError: The count is out of range, or `by` is not known.
+        sqlalchemy.exc.DBAPIError: As the database raised it, such as for a foreign key to the table.
+
+    Example:
+        ```python
+        def upgrade() -> None:
+            safeagent.partition(op, by="hash", count=64)
+
+
+        def downgrade() -> None:
+            safeagent.unpartition(op)
+        ```
+    """
+    if by not in _WAYS:
+        message = f"partition(by={by!r}) is not known: by='hash' is"
+        raise ValueError(message)
+    if not _FEWEST <= count <= _MOST:
+        message = f"partition(count={count}) needs {_FEWEST} to {_MOST:,} partitions"
+        raise ValueError(message)
+    _partitions.partition(op, _partitions.Target(table_name, schema, partitions_schema), count)
+
+
+def unpartition(
+    op: Operations,
+    *,
+    table_name: str = TABLE_NAME,
+    schema: str | None = None,
+    partitions_schema: str | None = None,
+) -> None:
+    """Make one table of the partitions, with all their rows; it commits with the migration's transaction.
+
+    The rows are copied, and claims wait until the end of it. On other databases than PostgreSQL it does nothing.
+
+    Args:
+        op: Alembic's `op`.
+        table_name: The name of the table.
+        schema: The database schema; None for the connection's default.
+        partitions_schema: The schema of the partitions, as in `partition`; it is dropped where it is empty then.
+
+    Raises:
+        SchemaError: The table is not partitioned, has row-level security, or is part of a publication; nothing was
+            changed.
+        sqlalchemy.exc.DBAPIError: As the database raised it.
+
+    Example:
+        ```python
+        def downgrade() -> None:
+            safeagent.unpartition(op)
+        ```
+    """
+    _partitions.unpartition(op, _partitions.Target(table_name, schema, partitions_schema))
 
 
 def adopt_safeagent(

@@ -2294,6 +2294,56 @@ FAILOVER = {
     ),
 }
 
+PARTS = "schema/_partitions.py"
+
+LARGE_TABLES = {
+    "partition() takes a table with rows": Mutant(
+        PARTS, "WHEN {has_rows} THEN", "WHEN false THEN", "test_what_would_get_lost_is_refused_by_name_and_offline_too"
+    ),
+    "row-level security is lost with the partitions": Mutant(
+        PARTS,
+        "WHEN c.relrowsecurity OR EXISTS (SELECT FROM pg_policy WHERE polrelid = c.oid) THEN",
+        "WHEN false THEN",
+        "test_what_would_get_lost_is_refused_by_name_and_offline_too",
+    ),
+    "grants are lost with the partitions": Mutant(
+        PARTS,
+        "AS granted, aclexplode(acl) WHERE pg_get_userbyid(grantee) <> owner",
+        "AS granted, aclexplode(acl) WHERE false",
+        "test_there_and_back_the_table_is_what_it_was",
+    ),
+    "triggers are lost with the partitions": Mutant(
+        PARTS,
+        "WHERE tgrelid = old AND NOT tgisinternal\n",
+        "WHERE false\n",
+        "test_there_and_back_the_table_is_what_it_was test_the_commit_check_works_on_every_partition",
+    ),
+    "partitions have no settings": Mutant(
+        PARTS,
+        "command, made, number, settings",
+        "command, made, number, ''",
+        "test_there_and_back_the_table_is_what_it_was",
+    ),
+    "the way back forgets the rows": Mutant(
+        PARTS,
+        "    EXECUTE format('INSERT INTO %s SELECT * FROM %s', made, aside);\n",
+        "",
+        "test_the_way_back_keeps_every_row",
+    ),
+    "a partitioned table has no pages": Mutant(
+        "_inspection/estimates.py",
+        "pages = sum(leaf.pages for leaf in parts)",
+        "pages = 0",
+        "test_the_dashboard_and_the_doctor_read_a_sample_of_the_partitions",
+    ),
+    "a walk ends with the shortest partition": Mutant(
+        "_inspection/stretches.py",
+        "end = max((leaf.pages for leaf in parts), default=0)",
+        "end = min((leaf.pages for leaf in parts), default=0)",
+        "test_a_walk_sees_each_row_once_and_the_newest_first",
+    ),
+}
+
 MUTANTS = {
     **DASHBOARD,
     **SECRETS,
@@ -2318,4 +2368,5 @@ MUTANTS = {
     **AROUND,
     **TOOLS_OF_AGENTS,
     **WEB,
+    **LARGE_TABLES,
 }
