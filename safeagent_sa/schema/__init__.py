@@ -4,6 +4,7 @@
     commit check    optional, on PostgreSQL: the database refuses a COMMIT with an incomplete claim
     adoption        instead of step 1, where SafeAgent has a table: step 1 with SafeAgent's records
     partitions      optional, on PostgreSQL: the table in hash partitions, for 10^8 rows and more
+    distribution    optional, on Citus: the rows on the workers, by their scope
 
 Your own revision calls `upgrade(op, from_=0, to=1)`, as the packaged revisions do and those that `safeagent-sa
 revision` writes. Step numbers are explicit and steps read nothing from the database, so they work offline too (`alembic
@@ -18,7 +19,7 @@ from sqlalchemy import Connection, Engine, Table, inspect
 
 from ..errors import SchemaError
 from ..models import TABLE_NAME, ExecutionRequest, ExecutionRequestMixin
-from . import _adoption, _commit_check, _partitions, _v0001
+from . import _adoption, _commit_check, _distribution, _partitions, _v0001
 from ._safeagent_stores import STORES, Store, StoreName
 from .remedies import LATEST, NOT_OURS, UPGRADE, remedy
 
@@ -43,10 +44,12 @@ __all__ = [
     "StoreName",
     "add_commit_check",
     "adopt_safeagent",
+    "distribute",
     "downgrade",
     "drop_commit_check",
     "partition",
     "restore_safeagent",
+    "undistribute",
     "unpartition",
     "upgrade",
     "verify",
@@ -246,6 +249,63 @@ def unpartition(
         ```
     """
     _partitions.unpartition(op, _partitions.Target(table_name, schema, partitions_schema))
+
+
+def distribute(
+    op: Operations, *, colocate_with: str = "default", table_name: str = TABLE_NAME, schema: str | None = None
+) -> None:
+    """Spread the rows over the workers of Citus by their scope; it commits with the migration's transaction.
+
+    Distribute the business tables by the same tenant, `varchar(255) COLLATE "C"`, and co-locate them: a guarded
+    transaction then has one worker. docs/citus.md has the whole setup. On SQLite it does nothing.
+
+    Args:
+        op: Alembic's `op`.
+        colocate_with: A distributed table whose shards this one joins; `"default"` for those with the same type of
+            column, `"none"` for separate ones.
+        table_name: The name of the table, which must exist.
+        schema: The database schema; None for the connection's default.
+
+    Raises:
+        SchemaError: The extension citus is not in this database; nothing was changed.
+        sqlalchemy.exc.DBAPIError: As the database raised it, such as for a trigger on the table.
+
+    Example:
+        ```python
+        def upgrade() -> None:
+            safeagent.distribute(op)
+            op.execute("SELECT create_distributed_table('payments', 'tenant', colocate_with => 'execution_requests')")
+
+
+        def downgrade() -> None:
+            op.execute("SELECT undistribute_table('payments')")
+            safeagent.undistribute(op)
+        ```
+    """
+    _distribution.distribute(op, table_name, schema, colocate_with)
+
+
+def undistribute(op: Operations, *, table_name: str = TABLE_NAME, schema: str | None = None) -> None:
+    """Bring all rows back from the workers of Citus; it commits with the migration's transaction.
+
+    On SQLite it does nothing.
+
+    Args:
+        op: Alembic's `op`.
+        table_name: The name of the table.
+        schema: The database schema; None for the connection's default.
+
+    Raises:
+        SchemaError: The extension citus is not in this database; nothing was changed.
+        sqlalchemy.exc.DBAPIError: As the database raised it, such as for a table that is not distributed.
+
+    Example:
+        ```python
+        def downgrade() -> None:
+            safeagent.undistribute(op)
+        ```
+    """
+    _distribution.undistribute(op, table_name, schema)
 
 
 def adopt_safeagent(

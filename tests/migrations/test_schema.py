@@ -33,6 +33,7 @@ RELEASED = {
     "_commit_check.py": "91bc0954fe7c81a463870833ddee8c36521f8818a0236bf191c6c83c2f1341c1",
     "_v0001.py": "1ae4dd4494131b8f777a690467c8588f3a3f94f8f8a82e8f3f6f7bd759071664",
     "_safeagent_stores.py": "c4e3104c12fc6526b8a9baabec97ad2d4bfd98430782e68daf5114041081fad0",
+    "_distribution.py": "753008567b17b043fc91b4da6f651346a339e24f925fdaf10607d8872cefacf1",
     "_partitions.py": "6d1bcda6851fd8e91e83297044fa26b9509bc3370b40f984d649b372288c14fe",
     "_adoption.py": "34b4eb73cc75664e71ddb78d37ba888fd9bd9e3e5e68368bd7183732a74856f4",
 }

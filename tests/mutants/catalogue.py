@@ -2342,6 +2342,12 @@ LARGE_TABLES = {
         "end = min((leaf.pages for leaf in parts), default=0)",
         "test_a_walk_sees_each_row_once_and_the_newest_first",
     ),
+    "distribute() goes on without Citus": Mutant(
+        "schema/_distribution.py",
+        "if not context.connection.scalar(sa.text(_IS_CITUS)):",
+        "if False:",
+        "test_without_citus_it_is_refused_by_name_and_the_transaction_goes_on",
+    ),
 }
 
 MUTANTS = {
