@@ -28,7 +28,7 @@ OLDEST_READY := .venv-fastapi-oldest/.ready
 DOCS_READY := .venv-docs/.ready
 SITE := build/docs
 
-.PHONY: help demo demo-agents dashboard test test-all coverage check hosting words aio format changelog bench bench-full bench-instructions field stress pgbouncer failover roads frameworks start test-agents test-recipes test-http test-queues test-browser screenshots docs test-docs diagrams picture mutants matrix release-check release-extras nightly clean
+.PHONY: help demo demo-agents dashboard test test-all coverage engine citus check hosting words aio format changelog bench bench-full bench-instructions bench-large field stress pgbouncer failover roads frameworks start test-agents test-recipes test-http test-queues test-browser screenshots docs test-docs diagrams picture mutants matrix release-check release-extras nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -50,6 +50,14 @@ test-all: $(READY)  ## the suite on every port
 
 coverage: $(READY)  ## the same, and count the lines that it runs
 	$(SUITE) --cov -m '$(EVERYWHERE)' $(ARGS)
+
+engine: $(READY)  ## ask any engine for every promise, and print a verdict: URL=postgresql+psycopg://..., an empty database
+	@test -n '$(URL)' || { echo "make engine URL=postgresql+psycopg://user:password@host/empty_database"; exit 2; }
+	$(BIN)/python tests/engine/run.py '$(URL)' $(ARGS)
+
+citus: $(READY)  ## the same on a Citus, such as that of deploy/citus, with the table distributed by scope
+	@test -n '$(URL)' || { echo "make citus URL=postgresql+psycopg://user:password@coordinator/empty_database; deploy/citus has one"; exit 2; }
+	$(BIN)/python tests/engine/run.py '$(URL)' --expect Citus $(ARGS)
 
 check: $(READY)  ## formatting, lint, layers, types, async docstrings, words, files for the host
 	$(BIN)/ruff format --check .
@@ -91,6 +99,9 @@ bench-full: $(BENCH_READY)  ## the same with longer turns, and write docs/benchm
 
 bench-instructions: $(READY)  ## count the client's instructions under valgrind, and fail beyond the gates
 	$(BIN)/python -m benchmarks --only instructions --gate --json build/instructions.json $(ARGS)
+
+bench-large: $(READY)  ## measure tables of 10^4, 10^6 and 10^7 receipts, in about half an hour and 15 GB
+	$(BIN)/python -m benchmarks.large --json docs/benchmarks/large.json $(ARGS)
 
 field: $(BENCH_READY)  ## compare with other libraries under races and crashes, and write docs/field.md
 	$(BENCH_BIN)/python -m benchmarks.field --json build/field.json $(ARGS)

@@ -18,6 +18,7 @@ from sqlalchemy import URL, create_engine, event, make_url, text
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 from support.aio import AsyncPort, instead_of_guards
 from support.app import Port, make_engine
+from support.given import given_port
 from support.key_locking import create_role_without_advisory_locks
 from support.ports import ASYNC, ASYNC_KINDS, KINDS, PORTS, SERVER_KINDS, usual_ports
 from support.servers import Server, start
@@ -162,6 +163,20 @@ def postgresql_key(_shared_postgresql_key: Port) -> Iterator[Port]:
     _shared_postgresql_key.clear()
     yield _shared_postgresql_key
     assert _shared_postgresql_key.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session")
+def _shared_given() -> Iterator[Port]:
+    with given_port() as port:
+        yield port
+
+
+@pytest.fixture
+def given(_shared_given: Port) -> Iterator[Port]:
+    """The engine that `make engine` was given."""
+    _shared_given.clear()
+    yield _shared_given
+    assert _shared_given.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import sessionmaker
 from support.aio import make_async_engine
 from support.app import deliver
+from support.ports import cases
 
 from safeagent_sa import (
     AutocommitError,
@@ -29,7 +30,7 @@ from safeagent_sa.retention import erase, purge, purge_async
 QUARTER = dt.timedelta(days=90)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=cases("sqlite", "postgresql"))
 def database(request):
     return request.getfixturevalue(request.param)
 

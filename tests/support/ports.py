@@ -5,6 +5,7 @@ conversions to and from JSON, are the same on all ports, so one is enough.
 """
 
 import itertools
+import os
 
 import pytest
 
@@ -12,7 +13,9 @@ import pytest
 # psycopg2 shares its path with psycopg, except for pipelining. The last two are a mode of a driver: the claim is sent with
 # BEGIN, and the completion with COMMIT.
 PLAIN = ["sqlite", "aiosqlite", "postgresql", "psycopg_async", "asyncpg"]
-PORTS = [*PLAIN, "psycopg2", "pipelined", "pipelined_async", "postgresql_key"]
+# The port of `make engine`, which has one engine by its URL.
+GIVEN = ["given"] if os.environ.get("SAFEAGENT_ENGINE_URL") else []
+PORTS = [*PLAIN, "psycopg2", "pipelined", "pipelined_async", "postgresql_key", *GIVEN]
 ASYNC = ["aiosqlite", "psycopg_async", "asyncpg", "pipelined_async"]
 
 # One port of each kind: a file, a driver that blocks, one that is awaited, and a mode. What holds on these holds on a port that
@@ -30,7 +33,7 @@ def usual_ports(names, among):
 def every_port():
     """Make the fixture `port` of a module whose tests always run on every port."""
 
-    @pytest.fixture(name="port", params=PORTS)
+    @pytest.fixture(name="port", params=cases(*PORTS))
     def port(request):
         return request.getfixturevalue(request.param)
 
@@ -80,4 +83,10 @@ def _name(value):
 
 
 def _case(is_always_run, *values):
-    return pytest.param(*values, marks=() if is_always_run else pytest.mark.all_ports)
+    marks = [] if is_always_run else [pytest.mark.all_ports]
+    return pytest.param(*values, marks=[*marks, pytest.mark.engine] if values[0] in GIVEN else marks)
+
+
+def cases(*names):
+    """Return the parameters of a fixture that has these ports, and the port of `make engine`."""
+    return [_case(True, name) for name in dict.fromkeys([*names, *GIVEN])]
