@@ -142,7 +142,17 @@ def test_the_page_about_the_suite_names_every_folder():
             assert any((ROOT / "tests" / folder / name).exists() for folder in re.findall(r"`(\w+)`", files[0])), name
 
 
-COSTS = {name: (int(advisory), int(key)) for name, advisory, key in rows("docs/engines.md") if key.isdigit()}
+ENGINES = [row for row in rows("docs/engines.md") if len(row) == 5]
+COSTS = {row[0]: (int(row[1]), int(row[2])) for row in rows("docs/engines.md") if row[-1].isdigit()}
+
+
+def test_every_engine_has_its_promise_its_waits_its_proof_and_how_they_are_known():
+    assert len(ENGINES) >= 10
+    for name, promise, waits, proof, known in ENGINES:
+        assert promise.startswith(("yes", "refused")), name
+        assert waits.startswith(("both", "no", "none", "the same")), name
+        assert proof, name
+        assert known.startswith(("run in CI", "run by `make engine`", "on paper", "refused in CI")), name
 
 
 def one(session, wait_timeout=0):
