@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -167,16 +168,21 @@ def postgresql_key(_shared_postgresql_key: Port) -> Iterator[Port]:
 
 @pytest.fixture(scope="session")
 def _shared_given() -> Iterator[Port]:
-    with given_port() as port:
+    with given_port(os.environ["SAFEAGENT_ENGINE_URL"]) as port:
         yield port
 
 
 @pytest.fixture
-def given(_shared_given: Port) -> Iterator[Port]:
-    """The engine that `make engine` was given."""
-    _shared_given.clear()
-    yield _shared_given
-    assert _shared_given.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+def given(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Port]:
+    """The engine that `make engine` was given; SQLite with a file for each test, as on its own port."""
+    if os.environ["SAFEAGENT_ENGINE_URL"].startswith("sqlite"):
+        with given_port(f"sqlite:///{tmp_path / 'given.db'}") as port:
+            yield port
+        return
+    shared: Port = request.getfixturevalue("_shared_given")
+    shared.clear()
+    yield shared
+    assert shared.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from support.app import Base, Port, make_engine
 
 
 @contextmanager
-def given_port() -> Iterator[Port]:
-    """Make the tables on the engine of SAFEAGENT_ENGINE_URL, in SAFEAGENT_ENGINE_PARTITIONS parts; drop them at the end."""
-    url, partitions = os.environ["SAFEAGENT_ENGINE_URL"], int(os.environ.get("SAFEAGENT_ENGINE_PARTITIONS", "0"))
+def given_port(url: str) -> Iterator[Port]:
+    """Make the tables on an engine, in SAFEAGENT_ENGINE_PARTITIONS parts; drop them at the end."""
+    partitions = int(os.environ.get("SAFEAGENT_ENGINE_PARTITIONS", "0"))
     options = {} if url.startswith("sqlite") else {"pool_size": 40}
     engine = make_engine(url, **options)
     found = capabilities(engine)
