@@ -115,3 +115,21 @@ def test_the_page_of_the_docs_is_made_from_its_figures():
     assert "latency" in plots
     for name in plots:
         assert (figures.parent / f"{name}.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.thorough
+def test_large_tables_are_filled_split_purged_and_made_one_again(server, tmp_path):
+    results = tmp_path / "large.json"
+    url = server.url.render_as_string(hide_password=False)
+    few = ("--rounds", "2", "--transactions", "2", "--times", "20")
+    printed = python(
+        "-m", "benchmarks.large", "--sizes", "1000", "--partitions", "4", *few, "--url", url, "--json", str(results)
+    )
+    found = json.loads(results.read_text())
+    for kind in ("plain", "partitioned"):
+        figures = found["sizes"]["1000"][kind]
+        assert figures["purged_rows"] == 10
+        assert all(value > 0 for value in figures.values())
+    assert found["sizes"]["1000"]["partitioned"]["rows_of_largest_part"] < 400
+    assert [row["relation_locks"] for row in found["parts"].values()] == [3, 10, 10, 10]
+    assert "| bytes a request |" in printed
