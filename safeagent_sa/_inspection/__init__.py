@@ -4,7 +4,7 @@
     timeline                 what happened to one request, as its row shows it
     figures                  how much is in doubt, due or given up, for metrics
     database  ─► requests    each `finding` of `safeagent-sa doctor` and of the dashboard's page Health
-    replication              what a failover would forget, and whether this is an old primary
+    leaves                   the parts of a table that hold its rows: itself, or its partitions
     waits, estimates         whether a pool is full of waiters, and how many rows a table has
     replication              what a failover would forget, and whether another server has replaced this one
 

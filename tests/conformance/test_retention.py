@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import sessionmaker
 from support.aio import make_async_engine
 from support.app import deliver
-from support.ports import cases
+from support.ports import with_given
 
 from safeagent_sa import (
     AutocommitError,
@@ -30,7 +30,7 @@ from safeagent_sa.retention import erase, purge, purge_async
 QUARTER = dt.timedelta(days=90)
 
 
-@pytest.fixture(params=cases("sqlite", "postgresql"))
+@pytest.fixture(params=with_given("sqlite", "postgresql"))
 def database(request):
     return request.getfixturevalue(request.param)
 

@@ -33,7 +33,7 @@ def usual_ports(names, among):
 def every_port():
     """Make the fixture `port` of a module whose tests always run on every port."""
 
-    @pytest.fixture(name="port", params=cases(*PORTS))
+    @pytest.fixture(name="port", params=with_given(*PORTS))
     def port(request):
         return request.getfixturevalue(request.param)
 
@@ -87,6 +87,6 @@ def _case(is_always_run, *values):
     return pytest.param(*values, marks=[*marks, pytest.mark.engine] if values[0] in GIVEN else marks)
 
 
-def cases(*names):
+def with_given(*names):
     """Return the parameters of a fixture that has these ports, and the port of `make engine`."""
     return [_case(True, name) for name in dict.fromkeys([*names, *GIVEN])]
