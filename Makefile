@@ -76,6 +76,7 @@ hosting: $(READY)  ## the files for the host, offline: workflows, forms, hooks, 
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
 	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/citus/compose.yaml
 
 aio: $(READY)  ## write the signatures and docstrings of the async verbs from the sync ones
 	$(BIN)/python tools/aio.py
