@@ -3,6 +3,7 @@
 * `base` is what every protocol offers, and the values that go in and out; `sqlite` and `postgresql` are the protocols.
 * `capabilities` is what an engine can do; `postgresql.probe` finds it out.
 * `drivers` reads what a driver shows of its connection, and `steps` recognizes statements that end a transaction or a savepoint.
+* `moments` reads what Python has no datetime for.
 """
 
 from __future__ import annotations
