@@ -4,6 +4,7 @@
 * `moments` reads moments that have no datetime.
 * `capabilities` is what an engine can do; `postgresql.probe` finds it out.
 * `drivers` reads what a driver shows of its connection, and `steps` recognizes statements that end a transaction or a savepoint.
+* `moments` reads what Python has no datetime for.
 """
 
 from __future__ import annotations

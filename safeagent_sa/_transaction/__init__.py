@@ -6,7 +6,7 @@
 * `session_watch` refuses early, where only a session can know; `foreign_writes` finds writes in a second database.
 * `savepoints` follows the savepoints of a guarded transaction, and what their end takes from its claims.
 * `lifecycle` notifies listeners of how a claim ends; `open_guarded` knows which guarded transactions are open here.
-* `given_session` checks the session that a verb gets.
+* `given_session` takes a session out of a registry, and knows the one that the registry has later.
 * `session_events` adds listeners to one Session, and `caller` finds the line of the app that an error should name.
 * `run` runs whole transactions, with retries.
 """
