@@ -1,7 +1,6 @@
 """The claim protocol of each database: found by what the database can do, which is asked once for each engine.
 
 * `base` is what every protocol offers, and the values that go in and out; `sqlite` and `postgresql` are the protocols.
-* `moments` reads moments that have no datetime.
 * `capabilities` is what an engine can do; `postgresql.probe` finds it out.
 * `drivers` reads what a driver shows of its connection, and `steps` recognizes statements that end a transaction or a savepoint.
 * `moments` reads what Python has no datetime for.
