@@ -22,7 +22,7 @@ from sqlalchemy.orm import DeclarativeBase
 from safeagent_sa import ExecutionGuard, make_model, schema
 
 from . import measure
-from .contestants import guarded, new_id
+from .contestants import GUARDS, guarded, new_id
 from .latency import PREPARED
 from .server import Place, place
 from .settings import Settings
@@ -66,7 +66,7 @@ def _turns(
         """A separate registry for each table."""
 
     model = make_model(Own, tablename=table)
-    engine, guard, (stored, fresh) = opened.engine, ExecutionGuard(model=model), ids
+    engine, guard, (stored, fresh) = opened.engine, ExecutionGuard(model=model, **GUARDS["guarded"]), ids
     with engine.begin() as connection:
         schema.upgrade(Operations(MigrationContext.configure(connection)), table_name=table)
     guarded(engine, guard, fresh())

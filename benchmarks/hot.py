@@ -120,7 +120,7 @@ def _raw(url: sa.URL) -> Iterator[Caller]:
 
 def _fail_fast(url: sa.URL, settings: Settings) -> dict[str, Any]:
     with place(url) as opened, Session(opened.engine) as holder, holder.begin():
-        guard, busy = ExecutionGuard(), new_id()
+        guard, busy = ExecutionGuard(**GUARDS["guarded"]), new_id()
 
         def refused() -> None:
             with Session(opened.engine) as session, session.begin():

@@ -31,7 +31,7 @@ bench-instructions` counts them again in two minutes, and fails beyond its gates
 | contestant | what it is |
 |---|---|
 | `bare` | the business transaction without a guard |
-| `guarded` | the same in `guard.claim`, a new `request_id` each time |
+| `guarded` | the same in `guard.claim`, a new `request_id` each time, with `pipeline="off"` |
 | `replay` | a whole transaction with a claim that finds its receipt |
 | `pk-select` | a whole transaction with one `session.get_one` |
 | `async-bare`, `async-guarded` | the same through `AsyncSession` and `AsyncExecutionGuard`, on the same driver |
@@ -59,7 +59,7 @@ the same two statements without all of this. A listener on the class of all sess
 sessions that never claim.
 """
 PIPELINED = """\
-| `pipelined`, `pipelined-replay`, `async-pipelined` | the guard with `pipeline="auto"` |
+| `pipelined`, `pipelined-replay`, `async-pipelined` | the guard as it is by default on psycopg 3: [the pipelined path](pipeline.md) |
 """
 
 

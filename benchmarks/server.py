@@ -48,7 +48,9 @@ class Place:
         url = self.url.set(drivername=f"postgresql+{driver}")
         if driver != "asyncpg" or "sslmode" not in url.query:
             return url
-        return url.update_query_dict({"ssl": str(url.query["sslmode"])}).difference_update_query(["sslmode"])
+        return url.update_query_dict({"ssl": str(url.query["sslmode"])}).difference_update_query(
+            ["sslmode", "gssencmode"]
+        )  # of libpq
 
     def close(self) -> None:
         """Close the connections."""

@@ -56,7 +56,7 @@ class Settings:
     max_result_bytes: int
     synchronous_commit: Literal["force", "warn"]
     listeners: tuple[Listener, ...] = ()
-    pipeline: Literal["off", "auto"] = "off"
+    pipeline: Literal["off", "auto"] = "auto"
     locking: Locking = "auto"
     result_encoder: ResultEncoder | None = None
 
@@ -137,7 +137,7 @@ class ConfiguredGuard:
         fingerprint_keys: Sequence[bytes] | None = None,
         synchronous_commit: Literal["force", "warn"] = "force",
         listeners: Iterable[Listener] = (),
-        pipeline: Literal["off", "auto"] = "off",
+        pipeline: Literal["off", "auto"] = "auto",
         locking: Locking = "auto",
         result_encoder: ResultEncoder | None = None,
     ) -> None:
@@ -157,8 +157,8 @@ class ConfiguredGuard:
             listeners: Called with each event of `safeagent_sa.events`, in the thread and transaction of the claim; what
                 they raise is logged and goes nowhere else.
             pipeline: "auto" sends the claim together with BEGIN, and the completion together with COMMIT, where the
-                driver is psycopg 3 and that is safe; a claim then costs no round trip. Elsewhere, and with "off", they
-                are separate statements.
+                driver is psycopg 3, that is safe, and nothing listens to statements or logs them; a claim then costs
+                no round trip. Elsewhere, and with "off", they are separate statements.
             locking: How claims of one request keep apart until one of them commits. "auto" asks each engine once, at its first
                 claim, and uses advisory locks where the server has them and the role may take them, else the key.
                 "advisory" and "key" insist on one of them. SQLite has one writer at a time and needs neither, so "auto" and

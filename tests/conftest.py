@@ -21,11 +21,12 @@ from support.aio import AsyncPort, instead_of_guards
 from support.app import Port, make_engine
 from support.given import given_port
 from support.key_locking import create_role_without_advisory_locks
-from support.ports import ASYNC, ASYNC_KINDS, KINDS, PORTS, SERVER_KINDS, usual_ports
+from support.pipelining import pipelined_claims
+from support.ports import ASYNC, ASYNC_KINDS, KINDS, PORTS, SERVER_KINDS, port_of, usual_ports
 from support.servers import Server, start
 
 from safeagent_sa import ExecutionGuard
-from safeagent_sa._dialects.postgresql.pipeline import Pipeline
+from safeagent_sa._transaction.installation import install
 
 
 pytest_plugins = ["support.watchdog"]
@@ -225,14 +226,7 @@ def _awaited(request: pytest.FixtureRequest, port: Port) -> Iterator[None]:
 
 @contextmanager
 def _pipelined(request: pytest.FixtureRequest) -> Iterator[None]:
-    claims: list[None] = []
-    begin = Pipeline.begin
-
-    def noted(*arguments: Any) -> Any:
-        claims.append(None)
-        return begin(*arguments)
-
-    with _taken(request, "pipelined", claims), mock.patch.object(Pipeline, "begin", noted):
+    with pipelined_claims() as claims, _taken(request, "pipelined", claims):
         yield
 
 
@@ -299,7 +293,7 @@ def psycopg2(postgresql: Port) -> Iterator[Port]:
 
 @pytest.fixture
 def pipelined(request: pytest.FixtureRequest, postgresql: Port) -> Iterator[Port]:
-    """PostgreSQL by a guard whose claims cost no round trip."""
+    """PostgreSQL by a guard whose claims cost no round trip, as by default."""
     with _pipelined(request):
         yield dataclasses.replace(postgresql, guard_options={"pipeline": "auto"})
 
@@ -334,37 +328,39 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.fixture
 def statements(port: Port) -> Iterator[list[str]]:
-    """Every statement that is sent to the port's database, in order."""
+    """Every statement that SQLAlchemy or the guard sends to the port's database one by one, in order."""
     sent: list[str] = []
 
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        sent.append(statement)
+    def noted(step: Callable[..., None]) -> Callable[..., None]:
+        def execute(cursor: object, statement: str, *arguments: object) -> None:
+            sent.append(statement)
+            step(cursor, statement, *arguments)
 
-    event.listen(port.engine, "before_cursor_execute", note)
-    yield sent
-    event.remove(port.engine, "before_cursor_execute", note)
-    port.engine._has_events = False  # otherwise the claims of all later tests would go the long way
+        return execute
+
+    # Behind the guard's own steps: with a listener, or a wrapper in front of them, nothing would be pipelined.
+    steps = install(port.engine.dialect)
+    names = ("_do_execute", "_do_executemany", "_do_execute_no_params")
+    with mock.patch.multiple(steps, **{name: noted(getattr(steps, name)) for name in names}):
+        yield sent
 
 
 @pytest.fixture(params=usual_ports(KINDS, among=PORTS))
 def port(request: pytest.FixtureRequest) -> Port:
     """Every database that the guard promises the same on."""
-    found: Port = request.getfixturevalue(request.param)
-    return found
+    return port_of(request)
 
 
 @pytest.fixture(params=usual_ports(ASYNC_KINDS, among=ASYNC))
 def async_port(request: pytest.FixtureRequest) -> Port:
     """Every async driver; a test may be a coroutine function."""
-    found: Port = request.getfixturevalue(request.param)
-    return found
+    return port_of(request)
 
 
 @pytest.fixture(params=usual_ports(SERVER_KINDS, among=[name for name in PORTS if "sqlite" not in name]))
 def on_postgresql(request: pytest.FixtureRequest) -> Port:
     """PostgreSQL by every driver."""
-    found: Port = request.getfixturevalue(request.param)
-    return found
+    return port_of(request)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -24,6 +24,7 @@ from .._request.ids import Key
 from .._settings import Settings
 from .._transaction import open_guarded, session_watch
 from .._transaction.guarded_transaction import write_pending
+from .._transaction.installation import install
 from .._transaction.lifecycle import Audience, Block
 from .._transaction.open_claim import OpenClaim
 from ..errors import AutocommitError, ExecutionInProgressError, RequestConflictError, RequestRefusedError
@@ -138,7 +139,10 @@ def begin(
 
 
 def _fast_path(connection: Connection, protocol: ClaimProtocol) -> FastPath | None:
-    return None if isinstance(connection.get_transaction(), TwoPhaseTransaction) else protocol.fast_path
+    fast_path, dialect = protocol.fast_path, connection.dialect
+    if fast_path is None or isinstance(connection.get_transaction(), TwoPhaseTransaction):
+        return None
+    return fast_path if install(dialect).stands_alone(dialect) else None
 
 
 def _find_or_wait(

@@ -97,6 +97,14 @@ def is_open(pooled: PoolProxiedConnection) -> bool:
     return _shown(driver_of(pooled)) in (TransactionState.OPEN, TransactionState.ABORTED)
 
 
+def is_closed(pooled: Any) -> bool:
+    """Return whether a driver's connection is closed, as far as the driver shows it."""
+    closed = getattr(driver_of(pooled), "closed", None)  # psycopg 3, psycopg2
+    if closed is None and (ask := getattr(driver_of(pooled), "is_closed", None)) is not None:  # asyncpg
+        closed = ask()
+    return bool(closed)
+
+
 def _shown(driver: Any) -> TransactionState | None:
     libpq = getattr(driver, "pgconn", None)  # psycopg 3, whose `info` would make two objects to say the same
     if libpq is None:

@@ -17,24 +17,28 @@ or a connection alive.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from sqlalchemy import Connection
+from sqlalchemy.engine.default import DefaultDialect
 
-from .._dialects.drivers import is_open, note_deallocation, note_local_commits, note_rollback
+from .._dialects.drivers import is_closed, is_open, note_deallocation, note_local_commits, note_rollback
 from .._dialects.steps import FIRST_LETTERS, Verb, step_of
 from .guarded_transaction import KEY, GuardedTransaction, transaction_of
 from .open_claim import OpenClaim, durability_unknown, known_durability
 
 
 if TYPE_CHECKING:
-    from .._dialects.postgresql.pipeline import PipelinedCompletion
+    from .._dialects.postgresql.fast_path import PipelinedCompletion
 
 
 # In `PoolProxiedConnection.info`: the claims that are prepared and wait for their COMMIT PREPARED.
 _PREPARED = "safeagent_sa.prepared"
+# Twophase is never pipelined, and do_executemany and do_execute_no_params are not asked for what is.
+_SEEN_BY_TOOLS = {"do_commit", "do_execute"}
 _DEALLOCATING = {Verb.ROLLBACK, Verb.ROLLBACK_TO, Verb.DISCARD}
 
 
@@ -45,13 +49,27 @@ class CommitGuard:
         self._do_commit = self._do_rollback = self._do_prepare_twophase = _not_yet
         self._do_commit_twophase = self._do_rollback_twophase = _not_yet
         self._do_execute = self._do_executemany = self._do_execute_no_params = _not_yet
+        self._wrapped: set[str] = set()
+        self._driver_error: type[Exception] = Exception
         self._ended: WeakSet[GuardedTransaction] = WeakSet()  # each lives as long as its driver's connection
 
     def stand_before(self, dialect: Any, steps: Iterable[str]) -> None:
         """Put this guard in front of some of a dialect's steps, and of the wrappers that other tools have put there."""
+        self._driver_error = dialect.loaded_dbapi.Error
         for name in steps:
-            setattr(self, f"_{name}", getattr(dialect, name))
+            step = getattr(dialect, name)
+            is_sqlalchemy_s = getattr(step, "__func__", None) is getattr(DefaultDialect, name, None)
+            (self._wrapped.discard if is_sqlalchemy_s else self._wrapped.add)(name)
+            setattr(self, f"_{name}", step)
             setattr(dialect, name, getattr(self, name))
+
+    def stands_alone(self, dialect: Any) -> bool:
+        """Return whether nothing else must see each statement and each COMMIT: no wrapper of a tool, no step of a dialect.
+
+        A wrapper around our own `do_commit` sees it in each case.
+        """
+        is_first = getattr(dialect.do_execute, "__self__", None) is self
+        return is_first and self._wrapped.isdisjoint(_SEEN_BY_TOOLS)
 
     def do_commit(self, pooled: Any) -> None:
         """Prove the claims of the transaction, then commit it; roll it back where that fails.
@@ -63,14 +81,15 @@ class CommitGuard:
         noted: list[str] = []
         is_sent, stop = False, _nothing
         try:
-            claims, travelling = _proven(pooled)
+            claims, travelling = self._proven(pooled)
             if claims:
                 noted, stop = note_local_commits(pooled)
             is_sent = True
             self.send(pooled, travelling)
-        except BaseException:
+        except BaseException as error:
             if not is_sent or (claims and pooled.is_valid and is_open(pooled)):
                 self._end(pooled)
+            self._replace_closed(pooled, error)
             self._forget(pooled)
             raise
         finally:
@@ -78,6 +97,15 @@ class CommitGuard:
         self._forget(pooled)
         if noted:
             raise durability_unknown(claims)
+
+    def _proven(self, pooled: Any) -> tuple[list[OpenClaim], list[PipelinedCompletion]]:
+        """Return the claims of the transaction, all of them proved, and the completions that travel with the COMMIT."""
+        held: GuardedTransaction | None = pooled.info.get(KEY)
+        if held is None or not (held.claims or held.watches):
+            return [], []
+        connection = held.owner()
+        travelling = held.prove(connection, may_pipeline=self.stands_alone(connection.dialect))
+        return list(held.claims.values()), travelling
 
     def send(self, pooled: Any, travelling: Sequence[PipelinedCompletion] = ()) -> None:
         """Send the COMMIT, in one batch with the completions that travel with it."""
@@ -95,6 +123,13 @@ class CommitGuard:
                 note_rollback(pooled)
                 self._do_rollback(pooled)
         except Exception:  # noqa: BLE001 - the error of the COMMIT is the one to see
+            driver = pooled.dbapi_connection
+            with suppress(Exception):
+                driver.close()
+
+    def _replace_closed(self, pooled: Any, error: BaseException) -> None:
+        # Behind an error of the driver's SQLAlchemy itself looks for a connection that is closed, and must find one.
+        if pooled.is_valid and is_closed(pooled) and not isinstance(error, self._driver_error):
             pooled.invalidate()
 
     def do_rollback(self, pooled: Any) -> None:
@@ -186,15 +221,6 @@ class CommitGuard:
         with known_durability(claims, connection.connection):
             execute()
             held.keep()
-
-
-def _proven(pooled: Any) -> tuple[list[OpenClaim], list[PipelinedCompletion]]:
-    """Return the claims of the transaction, all of them proved, and the completions that travel with the COMMIT."""
-    held: GuardedTransaction | None = pooled.info.get(KEY)
-    if held is None or not (held.claims or held.watches):
-        return [], []
-    travelling = held.prove(held.owner(), may_pipeline=True)
-    return list(held.claims.values()), travelling
 
 
 def _nothing() -> None:

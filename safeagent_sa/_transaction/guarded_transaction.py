@@ -23,7 +23,7 @@ from .savepoints import Savepoints
 
 
 if TYPE_CHECKING:
-    from .._dialects.postgresql.pipeline import PipelinedCompletion
+    from .._dialects.postgresql.fast_path import PipelinedCompletion
 
 
 KEY = "safeagent_sa"

@@ -20,8 +20,7 @@ from .refusing import Refusing
 
 
 if TYPE_CHECKING:
-    from .._dialects.postgresql.fast_path import FastPath
-    from .._dialects.postgresql.pipeline import PipelinedCompletion
+    from .._dialects.postgresql.fast_path import FastPath, PipelinedCompletion
     from .._dialects.postgresql.prepared import Names
 
 

@@ -48,10 +48,7 @@ class _SentAfterCommit:
 
 
 class UndoneError(Exception):
-    """Carries a response that is not stored past the teardown of the session, which rolls back."""
-
-    def __init__(self, response: Response) -> None:
-        self.response = response
+    """Ends the dependencies where nothing is stored, so that they roll back; the block has the response."""
 
 
 @dataclass(eq=False)
@@ -64,6 +61,9 @@ class Block:
     execution: Execution[Any] | None = None
     is_stored: bool = False
     is_committed: bool = False
+    undone: Response | None = None
+    """The answer where nothing is stored, once the dependencies end."""
+    _is_undone: bool = False
     _manager: Any = None
     _session: Any = None
 
@@ -86,7 +86,7 @@ class Block:
             raise AnsweredError(HttpResponse.replay(execution.scope, execution.request_id, execution.result))
         self.execution = execution
 
-    async def store(self, response: Response, session: Callable[..., Any]) -> Response:
+    async def store(self, response: Response) -> Response:
         """End the block with the response, which the teardown of the session commits; return what is sent after that."""
         if self.execution is None:
             return response
@@ -100,12 +100,24 @@ class Block:
         seen = HttpResponse(response.status_code, headers, bytes(body))
         settled = self.policy.settle(self.execution, seen, below=500)
         if settled is None:
-            raise UndoneError(response)
+            await self.leave(UndoneError())
+            return self.undo(response)
         await self.leave(None)
         self.is_stored = True
         self._follow(self._session)
-        answered = response if settled is seen else response_of(settled)
-        return cast("Response", _SentAfterCommit(answered, self, session))
+        return response if settled is seen else response_of(settled)
+
+    def undo(self, response: Response) -> Response:
+        """Answer with a response that is not stored, when the dependencies have rolled back."""
+        self._is_undone = True
+        return response
+
+    def hold(self, response: Response, session: Callable[..., Any]) -> Response:
+        """Return the response so that it waits for the COMMIT; raise UndoneError where none may come."""
+        if self._is_undone:
+            self.undone = response
+            raise UndoneError
+        return cast("Response", _SentAfterCommit(response, self, session)) if self.is_stored else response
 
     async def leave(self, error: BaseException | None) -> None:
         """Leave the claim's block, with the error that has ended it; do nothing where it has ended."""
@@ -141,6 +153,12 @@ class Block:
             "        yield session",
             **where,
         )
+
+
+def undone_of(scope: Scope) -> Response | None:
+    """Return the answer of a request that has stored nothing."""
+    block: Block | None = scope.get(KEY)
+    return None if block is None else block.undone
 
 
 def _note_commit(session: Any) -> None:

@@ -6,6 +6,9 @@ the endpoint    unchanged
 the handler     stores the response that FastAPI has built
 the teardown    of the session's dependency commits: it has `scope="function"`, so it ends before the response leaves
 send            refuses to send anything of a stored response before the COMMIT
+
+Where nothing is stored (a replay, 409, 422, a returned 5xx) an error ends the dependencies, so that nothing of theirs commits
+either; the answer leaves after that, whatever they have made of the error.
 """
 
 from __future__ import annotations
@@ -18,13 +21,13 @@ from typing import Any, ClassVar, TypeVar
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from .._request.refusals import Refusal
 from .._transaction.open_guarded import in_its_own_place
 from ..errors import InvalidInputError, OutcomeError, SafeAgentError
 from ..execution import Execution
-from ._fastapi_block import KEY, AnsweredError, Block, UndoneError, claiming, is_async, response_of
+from ._fastapi_block import KEY, AnsweredError, Block, UndoneError, claiming, is_async, response_of, undone_of
 from ._fastapi_checks import name_of, refuse_late_commits, refuse_streams
 from ._openapi import problems, with_header, with_problems
 from .http import HttpPolicy, HttpRequest, in_words_of_http, principal
@@ -94,6 +97,7 @@ class IdempotentRoute(APIRoute):
             options["dependencies"] = given if self._claim in given else [*given, self._claim]
             options["responses"] = with_problems(self.policy, options.get("responses") or {})
             options["openapi_extra"] = with_header(self.policy, options.get("openapi_extra") or {})
+        vars(self)["get_route_handler"] = self._held_back  # where FastAPI looks for it first
         super().__init__(path, endpoint, **options)
         if self.guarded:
             refuse_late_commits(self.dependant, endpoint, self._session)
@@ -110,12 +114,23 @@ class IdempotentRoute(APIRoute):
                 return await self._answer(inner, request, None) if block is None else block
             try:
                 with in_words_of_http(name_of(self._session)):
-                    return await block.store(await self._answer(inner, request, block), self._session)
+                    return await block.store(await self._answer(inner, request, block))
             except AnsweredError as answered:
-                return response_of(answered.response)
+                return block.undo(response_of(answered.response))
             except BaseException as error:
                 await block.leave(error)
                 raise
+
+        return handler
+
+    def _held_back(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler, of a class that is derived from this one too; what it returns leaves when the session has ended."""
+        inner = type(self).get_route_handler(self)
+
+        async def handler(request: Request) -> Response:
+            response = await inner(request)
+            block: Block | None = request.scope.get(KEY)
+            return response if block is None else block.hold(response, self._session)
 
         return handler
 
@@ -141,14 +156,24 @@ class IdempotentRoute(APIRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; a response that is not stored leaves when the session has rolled back."""
+        raised: Exception | None = None
+
+        async def send_unless_undone(message: Message) -> None:
+            if undone_of(scope) is None:
+                await send(message)
+
         with in_its_own_place():
             try:
-                await super().handle(scope, receive, send)
-            except UndoneError as undone:
-                await undone.response(scope, receive, send)
+                await super().handle(scope, receive, send_unless_undone)
+            except Exception as error:  # noqa: BLE001 - raised below
+                raised = error
             finally:
                 if (block := scope.get(KEY)) is not None:
                     block.forget()
+            if (undone := undone_of(scope)) is not None:
+                await undone(scope, receive, send)
+            if raised is not None and not isinstance(raised, UndoneError):
+                raise raised
 
 
 def idempotency(choice: bool | HttpPolicy) -> Callable[[_EndpointT], _EndpointT]:

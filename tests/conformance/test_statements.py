@@ -34,7 +34,7 @@ def test_a_new_execution_adds_two_statements(port, statements):
             execution.complete({"ok": True})
 
     sent = [statement for statement in statements if not statement.startswith("BEGIN")]
-    if port.guard_options:
+    if port.is_pipelined:
         assert kinds(sent) == ["INSERT"]
         assert "payments" in sent[0]
         return
@@ -52,7 +52,7 @@ def test_a_replay_is_one_statement_in_all(port, statements):
     deliver(port, "order-1")
 
     # SQLite has no round trips to save
-    expected = [] if port.guard_options else ["WITH"] if port.name == "postgresql" else ["INSERT", "SELECT"]
+    expected = [] if port.is_pipelined else ["WITH"] if port.name == "postgresql" else ["INSERT", "SELECT"]
     assert kinds(statements) == ([*BY_KEY, "SELECT"] if port.locks_by_key else expected)
 
 

@@ -5,6 +5,7 @@ from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 from support.aio import another_way
 from support.app import deliver, pay
+from support.pipelining import pipelined_claims
 from support.ports import usual
 from support.proxy import Proxy
 from support.refusing import refusing
@@ -29,8 +30,9 @@ def through(database, way):
     port = another_way(database, proxy.url)
     port.ask()
     port.proxy = proxy
-    port.guard_options = {"pipeline": "auto"} if mode else {}
-    yield port
+    port.guard_options = {"pipeline": "auto" if mode else "off"}
+    with pipelined_claims() as port.claims_with_begin:
+        yield port
     port.dispose()
     proxy.close()
 
@@ -46,6 +48,7 @@ def test_a_retry_after_a_lost_commit_executes_once_and_answers_the_same(database
     retry = deliver(through, "order-1")
     again = deliver(database, "order-1")
 
+    assert bool(through.claims_with_begin) is through.is_pipelined
     assert retry.is_replay is was_stored
     assert again.result == retry.result
     assert database.payments("order-1") == 1

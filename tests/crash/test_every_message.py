@@ -7,6 +7,7 @@ from sqlalchemy.orm import sessionmaker
 from support.aio import another_way
 from support.app import deliver, pay
 from support.patience import PATIENCE
+from support.pipelining import pipelined_claims
 from support.wire import MessageProxy
 
 from safeagent_sa import ExecutionGuard
@@ -37,8 +38,9 @@ def through(database, way):
     port = another_way(database, proxy.url, pool_size=1, max_overflow=0)
     port.ask()
     port.proxy = proxy
-    port.guard_options = {"pipeline": "auto"} if mode else {}
-    yield port
+    port.guard_options = {"pipeline": "auto" if mode else "off"}
+    with pipelined_claims() as port.claims_with_begin:
+        yield port
     port.dispose()
     proxy.close()
 
@@ -82,6 +84,7 @@ def test_a_cut_at_every_message_is_settled_by_a_retry(database, through, directi
     points = cuts(through, direction, run)
     print(f"\n{direction}: {points} messages, each cut once; acknowledged all the same: {acknowledged}")
 
+    assert bool(through.claims_with_begin) is (through.is_pipelined and not savepoint)
     assert points > 10
     assert database.requests() == sorted((f"order-{number}", "completed") for number in range(points + 1))
 
@@ -100,6 +103,7 @@ def test_run_transaction_settles_every_cut_alone(database, through, direction):
     points = cuts(through, direction, run)
     print(f"\n{direction}: {points} messages, each cut once")
 
+    assert bool(through.claims_with_begin) is through.is_pipelined
     assert points > 10
 
 

@@ -27,7 +27,7 @@ SERVER, PROBE = "_dialects/postgresql/server.py", "_dialects/postgresql/probe.py
 BY_KEY, KEY_SQL = "_dialects/postgresql/by_key.py", "_dialects/postgresql/key_statements.py"
 KEY_PATH, DIALECTS = "_dialects/postgresql/key_fast_path.py", "_dialects/__init__.py"
 FAST_PATH, PIPELINE = "_dialects/postgresql/fast_path.py", "_dialects/postgresql/pipeline.py"
-PREPARED = "_dialects/postgresql/prepared.py"
+PREPARED, SETTINGS = "_dialects/postgresql/prepared.py", "_settings.py"
 ANSWERS, READY = "_dialects/postgresql/answers.py", "_dialects/postgresql/ready.py"
 LEASE, ROWS = "_effects/lease.py", "_effects/lease_rows.py"
 DOUBT, FLOW, RELAY = "_effects/doubt.py", "_effects/flow.py", "_effects/relaying.py"
@@ -1064,12 +1064,6 @@ STANDBY = {
 }
 
 PIPELINES = {
-    "a two-phase transaction is pipelined": Mutant(
-        ACQUIRE,
-        "None if isinstance(connection.get_transaction(), TwoPhaseTransaction) else protocol.fast_path",
-        "protocol.fast_path",
-        "test_two_phase_sessions_take_the_plain_path",
-    ),
     "a DEALLOCATE ALL is not heard": Mutant(
         PREPARED,
         "        if driver in DEALLOCATED:\n",
@@ -1118,7 +1112,8 @@ PIPELINES = {
     "the COMMIT trusts names that the transaction has not met": Mutant(
         ACQUIRE,
         "begun.names if begun else None)",
-        "begun.names if begun else connection.connection.driver_connection.safeagent_sa_pipeline._prepared._there.get(protocol.fast_path._texts))",
+        "begun.names if begun else __import__('safeagent_sa._dialects.postgresql.pipeline', fromlist=['_']).Pipeline.of(connection)"
+        "._prepared._there.get(protocol.fast_path._texts))",
         "test_completions_do_not_trust_names_of_earlier_transactions",
     ),
     "the COMMIT trusts names that were taken away": Mutant(
@@ -1140,7 +1135,115 @@ PIPELINES = {
         "test_names_do_not_pile_up_where_claims_fail_with_0a000",
     ),
     "a cancel is not heard": Mutant(
-        FAST_PATH, "if error.sqlstate in _NOT_AGAIN:", "if False:", "test_a_claim_that_was_cancelled_is_not_sent_again"
+        FAST_PATH,
+        " and error.sqlstate not in _NOT_AGAIN",
+        "",
+        "test_a_claim_that_was_cancelled_is_not_sent_again",
+    ),
+    "a guard does not pipeline by default": Mutant(
+        SETTINGS,
+        '        pipeline: Literal["off", "auto"] = "auto",\n',
+        '        pipeline: Literal["off", "auto"] = "off",\n',
+        "test_a_guard_pipelines_where_it_is_not_asked_not_to",
+    ),
+    "the pipeline passes by who listens or logs": Mutant(
+        FAST_PATH,
+        " and is_unheard(connection)",
+        "",
+        "test_a_listener_of_the_engine_sees_both test_the_log_shows_both test_a_handler_of_errors_sees_the_error_of_either",
+    ),
+    "the COMMIT passes by who has come to listen since": Mutant(
+        FAST_PATH,
+        "        pipeline = self._pipeline(connection)\n        if pipeline is None:\n            return None\n"
+        "        parameters = completion_parameters",
+        "        pipeline = _module().Pipeline.of(connection)\n        if pipeline is None:\n            return None\n"
+        "        parameters = completion_parameters",
+        "test_a_listener_that_comes_after_the_claim_sees_the_completion",
+    ),
+    "the pipeline passes by cursors of a tool": Mutant(
+        PIPELINE,
+        "if cursors is None or driver.cursor_factory is not cursors:",
+        "if cursors is None:",
+        "test_cursors_and_connections_of_a_tool_see_both",
+    ),
+    "the pipeline passes by connections of a tool": Mutant(
+        PIPELINE,
+        "cursors = _OF_PSYCOPG.get(type(driver))",
+        "cursors = next((_OF_PSYCOPG[kind] for kind in _OF_PSYCOPG if isinstance(driver, kind)), None)",
+        "test_cursors_and_connections_of_a_tool_see_both",
+    ),
+    "the pipeline commits what psycopg would refuse to": Mutant(
+        PIPELINE,
+        'if getattr(driver, "_num_transactions", _UNKNOWN) or getattr(driver, "_tpc", _UNKNOWN):',
+        'if getattr(driver, "_tpc", _UNKNOWN):',
+        "test_in_a_block_of_the_driver_s_the_driver_refuses_the_commit",
+    ),
+    "the pipeline commits a transaction that is to be prepared": Mutant(
+        PIPELINE,
+        'if getattr(driver, "_num_transactions", _UNKNOWN) or getattr(driver, "_tpc", _UNKNOWN):',
+        'if getattr(driver, "_num_transactions", _UNKNOWN):',
+        "test_in_a_two_phase_transaction_of_the_driver_s_the_driver_refuses_the_commit",
+    ),
+    "what psycopg hides is needed to claim": Mutant(
+        PIPELINE,
+        "_UNKNOWN = True",
+        "_UNKNOWN = False",
+        "test_this_psycopg_has_what_the_pipeline_asks_for",
+    ),
+    "a transaction that can be neither committed nor rolled back stays open": Mutant(
+        GUARD,
+        "                driver.close()",
+        "                pass",
+        "test_in_a_block_of_the_driver_s_the_driver_refuses_the_commit",
+    ),
+    "the pipeline passes by a wrapper that was there first": Mutant(
+        GUARD,
+        "is_first and self._wrapped.isdisjoint(_SEEN_BY_TOOLS)",
+        "is_first",
+        "test_a_wrapper_around_do_execute_sees_both test_a_wrapper_around_do_commit_sees_the_commit "
+        "test_a_dialect_with_its_own_commit_is_asked_to_commit",
+    ),
+    "the pipeline passes by a wrapper that came later": Mutant(
+        GUARD,
+        "is_first and self._wrapped.isdisjoint(_SEEN_BY_TOOLS)",
+        "self._wrapped.isdisjoint(_SEEN_BY_TOOLS)",
+        "test_a_wrapper_around_do_execute_sees_both",
+    ),
+    "statements are prepared through a pooler": Mutant(
+        PREPARED,
+        "self._may_prepare = str(process).encode() in found",
+        "pass",
+        "test_names_are_for_connections_that_have_the_server_to_themselves",
+    ),
+    "statements are prepared at once": Mutant(
+        PREPARED,
+        "self._is_known, self._may_prepare = False, True",
+        "self._is_known, self._may_prepare = True, True",
+        "test_names_are_for_connections_that_have_the_server_to_themselves",
+    ),
+    "an interrupted batch leaves a connection that is used again": Mutant(
+        FAST_PATH,
+        "                raise_as_sqlalchemy(connection, error, self._texts.claim.sql)",
+        "                raise",
+        "test_a_wait_that_something_else_breaks_off_gives_the_connection_up",
+    ),
+    "what is still on its way is read by the next user": Mutant(
+        PIPELINE,
+        "            if driver.pgconn.pipeline_status != _OFF or not isinstance(error, psycopg.Error):",
+        "            if False:",
+        "test_a_wait_that_something_else_breaks_off_gives_the_connection_up",
+    ),
+    "the pool hands on a connection that was given up": Mutant(
+        GUARD,
+        "            self._replace_closed(pooled, error)\n",
+        "",
+        "test_a_wait_that_something_else_breaks_off_gives_the_connection_up",
+    ),
+    "an older psycopg cannot claim": Mutant(
+        FAST_PATH,
+        "    except ImportError:",
+        "    except ZeroDivisionError:",
+        "test_an_older_psycopg_takes_the_plain_path",
     ),
     "the client's encoding is not looked at": Mutant(
         PIPELINE,
@@ -1755,28 +1858,34 @@ SHORT_WAY = {
     for what, old, new, tests in (
         (
             "a listener of the engine",
-            "            or heard.engine._has_events  # noqa: SLF001\n",
-            "",
+            "(heard._has_events or heard.engine._has_events)",
+            "heard._has_events",
             "test_a_listener_of_the_engine_sees_both test_a_listener_that_comes_later_sees_both",
         ),
         (
             "a listener of the connection",
-            "            heard._has_events  # noqa: SLF001 - see above\n            or ",
-            "            ",
+            "(heard._has_events or heard.engine._has_events)",
+            "heard.engine._has_events",
             "test_a_listener_of_the_one_connection_sees_both",
         ),
         (
             "a listener of the dialect",
-            "            or heard.dialect._has_events  # noqa: SLF001\n",
+            "            or (heard.dialect._has_events and _has_any(heard.dialect, _ON_DIALECTS))  # noqa: SLF001\n",
             "",
             "test_a_listener_of_the_engine_sees_both",
         ),
         ("the log", "            or heard._echo  # noqa: SLF001\n", "", "test_the_log_shows_both"),
         (
             "a transaction that has ended",
-            "            or heard._trans_context_manager  # noqa: SLF001 - `with connection.begin():`, which may have ended\n",
+            "            or transaction is None\n            or not transaction.is_active\n",
             "",
-            "test_a_transaction_of_the_connection_s_that_has_ended_is_refused_by_sqlalchemy",
+            "test_a_transaction_that_the_connection_has_ended_is_followed_by_another_one",
+        ),
+        (
+            "a block of a transaction that has ended",
+            "            or (heard._trans_context_manager or transaction) is not transaction  # noqa: SLF001 - `with begin_nested():`\n",
+            "",
+            "test_a_savepoint_that_the_connection_has_ended_is_not_claimed_in",
         ),
         (
             "a wrapper of the dialect's step",
@@ -1794,13 +1903,13 @@ SHORT_WAY = {
     ),
     "the short way is never gone": Mutant(
         READY,
-        "        return not (\n",
-        "        return False and not (\n",
+        "        unheard = not (\n",
+        "        unheard = False and not (\n",
         "test_where_nothing_listens_a_claim_and_a_completion_go_the_short_way",
     ),
     "the error of a wrapper is taken for the database's": Mutant(
         READY,
-        "statement = sql if isinstance(error, dialect.loaded_dbapi.Error) else None",
+        "statement = sql if isinstance(error, connection.dialect.loaded_dbapi.Error) else None",
         "statement = sql",
         "test_what_a_wrapper_raises_is_raised_as_it_is",
     ),

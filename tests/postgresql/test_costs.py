@@ -24,13 +24,17 @@ def bare(port, name):
 
 
 def test_round_trips(own):
-    """A new execution adds exactly two; a whole replay has three: BEGIN, the claim, COMMIT."""
-    proxy = MessageProxy(own.url)
+    """A new execution adds exactly two; a whole replay has three: BEGIN, the claim, COMMIT. Without the pipeline."""
+    plain, proxy = ExecutionGuard(pipeline="off"), MessageProxy(own.url)
+
+    def guarded(port, name):
+        deliver(port, name, plain)
+
     engine = create_engine(proxy.url, pool_size=1, max_overflow=0, pool_reset_on_return=None)
     through = Port("postgresql", proxy.url, engine)
     found = {}
     for number in range(8):  # the first ones prepare their statements, which costs psycopg nothing extra
-        for name, run in (("bare", bare), ("new", deliver), ("replay", deliver)):
+        for name, run in (("bare", bare), ("new", guarded), ("replay", guarded)):
             before = proxy.round_trips
             run(through, f"{'bare' if name == 'bare' else 'order'}-{number}")
             found[name] = proxy.round_trips - before

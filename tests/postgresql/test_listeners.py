@@ -23,6 +23,16 @@ async_guard = AsyncExecutionGuard(pipeline="off")
 CLAIM, COMPLETION = "WITH inserted", "UPDATE execution_requests"
 
 
+@pytest.fixture(params=["off", "auto"], ids=["plain", "pipelined"])
+def both_paths(request, monkeypatch):
+    """Guards that would send the claim with BEGIN, and the completion with COMMIT, if nothing were to see them; and plain ones."""
+    monkeypatch.setitem(globals(), "guard", ExecutionGuard(pipeline=request.param))
+    monkeypatch.setitem(globals(), "async_guard", AsyncExecutionGuard(pipeline=request.param))
+
+
+on_both_paths = pytest.mark.usefixtures("both_paths")
+
+
 @pytest.fixture
 def engine(postgresql):
     """An engine that nothing has listened to, which goes the short way from the first claim on."""
@@ -84,6 +94,7 @@ def note_statement(seen, position):
     return note
 
 
+@on_both_paths
 def test_where_nothing_listens_a_claim_and_a_completion_go_the_short_way(engine, long_way):
     assert deliver(engine) is False
     assert deliver(engine) is True
@@ -94,6 +105,7 @@ def test_where_nothing_listens_a_claim_and_a_completion_go_the_short_way(engine,
 EVENTS = {"before_cursor_execute": 2, "after_cursor_execute": 2, "do_execute": 1}
 
 
+@on_both_paths
 @pytest.mark.parametrize("name", EVENTS)
 def test_a_listener_of_the_engine_sees_both(engine, name):
     seen = []
@@ -102,6 +114,7 @@ def test_a_listener_of_the_engine_sees_both(engine, name):
     assert both(seen)
 
 
+@on_both_paths
 @pytest.mark.parametrize("name", EVENTS)
 def test_a_listener_that_comes_later_sees_both(engine, name):
     deliver(engine)
@@ -111,6 +124,7 @@ def test_a_listener_that_comes_later_sees_both(engine, name):
     assert both(seen)
 
 
+@on_both_paths
 @pytest.mark.parametrize("name", ["before_cursor_execute", "after_cursor_execute"])
 def test_a_listener_of_the_one_connection_sees_both(engine, name):
     seen = []
@@ -120,6 +134,7 @@ def test_a_listener_of_the_one_connection_sees_both(engine, name):
     assert both(seen)
 
 
+@on_both_paths
 @pytest.mark.parametrize("name", ["before_cursor_execute", "after_cursor_execute"])
 def test_a_listener_of_all_engines_sees_both(engine, name):
     seen = []
@@ -135,6 +150,7 @@ def test_a_listener_of_all_engines_sees_both(engine, name):
     assert both(seen)
 
 
+@on_both_paths
 def test_a_listener_of_an_engine_with_other_options_sees_both(engine):
     """`execution_options` makes another Engine over the same dialect and pool."""
     seen = []
@@ -143,6 +159,7 @@ def test_a_listener_of_an_engine_with_other_options_sees_both(engine):
     assert both(seen)
 
 
+@on_both_paths
 def test_a_listener_may_change_the_statement(engine):
     def comment(_connection, _cursor, statement, parameters, _context, _many):
         return f"{statement} /* traced */", parameters
@@ -154,6 +171,7 @@ def test_a_listener_may_change_the_statement(engine):
     assert both([statement for statement in seen if statement.endswith("/* traced */")])
 
 
+@on_both_paths
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 @pytest.mark.parametrize("name", EVENTS)
 def test_a_listener_of_an_async_engine_sees_both(postgresql, driver, name):
@@ -169,6 +187,7 @@ def test_a_listener_of_an_async_engine_sees_both(postgresql, driver, name):
     assert both(asyncio.run(run()))
 
 
+@on_both_paths
 @pytest.mark.parametrize("is_echo", [True, False], ids=["echo=True", "a logger"])
 def test_the_log_shows_both(postgresql, caplog, is_echo):
     if not is_echo:
@@ -180,6 +199,7 @@ def test_the_log_shows_both(postgresql, caplog, is_echo):
     assert both([record.getMessage() for record in caplog.records])
 
 
+@on_both_paths
 @pytest.mark.parametrize("step", ["claim", "completion"])
 def test_a_handler_of_errors_sees_the_error_of_either(engine, step):
     seen = []
@@ -244,6 +264,7 @@ def test_a_lost_connection_is_replaced(engine, long_way, step):
     assert deliver(engine) is False  # on another connection, at once
 
 
+@on_both_paths
 def test_a_cancelled_task_leaves_no_connection_that_waits_for_an_answer(postgresql):
     """As SQLAlchemy does for its statements: it cannot be used again, so the pool makes another one."""
 
@@ -275,6 +296,7 @@ def test_a_cancelled_task_leaves_no_connection_that_waits_for_an_answer(postgres
     assert before.closed
 
 
+@on_both_paths
 def test_a_wrapper_around_do_execute_sees_both(engine, long_way):
     """Tools that trace put wrappers there."""
     deliver(engine)
@@ -290,6 +312,7 @@ def test_a_wrapper_around_do_execute_sees_both(engine, long_way):
     assert long_way == []
 
 
+@on_both_paths
 def test_what_a_wrapper_raises_is_raised_as_it_is(engine):
     deliver(engine)
     execute = engine.dialect.do_execute
@@ -306,6 +329,7 @@ def test_what_a_wrapper_raises_is_raised_as_it_is(engine):
         session.rollback()
 
 
+@on_both_paths
 def test_a_transaction_of_the_connection_s_that_has_ended_is_refused_by_sqlalchemy(engine):
     with engine.connect() as connection, connection.begin() as transaction:
         session = Session(connection)
@@ -316,12 +340,16 @@ def test_a_transaction_of_the_connection_s_that_has_ended_is_refused_by_sqlalche
         session.close()
 
 
-PRIVATE = ["_has_events", "_echo", "_trans_context_manager", "_handle_dbapi_exception"]
+PRIVATE = [
+    *("_has_events", "_echo", "_transaction", "_nested_transaction"),
+    *("_trans_context_manager", "_handle_dbapi_exception"),
+]
 
 
 def test_this_sqlalchemy_has_what_the_short_way_asks_for(engine):
     """Where one of them goes, claims go the long way, which costs a fifth more: look for what has taken its place."""
     with engine.connect() as connection:
+        connection.begin()
         assert [name for name in PRIVATE if not hasattr(connection, name)] == []
         assert ready.is_unheard(connection)
 

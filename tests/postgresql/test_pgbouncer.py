@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -86,7 +86,9 @@ def pooled(postgresql, request):
         with suppress(OSError), socket.create_connection(("127.0.0.1", listen), timeout=1):
             break
         assert time.monotonic() < deadline
-    yield Port("pooled", through.render_as_string(hide_password=False), engine, {"pipeline": pipeline})
+    port = Port("pooled", through.render_as_string(hide_password=False), engine, {"pipeline": pipeline})
+    port.server_connections = size
+    yield port
     engine.dispose()
     process.terminate()
     process.wait()
@@ -163,6 +165,23 @@ def test_statements_that_are_prepared_on_another_server_connection_cost_a_detour
 
     assert [status for _, status in postgresql.requests()] == ["completed"] * 16
     assert all(postgresql.payments(f"order-{number}") == 1 for number in range(16))
+
+
+def test_the_guard_prepares_nothing_through_a_pooler(pooled):
+    """Also where psycopg itself does not know of it: each client would leave its names on the server's connections."""
+    names = text("SELECT name FROM pg_prepared_statements WHERE name LIKE 'safeagent%' OR statement LIKE '%inserted%'")
+    for number in range(3):  # apps whose engines do not live long, or that have no pool
+        engine = create_engine(pooled.url, pool_size=1)
+        port = Port("pooled", pooled.url, engine, pooled.guard_options)
+        for each in range(4):  # fewer than psycopg needs to begin preparing statements
+            deliver(port, f"order-{number}-{each}", ExecutionGuard(**pooled.guard_options))
+        engine.dispose()
+    found = []
+    with ExitStack() as together:  # so that each of the server's connections is asked
+        for _ in range(pooled.server_connections):
+            found += together.enter_context(pooled.engine.begin()).scalars(names)
+
+    assert found == []
 
 
 def test_the_doctor_sees_the_pooler(pooled):

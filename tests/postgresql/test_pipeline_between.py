@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from support.app import Port, asked, deliver, pay
 
 from safeagent_sa import ExecutionGuard, NotInDoubtError, RequestConflictError, TransactionAbortedError
+from safeagent_sa._transaction.installation import install
 from safeagent_sa.aio import AsyncExecutionGuard
 from safeagent_sa.effects import succeeded
 
@@ -140,7 +141,10 @@ def deliver_second(one, request_id):
 def test_completions_do_not_trust_names_of_earlier_transactions(one):
     deliver(one, "order-1", guard)
     with one.sessions() as session:
-        session.execute(text("DEALLOCATE ALL"))  # as DISCARD ALL in a pool's reset does
+        session.connection().connection.driver_connection.execute(
+            "DEALLOCATE ALL"
+        )  # as a pool's reset does, past SQLAlchemy
+        session.commit()
     for request_id in ("order-2", "order-3"):
         assert not deliver_second(one, request_id).is_replay
 
@@ -222,14 +226,16 @@ def test_a_task_that_is_cancelled_in_the_first_batch(postgresql):
 def test_a_claim_that_was_cancelled_is_not_sent_again(postgresql, setting, sqlstate):
     seen = []
     engine = asked(create_engine(postgresql.url, connect_args={"options": f"-c {setting}=50"}))
-    event.listen(engine, "before_cursor_execute", lambda *arguments: seen.append(arguments[2]))
+    steps = install(engine.dialect)
+    execute = steps._do_execute
+    steps._do_execute = lambda *arguments: seen.append(arguments[1]) or execute(*arguments)
     with postgresql.engine.begin() as blocker:
         blocker.execute(text("LOCK TABLE execution_requests IN ACCESS EXCLUSIVE MODE"))
         with Port("postgresql", postgresql.url, engine).sessions() as session:
             with pytest.raises(DBAPIError) as caught:
                 guard.execute(session, "order-1", pay, "order-1", action="pay")
             assert caught.value.orig.sqlstate == sqlstate
-            assert seen == []
+            assert seen == [], "the plain path was taken as well"
             with pytest.raises(DBAPIError, match="aborted"):  # as after any other statement that has failed
                 pay(session, "order-1")
     engine.dispose()

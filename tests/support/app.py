@@ -57,6 +57,11 @@ class Port:
     def __post_init__(self) -> None:
         self.sessions = sessionmaker(self.engine)
 
+    @property
+    def is_pipelined(self) -> bool:
+        """Whether claims on this port go with BEGIN."""
+        return self.guard_options.get("pipeline") == "auto"
+
     def create_tables(self) -> None:
         # with the schema steps, as in production, and not with create_all()
         with self.engine.begin() as connection:

@@ -4,6 +4,7 @@ A database, a driver or a mode can change an outcome only if the test sends some
 conversions to and from JSON, are the same on all ports, so one is enough.
 """
 
+import dataclasses
 import itertools
 import os
 
@@ -16,6 +17,8 @@ PLAIN = ["sqlite", "aiosqlite", "postgresql", "psycopg_async", "asyncpg"]
 # The port of `make engine`, which has one engine by its URL.
 GIVEN = ["given"] if os.environ.get("SAFEAGENT_ENGINE_URL") else []
 PORTS = [*PLAIN, "psycopg2", "pipelined", "pipelined_async", "postgresql_key", *GIVEN]
+# A guard pipelines by default where the driver is psycopg 3, so on these ports it must be asked not to.
+PLAIN_BY_NAME = {"postgresql", "psycopg_async", "postgresql_key"}
 ASYNC = ["aiosqlite", "psycopg_async", "asyncpg", "pipelined_async"]
 
 # One port of each kind: a file, a driver that blocks, one that is awaited, and a mode. What holds on these holds on a port that
@@ -23,6 +26,13 @@ ASYNC = ["aiosqlite", "psycopg_async", "asyncpg", "pipelined_async"]
 KINDS = ["sqlite", "postgresql", "asyncpg", "pipelined"]
 ASYNC_KINDS = ["aiosqlite", "asyncpg", "pipelined_async"]
 SERVER_KINDS = ["postgresql", "psycopg2", "asyncpg", "pipelined"]
+
+
+def port_of(request):
+    """Return the port that a fixture has as its parameter, with the options of its guards."""
+    found = request.getfixturevalue(request.param)
+    plain = {"guard_options": {"pipeline": "off"}} if request.param in PLAIN_BY_NAME else {}
+    return dataclasses.replace(found, **plain)
 
 
 def usual_ports(names, among):
@@ -35,7 +45,7 @@ def every_port():
 
     @pytest.fixture(name="port", params=with_given(*PORTS))
     def port(request):
-        return request.getfixturevalue(request.param)
+        return port_of(request)
 
     return port
 

@@ -47,13 +47,16 @@ class MessageProxy(Proxy):
                     has_type = True
                     if self._is_cut(direction, message):
                         return
-                    target.sendall(message)
+                    target.sendall(self._passed_on(direction, message))
         except OSError:
             pass
         finally:
             for end in (source, target):
                 with suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
+
+    def _passed_on(self, _direction, message):
+        return message
 
     def _is_cut(self, direction, message):
         with self._lock:
@@ -65,6 +68,16 @@ class MessageProxy(Proxy):
                 return False
             self.cut_at = None
             return True
+
+
+class PoolerProxy(MessageProxy):
+    """Gives its clients process numbers of its making, as poolers do: the server's processes serve many of them."""
+
+    def _passed_on(self, direction, message):
+        is_key = (
+            direction == "server" and message[:1] == b"K"
+        )  # BackendKeyData: the number of the process, and a secret
+        return message[:5] + struct.pack("!I", 1) + message[9:] if is_key else message
 
 
 def _size(buffer, has_type):

@@ -43,7 +43,7 @@ def main(url, pipeline, request_id, stop_at=None):
     else:
         with instead_of_guards(deliver, ExecutionGuard, **port.guard_options):
             deliver(port, request_id, reach)
-    assert begun or pipeline == "off", "the claim was not pipelined"
+    assert bool(begun) == (pipeline == "auto"), "the claim was not pipelined"
 
 
 def deliver(port, request_id, reach):

@@ -247,13 +247,14 @@ def test_every_wrong_handler_is_found(sessions, effects, handler):
     assert caught.value.report.to_svg().startswith("<svg")
 
 
-def test_pipelined_claims_are_explored_too(postgresql, effects, monkeypatch):
-    """They are no statements of the engine, but their outcome is checked."""
+def test_the_claims_of_a_guard_that_pipelines_are_explored_too(postgresql, effects, monkeypatch):
+    """The explorer listens to statements, so they are sent one by one, and each is a boundary."""
     monkeypatch.setitem(globals(), "guard", ExecutionGuard(pipeline="auto"))
     seed(postgresql.sessions)
     report = explore_faults(lambda: claims(postgresql.sessions, effects), postgresql.sessions, effects=effects)
     assert report.violations == []
-    assert [boundary.kind for boundary in report.boundaries] == ["flush", "statement", "commit"]
+    kinds = [boundary.kind for boundary in report.boundaries]
+    assert kinds == ["statement", "flush", "statement", "statement", "commit"]
     for handler in (key_made_fresh, swallowed_error, commit_in_the_middle):
         with pytest.raises(Violation, match=WRONG[handler]):
             explore_faults(lambda h=handler: h(postgresql.sessions, effects), postgresql.sessions, effects=effects)

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
 from ..base import Begun, NewClaim, StoredRequest
 from .answers import found, inserted_or_found
-from .ready import is_translated, raise_as_sqlalchemy
+from .ready import is_translated, is_unheard, raise_as_sqlalchemy
 from .statements import (
     LOST,
     WAIT,
@@ -28,13 +27,27 @@ from .statements import (
 
 if TYPE_CHECKING:
     from .key_statements import KeyStatements
-    from .pipeline import Pipeline, PipelinedCompletion
+    from .pipeline import Pipeline
     from .prepared import Names, Texts
 
 # SQLSTATEs (manual, appendix A)
 _INVALID_TEXT = "22P02"
 # a cancel, by a person or by statement_timeout; lock_timeout
 _NOT_AGAIN = {"57014", "55P03"}
+
+
+class PipelinedCompletion(NamedTuple):
+    """A completion that goes with the COMMIT."""
+
+    pipeline: Pipeline
+    texts: Texts
+    parameters: dict[str, Any]
+    names: Names | None
+    """Of the statements, where this transaction has met them."""
+    is_lost: Callable[[Any], bool]
+    """Returns whether an error says that there was nothing to complete."""
+    lost: Callable[[], Exception]
+    """Makes the error for that."""
 
 
 class FastPath:
@@ -53,14 +66,11 @@ class FastPath:
         pipeline = self._pipeline(connection)
         if pipeline is None or not pipeline.is_idle:
             return None
-        driver_error = connection.dialect.loaded_dbapi.Error
         try:
             row, names = pipeline.begin(self._texts, claim_parameters(claim, is_plain=True))
-        except driver_error as error:
-            if error.sqlstate in _NOT_AGAIN:
-                raise DBAPIError.instance(
-                    self._texts.claim.sql, None, error, driver_error, dialect=connection.dialect
-                ) from error
+        except BaseException as error:  # noqa: BLE001 - an interruption, too
+            if not may_repeat(connection, error):
+                raise_as_sqlalchemy(connection, error, self._texts.claim.sql)
             pipeline.give_up()
             return None
         return Begun(inserted_or_found(row), names)
@@ -81,10 +91,9 @@ class FastPath:
             return None
         parameters = lock | {"key_scope": claim.scope, "key_request_id": claim.request_id}
         batch = [(sql, [parameters[name] for name in names]) for sql, names in self._wait_texts]
-        driver_error = connection.dialect.loaded_dbapi.Error
         try:
             [(limit, *_)], _, rows = pipeline.send(batch, begins=False)
-        except driver_error as error:
+        except BaseException as error:  # noqa: BLE001 - an interruption, too
             raise_as_sqlalchemy(connection, error, batch[1][0])
         return limit, found(rows[0] if rows else None)
 
@@ -116,16 +125,13 @@ class FastPath:
         if pipeline is None:
             return None
         parameters = completion_parameters(claim, proof, result, is_forced=is_forced, is_plain=True)
-        made: PipelinedCompletion = _module().PipelinedCompletion(
-            pipeline, self._texts, parameters, names, _is_lost, on_lost
-        )
-        return made
+        return PipelinedCompletion(pipeline, self._texts, parameters, names, _is_lost, on_lost)
 
     def _pipeline(self, connection: Connection) -> Pipeline | None:
-        # SQLAlchemy translates a schema when it executes a statement.
-        if connection.dialect.driver not in ("psycopg", "psycopg_async") or is_translated(connection):
-            return None
-        found: Pipeline | None = _module().Pipeline.of(connection)
+        # SQLAlchemy translates a schema when it executes a statement, and shows it to who listens.
+        is_ours = connection.dialect.driver in ("psycopg", "psycopg_async") and is_unheard(connection)
+        module = _module() if is_ours and not is_translated(connection) else None
+        found: Pipeline | None = None if module is None else module.Pipeline.of(connection)
         return found
 
     @cached_property
@@ -137,11 +143,18 @@ class FastPath:
 
 
 @cache
-def _module() -> ModuleType:
+def _module() -> ModuleType | None:
     # Imported here, since it imports the driver; and once, since every claim asks.
-    from . import pipeline  # noqa: PLC0415
-
+    try:
+        from . import pipeline  # noqa: PLC0415
+    except ImportError:  # psycopg before 3.2
+        return None
     return pipeline
+
+
+def may_repeat(connection: Connection, error: Any) -> bool:
+    """Return whether a batch with BEGIN that has raised this may run again on the plain path."""
+    return isinstance(error, connection.dialect.loaded_dbapi.Error) and error.sqlstate not in _NOT_AGAIN
 
 
 def _is_lost(error: Any) -> bool:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from functools import cached_property
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
 from ..base import Begun, Inserted, NewClaim, StoredRequest
 from .answers import LOSABLE
-from .fast_path import FastPath
+from .fast_path import FastPath, may_repeat
 from .key_statements import AT_ONCE, LOCK_NOT_AVAILABLE, RELEASE, RESTORE, ROLLBACK, SAVEPOINT, KeyStatements
+from .ready import raise_as_sqlalchemy
 from .statements import numbered
 
 
@@ -38,18 +38,17 @@ class KeyFastPath(FastPath):
             (RELEASE, ()),
             (RESTORE, ()),
         ]
-        driver_error = connection.dialect.loaded_dbapi.Error
         begins = pipeline.is_idle
         try:
             _, [(synchronous_commit, *_)], inserted, *_ = pipeline.send(batch, begins=begins)
-        except driver_error as error:
-            if error.sqlstate == LOCK_NOT_AVAILABLE:
+        except BaseException as error:  # noqa: BLE001 - an interruption, too
+            if getattr(error, "sqlstate", None) == LOCK_NOT_AVAILABLE:
                 pipeline.send([(ROLLBACK, ()), (RELEASE, ())], begins=False)
                 return Begun(None)
-            if begins:  # the plain path raises what there is to raise
-                pipeline.give_up()
-                return None
-            raise DBAPIError.instance(text.sql, None, error, driver_error, dialect=connection.dialect) from error
+            if not (begins and may_repeat(connection, error)):
+                raise_as_sqlalchemy(connection, error, text.sql)
+            pipeline.give_up()
+            return None
         if not inserted:
             return Begun(self._find(connection, claim.scope, claim.request_id))
         return Begun(Inserted("", is_durable=synchronous_commit not in LOSABLE))

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
 import psycopg
@@ -27,27 +27,24 @@ from ..drivers import DEALLOCATED, begin_of, driver_of
 from .prepared import Names, Prepared, Text, Texts, Use
 
 
+if TYPE_CHECKING:
+    from .fast_path import PipelinedCompletion
+
+
 _IDLE = pq.TransactionStatus.IDLE
+_OF_PSYCOPG: dict[type, type] = {
+    psycopg.Connection: psycopg.Cursor,
+    psycopg.AsyncConnection: psycopg.AsyncCursor,
+}
+"""The connections and the cursors that are psycopg's own."""
+_UNKNOWN = True
+_OFF = pq.PipelineStatus.OFF
 _SKIPPED = pq.ExecStatus.PIPELINE_ABORTED
 """The status of what the server has not executed behind a failure."""
 
 Command = Callable[[], None]
 Batch = Generator[Any, Any, list[Any]]
 """What psycopg's `wait` runs: it sends, and ends with a result for each command up to the first that has failed."""
-
-
-class PipelinedCompletion(NamedTuple):
-    """A completion that goes with the COMMIT."""
-
-    pipeline: Pipeline
-    texts: Texts
-    parameters: dict[str, Any]
-    names: Names | None
-    """Of the statements, where this transaction has met them."""
-    is_lost: Callable[[psycopg.Error], bool]
-    """Returns whether an error says that there was nothing to complete."""
-    lost: Callable[[], Exception]
-    """Makes the error for that."""
 
 
 _PIPELINES: WeakKeyDictionary[Any, Pipeline] = WeakKeyDictionary()
@@ -67,15 +64,19 @@ class Pipeline:
     def of(cls, connection: Connection) -> Pipeline | None:
         """Return the pipeline of a connection, or None where its driver or its state allows none."""
         driver = driver_of(connection.connection)
-        # By its type: a proxy around one says that it is one, and may want to see what is sent.
-        if not issubclass(type(driver), (psycopg.Connection, psycopg.AsyncConnection)):
+        # A proxy, a class of a tool's, or a tool's cursors may want to see what is sent.
+        cursors = _OF_PSYCOPG.get(type(driver))
+        if cursors is None or driver.cursor_factory is not cursors:
+            return None
+        # In its own blocks, which it does not show, psycopg refuses to commit; it must be asked to, then.
+        if getattr(driver, "_num_transactions", _UNKNOWN) or getattr(driver, "_tpc", _UNKNOWN):
             return None
         found = _PIPELINES.get(driver)
         if found is None:
             if not capabilities.has_pipeline():
                 return None
             found = _PIPELINES[driver] = cls(driver)
-        return found if driver.pgconn.pipeline_status == pq.PipelineStatus.OFF else None
+        return found if driver.pgconn.pipeline_status == _OFF else None
 
     @property
     def is_idle(self) -> bool:
@@ -110,7 +111,7 @@ class Pipeline:
         self._raise_failure(results)
         if use is Use.LOOK:
             found = results[-1]
-            self._prepared.learn({found.get_value(row, 0) for row in range(found.ntuples)})
+            self._prepared.learn(pgconn.backend_pid, {found.get_value(row, 0) for row in range(found.ntuples)})
         answer = results[at]
         if answer.ntuples == 0:
             return None, names
@@ -179,11 +180,17 @@ class Pipeline:
             raise error
 
     def _wait(self, driver: Any, batch: Batch) -> list[Any]:
-        if self._is_async:
-            awaited: list[Any] = await_only(_wait_async(driver, batch))
-            return awaited
-        with driver.lock:
-            found: list[Any] = driver.wait(batch)
+        try:
+            if self._is_async:
+                awaited: list[Any] = await_only(_wait_async(driver, batch))
+                return awaited
+            with driver.lock:
+                found: list[Any] = driver.wait(batch)
+        except BaseException as error:
+            if driver.pgconn.pipeline_status != _OFF or not isinstance(error, psycopg.Error):
+                # Interrupted: what is still on its way is unknown, the lock may be held, and only another connection helps.
+                driver.pgconn.finish()
+            raise
         return found
 
 
@@ -230,11 +237,8 @@ def _batch(pgconn: Any, commands: Sequence[Command]) -> Batch:
             results += yield from fetch_many(pgconn)
         yield from fetch_many(pgconn)  # the Sync's own
     finally:
-        try:
+        with suppress(psycopg.OperationalError):  # interrupted; see `_wait`
             pgconn.exit_pipeline_mode()
-        except psycopg.OperationalError:
-            # Interrupted: what is still on its way is unknown, and only another connection helps.
-            pgconn.finish()
     if len(results) == len(commands) and results[-1].status != _SKIPPED:
         return results
     return [result for result in results if result.status != _SKIPPED]

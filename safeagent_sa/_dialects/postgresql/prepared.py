@@ -2,8 +2,9 @@
 
 A named statement spares the server a parse and a plan in every transaction. Its name can vanish: psycopg deallocates it, or
 a pool that resets its connections, or a pooler gives us another of the server's connections. So a name is first used in a
-batch that can be sent again without it, and in the COMMIT only where the same transaction has met it. After what makes psycopg
-deallocate (`drivers.DEALLOCATED`), one transaction goes without names, and asks the server for them.
+batch that can be sent again without it, and in the COMMIT only where the same transaction has met it. The first transaction of
+a connection goes without names, and so does the one after what makes psycopg deallocate (`drivers.DEALLOCATED`): it asks the
+server which there are, and whether the server is there itself or behind a pooler.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Use(Enum):
     BY_NAME = "they are there"
     PREPARE = "they are made"
     UNNAMED = "there are none"
-    LOOK = "they may have gone: the server is asked in the same batch, and this one transaction does without"
+    LOOK = "nothing is known of them: the server is asked in the same batch, and this one transaction does without"
 
 
 class Prepared:
@@ -60,31 +61,36 @@ class Prepared:
         # Never the same names on two connections: behind a pooler they may meet on one of the server's.
         prefix = f"safeagent_sa_{secrets.token_hex(4)}"
         self._new = (f"{prefix}_{number}".encode() for number in itertools.count())
-        self._may_prepare = True
-        # A pooler that renames statements shows those of its server's connection, which says nothing of ours.
-        names = f"name LIKE '{prefix}%' OR name LIKE 'PGBOUNCER%'"
-        self.look = f"SELECT name FROM pg_prepared_statements WHERE {names}".encode()  # noqa: S608 - of our own making
-        """What returns the names that are left, for `learn`."""
+        self._is_known, self._may_prepare = False, True
+        names = f"SELECT name FROM pg_prepared_statements WHERE name LIKE '{prefix}%'"  # noqa: S608 - of our own making
+        self.look = f"SELECT pg_backend_pid()::text UNION ALL {names}".encode()
+        """What returns the number of the server's process, and the names that are there, for `learn`."""
 
     def names_in_begin(self, driver: Any, texts: Texts) -> tuple[Names | None, Use]:
         """Return the names of two statements, and what is to be done about them; None where they are to have none."""
         if driver in DEALLOCATED:
             DEALLOCATED.discard(driver)
-            if self._there:
-                return None, Use.LOOK
-        if texts in self._there:
-            return self._there[texts], Use.BY_NAME
+            self._is_known = self._is_known and not self._there
         if not self._may_prepare or driver.prepare_threshold is None:
             return None, Use.UNNAMED
+        if not self._is_known:
+            return None, Use.LOOK
+        if texts in self._there:
+            return self._there[texts], Use.BY_NAME
         return (next(self._new), next(self._new)), Use.PREPARE
 
     def note_met(self, texts: Texts, names: Names) -> None:
         """Note that the transaction that has just begun has found them, or made them."""
         self._there[texts] = names
 
-    def learn(self, found: set[bytes]) -> None:
-        """Keep the names that the server still has."""
-        self._may_prepare = self._may_prepare and not any(name.startswith(b"PGBOUNCER") for name in found)
+    def learn(self, process: int, found: set[bytes]) -> None:
+        """Keep the names that the server still has; prepare nothing through a pooler.
+
+        A pooler gives its clients process numbers of its making, and prepared statements would pile up behind it: each of the
+        server's connections would keep those of all clients that it has served.
+        """
+        self._is_known = True
+        self._may_prepare = str(process).encode() in found
         self._there = {texts: names for texts, names in self._there.items() if found.issuperset(names)}
 
     def is_there(self, driver: Any, texts: Texts, names: Names) -> bool:

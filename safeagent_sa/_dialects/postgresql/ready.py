@@ -10,15 +10,20 @@ Only attributes that are not public show whether anything listens; if they are m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, CursorResult, Dialect
-from sqlalchemy.exc import DBAPIError
+
+from ..drivers import is_closed
 
 
 FoundT = TypeVar("FoundT")
+
+_ON_CONNECTIONS = ("before_cursor_execute", "after_cursor_execute")
+_ON_DIALECTS = ("do_execute", "handle_error")
+"""The events of a statement that is sent as text, with one set of parameters."""
 
 
 class Ready:
@@ -61,10 +66,8 @@ class Ready:
             dialect.do_execute(cursor, sql, values)
             found = read(cursor)
             cursor.close()
-        except BaseException as error:  # noqa: BLE001 - a cancelled task, too, leaves a connection that must not be used again
-            # SQLAlchemy wraps each error of a statement that it is given, and only the driver's are to be wrapped.
-            statement = sql if isinstance(error, dialect.loaded_dbapi.Error) else None
-            connection._handle_dbapi_exception(error, statement, values, cursor, None)  # noqa: SLF001 - see above
+        except BaseException as error:  # noqa: BLE001 - an interruption, too
+            raise_as_sqlalchemy(connection, error, sql, values, cursor)
         return found
 
     def _sent(self, connection: Connection, parameters: dict[str, Any]) -> tuple[str, Any]:
@@ -77,30 +80,47 @@ class Ready:
         return sql, parameters if names is None else tuple([parameters[name] for name in names])
 
 
-def raise_as_sqlalchemy(connection: Connection, error: Any, sql: str) -> NoReturn:
-    """Raise an error of the driver's as SQLAlchemy would: wrapped, and with a lost connection replaced."""
-    handle: Any = getattr(connection, "_handle_dbapi_exception", None)
-    if handle is not None:
-        handle(error, sql, None, None, None)
-    driver_error = connection.dialect.loaded_dbapi.Error
-    raise DBAPIError.instance(sql, None, error, driver_error, dialect=connection.dialect) from error
+def raise_as_sqlalchemy(
+    connection: Connection, error: BaseException, sql: str, values: Any = None, cursor: Any = None
+) -> NoReturn:
+    """Raise what a statement has raised as SQLAlchemy would.
+
+    An error of the driver's is wrapped, and no other one. A connection that is lost is replaced, and so is one whose statement
+    was interrupted: a cancelled task, or a signal, leaves answers on their way that the next user would read.
+    """
+    handle: Any = connection._handle_dbapi_exception  # noqa: SLF001 - see above
+    statement = sql if isinstance(error, connection.dialect.loaded_dbapi.Error) else None
+    if statement is None and is_closed(
+        connection.connection
+    ):  # SQLAlchemy looks for that behind an error of the driver's
+        connection.invalidate()
+    handle(error, statement, values, cursor, None)
+    raise error
 
 
 def is_unheard(connection: Connection) -> bool:
     """Return whether no listener and no log is to see a statement, and nothing but the driver could refuse it."""
     heard: Any = connection
     try:
-        return not (
-            heard._has_events  # noqa: SLF001 - see above
-            or heard.engine._has_events  # noqa: SLF001
-            or heard.dialect._has_events  # noqa: SLF001
+        transaction, savepoint = heard._transaction, heard._nested_transaction  # noqa: SLF001 - see above
+        unheard = not (
+            ((heard._has_events or heard.engine._has_events) and _has_any(heard, _ON_CONNECTIONS))  # noqa: SLF001
+            or (heard.dialect._has_events and _has_any(heard.dialect, _ON_DIALECTS))  # noqa: SLF001
             or heard._echo  # noqa: SLF001
-            or heard._trans_context_manager  # noqa: SLF001 - `with connection.begin():`, which may have ended
-            or heard.in_nested_transaction()
+            or transaction is None
+            or not transaction.is_active
+            or (savepoint is not None and not savepoint.is_active)
+            or (heard._trans_context_manager or transaction) is not transaction  # noqa: SLF001 - `with begin_nested():`
             or heard._handle_dbapi_exception is None  # noqa: SLF001
         )
     except AttributeError:
         return False
+    return unheard
+
+
+def _has_any(target: Any, events: Sequence[str]) -> bool:
+    # Other events have listeners, too: SQLAlchemy's own set what the options of an engine ask for.
+    return any(getattr(target.dispatch, name) for name in events)
 
 
 def is_translated(connection: Connection) -> bool:

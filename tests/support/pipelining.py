@@ -1,0 +1,19 @@
+"""Sees whether claims go with BEGIN."""
+
+from contextlib import contextmanager
+from unittest import mock
+
+from safeagent_sa._dialects.postgresql.pipeline import Pipeline
+
+
+@contextmanager
+def pipelined_claims():
+    """Give a list that gets an entry for each claim that goes with BEGIN."""
+    claims, begin = [], Pipeline.begin
+
+    def noted(*arguments):
+        claims.append(None)
+        return begin(*arguments)
+
+    with mock.patch.object(Pipeline, "begin", noted):
+        yield claims
