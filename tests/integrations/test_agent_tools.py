@@ -632,8 +632,9 @@ def test_every_outcome_has_an_answer_and_every_mistake_is_raised():
     for kind, answer in answers.items():
         if answer is not None and issubclass(kind, errors.OutcomeError):
             assert "secret" not in answer.text
-            assert answer.message.startswith(("Not executed", "Unknown", "Already done")), kind
-            assert answer.is_error == (answer.status is not AnswerStatus.REPLAYED)
+            # "Already done" is said with the receipt alone, which no error has.
+            assert answer.message.startswith(("Not executed", "Unknown")), kind
+            assert answer.is_error
     assert answer_to(OperationalError("SELECT secret", {}, Exception())) is None
 
 
@@ -660,19 +661,46 @@ def test_an_answer_is_data_for_programs_and_keeps_the_result_out_of_logs(sqlite)
     assert ToolAnswer(AnswerStatus.CONFLICT, "No.", has_result=True, result=[1]).lines.endswith("earlier_result: [1]")
 
 
-def test_a_purged_receipt_is_answered_as_done(sqlite):
-    with sqlite.sessions() as session, session.begin():
-        ExecutionGuard().execute(
-            session, "order:o1:pay", lambda _: 1, action="pay", payload={"amount": 5}, scope="alice"
-        )
-    with sqlite.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE execution_requests SET status = 'expired', result = NULL")
+def purge_all(place):
+    with place.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE execution_requests SET status = 'expired', result = NULL, error = NULL")
 
-    answer = payment_tool(sqlite)("alice", "o1", 5)
 
-    assert (answer["status"], "result" in answer) == ("replayed", False)
-    assert answer["message"].startswith("Already done before. Nothing was done again.")
-    assert sqlite.payments("o1") == 0
+def test_no_purged_request_is_called_done_whatever_it_was(sqlite):
+    tool, refused = payment_tool(sqlite), []
+
+    @guarded_tool(ExecutionGuard(), sqlite.sessions, request_id="{order_id}", action="refuse", scope="s")
+    def refusing(session: Session, order_id: str) -> None:
+        refused.append(order_id)
+        raise Refusal({"limit": 5}, type="card_declined")
+
+    def declined(effect):
+        raise effect.not_done("card declined")
+
+    failing = charge_tool(sqlite, declined)
+    calls = [lambda: tool("alice", "o1", 5), lambda: json.loads(refusing("o1")), lambda: failing("alice", "o1", 5)]
+    assert [call()["status"] for call in calls] == ["executed", "refused", "failed"]
+    purge_all(sqlite)
+
+    for answer in [call() for call in calls]:
+        assert answer["status"] == "no_receipt"
+        assert answer["message"].startswith("Not executed by this call.")
+        assert "Do not report it as done" in answer["message"]
+        assert "result" not in answer
+    assert sqlite.payments("o1") == 1
+    assert refused == ["o1"]
+
+
+def test_a_purged_intent_that_is_prepared_again_is_not_called_done(sqlite):
+    transfers = transfers_of(sqlite)
+    transfers.prepare(ARGUMENTS, scope="alice", intent_id="message-17")
+    purge_all(sqlite)
+
+    with pytest.raises(errors.ReceiptExpiredError, match="executed, refused or failed") as expired:
+        transfers.prepare(ARGUMENTS, scope="alice", intent_id="message-17")
+
+    assert answer_to(expired.value).status is AnswerStatus.NO_RECEIPT
+    assert sqlite.payments("bob") == 0
 
 
 def test_a_refusal_commits_its_rows_and_every_repetition_gets_it(place):

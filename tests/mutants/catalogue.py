@@ -1972,6 +1972,12 @@ TOOLS_OF_AGENTS = {
         "return self.status is not AnswerStatus.EXECUTED",
         "test_a_repetition_gets_the_same_receipt_and_the_words_that_nothing_was_done_again test_every_outcome_has_an_answer_and_every_mistake_is_raised",
     ),
+    "a purged request is called done": Mutant(
+        AGENTS + "_answers.py",
+        "ReceiptUnreadableError), AnswerStatus.NO_RECEIPT, _without_receipt)",
+        "ReceiptUnreadableError), AnswerStatus.REPLAYED, _without_receipt)",
+        "test_no_purged_request_is_called_done_whatever_it_was",
+    ),
     "the context of a framework is a part of the payload": Mutant(
         AGENTS + "_tools.py",
         "ignore={*filled_in(fn), *ignore},",

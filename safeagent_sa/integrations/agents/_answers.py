@@ -61,6 +61,7 @@ class AnswerStatus(StrEnum):
     INVALID = "invalid"
     REPEATED = "repeated"
     NOT_APPROVED = "not_approved"
+    NO_RECEIPT = "no_receipt"
 
 
 # What the result of an answer is, where it is no result of this call.
@@ -254,7 +255,11 @@ def _failed(error: ExecutionFailedError) -> str:
 def _without_receipt(error: OutcomeError) -> str:
     if not isinstance(error, ReceiptExpiredError):  # which operators cause, and the others are mistakes
         _log.error("the receipt of request_id %r cannot be shown: %s", error.request_id, error)
-    return "Already done before. Nothing was done again. The original receipt is not available; report it as done."
+    return (
+        f"Not executed by this call. The request {error.request_id!r} ended earlier; whether it was done, refused or failed cannot be "
+        "shown any more. Do not report it as done, do not call this again, and do not do it in another way. Inform the user that a "
+        "person must check it."
+    )
 
 
 def _invalid(error: Exception) -> str:
@@ -278,7 +283,7 @@ _RULES: tuple[tuple[tuple[type[Exception], ...], AnswerStatus, Callable[[Any], s
     ((ExecutionInProgressError,), AnswerStatus.IN_PROGRESS, _in_progress),
     ((ExecutionInDoubtError, LeaseLostError, DurabilityUnknownError), AnswerStatus.IN_DOUBT, _in_doubt),
     ((ExecutionFailedError,), AnswerStatus.FAILED, _failed),
-    ((ReceiptExpiredError, ReceiptTypeError, ReceiptUnreadableError), AnswerStatus.REPLAYED, _without_receipt),
+    ((ReceiptExpiredError, ReceiptTypeError, ReceiptUnreadableError), AnswerStatus.NO_RECEIPT, _without_receipt),
     ((InvalidRequestIdError, InvalidPayloadError, InvalidScopeError), AnswerStatus.INVALID, _invalid),
     ((NotApprovedError,), AnswerStatus.NOT_APPROVED, _not_approved),
     ((RepeatedIntentError,), AnswerStatus.REPEATED, _repeated),
