@@ -130,6 +130,90 @@ def test_another_principal_gets_no_receipt_of_the_first_one(place):
     assert place.payments("o1") == 2
 
 
+# Other requests in the body of a tool
+
+
+def claimed(place, request_id, *, scope="alice", payload=None):
+    with place.sessions() as session, session.begin():
+        ExecutionGuard().execute(
+            session, request_id, lambda _: "SECRET", action="other", payload=payload, scope=scope, result_type=str
+        )
+
+
+def claims(request_id, *, scope="alice", payload=None):
+    """Return a helper of the app that is guarded itself."""
+
+    def helper(session):
+        ExecutionGuard().execute(session, request_id, lambda _: "", action="other", payload=payload, scope=scope)
+
+    return helper
+
+
+INSIDE = {
+    "purged": (claims("welcome"), errors.ReceiptExpiredError),
+    "conflict of another scope": (claims("ledger", scope="internal", payload=2), RequestConflictError),
+    "refusal": (claims("refused"), errors.RequestRefusedError),
+    "invalid": (claims(""), errors.InvalidRequestIdError),
+}
+
+
+@pytest.mark.parametrize(("helper", "error"), INSIDE.values(), ids=INSIDE)
+def test_an_error_of_another_request_in_the_body_is_no_answer_to_the_call(sqlite, helper, error):
+    claimed(sqlite, "welcome")
+    purge_all(sqlite)
+    claimed(sqlite, "ledger", scope="internal", payload=1)
+    with sqlite.sessions() as session, session.begin():
+        with ExecutionGuard().claim(session, "refused", action="other", scope="alice") as execution:
+            execution.refuse("SECRET", type="no")
+
+    @guarded_tool(ExecutionGuard(), sqlite.sessions, request_id="{order_id}", action="pay", scope="alice")
+    def tool(session: Session, order_id: str) -> None:
+        pay(session, order_id, 1)
+        helper(session)
+
+    with pytest.raises(error) as raised:
+        tool("o1")
+    assert "not the outcome of the tool's own request" in raised.value.__notes__[0]
+    assert answer_to(raised.value) is None  # so that no middleware around the tool answers for it
+    assert sqlite.payments("o1") == 0
+
+
+async def test_an_error_of_another_request_in_an_async_body_is_raised(async_place):
+    guard = AsyncExecutionGuard()
+    async with async_place.async_sessions() as session, session.begin():
+        async with guard.claim(session, "ledger", action="other", payload=1, scope="alice") as execution:
+            execution.complete("SECRET")
+
+    @guarded_tool(guard, async_place.async_sessions, request_id="{order_id}", action="pay", scope="alice")
+    async def tool(session: AsyncSession, order_id: str) -> None:
+        async with guard.claim(session, "ledger", action="other", payload=2, scope="alice"):
+            raise AssertionError
+
+    with pytest.raises(RequestConflictError):
+        await tool("o1")
+
+
+def test_an_error_of_another_request_behind_an_effect_is_raised(sqlite):
+    claimed(sqlite, "ledger", scope="internal", payload=1)
+
+    def on_success(session, result):
+        claims("ledger", scope="internal", payload=2)(session)
+
+    with pytest.raises(RequestConflictError):
+        charge_tool(sqlite, lambda _: {"charge": "ch_1"}, on_success=on_success)("alice", "o1", 5)
+    assert charge_tool(sqlite, lambda _: {})("alice", "o1", 5)["status"] == "in_doubt"
+
+
+def test_a_conflict_with_another_action_shows_no_receipt(place):
+    claimed(place, "order:o1:pay")
+
+    answer = payment_tool(place)("alice", "o1", 5)
+
+    assert answer["status"] == "conflict"
+    assert "for another action" in answer["message"]
+    assert "SECRET" not in json.dumps(answer)
+
+
 def test_a_parallel_call_waits_inside_the_tool_for_the_receipt(postgresql):
     tool, answers = payment_tool(postgresql), []
 

@@ -2002,6 +2002,18 @@ TOOLS_OF_AGENTS = {
         "return answer",
         "test_other_arguments_are_a_conflict_that_shows_the_earlier_receipt",
     ),
+    "an error of another request answers the call of a tool": Mutant(
+        AGENTS + "_calls.py",
+        "if not is_about_this or any(error is each for each in self._raised):",
+        "if False:",
+        "test_an_error_of_another_request_in_the_body_is_no_answer_to_the_call",
+    ),
+    "the receipt of another action is shown": Mutant(
+        AGENTS + "_calls.py",
+        'or error.differs == "action":',
+        "or False:",
+        "test_a_conflict_with_another_action_shows_no_receipt",
+    ),
     "a cancelled caller cancels its effect": Mutant(
         AGENTS + "_shield.py",
         "return await asyncio.shield(task)",

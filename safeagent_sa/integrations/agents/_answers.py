@@ -37,6 +37,11 @@ from ...execution import Execution, ExecutionStatus, Receipt
 
 _log = logging.getLogger("safeagent_sa")
 
+# The note of an error that has come out of a tool's own code: no outcome of the call, whatever its class says.
+FROM_INSIDE = (
+    "raised by the code of the tool, so it is not the outcome of the tool's own request; the model gets no answer about it"
+)
+
 # What another system has said about a failure can be long; a model needs the first lines.
 _LONGEST_REASON = 500
 
@@ -177,7 +182,7 @@ def answer_to(error: BaseException) -> ToolAnswer | None:
 
     Returns:
         The answer. None where the model cannot know better: mistakes in the code, a database that is not set up, and errors of
-        the database or of the tool itself.
+        the database or of the tool itself, also those of another request that a guarded tool has claimed in its body.
 
     Example:
         ```python
@@ -192,6 +197,8 @@ def answer_to(error: BaseException) -> ToolAnswer | None:
             return answer.text
         ```
     """
+    if FROM_INSIDE in getattr(error, "__notes__", ()):
+        return None
     for kinds, status, message in _RULES:
         if isinstance(error, kinds):
             pause = _pause(error) if isinstance(error, ExecutionInProgressError) else None

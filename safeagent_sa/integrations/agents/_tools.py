@@ -10,6 +10,7 @@ from uuid import UUID
 
 from ..._effects.drive import Call as Asked
 from ..._effects.drive import Flow
+from ..._request.ids import Key as Claimed
 from ..._request.ids import validate_action, validate_key
 from ..._request.results import annotation_of
 from ..._request.signature import Call, Plan
@@ -19,7 +20,7 @@ from ...errors import (
     UnsupportedFunctionError,
 )
 from ._answers import ToolAnswer, answer_to
-from ._calls import Channel, is_async_verb, outcome, returning, text, wrapped
+from ._calls import Channel, Own, is_async_verb, outcome, returning, text, wrapped
 from ._contexts import filled_in, with_context
 from ._keys import names_of, refuse_unstable
 from ._repeats import RepeatedIntents
@@ -115,11 +116,11 @@ def guarded_tool(
     options: dict[str, Any] = {"action": action, "wait_timeout": wait_timeout, "max_attempts": max_attempts}
     options |= {"timeout": timeout, "contain_commits": contain_commits}
 
-    def attempt(call: Call) -> Any:
-        return guard.run_transaction(session_factory, call.request_id, call.fn, **options, **call.options)
+    def attempt(call: Call, own: Own) -> Any:
+        return guard.run_transaction(session_factory, call.request_id, own.fn, **options, **call.options)
 
-    def flow(call: Call, mark: Callable[[], None]) -> Flow[ToolAnswer]:
-        return outcome(guard._settings, Asked(attempt, (call,), {}), mark)  # noqa: SLF001
+    def flow(call: Call, own: Own, mark: Callable[[], None]) -> Flow[ToolAnswer]:
+        return outcome(own, Asked(attempt, (call, own), {}), mark)
 
     return _decorator(
         flow,
@@ -185,22 +186,20 @@ def guarded_effect(
         ```
     """
     is_async = is_async_verb(effect.execute)
-    settings = effect._settings  # noqa: SLF001
 
-    def attempt(call: Call) -> Any:
-        fn = _awaiting(call.fn) if is_async else call.fn
-        fn.__annotations__["return"] = call.options["result_type"]
+    def attempt(call: Call, own: Own) -> Any:
+        own.fn.__annotations__["return"] = call.options["result_type"]
         options = {"payload": call.options["payload"], "scope": call.options["scope"]}
-        running = effect.execute(session_factory, call.request_id, fn, **options)
+        running = effect.execute(session_factory, call.request_id, own.fn, **options)
         return shielded(running) if is_async and shield else running
 
-    def flow(call: Call, mark: Callable[[], None]) -> Flow[ToolAnswer]:
-        asked = Asked(attempt, (call,), {})
-        return outcome(settings, asked, mark, until=time.monotonic() + wait_timeout, is_async=is_async)
+    def flow(call: Call, own: Own, mark: Callable[[], None]) -> Flow[ToolAnswer]:
+        asked = Asked(attempt, (call, own), {})
+        return outcome(own, asked, mark, until=time.monotonic() + wait_timeout, is_async=is_async)
 
     return _decorator(
         flow,
-        settings,
+        effect._settings,  # noqa: SLF001
         session_factory,
         action=effect.action,
         request_id=request_id,
@@ -216,7 +215,7 @@ def guarded_effect(
 
 
 def _decorator(
-    flow_of: Callable[[Call, Callable[[], None]], Flow[ToolAnswer]],
+    flow_of: Callable[[Call, Own, Callable[[], None]], Flow[ToolAnswer]],
     settings: Any,
     session_factory: Any,
     *,
@@ -253,19 +252,20 @@ def _decorator(
         def flow(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Any]:
             try:
                 call = plan.call(args, kwargs)
-                mark = _mark(call)
+                key = validate_key(settings.scope_or(call.options["scope"]), call.request_id)
+                own = Own(settings, key, call.fn, is_async=is_async)
+                mark = _mark(call, key)
             except SafeAgentError as error:
                 answer = answer_to(error)
                 if answer is None:
                     raise
             else:
-                answer = yield from flow_of(call, mark)
+                answer = yield from flow_of(call, own, mark)
             return shown.show(answer)
 
-        def _mark(call: Call) -> Callable[[], None]:
+        def _mark(call: Call, key: Claimed) -> Callable[[], None]:
             if repeats is None:
                 return _remember_nothing
-            key = validate_key(settings.scope_or(call.options["scope"]), call.request_id)
             objects = {name: call.arguments[name] for name in named}
             mark = repeats.check(*key, action, [call.options["payload"], objects])
             return partial(repeats.remember, mark, key.request_id)
@@ -273,13 +273,6 @@ def _decorator(
         return returning(plan.dress(wrapped(flow, session_factory, shown, is_async=is_async)), shown)
 
     return decorate
-
-
-def _awaiting(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    async def awaited(context: Any) -> Any:
-        return await fn(context)
-
-    return awaited
 
 
 def _remember_nothing() -> None:
