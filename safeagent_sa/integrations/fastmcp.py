@@ -149,8 +149,11 @@ def principal(ctx: Context) -> str:  # noqa: ARG001 - so that it is used as that
     return mcp.scope_of(None if token is None else principal_components(token))
 
 
+@agents.key_of_caller
 def caller_key(ctx: Context) -> str:
     """Return the key that the caller has put into `_meta`; it names the intent and is the same on every attempt.
+
+    It begins with "caller:", so that no caller can name a request of another kind. As `request_id=caller_key` it also holds the action.
 
     Args:
         ctx: The context of the tool.
@@ -167,7 +170,7 @@ def caller_key(ctx: Context) -> str:
         ```
     """
     request = ctx.request_context
-    return mcp.key_in(None if request is None else request.meta)
+    return agents.from_caller(mcp.key_in(None if request is None else request.meta))
 
 
 class GuardMiddleware(Middleware):

@@ -172,8 +172,11 @@ def principal(ctx: Context) -> str:  # noqa: ARG001 - known from the request tha
     return scope_of(None if token is None else principal_components(token))
 
 
+@agents.key_of_caller
 def caller_key(ctx: Context) -> str:
     """Return the key that the caller has put into `_meta`; it names the intent and is the same on every attempt.
+
+    It begins with "caller:", so that no caller can name a request of another kind. As `request_id=caller_key` it also holds the action.
 
     Args:
         ctx: The context of the tool.
@@ -189,7 +192,7 @@ def caller_key(ctx: Context) -> str:
         @guarded_tool(guard, SessionLocal, request_id=caller_key, action="mail", scope=principal, payload=["to"])
         ```
     """
-    return key_in(ctx.request_context.meta)
+    return agents.from_caller(key_in(ctx.request_context.meta))
 
 
 class IdempotencyExtension(Extension):

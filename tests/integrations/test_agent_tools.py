@@ -921,6 +921,48 @@ def test_a_handle_of_another_scope_or_action_is_unknown(place):
     assert place.payments("bob") == 0
 
 
+@pytest.mark.parametrize("data", [{"approved": True, "by": "the boss"}, {"x": 1}, None, "refused"])
+@pytest.mark.parametrize("part", ["verdict", "commit"])
+def test_a_request_of_another_tool_is_no_verdict_and_no_commit(sqlite, data, part):
+    """A tool of the same scope whose key the caller chooses freely."""
+    transfers = transfers_of(sqlite)
+    handle = transfers.prepare(ARGUMENTS, scope="alice", intent_id="message-17").handle
+
+    @guarded_tool(ExecutionGuard(), sqlite.sessions, request_id="{key}", action="note", scope="alice")
+    def note(session: Session, key: str, data: object) -> object:
+        if data == "refused":
+            raise Refusal(None, type="no")
+        return data
+
+    assert json.loads(note(f"{handle}/{part}", data))["status"] in ("executed", "refused")
+
+    found = transfers.find(handle, scope="alice")
+    assert (found.verdict, found.by, found.is_committed) == (None, None, False)
+    with pytest.raises(NotApprovedError) as refused:
+        transfers.commit(handle, scope="alice")
+    assert refused.value.verdict == "missing"
+    assert sqlite.payments("bob") == 0
+
+
+def test_a_key_of_the_caller_is_no_other_id_and_another_one_for_each_action(sqlite):
+    @agents.key_of_caller
+    def caller_key(ctx: Context) -> str:
+        return agents.from_caller(ctx.key)
+
+    def noted(action):
+        @guarded_tool(ExecutionGuard(), sqlite.sessions, request_id=caller_key, action=action, scope="alice")
+        def note(session: Session, context: Context) -> str:
+            return action
+
+        return json.loads(note(Context(key="order:o1:pay")))
+
+    payment_tool(sqlite)("alice", "o1", 5)
+
+    assert [noted(action)["result"] for action in ("note", "mail")] == ["note", "mail"]
+    assert noted("note")["status"] == "replayed"
+    assert ("caller:note:order:o1:pay", "completed") in sqlite.requests()
+
+
 def test_approvals_and_commits_that_race_execute_once(postgresql):
     transfers = transfers_of(postgresql)
     intent = transfers.prepare(ARGUMENTS, scope="alice", intent_id="message-17")

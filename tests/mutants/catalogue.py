@@ -2014,6 +2014,18 @@ TOOLS_OF_AGENTS = {
         "or False:",
         "test_a_conflict_with_another_action_shows_no_receipt",
     ),
+    "a request of another tool is a verdict": Mutant(
+        "_claim/block.py",
+        "if stored is None or stored.action != (action or stored.action):",
+        "if stored is None:",
+        "test_a_request_of_another_tool_is_no_verdict_and_no_commit",
+    ),
+    "a caller can name any request of its scope": Mutant(
+        AGENTS + "_keys.py",
+        'return f"{_FROM_CALLER}{key}"',
+        "return key",
+        "test_a_key_of_the_caller_is_no_other_id_and_another_one_for_each_action",
+    ),
     "a cancelled caller cancels its effect": Mutant(
         AGENTS + "_shield.py",
         "return await asyncio.shield(task)",

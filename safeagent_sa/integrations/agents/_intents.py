@@ -165,25 +165,26 @@ class _Intents(Generic[ResultT]):
 
     def _find(self, handle: str, scope: str | UUID | int, session: Session) -> Intent | None:
         """Read an intent; None where it is unknown, or was purged before its commit."""
-        is_committed = self._has_outcome(session, f"{handle}/{_COMMIT}", scope)
+        is_committed = self._has_outcome(session, handle, scope)
         try:
-            prepared = self._get(session, handle, scope)
-            verdict = self._get(session, f"{handle}/{_VERDICT}", scope)
+            prepared = self._get(session, handle, scope, f"{self._action}/prepare")
+            verdict = self._get(session, f"{handle}/{_VERDICT}", scope, f"{self._action}/{_VERDICT}")
         except ReceiptExpiredError:
             return Intent(handle, self._action, {}, is_committed=True) if is_committed else None
-        if prepared is None or prepared.action != f"{self._action}/prepare":
+        if prepared is None:
             return None
         approved, by = (None, None) if verdict is None else (verdict.result["approved"], verdict.result["by"])
         return Intent(handle, self._action, prepared.result["arguments"], approved, by, is_committed)
 
-    def _has_outcome(self, session: Session, request_id: str, scope: str | UUID | int) -> bool:
+    def _has_outcome(self, session: Session, handle: str, scope: str | UUID | int) -> bool:
         try:
-            return self._get(session, request_id, scope) is not None
+            return self._get(session, f"{handle}/{_COMMIT}", scope, self._action) is not None
         except OutcomeError:
             return True
 
-    def _get(self, session: Session, request_id: str, scope: str | UUID | int) -> Receipt | None:
-        return blocks.get(self._settings, session, request_id, scope=scope)
+    def _get(self, session: Session, request_id: str, scope: str | UUID | int, action: str) -> Receipt | None:
+        # A request of another action proves nothing here: another tool of the scope could take this id for its own.
+        return blocks.get(self._settings, session, request_id, scope=scope, action=action)
 
     def _refused(self, handle: str, scope: str | UUID | int, verdict: str) -> NotApprovedError:
         what = {

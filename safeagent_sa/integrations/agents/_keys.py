@@ -6,12 +6,13 @@ and MCP demands a new request id for that. A key made of such an id protects not
 
 from __future__ import annotations
 
+import functools
 import inspect
 import string
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import CodeType
-from typing import Any
+from typing import Any, TypeVar
 
 from ..._request.annotations import signature_of
 from ..._request.template import root_of
@@ -20,6 +21,8 @@ from ._contexts import context_of, filled_in
 
 CALLER_KEY = "safeagent-sa/idempotency-key"
 """Where the caller of an MCP tool puts its key, in the `_meta` of the call."""
+
+_FROM_CALLER, _IS_OF_CALLER = "caller:", "is_key_of_caller"
 
 _PER_CALL = "new for each call: a model that is asked again, a repeated run and a second conversation make another one"
 _PER_RUN = "new for each run: the same intent in a repeated or redelivered run has another one"
@@ -57,6 +60,32 @@ _PRINCIPAL = (
     "The scope is the authenticated principal, such as principal of safeagent_sa.integrations.mcp, or the tenant in your own "
     'context object. A server that one user starts without authentication, such as a local stdio server, names a constant: scope="local".'
 )
+
+
+_KeyT = TypeVar("_KeyT", bound=Callable[..., str])
+
+
+def key_of_caller(made: _KeyT) -> _KeyT:
+    """Mark a function that reads a key of the caller's choice, whose keys `of_action` keeps apart."""
+    vars(made)[_IS_OF_CALLER] = True
+    return made
+
+
+def from_caller(key: str) -> str:
+    """Return a key of the caller's choice as one that no template and no part of a prepared intent makes."""
+    return f"{_FROM_CALLER}{key}"
+
+
+def of_action(action: str, made: Any) -> Any:
+    """Return a function that makes other keys for each action, where `made` reads a key of the caller; else `made`."""
+    if not getattr(made, _IS_OF_CALLER, False):
+        return made
+
+    @functools.wraps(made)
+    def named(**arguments: Any) -> str:
+        return from_caller(f"{action}:{made(**arguments).removeprefix(_FROM_CALLER)}")
+
+    return named
 
 
 def refuse_unstable(fn: Callable[..., Any], *, request_id: Any, scope: Any) -> None:

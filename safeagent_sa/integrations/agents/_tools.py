@@ -22,7 +22,7 @@ from ...errors import (
 from ._answers import ToolAnswer, answer_to
 from ._calls import Channel, Own, is_async_verb, outcome, returning, text, wrapped
 from ._contexts import filled_in, with_context
-from ._keys import names_of, refuse_unstable
+from ._keys import names_of, of_action, refuse_unstable
 from ._repeats import RepeatedIntents
 from ._shield import shielded
 
@@ -234,7 +234,7 @@ def _decorator(
         if not callable(fn):
             raise UnsupportedFunctionError(f"{fn!r} is no function; put the guard's decorator under the framework's")
         shown = channel(annotation_of(fn, is_final=False) if result_type is None else result_type)
-        key = with_context(request_id, fn)
+        key = of_action(action, with_context(request_id, fn))
         refuse_unstable(fn, request_id=key, scope=scope)
         plan = Plan(
             fn,
