@@ -193,7 +193,7 @@ def guarded_node(
     """
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
-        agents.refuse_unstable(fn, request_id=request_id, scope=scope)
+        agents.refuse_unstable(fn, request_id=request_id, scope=scope, has_model=False)
         decorated: Callable[..., Any] = guard.idempotent(
             request_id=request_id,
             action=action,

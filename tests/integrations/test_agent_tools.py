@@ -62,16 +62,24 @@ def pay(session, reference, amount):
     return {"receipt": f"rcpt_{payment.id}", "amount": amount}
 
 
+class Context:
+    def __init__(self, user="alice", key="k1"):
+        self.user, self.key = user, key
+
+
+Context.__module__ = "mcp.server.mcpserver.context"
+
+
 def payment_tool(place, **options):
     """A tool as an app has it: the memo is free text that a model words differently each time."""
-    options = {"request_id": "order:{order_id}:pay", "scope": "{user}", "payload": ["amount"]} | options
+    options = {"request_id": "order:{order_id}:pay", "scope": "{ctx.user}", "payload": ["amount"]} | options
 
     @guarded_tool(ExecutionGuard(), place.sessions, action="pay", **options)
-    def pay_order(session: Session, user: str, order_id: str, amount: int, memo: str = "") -> dict[str, object]:
+    def pay_order(session: Session, ctx: Context, order_id: str, amount: int, memo: str = "") -> dict[str, object]:
         """Pay an order."""
         return pay(session, order_id, amount)
 
-    return lambda *args, **kwargs: json.loads(pay_order(*args, **kwargs))
+    return lambda user, *args, **kwargs: json.loads(pay_order(Context(user), *args, **kwargs))
 
 
 def test_a_repetition_gets_the_same_receipt_and_the_words_that_nothing_was_done_again(place):
@@ -294,14 +302,6 @@ def test_the_session_is_in_no_signature_and_the_context_stays():
     assert tool.__name__ == "tool"
 
 
-class Context:
-    def __init__(self, user="alice", key="k1"):
-        self.user, self.key = user, key
-
-
-Context.__module__ = "mcp.server.mcpserver.context"
-
-
 def principal(ctx: Context):
     return ctx.user
 
@@ -396,6 +396,24 @@ def test_a_scope_that_is_no_principal_is_refused_at_the_decoration(scope):
         guarded_tool(ExecutionGuard(), None, request_id="{order_id}", action="pay", scope=scope)(tool_of_every_kind)
 
 
+SCOPES_OF_THE_MODEL = ["{order_id}", "t:{order_id}", lambda order_id: order_id, lambda ctx, order_id: ctx.user]
+
+
+@pytest.mark.parametrize("scope", SCOPES_OF_THE_MODEL)
+def test_a_scope_that_the_model_fills_in_is_refused_at_the_decoration(scope):
+    with pytest.raises(ValueError, match="scope is made of the argument 'order_id', which the model fills in"):
+        guarded_tool(ExecutionGuard(), None, request_id="{order_id}", action="pay", scope=scope)(tool_of_every_kind)
+
+
+@pytest.mark.parametrize("scope", ["{ctx.client_id}", lambda ctx: ctx.client_id, lambda ctx: f"c:{ctx.client_id}"])
+def test_a_client_is_no_principal_and_the_client_of_the_app_is_one(scope):
+    with pytest.raises(ValueError, match="every user of it would share one scope"):
+        guarded_tool(ExecutionGuard(), None, request_id="{order_id}", action="pay", scope=scope)(tool_of_every_kind)
+
+    for own in ("{ctx.deps.client_id}", lambda ctx: ctx.deps.client_id, lambda: "found out"):
+        guarded_tool(ExecutionGuard(), None, request_id="{order_id}", action="pay", scope=own)(tool_of_every_kind)
+
+
 @pytest.mark.parametrize("scope", [None, ""])
 def test_a_missing_scope_is_refused_at_the_decoration(scope):
     with pytest.raises(ValueError, match="every caller would share one scope"):
@@ -409,7 +427,7 @@ def test_key_and_scope_have_no_default(decorator):
 
 
 def test_a_principal_that_is_not_there_is_answered_before_any_sql(sqlite):
-    tool = payment_tool(sqlite, scope=lambda user: user)
+    tool = payment_tool(sqlite, scope=lambda ctx: ctx.user)
 
     assert tool("", "o1", 5)["status"] == "invalid"
     assert sqlite.requests() == []
@@ -419,7 +437,7 @@ def test_the_same_call_under_another_id_is_noticed(sqlite):
     seen = []
     repeats = RepeatedIntents(listeners=[seen.append])
     keys = iter(["try 1", "try 1", "try 2"])
-    tool = payment_tool(sqlite, request_id=lambda user: next(keys), payload=["order_id", "amount"], repeats=repeats)
+    tool = payment_tool(sqlite, request_id=lambda ctx: next(keys), payload=["order_id", "amount"], repeats=repeats)
 
     statuses = [tool("alice", "o1", 5)["status"] for _ in range(3)]
 
@@ -431,7 +449,7 @@ def test_the_same_call_under_another_id_is_noticed(sqlite):
 def test_the_same_call_under_another_id_is_refused_where_that_is_asked_for(sqlite):
     repeats = RepeatedIntents(on_repeat="refuse", listeners=[lambda _: None])
     keys = iter(["k1", "k2", "k3"])
-    tool = payment_tool(sqlite, request_id=lambda user: next(keys), payload=["order_id", "amount"], repeats=repeats)
+    tool = payment_tool(sqlite, request_id=lambda ctx: next(keys), payload=["order_id", "amount"], repeats=repeats)
 
     tool("alice", "o1", 5)
     answer = tool("alice", "o1", 5, memo="in other words")
@@ -497,12 +515,12 @@ def test_old_calls_and_calls_beyond_the_size_are_forgotten():
 def charge_tool(place, calls, **options):
     effect = ExecutionGuard().effect("charge", **options)
 
-    @guarded_effect(effect, place.sessions, request_id="order:{order_id}:charge", scope="{user}", payload=["amount"])
-    def charge(effect: EffectContext, user: str, order_id: str, amount: int) -> dict[str, object]:
+    @guarded_effect(effect, place.sessions, request_id="order:{order_id}:charge", scope="{ctx.user}", payload=["amount"])
+    def charge(effect: EffectContext, ctx: Context, order_id: str, amount: int) -> dict[str, object]:
         assert effect.idempotency_key.startswith("safeagent")
         return calls(effect)
 
-    return lambda *args: json.loads(charge(*args))
+    return lambda user, *args: json.loads(charge(Context(user), *args))
 
 
 def test_an_effect_is_made_once_and_answered_with_its_receipt(place):
@@ -579,17 +597,17 @@ def test_an_effect_that_runs_on_is_answered_when_the_wait_is_over(place):
     inner = []
 
     def call_it_again(effect):
-        inner.append(json.loads(waiting("alice", "o1", 5)))
+        inner.append(json.loads(waiting(Context(), "o1", 5)))
         return {"charge": "ch_1"}
 
     effect = ExecutionGuard().effect("charge")
-    options = {"request_id": "order:{order_id}:charge", "scope": "{user}", "payload": ["amount"]}
+    options = {"request_id": "order:{order_id}:charge", "scope": "{ctx.user}", "payload": ["amount"]}
 
-    def charge(effect: EffectContext, user: str, order_id: str, amount: int) -> dict[str, object]:
+    def charge(effect: EffectContext, ctx: Context, order_id: str, amount: int) -> dict[str, object]:
         return call_it_again(effect)
 
     waiting = guarded_effect(effect, place.sessions, wait_timeout=0.0, **options)(charge)
-    waiting("alice", "o1", 5)
+    waiting(Context(), "o1", 5)
 
     [answer] = inner
     assert answer["status"] == "in_progress"

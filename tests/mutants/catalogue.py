@@ -2026,6 +2026,12 @@ TOOLS_OF_AGENTS = {
         "return key",
         "test_a_key_of_the_caller_is_no_other_id_and_another_one_for_each_action",
     ),
+    "a model names the scope": Mutant(
+        AGENTS + "_keys.py",
+        "    if guessed:\n",
+        "    if False:\n",
+        "test_a_scope_that_the_model_fills_in_is_refused_at_the_decoration",
+    ),
     "a cancelled caller cancels its effect": Mutant(
         AGENTS + "_shield.py",
         "return await asyncio.shield(task)",

@@ -82,8 +82,8 @@ def guarded_tool(
         request_id: What names the intent: a template over the arguments, such as `"order:{order_id}:pay"`, or a function of the
             arguments that it names; one of the framework's context gets it, whatever the tool calls it.
         action: What is done. Keep it when the function is renamed, or repetitions become conflicts.
-        scope: The authenticated principal: a template or a function, as for `request_id`. A constant only where one user starts
-            the server without authentication.
+        scope: The authenticated principal: a template or a function of the framework's context, never of an argument that the model
+            fills in. A constant only where one user starts the server without authentication.
         payload: What a repetition must repeat, as in `idempotent`; None for all arguments that the model fills in. Leave out
             free text that a model words differently each time.
         ignore: Further arguments that are no part of the default payload.
@@ -108,8 +108,8 @@ def guarded_tool(
 
     Example:
         ```python
-        @guarded_tool(guard, SessionLocal, request_id="order:{order_id}:pay", action="pay", scope="{user.id}")
-        def pay(session: Session, user: User, order_id: str, amount: int) -> dict[str, str]: ...
+        @guarded_tool(guard, SessionLocal, request_id="order:{order_id}:pay", action="pay", scope="{ctx.deps.user_id}")
+        def pay(ctx: RunContext[Deps], session: Session, order_id: str, amount: int) -> dict[str, str]: ...
         ```
     """
     validate_action(action)
@@ -181,8 +181,8 @@ def guarded_effect(
 
     Example:
         ```python
-        @guarded_effect(guard.effect("mail.send"), SessionLocal, request_id="order:{order_id}:mail", scope="{user.id}")
-        def mail(effect: EffectContext, user: User, order_id: str) -> dict[str, str]: ...
+        @guarded_effect(guard.effect("mail"), SessionLocal, request_id="order:{order_id}:mail", scope="{ctx.deps.user_id}")
+        def mail(ctx: RunContext[Deps], effect: EffectContext, order_id: str) -> dict[str, str]: ...
         ```
     """
     is_async = is_async_verb(effect.execute)
