@@ -27,6 +27,7 @@ __all__ = [
     "IdempotencyExtension",
     "answered",
     "caller_key",
+    "client_principal",
     "guarded_effect",
     "guarded_tool",
     "principal",
@@ -129,7 +130,9 @@ def answered(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def principal(ctx: Context) -> str:  # noqa: ARG001 - so that it is used as that of `mcp` is
-    """Return the authenticated principal of a call as a scope: client, issuer and subject of its access token.
+    """Return the authenticated user of a call as a scope: issuer and subject of its access token.
+
+    The client is no part of it: a client that registers again has another id, and the user is the same.
 
     Args:
         ctx: The context of the tool.
@@ -138,7 +141,7 @@ def principal(ctx: Context) -> str:  # noqa: ARG001 - so that it is used as that
         The principal, as a hash where it is longer than 255 bytes.
 
     Raises:
-        InvalidScopeError: The call is not authenticated.
+        InvalidScopeError: The call is not authenticated, or its token names no subject, so that users cannot be told apart.
 
     Example:
         ```python
@@ -147,6 +150,29 @@ def principal(ctx: Context) -> str:  # noqa: ARG001 - so that it is used as that
     """
     token = get_access_token()
     return mcp.scope_of(None if token is None else principal_components(token))
+
+
+def client_principal(ctx: Context) -> str:  # noqa: ARG001 - as `principal`
+    """Return the authenticated client of a call as a scope: issuer and client id of its access token.
+
+    For tokens of machines alone, which have no subject. Users who share a client would share the scope and get each other's receipts.
+
+    Args:
+        ctx: The context of the tool.
+
+    Returns:
+        The client, as a hash where it is longer than 255 bytes.
+
+    Raises:
+        InvalidScopeError: The call is not authenticated.
+
+    Example:
+        ```python
+        @guarded_tool(guard, SessionLocal, request_id="order:{order_id}:pay", action="pay", scope=client_principal)
+        ```
+    """
+    token = get_access_token()
+    return mcp.client_scope_of(None if token is None else principal_components(token))
 
 
 @agents.key_of_caller

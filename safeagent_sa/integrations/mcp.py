@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection
-from typing import Annotated, Any, Unpack, cast
+from typing import Annotated, Any, TypeAlias, Unpack, cast
 
 import anyio
 from mcp.client import Client
@@ -41,12 +41,16 @@ __all__ = [
     "answered",
     "call_tool",
     "caller_key",
+    "client_principal",
     "guarded_effect",
     "guarded_tool",
     "principal",
 ]
 
 _PREFIX = "safeagent-sa/"
+
+Components: TypeAlias = tuple[str, str | None, str | None]
+"""Client id, issuer and subject of an access token."""
 
 KEY = agents.CALLER_KEY
 """Where a caller puts its key in the `_meta` of a call."""
@@ -73,7 +77,8 @@ def guarded_tool(
         session_factory: Makes a session for each attempt.
         request_id: What names the intent: a template over the arguments, `caller_key`, or another function.
         action: What is done.
-        scope: `principal`, or another function of the context; a constant only for a local stdio server.
+        scope: `principal`, or another function of the context; a constant only for a local stdio server, and `client_principal`
+            only for machines.
         **options: As in the core.
 
     Returns:
@@ -152,7 +157,9 @@ def answered(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def principal(ctx: Context) -> str:  # noqa: ARG001 - known from the request that is being served
-    """Return the authenticated principal of a call as a scope: client, issuer and subject of its access token.
+    """Return the authenticated user of a call as a scope: issuer and subject of its access token.
+
+    The client is no part of it: a client that registers again has another id, and the user is the same.
 
     Args:
         ctx: The context of the tool.
@@ -161,7 +168,7 @@ def principal(ctx: Context) -> str:  # noqa: ARG001 - known from the request tha
         The principal, as a hash where it is longer than 255 bytes.
 
     Raises:
-        InvalidScopeError: The call is not authenticated.
+        InvalidScopeError: The call is not authenticated, or its token names no subject, so that users cannot be told apart.
 
     Example:
         ```python
@@ -170,6 +177,29 @@ def principal(ctx: Context) -> str:  # noqa: ARG001 - known from the request tha
     """
     token = get_access_token()
     return scope_of(None if token is None else principal_components(token))
+
+
+def client_principal(ctx: Context) -> str:  # noqa: ARG001 - as `principal`
+    """Return the authenticated client of a call as a scope: issuer and client id of its access token.
+
+    For tokens of machines alone, which have no subject. Users who share a client would share the scope and get each other's receipts.
+
+    Args:
+        ctx: The context of the tool.
+
+    Returns:
+        The client, as a hash where it is longer than 255 bytes.
+
+    Raises:
+        InvalidScopeError: The call is not authenticated.
+
+    Example:
+        ```python
+        @guarded_tool(guard, SessionLocal, request_id="order:{order_id}:pay", action="pay", scope=client_principal)
+        ```
+    """
+    token = get_access_token()
+    return client_scope_of(None if token is None else principal_components(token))
 
 
 @agents.key_of_caller
@@ -319,14 +349,35 @@ def meta_of(answer: ToolAnswer) -> dict[str, Any]:
     return {_PREFIX + name.replace("_", "-"): value for name, value in answer.meta.items()}
 
 
-def scope_of(components: tuple[str | None, ...] | None) -> str:
-    """Return the principal with these components as a scope, or raise InvalidScopeError where there is none."""
+def scope_of(components: Components | None) -> str:
+    """Return the user with these components as a scope, or raise InvalidScopeError where they name none."""
+    _, issuer, subject = _authenticated(components)
+    if not subject:
+        raise InvalidScopeError(
+            "the access token of the call names no subject, so that all users of its client would share one scope and get each other's "
+            "receipts. Nothing was sent to the database. Let the token verifier of the server fill in AccessToken.subject, such as from "
+            "the claim `sub`. Where the tokens are those of machines, which have none, name scope=client_principal."
+        )
+    return _scope([issuer, subject])
+
+
+def client_scope_of(components: Components | None) -> str:
+    """Return the client with these components as a scope, which no user has, or raise InvalidScopeError where there is none."""
+    client_id, issuer, _ = _authenticated(components)
+    return _scope(["client", issuer, client_id])
+
+
+def _authenticated(components: Components | None) -> Components:
     if components is None:
         raise InvalidScopeError(
             "the call is not authenticated, so there is no principal whose request it is. Nothing was sent to the database. Put the "
             'server behind authentication; a local stdio server of one user names a constant instead, such as scope="local".'
         )
-    identity = json.dumps(components, separators=(",", ":"))
+    return components
+
+
+def _scope(names: list[str | None]) -> str:
+    identity = json.dumps(names, separators=(",", ":"))
     if len(identity.encode()) <= MAX_BYTES:
         return identity
     return "sha256:" + hashlib.sha256(identity.encode()).hexdigest()
