@@ -102,7 +102,13 @@ def guarded_effect(
         ```
     """
     return agents.guarded_effect(
-        effect, session_factory, request_id=request_id, scope=scope, channel=_channel, **options
+        effect,
+        session_factory,
+        request_id=request_id,
+        scope=scope,
+        channel=_channel,
+        put_off_by=mcp.PUT_OFF_BY,
+        **options,
     )
 
 

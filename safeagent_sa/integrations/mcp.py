@@ -20,7 +20,7 @@ from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.extension import Extension
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.utilities.func_metadata import func_metadata
-from mcp.shared.exceptions import MCPError
+from mcp.shared.exceptions import MCPError, UrlElicitationRequiredError
 from mcp_types import (
     REQUEST_TIMEOUT,
     CallToolRequestParams,
@@ -48,6 +48,9 @@ __all__ = [
 ]
 
 _PREFIX = "safeagent-sa/"
+
+PUT_OFF_BY = (UrlElicitationRequiredError,)
+"""The user acts first; then the client calls the tool again."""
 
 Components: TypeAlias = tuple[str, str | None, str | None]
 """Client id, issuer and subject of an access token."""
@@ -129,7 +132,13 @@ def guarded_effect(
         ```
     """
     return agents.guarded_effect(
-        effect, session_factory, request_id=request_id, scope=scope, channel=_channel, **options
+        effect,
+        session_factory,
+        request_id=request_id,
+        scope=scope,
+        channel=_channel,
+        put_off_by=PUT_OFF_BY,
+        **options,
     )
 
 

@@ -16,12 +16,13 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.server.auth.middleware.auth_context import auth_context_var
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
-from mcp.shared.exceptions import MCPError
+from mcp.shared.exceptions import MCPError, UrlElicitationRequiredError
 from sqlalchemy import text
 from support.patience import PATIENCE
 from support.shop import AFTER_COMMIT, BEFORE_COMMIT, Shop, serving
 
 from safeagent_sa import ExecutionGuard, InvalidScopeError
+from safeagent_sa.effects import EffectContext
 from safeagent_sa.integrations import fastmcp, mcp
 from safeagent_sa.integrations.mcp import IDEMPOTENCY, KEY, call_tool, guarded_tool
 from safeagent_sa.testing import explore_faults
@@ -458,3 +459,23 @@ def test_a_token_that_names_no_user_has_no_principal_and_may_have_a_client(modul
     for which in ("principal", "client_principal"):
         with pytest.raises(InvalidScopeError, match="not authenticated"):
             scope_of(module, which)
+
+
+@pytest.mark.parametrize("module", [mcp, fastmcp])
+def test_an_effect_that_sends_the_user_to_a_page_first_leaves_no_doubt(module, postgresql):
+    has_answered, calls = [], []
+
+    @module.guarded_effect(ExecutionGuard().effect("wire"), postgresql.sessions, request_id="{order_id}", scope="s")
+    def wire(effect: EffectContext, order_id: str) -> dict[str, str]:
+        if not has_answered:
+            raise UrlElicitationRequiredError([])
+        calls.append(order_id)
+        return {"wired": order_id}
+
+    with pytest.raises(UrlElicitationRequiredError):
+        wire(order_id="o1")
+    assert postgresql.requests() == []
+    has_answered.append(True)
+    wire(order_id="o1")
+    wire(order_id="o1")
+    assert calls == ["o1"]

@@ -559,6 +559,76 @@ def test_a_failure_for_good_gives_the_reason(place):
         assert "nothing happened (card declined)" in answer["message"]
 
 
+class PutOffError(Exception):
+    """Stands for what a framework raises in a tool, to call it again."""
+
+
+def test_a_call_that_the_framework_puts_off_leaves_nothing_and_comes_again(place):
+    calls = []
+
+    @guarded_effect(
+        ExecutionGuard().effect("charge"),
+        place.sessions,
+        request_id="{order_id}",
+        scope="s",
+        put_off_by=(PutOffError,),
+    )
+    def charge(effect: EffectContext, order_id: str, currency: str) -> str:
+        if currency == "euro":
+            raise PutOffError
+        calls.append(effect.attempt)
+        return currency
+
+    with pytest.raises(PutOffError):
+        charge("o1", "euro")
+    assert place.requests() == []
+    # With another argument, as a model that was corrected sends it: nothing was sent before.
+    assert [json.loads(charge("o1", "EUR"))["status"] for _ in range(2)] == ["executed", "replayed"]
+    assert calls == [1]
+
+
+def test_a_call_that_is_put_off_keeps_the_doubt_of_an_earlier_attempt(sqlite):
+    errors_of_calls = [TimeoutError("lost"), PutOffError()]
+
+    @guarded_effect(
+        ExecutionGuard().effect("charge", when_in_doubt="retry"),
+        sqlite.sessions,
+        request_id="{order_id}",
+        scope="s",
+        put_off_by=(PutOffError,),
+    )
+    def charge(effect: EffectContext, order_id: str) -> str:
+        raise errors_of_calls.pop(0)
+
+    assert json.loads(charge("o1"))["status"] == "in_doubt"
+    with pytest.raises(PutOffError):
+        charge("o1")
+
+    with sqlite.engine.connect() as connection:
+        started = connection.exec_driver_sql("SELECT effect_started_at FROM execution_requests").scalar_one()
+    assert started is not None
+
+
+async def test_an_async_call_that_is_put_off_comes_again(async_place):
+    put_off = [PutOffError()]
+
+    @guarded_effect(
+        AsyncExecutionGuard().effect("charge"),
+        async_place.async_sessions,
+        request_id="{order_id}",
+        scope="s",
+        put_off_by=(PutOffError,),
+    )
+    async def charge(effect: AsyncEffectContext, order_id: str) -> str:
+        if put_off:
+            raise put_off.pop()
+        return "charged"
+
+    with pytest.raises(PutOffError):
+        await charge("o1")
+    assert json.loads(await charge("o1"))["status"] == "executed"
+
+
 def test_a_conflict_with_an_effect_in_doubt_has_no_receipt_to_show(place):
     def lost(effect):
         raise TimeoutError

@@ -2032,6 +2032,18 @@ TOOLS_OF_AGENTS = {
         "    if False:\n",
         "test_a_scope_that_the_model_fills_in_is_refused_at_the_decoration",
     ),
+    "what puts a call off makes doubt": Mutant(
+        "_effects/flow.py",
+        "        except self._put_off_by as error:\n",
+        "        except () as error:\n",
+        "test_a_call_that_the_framework_puts_off_leaves_nothing_and_comes_again",
+    ),
+    "a call that is put off forgets the doubt of an earlier one": Mutant(
+        "_effects/lease.py",
+        "        if self.is_in_doubt:\n            self.release(session, error)\n",
+        "        if False:\n            self.release(session, error)\n",
+        "test_a_call_that_is_put_off_keeps_the_doubt_of_an_earlier_attempt",
+    ),
     "a cancelled caller cancels its effect": Mutant(
         AGENTS + "_shield.py",
         "return await asyncio.shield(task)",

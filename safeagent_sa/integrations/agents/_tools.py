@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeAlias, TypedDict
 from uuid import UUID
 
+from ..._effects import flow as flows
 from ..._effects.drive import Call as Asked
 from ..._effects.drive import Flow
 from ..._request.ids import Key as Claimed
@@ -151,6 +152,7 @@ def guarded_effect(
     shield: bool = True,
     repeats: RepeatedIntents | None = None,
     channel: Channel = text,
+    put_off_by: tuple[type[Exception], ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator for a tool that calls another system: only the rows of `on_success` commit with the outcome.
 
@@ -168,6 +170,8 @@ def guarded_effect(
         shield: Let a coroutine function end although its caller is cancelled. See `finish_effects` for the shutdown.
         repeats: Notices keys that each attempt makes for itself.
         channel: How the framework shows an answer.
+        put_off_by: What the framework raises in a tool to be called again, such as for an approval. It passes through, and the request is
+            forgotten, so raise it before you send anything.
 
     Returns:
         A decorator. The effect's context is removed from the signature.
@@ -177,7 +181,7 @@ def guarded_effect(
         UnsupportedFunctionError: At the decoration: no effect context or two, or the other kind of function.
         MisuseError: At a call: a mistake in the code.
         SetupError: At a call: the database or the engine is not ready.
-        Exception: At a call: what `retry_on` names, and what the database raises.
+        Exception: At a call: what `put_off_by` and `retry_on` name, and what the database raises.
 
     Example:
         ```python
@@ -186,11 +190,12 @@ def guarded_effect(
         ```
     """
     is_async = is_async_verb(effect.execute)
+    making = flows.put_off_by(effect, put_off_by)
 
     def attempt(call: Call, own: Own) -> Any:
         own.fn.__annotations__["return"] = call.options["result_type"]
         options = {"payload": call.options["payload"], "scope": call.options["scope"]}
-        running = effect.execute(session_factory, call.request_id, own.fn, **options)
+        running = making.execute(session_factory, call.request_id, own.fn, **options)
         return shielded(running) if is_async and shield else running
 
     def flow(call: Call, own: Own, mark: Callable[[], None]) -> Flow[ToolAnswer]:
