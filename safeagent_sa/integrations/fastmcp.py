@@ -147,7 +147,7 @@ def principal(ctx: Context) -> str:  # noqa: ARG001 - so that it is used as that
         The principal, as a hash where it is longer than 255 bytes.
 
     Raises:
-        InvalidScopeError: The call is not authenticated, or its token names no subject, so that users cannot be told apart.
+        InvalidScopeError: The call is not authenticated, or its token names no subject, so that no user is known.
 
     Example:
         ```python

@@ -515,7 +515,9 @@ def test_old_calls_and_calls_beyond_the_size_are_forgotten():
 def charge_tool(place, calls, **options):
     effect = ExecutionGuard().effect("charge", **options)
 
-    @guarded_effect(effect, place.sessions, request_id="order:{order_id}:charge", scope="{ctx.user}", payload=["amount"])
+    @guarded_effect(
+        effect, place.sessions, request_id="order:{order_id}:charge", scope="{ctx.user}", payload=["amount"]
+    )
     def charge(effect: EffectContext, ctx: Context, order_id: str, amount: int) -> dict[str, object]:
         assert effect.idempotency_key.startswith("safeagent")
         return calls(effect)
@@ -1080,6 +1082,48 @@ def test_a_purged_intent_is_unknown_unless_it_was_committed(sqlite):
     with pytest.raises(NotApprovedError):
         transfers.commit(handles[1], scope="alice")
     assert sqlite.payments("bob") == 1
+
+
+def test_the_defaults_of_the_function_are_approved_with_the_arguments(place):
+    def transfer(session: Session, reference: str, *, amount: int = 5) -> dict[str, object]:
+        return pay(session, reference, amount)
+
+    def deployed(session: Session, reference: str, *, amount: int = 500) -> dict[str, object]:
+        return pay(session, reference, amount)
+
+    before, after = (PreparedIntents(ExecutionGuard(), place.sessions, fn, action="t") for fn in (transfer, deployed))
+    prepared = before.prepare({"reference": "bob"}, scope="alice", intent_id="m")
+    before.approve(prepared.handle, scope="alice", by="alice")
+
+    assert prepared.arguments == {"reference": "bob", "amount": 5}
+    again = after.prepare({"reference": "bob"}, scope="alice", intent_id="m")  # the same intent, with its own defaults
+    assert (again.handle, again.arguments, again.verdict) == (prepared.handle, prepared.arguments, True)
+    assert after.commit(prepared.handle, scope="alice").result["amount"] == 5
+
+
+def test_a_purged_intent_in_doubt_is_not_tried_again_with_other_arguments(place):
+    guard, calls = ExecutionGuard(), []
+
+    def charge(effect: EffectContext, to: str = "everyone", amount: int = 1) -> dict[str, int]:
+        calls.append((to, amount))
+        raise TimeoutError("lost")
+
+    effect = guard.effect("charge", when_in_doubt="retry")
+    charges = PreparedIntents(guard, place.sessions, charge, action="charge", effect=effect)
+    handle = charges.prepare({"to": "bob", "amount": 5}, scope="alice", intent_id="message-17").handle
+    charges.approve(handle, scope="alice", by="alice")
+    for _ in range(2):
+        with pytest.raises(errors.ExecutionInDoubtError):
+            charges.commit(handle, scope="alice")
+    with place.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE execution_requests SET status = 'expired', result = NULL WHERE status = 'completed'"
+        )
+
+    with pytest.raises(errors.ExecutionInDoubtError):
+        charges.commit(handle, scope="alice")
+    assert charges.find(handle, scope="alice").is_purged
+    assert calls == [("bob", 5)] * 2
 
 
 def test_arguments_that_do_not_fit_are_refused_before_any_sql(sqlite):

@@ -2044,6 +2044,18 @@ TOOLS_OF_AGENTS = {
         "        if False:\n            self.release(session, error)\n",
         "test_a_call_that_is_put_off_keeps_the_doubt_of_an_earlier_attempt",
     ),
+    "a purged intent is tried again": Mutant(
+        AGENTS + "_intents.py",
+        "        if intent.is_purged:",
+        "        if False:",
+        "test_a_purged_intent_in_doubt_is_not_tried_again_with_other_arguments",
+    ),
+    "a deploy changes what was approved": Mutant(
+        AGENTS + "_intents.py",
+        'result={"arguments": whole}',
+        'result={"arguments": plain}',
+        "test_the_defaults_of_the_function_are_approved_with_the_arguments",
+    ),
     "a cancelled caller cancels its effect": Mutant(
         AGENTS + "_shield.py",
         "return await asyncio.shield(task)",

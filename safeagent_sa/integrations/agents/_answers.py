@@ -38,9 +38,7 @@ from ...execution import Execution, ExecutionStatus, Receipt
 _log = logging.getLogger("safeagent_sa")
 
 # The note of an error that has come out of a tool's own code: no outcome of the call, whatever its class says.
-FROM_INSIDE = (
-    "raised by the code of the tool, so it is not the outcome of the tool's own request; the model gets no answer about it"
-)
+FROM_INSIDE = "raised by the code of the tool, so it is not the outcome of the tool's own request; the model gets no answer about it"
 
 # What another system has said about a failure can be long; a model needs the first lines.
 _LONGEST_REASON = 500

@@ -185,7 +185,9 @@ def guarded_effect(
 
     Example:
         ```python
-        @guarded_effect(guard.effect("mail"), SessionLocal, request_id="order:{order_id}:mail", scope="{ctx.deps.user_id}")
+        @guarded_effect(
+            guard.effect("mail"), SessionLocal, request_id="order:{order_id}:mail", scope="{ctx.deps.user_id}"
+        )
         def mail(ctx: RunContext[Deps], effect: EffectContext, order_id: str) -> dict[str, str]: ...
         ```
     """
