@@ -1963,6 +1963,15 @@ BLOCKS = {
     ),
 }
 
+EQUAL_VALUES = {
+    "equal values make two ids": Mutant(
+        "_request/template.py",
+        "text = format(value, spec) if spec else _same_text(value)",
+        "text = format(value, spec) if spec else str(value)",
+        "test_a_template_takes_values_whose_text_names_them",
+    ),
+}
+
 AGENTS = "integrations/agents/"
 
 TOOLS_OF_AGENTS = {
@@ -2541,6 +2550,7 @@ MUTANTS = {
     **EFFECTS,
     **RUNNING,
     **AROUND,
+    **EQUAL_VALUES,
     **TOOLS_OF_AGENTS,
     **WEB,
     **LARGE_TABLES,
