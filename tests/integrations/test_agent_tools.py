@@ -549,6 +549,22 @@ def test_an_effect_in_doubt_says_so_and_never_asks_for_another_call(place):
         assert "no answer" not in json.dumps(answer)
 
 
+def test_a_doubt_that_the_next_call_settles_asks_for_it(place):
+    errors_of_calls = [TimeoutError("no answer")]
+
+    def lost_once(effect):
+        if errors_of_calls:
+            raise errors_of_calls.pop()
+        return {"charge": "ch_1"}
+
+    tool = charge_tool(place, lost_once, when_in_doubt="retry")
+    first, second = tool("alice", "o1", 5), tool("alice", "o1", 5)
+
+    assert (first["status"], second["status"]) == ("in_doubt", "executed")
+    assert "Call it once more with exactly the same arguments" in first["message"]
+    assert "Do not call this again" not in first["message"]
+
+
 def test_a_failure_for_good_gives_the_reason(place):
     def declined(effect):
         raise effect.not_done("card declined")

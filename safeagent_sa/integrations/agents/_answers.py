@@ -209,6 +209,17 @@ def answer_to(error: BaseException) -> ToolAnswer | None:
     return None
 
 
+def settled_by_the_next_call(answer: ToolAnswer) -> ToolAnswer:
+    """Return the answer to a doubt that the next call of the same request settles: by the same key, or by a probe."""
+    return replace(
+        answer,
+        message=(
+            f"Unknown: it may or may not have happened. Call it once more with exactly the same arguments, so that the request "
+            f"{answer.request_id!r} is settled, and do not do it in another way. If that is unknown as well, inform the user."
+        ),
+    )
+
+
 def with_receipt(answer: ToolAnswer, receipt: Receipt | None) -> ToolAnswer:
     """Return the answer to a conflict with the earlier receipt, which is the same caller's."""
     if receipt is None:

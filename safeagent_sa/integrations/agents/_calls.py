@@ -22,9 +22,16 @@ from ..._effects.drive import Call as Asked
 from ..._effects.drive import Flow, drive, drive_async
 from ..._request.annotations import annotations_of, signature_of
 from ..._request.ids import Key
-from ...errors import ExecutionInProgressError, MisuseError, OutcomeError, RequestConflictError, SafeAgentError
+from ...errors import (
+    ExecutionInDoubtError,
+    ExecutionInProgressError,
+    MisuseError,
+    OutcomeError,
+    RequestConflictError,
+    SafeAgentError,
+)
 from ...execution import Execution, Receipt
-from ._answers import FROM_INSIDE, ToolAnswer, answer_of, answer_to, with_receipt
+from ._answers import FROM_INSIDE, ToolAnswer, answer_of, answer_to, settled_by_the_next_call, with_receipt
 
 
 # Seconds between two looks at an effect that another call makes.
@@ -103,7 +110,8 @@ def has_receipt(guard: Any, session_factory: Any, request_id: str | UUID | int, 
         scope: The scope of the request.
 
     Returns:
-        Whether it was executed, has failed for good, or is in doubt; with an AsyncExecutionGuard an awaitable of that.
+        Whether it was executed, has failed for good, or is in doubt; with an AsyncExecutionGuard an awaitable of that. The next call of
+        an effect in doubt is one more attempt where `when_in_doubt` is `"retry"`, under the same key and the same approval.
 
     Raises:
         InvalidInputError: The id or the scope cannot be stored; nothing was sent.
@@ -134,8 +142,10 @@ class Own:
     A tool may claim further requests in its body. What these raise says nothing about the call, and their receipts are not its own.
     """
 
-    def __init__(self, settings: Any, key: Key, fn: Callable[[Any], Any], *, is_async: bool) -> None:
-        self.settings, self.key = settings, key
+    def __init__(
+        self, settings: Any, key: Key, fn: Callable[[Any], Any], *, is_async: bool, settles_doubt: bool
+    ) -> None:
+        self.settings, self.key, self.settles_doubt = settings, key, settles_doubt
         self._raised: list[BaseException] = []
         self._has_begun = False
 
@@ -185,6 +195,8 @@ def outcome(
                 own.refuse_from_inside(error)
             if not isinstance(error, ExecutionInProgressError) or time.monotonic() + pause > until:
                 answer = _found(answer_to(error), error)
+                if own is not None and own.settles_doubt and isinstance(error, ExecutionInDoubtError):
+                    return settled_by_the_next_call(answer)
                 # What was stored for another action is no earlier attempt of this one, and none of its business.
                 if own is None or not isinstance(error, RequestConflictError) or error.differs == "action":
                     return answer

@@ -218,6 +218,7 @@ def guarded_effect(
         is_async=is_async,
         repeats=repeats,
         channel=channel,
+        settles_doubt=effect.terms.takes_over_doubt,
     )
 
 
@@ -236,6 +237,7 @@ def _decorator(
     is_async: bool,
     repeats: RepeatedIntents | None,
     channel: Channel,
+    settles_doubt: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
         if not callable(fn):
@@ -260,7 +262,7 @@ def _decorator(
             try:
                 call = plan.call(args, kwargs)
                 key = validate_key(settings.scope_or(call.options["scope"]), call.request_id)
-                own = Own(settings, key, call.fn, is_async=is_async)
+                own = Own(settings, key, call.fn, is_async=is_async, settles_doubt=settles_doubt)
                 mark = _mark(call, key)
             except SafeAgentError as error:
                 answer = answer_to(error)
