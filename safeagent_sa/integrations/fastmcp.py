@@ -13,6 +13,7 @@ from fastmcp.tools import ToolResult
 from fastmcp.tools.function_parsing import ParsedFunction
 from mcp.server.auth.provider import principal_components
 from mcp_types import CallToolRequestParams, TextContent
+from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import SafeAgentError
 from . import agents, mcp
@@ -37,6 +38,9 @@ _TECHNICAL = (
     "Unknown: a technical error stopped this call. It is safe to call it once more with exactly the same arguments, since it is done "
     "at most once. If that fails as well, inform the user."
 )
+
+# Of a tool that may do more than the guard knows.
+_UNGUARDED = "Unknown: a technical error stopped this call, and it may or may not have happened. Inform the user."
 
 
 def guarded_tool(
@@ -206,7 +210,7 @@ def caller_key(ctx: Context) -> str:
 
 
 class GuardMiddleware(Middleware):
-    """Answers for tools that call the guard themselves and let its errors escape; nothing commits here.
+    """Answers for tools that call the guard themselves and let its errors escape, and hides SQL; nothing commits here.
 
     Example:
         ```python
@@ -223,9 +227,11 @@ class GuardMiddleware(Middleware):
         except Exception as error:
             cause = error.__cause__ if isinstance(error, ToolError) else error
             answer = agents.answer_to(cause) if isinstance(cause, SafeAgentError) else None
-            if answer is None:
-                raise
-            return _result(answer)
+            if answer is not None:
+                return _result(answer)
+            if isinstance(cause, (SafeAgentError, SQLAlchemyError)) and str(error) != _TECHNICAL:
+                raise ToolError(_UNGUARDED) from cause  # whose own text would show SQL and its parameters to the model
+            raise
 
 
 def _channel(result_type: Any) -> Shown:
