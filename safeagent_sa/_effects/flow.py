@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import uuid
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 from sqlalchemy.orm import Session
 
@@ -124,9 +123,6 @@ class EffectContext:
         return NotDoneError(reason, data)
 
 
-EffectT = TypeVar("EffectT", bound="EffectBase")
-
-
 class EffectBase:
     """The configuration of an effect, and its life as a flow."""
 
@@ -155,7 +151,7 @@ class EffectBase:
         for kind in kinds:
             if not (isinstance(kind, type) and issubclass(kind, Exception)):
                 raise TypeError(f"retry_on takes types of exceptions, not {kind!r}")
-        # What a framework raises to call again later; see `put_off_by`.
+        # What a framework raises in a call, before anything is sent, to make it later; its integration fills this in.
         self._put_off_by: tuple[type[Exception], ...] = ()
         self._settings = settings
         self._when_in_doubt = when_in_doubt
@@ -230,11 +226,10 @@ class EffectBase:
         except NotDoneError as error:
             yield partial(lease.fail, error=error.recorded)
             raise failed(request.key, error.recorded, lease.attempt) from (error.__cause__ or error.__context__)
-        except self._put_off_by as error:
-            yield partial(lease.withdraw, error=recorded(error))
-            raise
-        except self._retry_on as error:
-            yield partial(retry_later, lease, error=recorded(error))
+        except (*self._put_off_by, *self._retry_on) as error:
+            yield partial(
+                Lease.withdraw if isinstance(error, self._put_off_by) else retry_later, lease, error=recorded(error)
+            )
             raise
         except Exception as error:
             yield partial(lease.put_in_doubt, error=recorded(error))
@@ -311,13 +306,6 @@ class EffectBase:
             return replay
         yield partial(lease.put_in_doubt, error=None, details=note)
         raise in_doubt(request.key)
-
-
-def put_off_by(effect: EffectT, kinds: tuple[type[Exception], ...]) -> EffectT:
-    """Return the same effect, whose call may raise these errors before it sends anything, to be called again later."""
-    made = copy.copy(effect)
-    made._put_off_by = kinds  # noqa: SLF001 - a part of this module
-    return made
 
 
 class OnSuccessError(Exception):

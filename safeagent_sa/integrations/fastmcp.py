@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..errors import SafeAgentError
 from . import agents, mcp
 from .agents import EffectOptions, Key, Shown, ToolAnswer, ToolOptions
+from .agents._keys import from_caller, key_of_caller
 from .mcp import IDEMPOTENCY, KEY, IdempotencyExtension
 
 
@@ -185,7 +186,7 @@ def client_principal(ctx: Context) -> str:  # noqa: ARG001 - as `principal`
     return mcp.client_scope_of(None if token is None else principal_components(token))
 
 
-@agents.key_of_caller
+@key_of_caller
 def caller_key(ctx: Context) -> str:
     """Return the key that the caller has put into `_meta`; it names the intent and is the same on every attempt.
 
@@ -206,7 +207,7 @@ def caller_key(ctx: Context) -> str:
         ```
     """
     request = ctx.request_context
-    return agents.from_caller(mcp.key_in(None if request is None else request.meta))
+    return from_caller(mcp.key_in(None if request is None else request.meta))
 
 
 class GuardMiddleware(Middleware):

@@ -32,6 +32,7 @@ from .._request.ids import MAX_BYTES
 from ..errors import InvalidRequestIdError, InvalidScopeError
 from . import agents
 from .agents import AnswerStatus, EffectOptions, Key, Shown, ToolAnswer, ToolOptions
+from .agents._keys import from_caller, key_of_caller
 
 
 __all__ = [
@@ -211,7 +212,7 @@ def client_principal(ctx: Context) -> str:  # noqa: ARG001 - as `principal`
     return client_scope_of(None if token is None else principal_components(token))
 
 
-@agents.key_of_caller
+@key_of_caller
 def caller_key(ctx: Context) -> str:
     """Return the key that the caller has put into `_meta`; it names the intent and is the same on every attempt.
 
@@ -231,7 +232,7 @@ def caller_key(ctx: Context) -> str:
         @guarded_tool(guard, SessionLocal, request_id=caller_key, action="mail", scope=principal, payload=["to"])
         ```
     """
-    return agents.from_caller(key_in(ctx.request_context.meta))
+    return from_caller(key_in(ctx.request_context.meta))
 
 
 class IdempotencyExtension(Extension):

@@ -34,6 +34,7 @@ from safeagent_sa.integrations.agents import (
     guarded_tool,
     has_receipt,
 )
+from safeagent_sa.integrations.agents._keys import from_caller, key_of_caller
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -1051,9 +1052,9 @@ def test_a_request_of_another_tool_is_no_verdict_and_no_commit(sqlite, data, par
 
 
 def test_a_key_of_the_caller_is_no_other_id_and_another_one_for_each_action(sqlite):
-    @agents.key_of_caller
+    @key_of_caller
     def caller_key(ctx: Context) -> str:
-        return agents.from_caller(ctx.key)
+        return from_caller(ctx.key)
 
     def noted(action):
         @guarded_tool(ExecutionGuard(), sqlite.sessions, request_id=caller_key, action=action, scope="alice")

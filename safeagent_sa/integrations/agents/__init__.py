@@ -10,7 +10,7 @@ from __future__ import annotations
 from ._answers import AnswerStatus, ToolAnswer, answer_of, answer_to
 from ._calls import Channel, Shown, answered, has_receipt
 from ._intents import AsyncPreparedIntents, Intent, PreparedIntents
-from ._keys import CALLER_KEY, from_caller, key_of_caller, refuse_unstable
+from ._keys import CALLER_KEY, refuse_unstable
 from ._repeats import Repeated, RepeatedIntents
 from ._shield import finish_effects
 from ._tools import EffectOptions, Key, ToolOptions, guarded_effect, guarded_tool
@@ -34,10 +34,8 @@ __all__ = [
     "answer_to",
     "answered",
     "finish_effects",
-    "from_caller",
     "guarded_effect",
     "guarded_tool",
     "has_receipt",
-    "key_of_caller",
     "refuse_unstable",
 ]

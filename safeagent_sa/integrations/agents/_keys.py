@@ -61,7 +61,8 @@ _INSTEAD = (
 )
 _PRINCIPAL = (
     "The scope is the authenticated principal, such as principal of safeagent_sa.integrations.mcp, the user in your own context "
-    'object, such as scope="{ctx.deps.user_id}", or what a function without arguments finds out. A server that one user starts without authentication, such as a local stdio server, names a constant: scope="local".'
+    'object, such as scope="{ctx.deps.user_id}", or what a function without arguments finds out. A server that one user starts '
+    'without authentication, such as a local stdio server, names a constant: scope="local".'
 )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, TypeAlias, TypedDict
 from uuid import UUID
 
-from ..._effects import flow as flows
 from ..._effects.drive import Call as Asked
 from ..._effects.drive import Flow
 from ..._request.ids import Key as Claimed
@@ -192,7 +192,8 @@ def guarded_effect(
         ```
     """
     is_async = is_async_verb(effect.execute)
-    making = flows.put_off_by(effect, put_off_by)
+    making = copy.copy(effect)
+    making._put_off_by = put_off_by  # noqa: SLF001
 
     def attempt(call: Call, own: Own) -> Any:
         own.fn.__annotations__["return"] = call.options["result_type"]
