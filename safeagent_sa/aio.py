@@ -119,7 +119,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
             ExecutionInDoubtError: An earlier execution may or may not have happened.
             RequestRefusedError: An earlier execution has refused the request, with the data that it gave.
             ExecutionFailedError: An earlier execution is on record as failed.
-            ReceiptExpiredError: The request was executed before, and its receipt was purged.
+            ReceiptExpiredError: The request ended before, and its receipt was purged.
             ReceiptUnreadableError: The request was executed before, and its stored result cannot be read.
             InvalidInputError: An argument cannot be stored; nothing was sent.
             ValueError: `wait_timeout` is negative or not finite; nothing was sent.

@@ -85,7 +85,7 @@ class Effect(EffectBase, Generic[ResultT]):
             LeaseLostError: The call took longer than its lease, and another attempt has taken the effect over, or a person
                 has resolved it. This attempt recorded nothing.
             RequestConflictError: The request_id was used for another action or payload.
-            ReceiptExpiredError: It was executed before, and its receipt was purged.
+            ReceiptExpiredError: It ended before, and its receipt was purged.
             ReceiptUnreadableError: It was executed before, and its stored result cannot be read back.
             InvalidRequestIdError: The request_id cannot be stored. Nothing was sent.
             InvalidScopeError: The scope cannot be stored. Nothing was sent.

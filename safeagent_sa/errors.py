@@ -11,7 +11,7 @@
     │   ├── LeaseLostError              this attempt at an effect is no longer the current one
     │   ├── ReceiptTypeError            its stored result does not fit the result type of this call
     │   ├── ReceiptUnreadableError      it ran before, and its stored result cannot be read
-    │   ├── ReceiptExpiredError         it ran before, and its receipt was purged
+    │   ├── ReceiptExpiredError         it ended before, and its receipt was purged
     │   ├── NotApprovedError            a prepared intent that is unknown, not approved yet, or rejected
     │   └── RepeatedIntentError         the same call under another id, a moment ago
     ├── InvalidInputError (ValueError)  refused before any SQL; the transaction stays usable
@@ -183,7 +183,7 @@ class ReceiptUnreadableError(OutcomeError):
 
 
 class ReceiptExpiredError(OutcomeError):
-    """The request was executed before, but its receipt was purged; it is not executed again."""
+    """The request was executed, refused or failed before, and its receipt was purged; it is not executed again."""
 
 
 class NotApprovedError(OutcomeError):

@@ -140,9 +140,16 @@ def claim_many(
 
 
 def get(
-    settings: Settings, session: Session, request_id: str | UUID | int, *, scope: str | UUID | int | None
+    settings: Settings,
+    session: Session,
+    request_id: str | UUID | int,
+    *,
+    scope: str | UUID | int | None,
+    action: str | None = None,
 ) -> Receipt | None:
-    """Return the receipt of a request, None where it has none; read in the caller's transaction."""
+    """Return the receipt of a request, None where it has none or is for another action; read in the caller's transaction."""
     key = validate_key(settings.scope_or(scope), request_id)
     stored = acquire.find(session, settings, key)
-    return None if stored is None else outcome.receipt_of(key, stored)
+    if stored is None or stored.action != (action or stored.action):
+        return None
+    return outcome.receipt_of(key, stored)

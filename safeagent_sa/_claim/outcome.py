@@ -68,7 +68,10 @@ def receipt_of(key: Key, stored: StoredRequest) -> Receipt | None:
         case ExecutionStatus.IN_DOUBT:
             raise in_doubt(key)
         case ExecutionStatus.EXPIRED:
-            message = f"{_name(key)} was executed before and its receipt was purged; it is not executed again"
+            message = (
+                f"{_name(key)} ended before and its receipt was purged: whether it was executed, refused or failed is not known any "
+                "more. It is not executed again"
+            )
             raise ReceiptExpiredError(message, **where)
 
 

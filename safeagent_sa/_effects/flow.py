@@ -151,6 +151,8 @@ class EffectBase:
         for kind in kinds:
             if not (isinstance(kind, type) and issubclass(kind, Exception)):
                 raise TypeError(f"retry_on takes types of exceptions, not {kind!r}")
+        # What a framework raises in a call, before anything is sent, to make it later; its integration fills this in.
+        self._put_off_by: tuple[type[Exception], ...] = ()
         self._settings = settings
         self._when_in_doubt = when_in_doubt
         self._on_success = on_success
@@ -224,8 +226,10 @@ class EffectBase:
         except NotDoneError as error:
             yield partial(lease.fail, error=error.recorded)
             raise failed(request.key, error.recorded, lease.attempt) from (error.__cause__ or error.__context__)
-        except self._retry_on as error:
-            yield partial(retry_later, lease, error=recorded(error))
+        except (*self._put_off_by, *self._retry_on) as error:
+            yield partial(
+                Lease.withdraw if isinstance(error, self._put_off_by) else retry_later, lease, error=recorded(error)
+            )
             raise
         except Exception as error:
             yield partial(lease.put_in_doubt, error=recorded(error))

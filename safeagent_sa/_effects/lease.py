@@ -18,7 +18,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, literal, null
+from sqlalchemy import Connection, delete, literal, null
 from sqlalchemy.orm import Session
 
 from .._claim import acquire
@@ -114,6 +114,19 @@ class Lease(NamedTuple):
             values["effect_started_at"] = null()
         if not rows.write(self.key, self.token, values, LEASED, IN_DOUBT):
             raise self._lost()
+
+    def withdraw(self, session: Session, error: str | None) -> None:
+        """Forget the request: its call was put off before anything was sent, and may come again with other arguments.
+
+        What an earlier attempt may have done stays in doubt.
+        """
+        if self.is_in_doubt:
+            self.release(session, error)
+            return
+        rows = Rows(session, self.terms.settings)
+        columns = rows.table.c
+        fence = (columns.token == self.token, columns.status == LEASED)
+        rows.connection.execute(delete(rows.table).where(*rows.by_key(self.key), *fence))
 
     def put_in_doubt(self, session: Session, error: str | None, details: str | None = None) -> None:
         """Record that the effect may or may not have happened."""

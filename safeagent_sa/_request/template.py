@@ -26,6 +26,24 @@ def root_of(field: str) -> str:
     return field.partition(".")[0].partition("[")[0]
 
 
+# More digits than an id can hold; a short text such as "1E+999999999" would become gigabytes.
+_MOST_DIGITS = 255
+
+
+def _same_text(value: Any) -> str:
+    """Return one text for equal values: an instant in UTC, and a Decimal without an exponent and without zeros at its end."""
+    if isinstance(value, dt.datetime) and value.utcoffset() is not None:
+        return str(value.astimezone(dt.UTC))
+    if not isinstance(value, Decimal) or not value.is_finite():
+        return str(value)
+    if not value:
+        return "0"
+    if abs(value.adjusted()) > _MOST_DIGITS:
+        raise OverflowError
+    text = format(value, "f")
+    return text.rstrip("0").removesuffix(".") if "." in text else text
+
+
 class Template:
     """Makes a text from a template and the arguments of a call. A template without fields gives every call the same text."""
 
@@ -96,7 +114,9 @@ class Template:
                 "int, UUID, Decimal, date or an Enum of them",
             )
         try:
-            text = format(value, spec) if spec else str(value)
+            text = format(value, spec) if spec else _same_text(value)
+        except OverflowError:
+            raise self._refuse(field, "is out of range") from None
         except ValueError:
             raise self._refuse(
                 field, f"is a {type(value).__qualname__}, which the format {spec!r} is not for"

@@ -13,10 +13,12 @@ from fastmcp.tools import ToolResult
 from fastmcp.tools.function_parsing import ParsedFunction
 from mcp.server.auth.provider import principal_components
 from mcp_types import CallToolRequestParams, TextContent
+from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import SafeAgentError
 from . import agents, mcp
 from .agents import EffectOptions, Key, Shown, ToolAnswer, ToolOptions
+from .agents._keys import from_caller, key_of_caller
 from .mcp import IDEMPOTENCY, KEY, IdempotencyExtension
 
 
@@ -27,6 +29,7 @@ __all__ = [
     "IdempotencyExtension",
     "answered",
     "caller_key",
+    "client_principal",
     "guarded_effect",
     "guarded_tool",
     "principal",
@@ -36,6 +39,9 @@ _TECHNICAL = (
     "Unknown: a technical error stopped this call. It is safe to call it once more with exactly the same arguments, since it is done "
     "at most once. If that fails as well, inform the user."
 )
+
+# Of a tool that may do more than the guard knows.
+_UNGUARDED = "Unknown: a technical error stopped this call, and it may or may not have happened. Inform the user."
 
 
 def guarded_tool(
@@ -101,7 +107,13 @@ def guarded_effect(
         ```
     """
     return agents.guarded_effect(
-        effect, session_factory, request_id=request_id, scope=scope, channel=_channel, **options
+        effect,
+        session_factory,
+        request_id=request_id,
+        scope=scope,
+        channel=_channel,
+        put_off_by=mcp.PUT_OFF_BY,
+        **options,
     )
 
 
@@ -129,7 +141,9 @@ def answered(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def principal(ctx: Context) -> str:  # noqa: ARG001 - so that it is used as that of `mcp` is
-    """Return the authenticated principal of a call as a scope: client, issuer and subject of its access token.
+    """Return the authenticated user of a call as a scope: issuer and subject of its access token.
+
+    The client is no part of it: a client that registers again has another id, and the user is the same.
 
     Args:
         ctx: The context of the tool.
@@ -138,7 +152,7 @@ def principal(ctx: Context) -> str:  # noqa: ARG001 - so that it is used as that
         The principal, as a hash where it is longer than 255 bytes.
 
     Raises:
-        InvalidScopeError: The call is not authenticated.
+        InvalidScopeError: The call is not authenticated, or its token names no subject, so that no user is known.
 
     Example:
         ```python
@@ -149,8 +163,34 @@ def principal(ctx: Context) -> str:  # noqa: ARG001 - so that it is used as that
     return mcp.scope_of(None if token is None else principal_components(token))
 
 
+def client_principal(ctx: Context) -> str:  # noqa: ARG001 - as `principal`
+    """Return the authenticated client of a call as a scope: issuer and client id of its access token.
+
+    For tokens of machines alone, which have no subject. Users who share a client would share the scope and get each other's receipts.
+
+    Args:
+        ctx: The context of the tool.
+
+    Returns:
+        The client, as a hash where it is longer than 255 bytes.
+
+    Raises:
+        InvalidScopeError: The call is not authenticated.
+
+    Example:
+        ```python
+        @guarded_tool(guard, SessionLocal, request_id="order:{order_id}:pay", action="pay", scope=client_principal)
+        ```
+    """
+    token = get_access_token()
+    return mcp.client_scope_of(None if token is None else principal_components(token))
+
+
+@key_of_caller
 def caller_key(ctx: Context) -> str:
     """Return the key that the caller has put into `_meta`; it names the intent and is the same on every attempt.
+
+    It begins with "caller:", so that no caller can name a request of another kind. As `request_id=caller_key` it also holds the action.
 
     Args:
         ctx: The context of the tool.
@@ -167,11 +207,11 @@ def caller_key(ctx: Context) -> str:
         ```
     """
     request = ctx.request_context
-    return mcp.key_in(None if request is None else request.meta)
+    return from_caller(mcp.key_in(None if request is None else request.meta))
 
 
 class GuardMiddleware(Middleware):
-    """Answers for tools that call the guard themselves and let its errors escape; nothing commits here.
+    """Answers for tools that call the guard themselves and let its errors escape, and hides SQL; nothing commits here.
 
     Example:
         ```python
@@ -188,9 +228,11 @@ class GuardMiddleware(Middleware):
         except Exception as error:
             cause = error.__cause__ if isinstance(error, ToolError) else error
             answer = agents.answer_to(cause) if isinstance(cause, SafeAgentError) else None
-            if answer is None:
-                raise
-            return _result(answer)
+            if answer is not None:
+                return _result(answer)
+            if isinstance(cause, (SafeAgentError, SQLAlchemyError)) and str(error) != _TECHNICAL:
+                raise ToolError(_UNGUARDED) from cause  # whose own text would show SQL and its parameters to the model
+            raise
 
 
 def _channel(result_type: Any) -> Shown:

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from langchain_core.messages import ToolMessage
 from langchain_core.tools import InjectedToolCallId
+from langgraph.errors import GraphInterrupt
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
 
@@ -39,6 +40,9 @@ __all__ = [
 ]
 
 _CALL = "guarded_call_id"
+
+# The graph stops there, and runs the tool again when it resumes.
+_PUT_OFF_BY = (GraphInterrupt,)
 
 
 def __getattr__(name: str) -> Any:
@@ -97,6 +101,8 @@ def guarded_effect(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator for a tool that calls another system; only the rows of `on_success` commit with the outcome.
 
+    Call `interrupt()` before you send anything: the graph stops there, and runs the tool again when it resumes.
+
     Args:
         effect: What `guard.effect(...)` returns.
         session_factory: Makes a session for each of the short transactions.
@@ -119,7 +125,9 @@ def guarded_effect(
             "Charge an order."
         ```
     """
-    core = agents.guarded_effect(effect, session_factory, request_id=request_id, scope=scope, channel=_plain, **options)
+    core = agents.guarded_effect(
+        effect, session_factory, request_id=request_id, scope=scope, channel=_plain, put_off_by=_PUT_OFF_BY, **options
+    )
     return lambda fn: _with_call_id(core(fn))
 
 
@@ -193,7 +201,7 @@ def guarded_node(
     """
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
-        agents.refuse_unstable(fn, request_id=request_id, scope=scope)
+        agents.refuse_unstable(fn, request_id=request_id, scope=scope, has_model=False)
         decorated: Callable[..., Any] = guard.idempotent(
             request_id=request_id,
             action=action,

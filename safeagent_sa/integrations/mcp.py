@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection
-from typing import Annotated, Any, Unpack, cast
+from typing import Annotated, Any, TypeAlias, Unpack, cast
 
 import anyio
 from mcp.client import Client
@@ -20,7 +20,7 @@ from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.extension import Extension
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.utilities.func_metadata import func_metadata
-from mcp.shared.exceptions import MCPError
+from mcp.shared.exceptions import MCPError, UrlElicitationRequiredError
 from mcp_types import (
     REQUEST_TIMEOUT,
     CallToolRequestParams,
@@ -32,6 +32,7 @@ from .._request.ids import MAX_BYTES
 from ..errors import InvalidRequestIdError, InvalidScopeError
 from . import agents
 from .agents import AnswerStatus, EffectOptions, Key, Shown, ToolAnswer, ToolOptions
+from .agents._keys import from_caller, key_of_caller
 
 
 __all__ = [
@@ -41,12 +42,19 @@ __all__ = [
     "answered",
     "call_tool",
     "caller_key",
+    "client_principal",
     "guarded_effect",
     "guarded_tool",
     "principal",
 ]
 
 _PREFIX = "safeagent-sa/"
+
+PUT_OFF_BY = (UrlElicitationRequiredError,)
+"""The user acts first; then the client calls the tool again."""
+
+Components: TypeAlias = tuple[str, str | None, str | None]
+"""Client id, issuer and subject of an access token."""
 
 KEY = agents.CALLER_KEY
 """Where a caller puts its key in the `_meta` of a call."""
@@ -73,7 +81,8 @@ def guarded_tool(
         session_factory: Makes a session for each attempt.
         request_id: What names the intent: a template over the arguments, `caller_key`, or another function.
         action: What is done.
-        scope: `principal`, or another function of the context; a constant only for a local stdio server.
+        scope: `principal`, or another function of the context; a constant only for a local stdio server, and `client_principal`
+            only for machines.
         **options: As in the core.
 
     Returns:
@@ -124,7 +133,13 @@ def guarded_effect(
         ```
     """
     return agents.guarded_effect(
-        effect, session_factory, request_id=request_id, scope=scope, channel=_channel, **options
+        effect,
+        session_factory,
+        request_id=request_id,
+        scope=scope,
+        channel=_channel,
+        put_off_by=PUT_OFF_BY,
+        **options,
     )
 
 
@@ -152,7 +167,9 @@ def answered(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def principal(ctx: Context) -> str:  # noqa: ARG001 - known from the request that is being served
-    """Return the authenticated principal of a call as a scope: client, issuer and subject of its access token.
+    """Return the authenticated user of a call as a scope: issuer and subject of its access token.
+
+    The client is no part of it: a client that registers again has another id, and the user is the same.
 
     Args:
         ctx: The context of the tool.
@@ -161,7 +178,7 @@ def principal(ctx: Context) -> str:  # noqa: ARG001 - known from the request tha
         The principal, as a hash where it is longer than 255 bytes.
 
     Raises:
-        InvalidScopeError: The call is not authenticated.
+        InvalidScopeError: The call is not authenticated, or its token names no subject, so that no user is known.
 
     Example:
         ```python
@@ -172,8 +189,34 @@ def principal(ctx: Context) -> str:  # noqa: ARG001 - known from the request tha
     return scope_of(None if token is None else principal_components(token))
 
 
+def client_principal(ctx: Context) -> str:  # noqa: ARG001 - as `principal`
+    """Return the authenticated client of a call as a scope: issuer and client id of its access token.
+
+    For tokens of machines alone, which have no subject. Users who share a client would share the scope and get each other's receipts.
+
+    Args:
+        ctx: The context of the tool.
+
+    Returns:
+        The client, as a hash where it is longer than 255 bytes.
+
+    Raises:
+        InvalidScopeError: The call is not authenticated.
+
+    Example:
+        ```python
+        @guarded_tool(guard, SessionLocal, request_id="order:{order_id}:pay", action="pay", scope=client_principal)
+        ```
+    """
+    token = get_access_token()
+    return client_scope_of(None if token is None else principal_components(token))
+
+
+@key_of_caller
 def caller_key(ctx: Context) -> str:
     """Return the key that the caller has put into `_meta`; it names the intent and is the same on every attempt.
+
+    It begins with "caller:", so that no caller can name a request of another kind. As `request_id=caller_key` it also holds the action.
 
     Args:
         ctx: The context of the tool.
@@ -189,7 +232,7 @@ def caller_key(ctx: Context) -> str:
         @guarded_tool(guard, SessionLocal, request_id=caller_key, action="mail", scope=principal, payload=["to"])
         ```
     """
-    return key_in(ctx.request_context.meta)
+    return from_caller(key_in(ctx.request_context.meta))
 
 
 class IdempotencyExtension(Extension):
@@ -316,14 +359,35 @@ def meta_of(answer: ToolAnswer) -> dict[str, Any]:
     return {_PREFIX + name.replace("_", "-"): value for name, value in answer.meta.items()}
 
 
-def scope_of(components: tuple[str | None, ...] | None) -> str:
-    """Return the principal with these components as a scope, or raise InvalidScopeError where there is none."""
+def scope_of(components: Components | None) -> str:
+    """Return the user with these components as a scope, or raise InvalidScopeError where they name none."""
+    _, issuer, subject = _authenticated(components)
+    if not subject:
+        raise InvalidScopeError(
+            "the access token of the call names no subject, so that all users of its client would share one scope and get each other's "
+            "receipts. Nothing was sent to the database. Let the token verifier of the server fill in AccessToken.subject, such as from "
+            "the claim `sub`. Where the tokens are those of machines, which have none, name scope=client_principal."
+        )
+    return _scope([issuer, subject])
+
+
+def client_scope_of(components: Components | None) -> str:
+    """Return the client with these components as a scope, which no user has, or raise InvalidScopeError where there is none."""
+    client_id, issuer, _ = _authenticated(components)
+    return _scope(["client", issuer, client_id])
+
+
+def _authenticated(components: Components | None) -> Components:
     if components is None:
         raise InvalidScopeError(
             "the call is not authenticated, so there is no principal whose request it is. Nothing was sent to the database. Put the "
             'server behind authentication; a local stdio server of one user names a constant instead, such as scope="local".'
         )
-    identity = json.dumps(components, separators=(",", ":"))
+    return components
+
+
+def _scope(names: list[str | None]) -> str:
+    identity = json.dumps(names, separators=(",", ":"))
     if len(identity.encode()) <= MAX_BYTES:
         return identity
     return "sha256:" + hashlib.sha256(identity.encode()).hexdigest()

@@ -9,13 +9,16 @@ from collections.abc import Callable
 from typing import Any
 
 from agents import FunctionTool, RunContextWrapper, function_tool
+from agents.exceptions import ModelBehaviorError
 from agents.mcp.util import MCPToolMetaContext
 
 from . import agents as core
-from .agents import CALLER_KEY, EffectOptions, Key, ToolOptions
+from .agents import CALLER_KEY, AnswerStatus, EffectOptions, Key, ToolAnswer, ToolOptions
 
 
 __all__ = ["guarded_effect_tool", "guarded_function_tool", "mcp_meta", "tool_error"]
+
+_MISFIT, _LONGEST_MISFIT = "Invalid JSON input for tool", 500
 
 
 def guarded_function_tool(
@@ -119,6 +122,11 @@ def tool_error(ctx: RunContextWrapper[Any], error: Exception) -> str:  # noqa: A
         def pay(order_id: str, amount: int) -> str: ...
         ```
     """
+    # The SDK raises this before it calls the tool; the text is about what the model itself has sent.
+    if isinstance(error, ModelBehaviorError) and str(error).startswith(_MISFIT):
+        return ToolAnswer(
+            AnswerStatus.INVALID, f"Not executed. Send arguments that fit the schema. {str(error)[:_LONGEST_MISFIT]}"
+        ).text
     answer = core.answer_to(error)
     if answer is None:
         raise error
@@ -152,5 +160,5 @@ def mcp_meta(key: Callable[[MCPToolMetaContext], str]) -> Callable[[MCPToolMetaC
 
 
 def _tool(fn: Callable[..., Any], options: dict[str, Any]) -> FunctionTool:
-    made: FunctionTool = function_tool(failure_error_function=tool_error, **options)(fn)
+    made: FunctionTool = function_tool(**{"failure_error_function": tool_error, **options})(fn)
     return made

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 from pydantic_ai import RunContext, ToolDefinition
 from pydantic_ai.capabilities import AbstractCapability
-from pydantic_ai.exceptions import ToolFailed
+from pydantic_ai.exceptions import ApprovalRequired, CallDeferred, ModelRetry, ToolFailed
 from pydantic_ai.messages import ToolCallPart, ToolReturn
 
 from . import agents
@@ -18,6 +18,9 @@ from .agents import AnswerStatus, EffectOptions, Key, Shown, ToolAnswer, ToolOpt
 
 
 __all__ = ["GuardAnswers", "answered", "guarded_effect", "guarded_tool"]
+
+# The model, a person or another program acts first; then the tool is called again.
+_PUT_OFF_BY = (ModelRetry, ApprovalRequired, CallDeferred)
 
 
 def guarded_tool(
@@ -61,6 +64,8 @@ def guarded_effect(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator for a tool that calls another system; only the rows of `on_success` commit with the outcome.
 
+    Raise ModelRetry, ApprovalRequired and CallDeferred before you send anything: the request is forgotten, and called again.
+
     Args:
         effect: What `guard.effect(...)` returns.
         session_factory: Makes a session for each of the short transactions.
@@ -86,7 +91,13 @@ def guarded_effect(
         ```
     """
     return agents.guarded_effect(
-        effect, session_factory, request_id=request_id, scope=scope, channel=_channel, **options
+        effect,
+        session_factory,
+        request_id=request_id,
+        scope=scope,
+        channel=_channel,
+        put_off_by=_PUT_OFF_BY,
+        **options,
     )
 
 

@@ -243,3 +243,29 @@ def test_a_server_that_dies_behind_the_commit_leaves_the_receipt_to_the_next(pos
     assert answered.returncode == 0, answered.stderr
     assert "Already done at 2" in answered.stdout
     assert rows("o1") == [5]
+
+
+@pytest.mark.parametrize("fails_in", ["statement", "guard"])
+def test_the_middleware_hides_sql_and_its_parameters(postgresql, fails_in):
+    server, guard = FastMCP("shop", middleware=[GuardMiddleware()]), ExecutionGuard()
+
+    @guard.idempotent(request_id="{order_id}", action="pay", scope=lambda: "s", session_factory=postgresql.sessions)
+    def pay_once(session: Session, order_id: str, card: str) -> object:
+        if fails_in == "statement":
+            session.execute(text("INSERT INTO nowhere (card) VALUES (:card)"), {"card": card})
+        return object()
+
+    @server.tool
+    def pay(order_id: str) -> dict[str, str]:
+        return pay_once(order_id, card="4111-1111")
+
+    async def scenario():
+        async with Client(server) as client:
+            return await client.call_tool("pay", {"order_id": "o1"}, raise_on_error=False)
+
+    result = asyncio.run(scenario())
+    assert result.is_error
+    assert (
+        words(result)
+        == "Unknown: a technical error stopped this call, and it may or may not have happened. Inform the user."
+    )

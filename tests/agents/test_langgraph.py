@@ -423,3 +423,26 @@ def test_a_graph_that_dies_behind_the_commit_resumes_from_postgresql_with_the_re
     assert answered.returncode == 0, answered.stderr
     assert "Already done at 2" in answered.stdout
     assert rows("o1") == [5]
+
+
+def test_an_effect_that_interrupts_for_an_approval_leaves_no_doubt_and_is_made_once(postgresql):
+    sent = []
+
+    @tool
+    @guarded_effect(
+        ExecutionGuard().effect("mail"), postgresql.sessions, request_id="order:{order_id}:mail", scope=user_of
+    )
+    def mail(effect: EffectContext, config: RunnableConfig, order_id: str) -> dict[str, object]:
+        """Send a mail."""
+        answer = interrupt("send it?")
+        sent.append(order_id)
+        return {"answer": answer}
+
+    graph, config = graph_of(ToolNode([mail]), InMemorySaver()), {"configurable": {"thread_id": "1"}}
+    asked_for = graph.invoke({"messages": [asked({"order_id": "o1"}, name="mail")]}, config)
+
+    assert asked_for["__interrupt__"][0].value == "send it?"
+    assert (sent, postgresql.requests()) == ([], [])
+    resumed = graph.invoke(Command(resume="yes"), config)["messages"][-1]
+    assert json.loads(resumed.content) == {"answer": "yes"}
+    assert sent == ["o1"]

@@ -13,13 +13,17 @@ import pytest
 from mcp import StdioServerParameters
 from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
-from mcp.shared.exceptions import MCPError
+from mcp.server.auth.middleware.auth_context import auth_context_var
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.auth.provider import AccessToken
+from mcp.shared.exceptions import MCPError, UrlElicitationRequiredError
 from sqlalchemy import text
 from support.patience import PATIENCE
 from support.shop import AFTER_COMMIT, BEFORE_COMMIT, Shop, serving
 
-from safeagent_sa import ExecutionGuard
-from safeagent_sa.integrations import mcp
+from safeagent_sa import ExecutionGuard, InvalidScopeError
+from safeagent_sa.effects import EffectContext
+from safeagent_sa.integrations import fastmcp, mcp
 from safeagent_sa.integrations.mcp import IDEMPOTENCY, KEY, call_tool, guarded_tool
 from safeagent_sa.testing import explore_faults
 
@@ -253,7 +257,7 @@ def test_a_call_without_a_principal_is_refused_before_any_sql(postgresql, rows):
 
 def test_a_principal_that_is_too_long_is_hashed():
     short, long = mcp.scope_of(("app", None, "alice")), mcp.scope_of(("app", None, "a" * 300))
-    assert short == '["app",null,"alice"]'
+    assert short == '[null,"alice"]'
     assert long.startswith("sha256:")
     assert len(long) < 80
 
@@ -421,3 +425,57 @@ def test_the_client_repeats_nothing_where_the_server_takes_no_keys():
 
     run(scenario())
     assert calls == [1]
+
+
+def scope_of(module, which, **token):
+    """Return the scope that a module makes of a token, where the SDK keeps the one of the request that is served."""
+    made = AccessToken(token="t", scopes=[], **token) if token else None
+    reset = auth_context_var.set(None if made is None else AuthenticatedUser(made))
+    try:
+        return getattr(module, which)(None)
+    finally:
+        auth_context_var.reset(reset)
+
+
+@pytest.mark.parametrize("module", [mcp, fastmcp])
+def test_a_user_whose_client_registers_again_keeps_the_scope(module):
+    names = {"subject": "alice", "claims": {"iss": "https://idp"}}
+    first, again = (scope_of(module, "principal", client_id=client, **names) for client in ("dcr-1", "dcr-2"))
+
+    assert first == again == '["https://idp","alice"]'
+    assert scope_of(module, "principal", client_id="dcr-1", subject="bob", claims={"iss": "https://idp"}) != first
+    assert scope_of(module, "principal", client_id="dcr-1", subject="alice", claims={"iss": "https://other"}) != first
+    assert scope_of(module, "principal", client_id="c", subject="x" * 300).startswith("sha256:")
+
+
+@pytest.mark.parametrize("module", [mcp, fastmcp])
+@pytest.mark.parametrize("subject", [None, ""])
+def test_a_token_that_names_no_user_has_no_principal_and_may_have_a_client(module, subject):
+    with pytest.raises(InvalidScopeError, match=r"no subject.*AccessToken\.subject.*scope=client_principal"):
+        scope_of(module, "principal", client_id="claude.ai", subject=subject)
+
+    machine = scope_of(module, "client_principal", client_id="claude.ai", subject=subject)
+    assert machine == '["client",null,"claude.ai"]'
+    for which in ("principal", "client_principal"):
+        with pytest.raises(InvalidScopeError, match="not authenticated"):
+            scope_of(module, which)
+
+
+@pytest.mark.parametrize("module", [mcp, fastmcp])
+def test_an_effect_that_sends_the_user_to_a_page_first_leaves_no_doubt(module, postgresql):
+    has_answered, calls = [], []
+
+    @module.guarded_effect(ExecutionGuard().effect("wire"), postgresql.sessions, request_id="{order_id}", scope="s")
+    def wire(effect: EffectContext, order_id: str) -> dict[str, str]:
+        if not has_answered:
+            raise UrlElicitationRequiredError([])
+        calls.append(order_id)
+        return {"wired": order_id}
+
+    with pytest.raises(UrlElicitationRequiredError):
+        wire(order_id="o1")
+    assert postgresql.requests() == []
+    has_answered.append(True)
+    wire(order_id="o1")
+    wire(order_id="o1")
+    assert calls == ["o1"]

@@ -267,3 +267,21 @@ def test_an_agent_that_dies_behind_the_commit_leaves_the_receipt_to_the_next(pos
     answered = start()
     assert "Already done at 2" in answered.stdout, answered.stderr
     assert rows("o1") == [5]
+
+
+def test_arguments_that_do_not_fit_are_answered_and_do_not_end_the_run(pay, rows):
+    misfit, fits = run(pay, ORDER | {"amount": "ten"}, ORDER)
+
+    assert (misfit["status"], fits["status"]) == ("invalid", "executed")
+    assert misfit["message"].startswith(
+        "Not executed. Send arguments that fit the schema. Invalid JSON input for tool pay"
+    )
+    assert rows("o1") == [5]
+
+
+def test_an_app_can_answer_errors_itself(postgresql):
+    tool = payment_tool(postgresql, failure_error_function=lambda ctx, error: json.dumps({"status": "of the app"}))
+
+    [answer] = run(tool, ORDER | {"amount": "ten"})
+
+    assert answer == {"status": "of the app"}

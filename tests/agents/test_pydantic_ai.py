@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from pydantic_ai import Agent, DeferredToolRequests, DeferredToolResults, ModelRetry, RunContext, Tool
+from pydantic_ai.exceptions import ApprovalRequired, CallDeferred
 from pydantic_ai.messages import ModelMessage, ModelResponse, RetryPromptPart, TextPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from sqlalchemy import text
@@ -244,3 +245,54 @@ def test_an_agent_that_dies_behind_the_commit_leaves_the_receipt_to_the_next(pos
     answered = start()
     assert "Already done at 2" in answered.stdout, answered.stderr
     assert rows("o1") == [5]
+
+
+@pytest.fixture
+def wire(postgresql):
+    calls = []
+
+    @guarded_effect(
+        ExecutionGuard().effect("wire"),
+        postgresql.sessions,
+        request_id="order:{order_id}:wire",
+        scope="{ctx.deps.user}",
+    )
+    def wire(ctx: RunContext[Deps], effect: EffectContext, order_id: str, currency: str) -> dict[str, str]:
+        """Wire the money of an order."""
+        if currency == "later":
+            raise CallDeferred
+        if currency not in ("EUR", "USD"):
+            raise ModelRetry("currency must be EUR or USD")
+        if not ctx.tool_call_approved:
+            raise ApprovalRequired
+        calls.append(order_id)
+        return {"wired": order_id}
+
+    return wire, calls
+
+
+def test_what_puts_a_call_off_leaves_no_doubt_and_the_approved_call_executes(wire, postgresql):
+    tool, calls = wire
+    corrected = turns({"order_id": "o1", "currency": "euro"}, {"order_id": "o1", "currency": "EUR"}, name="wire")
+    agent = Agent(corrected, deps_type=Deps, tools=[tool], output_type=[str, DeferredToolRequests])
+
+    asked = agent.run_sync("wire", deps=Deps())
+
+    [retry], _ = parts(asked)
+    assert "currency must be EUR or USD" in str(retry.content)
+    [approval] = asked.output.approvals
+    assert (calls, postgresql.requests()) == ([], [])
+
+    approved = DeferredToolResults(approvals={approval.tool_call_id: True})
+    done = agent.run_sync(message_history=asked.all_messages(), deferred_tool_results=approved, deps=Deps())
+    found, _ = parts(done)
+    assert (found[-1].content, calls) == ({"wired": "o1"}, ["o1"])
+
+
+def test_a_call_that_is_deferred_leaves_no_doubt(wire, postgresql):
+    tool, calls = wire
+    later = turns({"order_id": "o1", "currency": "later"}, name="wire")
+    agent = Agent(later, deps_type=Deps, tools=[tool], output_type=[str, DeferredToolRequests])
+
+    assert len(agent.run_sync("wire", deps=Deps()).output.calls) == 1
+    assert (calls, postgresql.requests()) == ([], [])

@@ -63,7 +63,7 @@ def test_old_receipts_become_tombstones_and_their_requests_are_not_executed_agai
     assert stored(database)["old"] == ("completed", True)
     assert purge(database.sessions, older_than=QUARTER) == 2
     assert stored(database) == {"old": ("expired", False), "older": ("expired", False), "young": ("completed", True)}
-    with pytest.raises(ReceiptExpiredError, match="'old' was executed before and its receipt was purged"):
+    with pytest.raises(ReceiptExpiredError, match="'old' ended before and its receipt was purged"):
         deliver(database, "old")
     with pytest.raises(RequestConflictError):
         deliver(database, "old", amount=7)

@@ -34,6 +34,7 @@ from safeagent_sa.integrations.agents import (
     guarded_tool,
     has_receipt,
 )
+from safeagent_sa.integrations.agents._keys import from_caller, key_of_caller
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -62,16 +63,24 @@ def pay(session, reference, amount):
     return {"receipt": f"rcpt_{payment.id}", "amount": amount}
 
 
+class Context:
+    def __init__(self, user="alice", key="k1"):
+        self.user, self.key = user, key
+
+
+Context.__module__ = "mcp.server.mcpserver.context"
+
+
 def payment_tool(place, **options):
     """A tool as an app has it: the memo is free text that a model words differently each time."""
-    options = {"request_id": "order:{order_id}:pay", "scope": "{user}", "payload": ["amount"]} | options
+    options = {"request_id": "order:{order_id}:pay", "scope": "{ctx.user}", "payload": ["amount"]} | options
 
     @guarded_tool(ExecutionGuard(), place.sessions, action="pay", **options)
-    def pay_order(session: Session, user: str, order_id: str, amount: int, memo: str = "") -> dict[str, object]:
+    def pay_order(session: Session, ctx: Context, order_id: str, amount: int, memo: str = "") -> dict[str, object]:
         """Pay an order."""
         return pay(session, order_id, amount)
 
-    return lambda *args, **kwargs: json.loads(pay_order(*args, **kwargs))
+    return lambda user, *args, **kwargs: json.loads(pay_order(Context(user), *args, **kwargs))
 
 
 def test_a_repetition_gets_the_same_receipt_and_the_words_that_nothing_was_done_again(place):
@@ -128,6 +137,90 @@ def test_another_principal_gets_no_receipt_of_the_first_one(place):
     assert bobs["status"] == "executed"
     assert bobs["result"] != alices["result"]
     assert place.payments("o1") == 2
+
+
+# Other requests in the body of a tool
+
+
+def claimed(place, request_id, *, scope="alice", payload=None):
+    with place.sessions() as session, session.begin():
+        ExecutionGuard().execute(
+            session, request_id, lambda _: "SECRET", action="other", payload=payload, scope=scope, result_type=str
+        )
+
+
+def claims(request_id, *, scope="alice", payload=None):
+    """Return a helper of the app that is guarded itself."""
+
+    def helper(session):
+        ExecutionGuard().execute(session, request_id, lambda _: "", action="other", payload=payload, scope=scope)
+
+    return helper
+
+
+INSIDE = {
+    "purged": (claims("welcome"), errors.ReceiptExpiredError),
+    "conflict of another scope": (claims("ledger", scope="internal", payload=2), RequestConflictError),
+    "refusal": (claims("refused"), errors.RequestRefusedError),
+    "invalid": (claims(""), errors.InvalidRequestIdError),
+}
+
+
+@pytest.mark.parametrize(("helper", "error"), INSIDE.values(), ids=INSIDE)
+def test_an_error_of_another_request_in_the_body_is_no_answer_to_the_call(sqlite, helper, error):
+    claimed(sqlite, "welcome")
+    purge_all(sqlite)
+    claimed(sqlite, "ledger", scope="internal", payload=1)
+    with sqlite.sessions() as session, session.begin():
+        with ExecutionGuard().claim(session, "refused", action="other", scope="alice") as execution:
+            execution.refuse("SECRET", type="no")
+
+    @guarded_tool(ExecutionGuard(), sqlite.sessions, request_id="{order_id}", action="pay", scope="alice")
+    def tool(session: Session, order_id: str) -> None:
+        pay(session, order_id, 1)
+        helper(session)
+
+    with pytest.raises(error) as raised:
+        tool("o1")
+    assert "not the outcome of the tool's own request" in raised.value.__notes__[0]
+    assert answer_to(raised.value) is None  # so that no middleware around the tool answers for it
+    assert sqlite.payments("o1") == 0
+
+
+async def test_an_error_of_another_request_in_an_async_body_is_raised(async_place):
+    guard = AsyncExecutionGuard()
+    async with async_place.async_sessions() as session, session.begin():
+        async with guard.claim(session, "ledger", action="other", payload=1, scope="alice") as execution:
+            execution.complete("SECRET")
+
+    @guarded_tool(guard, async_place.async_sessions, request_id="{order_id}", action="pay", scope="alice")
+    async def tool(session: AsyncSession, order_id: str) -> None:
+        async with guard.claim(session, "ledger", action="other", payload=2, scope="alice"):
+            raise AssertionError
+
+    with pytest.raises(RequestConflictError):
+        await tool("o1")
+
+
+def test_an_error_of_another_request_behind_an_effect_is_raised(sqlite):
+    claimed(sqlite, "ledger", scope="internal", payload=1)
+
+    def on_success(session, result):
+        claims("ledger", scope="internal", payload=2)(session)
+
+    with pytest.raises(RequestConflictError):
+        charge_tool(sqlite, lambda _: {"charge": "ch_1"}, on_success=on_success)("alice", "o1", 5)
+    assert charge_tool(sqlite, lambda _: {})("alice", "o1", 5)["status"] == "in_doubt"
+
+
+def test_a_conflict_with_another_action_shows_no_receipt(place):
+    claimed(place, "order:o1:pay")
+
+    answer = payment_tool(place)("alice", "o1", 5)
+
+    assert answer["status"] == "conflict"
+    assert "for another action" in answer["message"]
+    assert "SECRET" not in json.dumps(answer)
 
 
 def test_a_parallel_call_waits_inside_the_tool_for_the_receipt(postgresql):
@@ -208,14 +301,6 @@ def test_the_session_is_in_no_signature_and_the_context_stays():
     assert list(signature.parameters) == ["ctx", "order_id", "amount"]
     assert signature.return_annotation is str
     assert tool.__name__ == "tool"
-
-
-class Context:
-    def __init__(self, user="alice", key="k1"):
-        self.user, self.key = user, key
-
-
-Context.__module__ = "mcp.server.mcpserver.context"
 
 
 def principal(ctx: Context):
@@ -312,6 +397,24 @@ def test_a_scope_that_is_no_principal_is_refused_at_the_decoration(scope):
         guarded_tool(ExecutionGuard(), None, request_id="{order_id}", action="pay", scope=scope)(tool_of_every_kind)
 
 
+SCOPES_OF_THE_MODEL = ["{order_id}", "t:{order_id}", lambda order_id: order_id, lambda ctx, order_id: ctx.user]
+
+
+@pytest.mark.parametrize("scope", SCOPES_OF_THE_MODEL)
+def test_a_scope_that_the_model_fills_in_is_refused_at_the_decoration(scope):
+    with pytest.raises(ValueError, match="scope is made of the argument 'order_id', which the model fills in"):
+        guarded_tool(ExecutionGuard(), None, request_id="{order_id}", action="pay", scope=scope)(tool_of_every_kind)
+
+
+@pytest.mark.parametrize("scope", ["{ctx.client_id}", lambda ctx: ctx.client_id, lambda ctx: f"c:{ctx.client_id}"])
+def test_a_client_is_no_principal_and_the_client_of_the_app_is_one(scope):
+    with pytest.raises(ValueError, match="every user of it would share one scope"):
+        guarded_tool(ExecutionGuard(), None, request_id="{order_id}", action="pay", scope=scope)(tool_of_every_kind)
+
+    for own in ("{ctx.deps.client_id}", lambda ctx: ctx.deps.client_id, lambda: "found out"):
+        guarded_tool(ExecutionGuard(), None, request_id="{order_id}", action="pay", scope=own)(tool_of_every_kind)
+
+
 @pytest.mark.parametrize("scope", [None, ""])
 def test_a_missing_scope_is_refused_at_the_decoration(scope):
     with pytest.raises(ValueError, match="every caller would share one scope"):
@@ -325,7 +428,7 @@ def test_key_and_scope_have_no_default(decorator):
 
 
 def test_a_principal_that_is_not_there_is_answered_before_any_sql(sqlite):
-    tool = payment_tool(sqlite, scope=lambda user: user)
+    tool = payment_tool(sqlite, scope=lambda ctx: ctx.user)
 
     assert tool("", "o1", 5)["status"] == "invalid"
     assert sqlite.requests() == []
@@ -335,7 +438,7 @@ def test_the_same_call_under_another_id_is_noticed(sqlite):
     seen = []
     repeats = RepeatedIntents(listeners=[seen.append])
     keys = iter(["try 1", "try 1", "try 2"])
-    tool = payment_tool(sqlite, request_id=lambda user: next(keys), payload=["order_id", "amount"], repeats=repeats)
+    tool = payment_tool(sqlite, request_id=lambda ctx: next(keys), payload=["order_id", "amount"], repeats=repeats)
 
     statuses = [tool("alice", "o1", 5)["status"] for _ in range(3)]
 
@@ -347,7 +450,7 @@ def test_the_same_call_under_another_id_is_noticed(sqlite):
 def test_the_same_call_under_another_id_is_refused_where_that_is_asked_for(sqlite):
     repeats = RepeatedIntents(on_repeat="refuse", listeners=[lambda _: None])
     keys = iter(["k1", "k2", "k3"])
-    tool = payment_tool(sqlite, request_id=lambda user: next(keys), payload=["order_id", "amount"], repeats=repeats)
+    tool = payment_tool(sqlite, request_id=lambda ctx: next(keys), payload=["order_id", "amount"], repeats=repeats)
 
     tool("alice", "o1", 5)
     answer = tool("alice", "o1", 5, memo="in other words")
@@ -413,12 +516,14 @@ def test_old_calls_and_calls_beyond_the_size_are_forgotten():
 def charge_tool(place, calls, **options):
     effect = ExecutionGuard().effect("charge", **options)
 
-    @guarded_effect(effect, place.sessions, request_id="order:{order_id}:charge", scope="{user}", payload=["amount"])
-    def charge(effect: EffectContext, user: str, order_id: str, amount: int) -> dict[str, object]:
+    @guarded_effect(
+        effect, place.sessions, request_id="order:{order_id}:charge", scope="{ctx.user}", payload=["amount"]
+    )
+    def charge(effect: EffectContext, ctx: Context, order_id: str, amount: int) -> dict[str, object]:
         assert effect.idempotency_key.startswith("safeagent")
         return calls(effect)
 
-    return lambda *args: json.loads(charge(*args))
+    return lambda user, *args: json.loads(charge(Context(user), *args))
 
 
 def test_an_effect_is_made_once_and_answered_with_its_receipt(place):
@@ -445,6 +550,22 @@ def test_an_effect_in_doubt_says_so_and_never_asks_for_another_call(place):
         assert "no answer" not in json.dumps(answer)
 
 
+def test_a_doubt_that_the_next_call_settles_asks_for_it(place):
+    errors_of_calls = [TimeoutError("no answer")]
+
+    def lost_once(effect):
+        if errors_of_calls:
+            raise errors_of_calls.pop()
+        return {"charge": "ch_1"}
+
+    tool = charge_tool(place, lost_once, when_in_doubt="retry")
+    first, second = tool("alice", "o1", 5), tool("alice", "o1", 5)
+
+    assert (first["status"], second["status"]) == ("in_doubt", "executed")
+    assert "Call it once more with exactly the same arguments" in first["message"]
+    assert "Do not call this again" not in first["message"]
+
+
 def test_a_failure_for_good_gives_the_reason(place):
     def declined(effect):
         raise effect.not_done("card declined")
@@ -455,6 +576,76 @@ def test_a_failure_for_good_gives_the_reason(place):
         assert answer["status"] == "failed"
         assert answer["message"].startswith("Not executed.")
         assert "nothing happened (card declined)" in answer["message"]
+
+
+class PutOffError(Exception):
+    """Stands for what a framework raises in a tool, to call it again."""
+
+
+def test_a_call_that_the_framework_puts_off_leaves_nothing_and_comes_again(place):
+    calls = []
+
+    @guarded_effect(
+        ExecutionGuard().effect("charge"),
+        place.sessions,
+        request_id="{order_id}",
+        scope="s",
+        put_off_by=(PutOffError,),
+    )
+    def charge(effect: EffectContext, order_id: str, currency: str) -> str:
+        if currency == "euro":
+            raise PutOffError
+        calls.append(effect.attempt)
+        return currency
+
+    with pytest.raises(PutOffError):
+        charge("o1", "euro")
+    assert place.requests() == []
+    # With another argument, as a model that was corrected sends it: nothing was sent before.
+    assert [json.loads(charge("o1", "EUR"))["status"] for _ in range(2)] == ["executed", "replayed"]
+    assert calls == [1]
+
+
+def test_a_call_that_is_put_off_keeps_the_doubt_of_an_earlier_attempt(sqlite):
+    errors_of_calls = [TimeoutError("lost"), PutOffError()]
+
+    @guarded_effect(
+        ExecutionGuard().effect("charge", when_in_doubt="retry"),
+        sqlite.sessions,
+        request_id="{order_id}",
+        scope="s",
+        put_off_by=(PutOffError,),
+    )
+    def charge(effect: EffectContext, order_id: str) -> str:
+        raise errors_of_calls.pop(0)
+
+    assert json.loads(charge("o1"))["status"] == "in_doubt"
+    with pytest.raises(PutOffError):
+        charge("o1")
+
+    with sqlite.engine.connect() as connection:
+        started = connection.exec_driver_sql("SELECT effect_started_at FROM execution_requests").scalar_one()
+    assert started is not None
+
+
+async def test_an_async_call_that_is_put_off_comes_again(async_place):
+    put_off = [PutOffError()]
+
+    @guarded_effect(
+        AsyncExecutionGuard().effect("charge"),
+        async_place.async_sessions,
+        request_id="{order_id}",
+        scope="s",
+        put_off_by=(PutOffError,),
+    )
+    async def charge(effect: AsyncEffectContext, order_id: str) -> str:
+        if put_off:
+            raise put_off.pop()
+        return "charged"
+
+    with pytest.raises(PutOffError):
+        await charge("o1")
+    assert json.loads(await charge("o1"))["status"] == "executed"
 
 
 def test_a_conflict_with_an_effect_in_doubt_has_no_receipt_to_show(place):
@@ -495,17 +686,17 @@ def test_an_effect_that_runs_on_is_answered_when_the_wait_is_over(place):
     inner = []
 
     def call_it_again(effect):
-        inner.append(json.loads(waiting("alice", "o1", 5)))
+        inner.append(json.loads(waiting(Context(), "o1", 5)))
         return {"charge": "ch_1"}
 
     effect = ExecutionGuard().effect("charge")
-    options = {"request_id": "order:{order_id}:charge", "scope": "{user}", "payload": ["amount"]}
+    options = {"request_id": "order:{order_id}:charge", "scope": "{ctx.user}", "payload": ["amount"]}
 
-    def charge(effect: EffectContext, user: str, order_id: str, amount: int) -> dict[str, object]:
+    def charge(effect: EffectContext, ctx: Context, order_id: str, amount: int) -> dict[str, object]:
         return call_it_again(effect)
 
     waiting = guarded_effect(effect, place.sessions, wait_timeout=0.0, **options)(charge)
-    waiting("alice", "o1", 5)
+    waiting(Context(), "o1", 5)
 
     [answer] = inner
     assert answer["status"] == "in_progress"
@@ -632,8 +823,9 @@ def test_every_outcome_has_an_answer_and_every_mistake_is_raised():
     for kind, answer in answers.items():
         if answer is not None and issubclass(kind, errors.OutcomeError):
             assert "secret" not in answer.text
-            assert answer.message.startswith(("Not executed", "Unknown", "Already done")), kind
-            assert answer.is_error == (answer.status is not AnswerStatus.REPLAYED)
+            # "Already done" is said with the receipt alone, which no error has.
+            assert answer.message.startswith(("Not executed", "Unknown")), kind
+            assert answer.is_error
     assert answer_to(OperationalError("SELECT secret", {}, Exception())) is None
 
 
@@ -660,19 +852,46 @@ def test_an_answer_is_data_for_programs_and_keeps_the_result_out_of_logs(sqlite)
     assert ToolAnswer(AnswerStatus.CONFLICT, "No.", has_result=True, result=[1]).lines.endswith("earlier_result: [1]")
 
 
-def test_a_purged_receipt_is_answered_as_done(sqlite):
-    with sqlite.sessions() as session, session.begin():
-        ExecutionGuard().execute(
-            session, "order:o1:pay", lambda _: 1, action="pay", payload={"amount": 5}, scope="alice"
-        )
-    with sqlite.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE execution_requests SET status = 'expired', result = NULL")
+def purge_all(place):
+    with place.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE execution_requests SET status = 'expired', result = NULL, error = NULL")
 
-    answer = payment_tool(sqlite)("alice", "o1", 5)
 
-    assert (answer["status"], "result" in answer) == ("replayed", False)
-    assert answer["message"].startswith("Already done before. Nothing was done again.")
-    assert sqlite.payments("o1") == 0
+def test_no_purged_request_is_called_done_whatever_it_was(sqlite):
+    tool, refused = payment_tool(sqlite), []
+
+    @guarded_tool(ExecutionGuard(), sqlite.sessions, request_id="{order_id}", action="refuse", scope="s")
+    def refusing(session: Session, order_id: str) -> None:
+        refused.append(order_id)
+        raise Refusal({"limit": 5}, type="card_declined")
+
+    def declined(effect):
+        raise effect.not_done("card declined")
+
+    failing = charge_tool(sqlite, declined)
+    calls = [lambda: tool("alice", "o1", 5), lambda: json.loads(refusing("o1")), lambda: failing("alice", "o1", 5)]
+    assert [call()["status"] for call in calls] == ["executed", "refused", "failed"]
+    purge_all(sqlite)
+
+    for answer in [call() for call in calls]:
+        assert answer["status"] == "no_receipt"
+        assert answer["message"].startswith("Not executed by this call.")
+        assert "Do not report it as done" in answer["message"]
+        assert "result" not in answer
+    assert sqlite.payments("o1") == 1
+    assert refused == ["o1"]
+
+
+def test_a_purged_intent_that_is_prepared_again_is_not_called_done(sqlite):
+    transfers = transfers_of(sqlite)
+    transfers.prepare(ARGUMENTS, scope="alice", intent_id="message-17")
+    purge_all(sqlite)
+
+    with pytest.raises(errors.ReceiptExpiredError, match="executed, refused or failed") as expired:
+        transfers.prepare(ARGUMENTS, scope="alice", intent_id="message-17")
+
+    assert answer_to(expired.value).status is AnswerStatus.NO_RECEIPT
+    assert sqlite.payments("bob") == 0
 
 
 def test_a_refusal_commits_its_rows_and_every_repetition_gets_it(place):
@@ -809,6 +1028,48 @@ def test_a_handle_of_another_scope_or_action_is_unknown(place):
     assert place.payments("bob") == 0
 
 
+@pytest.mark.parametrize("data", [{"approved": True, "by": "the boss"}, {"x": 1}, None, "refused"])
+@pytest.mark.parametrize("part", ["verdict", "commit"])
+def test_a_request_of_another_tool_is_no_verdict_and_no_commit(sqlite, data, part):
+    """A tool of the same scope whose key the caller chooses freely."""
+    transfers = transfers_of(sqlite)
+    handle = transfers.prepare(ARGUMENTS, scope="alice", intent_id="message-17").handle
+
+    @guarded_tool(ExecutionGuard(), sqlite.sessions, request_id="{key}", action="note", scope="alice")
+    def note(session: Session, key: str, data: object) -> object:
+        if data == "refused":
+            raise Refusal(None, type="no")
+        return data
+
+    assert json.loads(note(f"{handle}/{part}", data))["status"] in ("executed", "refused")
+
+    found = transfers.find(handle, scope="alice")
+    assert (found.verdict, found.by, found.is_committed) == (None, None, False)
+    with pytest.raises(NotApprovedError) as refused:
+        transfers.commit(handle, scope="alice")
+    assert refused.value.verdict == "missing"
+    assert sqlite.payments("bob") == 0
+
+
+def test_a_key_of_the_caller_is_no_other_id_and_another_one_for_each_action(sqlite):
+    @key_of_caller
+    def caller_key(ctx: Context) -> str:
+        return from_caller(ctx.key)
+
+    def noted(action):
+        @guarded_tool(ExecutionGuard(), sqlite.sessions, request_id=caller_key, action=action, scope="alice")
+        def note(session: Session, context: Context) -> str:
+            return action
+
+        return json.loads(note(Context(key="order:o1:pay")))
+
+    payment_tool(sqlite)("alice", "o1", 5)
+
+    assert [noted(action)["result"] for action in ("note", "mail")] == ["note", "mail"]
+    assert noted("note")["status"] == "replayed"
+    assert ("caller:note:order:o1:pay", "completed") in sqlite.requests()
+
+
 def test_approvals_and_commits_that_race_execute_once(postgresql):
     transfers = transfers_of(postgresql)
     intent = transfers.prepare(ARGUMENTS, scope="alice", intent_id="message-17")
@@ -838,6 +1099,48 @@ def test_a_purged_intent_is_unknown_unless_it_was_committed(sqlite):
     with pytest.raises(NotApprovedError):
         transfers.commit(handles[1], scope="alice")
     assert sqlite.payments("bob") == 1
+
+
+def test_the_defaults_of_the_function_are_approved_with_the_arguments(place):
+    def transfer(session: Session, reference: str, *, amount: int = 5) -> dict[str, object]:
+        return pay(session, reference, amount)
+
+    def deployed(session: Session, reference: str, *, amount: int = 500) -> dict[str, object]:
+        return pay(session, reference, amount)
+
+    before, after = (PreparedIntents(ExecutionGuard(), place.sessions, fn, action="t") for fn in (transfer, deployed))
+    prepared = before.prepare({"reference": "bob"}, scope="alice", intent_id="m")
+    before.approve(prepared.handle, scope="alice", by="alice")
+
+    assert prepared.arguments == {"reference": "bob", "amount": 5}
+    again = after.prepare({"reference": "bob"}, scope="alice", intent_id="m")  # the same intent, with its own defaults
+    assert (again.handle, again.arguments, again.verdict) == (prepared.handle, prepared.arguments, True)
+    assert after.commit(prepared.handle, scope="alice").result["amount"] == 5
+
+
+def test_a_purged_intent_in_doubt_is_not_tried_again_with_other_arguments(place):
+    guard, calls = ExecutionGuard(), []
+
+    def charge(effect: EffectContext, to: str = "everyone", amount: int = 1) -> dict[str, int]:
+        calls.append((to, amount))
+        raise TimeoutError("lost")
+
+    effect = guard.effect("charge", when_in_doubt="retry")
+    charges = PreparedIntents(guard, place.sessions, charge, action="charge", effect=effect)
+    handle = charges.prepare({"to": "bob", "amount": 5}, scope="alice", intent_id="message-17").handle
+    charges.approve(handle, scope="alice", by="alice")
+    for _ in range(2):
+        with pytest.raises(errors.ExecutionInDoubtError):
+            charges.commit(handle, scope="alice")
+    with place.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE execution_requests SET status = 'expired', result = NULL WHERE status = 'completed'"
+        )
+
+    with pytest.raises(errors.ExecutionInDoubtError):
+        charges.commit(handle, scope="alice")
+    assert charges.find(handle, scope="alice").is_purged
+    assert calls == [("bob", 5)] * 2
 
 
 def test_arguments_that_do_not_fit_are_refused_before_any_sql(sqlite):

@@ -1641,7 +1641,7 @@ EFFECTS = {
     ),
     "an unknown error frees the request": Mutant(
         FLOW,
-        "except self._retry_on as error:",
+        "except (*self._put_off_by, *self._retry_on) as error:",
         "except Exception as error:",
         "test_every_other_error_is_in_doubt_and_not_fired_again",
     ),
@@ -1963,6 +1963,15 @@ BLOCKS = {
     ),
 }
 
+EQUAL_VALUES = {
+    "equal values make two ids": Mutant(
+        "_request/template.py",
+        "text = format(value, spec) if spec else _same_text(value)",
+        "text = format(value, spec) if spec else str(value)",
+        "test_a_template_takes_values_whose_text_names_them",
+    ),
+}
+
 AGENTS = "integrations/agents/"
 
 TOOLS_OF_AGENTS = {
@@ -1971,6 +1980,12 @@ TOOLS_OF_AGENTS = {
         "return self.status not in (AnswerStatus.EXECUTED, AnswerStatus.REPLAYED)",
         "return self.status is not AnswerStatus.EXECUTED",
         "test_a_repetition_gets_the_same_receipt_and_the_words_that_nothing_was_done_again test_every_outcome_has_an_answer_and_every_mistake_is_raised",
+    ),
+    "a purged request is called done": Mutant(
+        AGENTS + "_answers.py",
+        "ReceiptUnreadableError), AnswerStatus.NO_RECEIPT, _without_receipt)",
+        "ReceiptUnreadableError), AnswerStatus.REPLAYED, _without_receipt)",
+        "test_no_purged_request_is_called_done_whatever_it_was",
     ),
     "the context of a framework is a part of the payload": Mutant(
         AGENTS + "_tools.py",
@@ -1996,6 +2011,60 @@ TOOLS_OF_AGENTS = {
         "return answer",
         "test_other_arguments_are_a_conflict_that_shows_the_earlier_receipt",
     ),
+    "an error of another request answers the call of a tool": Mutant(
+        AGENTS + "_calls.py",
+        "if not is_about_this or any(error is each for each in self._raised):",
+        "if False:",
+        "test_an_error_of_another_request_in_the_body_is_no_answer_to_the_call",
+    ),
+    "the receipt of another action is shown": Mutant(
+        AGENTS + "_calls.py",
+        'or error.differs == "action":',
+        "or False:",
+        "test_a_conflict_with_another_action_shows_no_receipt",
+    ),
+    "a request of another tool is a verdict": Mutant(
+        "_claim/block.py",
+        "if stored is None or stored.action != (action or stored.action):",
+        "if stored is None:",
+        "test_a_request_of_another_tool_is_no_verdict_and_no_commit",
+    ),
+    "a caller can name any request of its scope": Mutant(
+        AGENTS + "_keys.py",
+        'return f"{_FROM_CALLER}{key}"',
+        "return key",
+        "test_a_key_of_the_caller_is_no_other_id_and_another_one_for_each_action",
+    ),
+    "a model names the scope": Mutant(
+        AGENTS + "_keys.py",
+        "    if guessed:\n",
+        "    if False:\n",
+        "test_a_scope_that_the_model_fills_in_is_refused_at_the_decoration",
+    ),
+    "what puts a call off makes doubt": Mutant(
+        "_effects/flow.py",
+        "except (*self._put_off_by, *self._retry_on) as error:",
+        "except self._retry_on as error:",
+        "test_a_call_that_the_framework_puts_off_leaves_nothing_and_comes_again",
+    ),
+    "a call that is put off forgets the doubt of an earlier one": Mutant(
+        "_effects/lease.py",
+        "        if self.is_in_doubt:\n            self.release(session, error)\n",
+        "        if False:\n            self.release(session, error)\n",
+        "test_a_call_that_is_put_off_keeps_the_doubt_of_an_earlier_attempt",
+    ),
+    "a purged intent is tried again": Mutant(
+        AGENTS + "_intents.py",
+        "        if intent.is_purged:",
+        "        if False:",
+        "test_a_purged_intent_in_doubt_is_not_tried_again_with_other_arguments",
+    ),
+    "a deploy changes what was approved": Mutant(
+        AGENTS + "_intents.py",
+        'result={"arguments": whole}',
+        'result={"arguments": plain}',
+        "test_the_defaults_of_the_function_are_approved_with_the_arguments",
+    ),
     "a cancelled caller cancels its effect": Mutant(
         AGENTS + "_shield.py",
         "return await asyncio.shield(task)",
@@ -2004,8 +2073,8 @@ TOOLS_OF_AGENTS = {
     ),
     "a running effect is answered at once": Mutant(
         AGENTS + "_calls.py",
-        "if time.monotonic() + pause > until:",
-        "if True:",
+        "or time.monotonic() + pause > until:",
+        "or True:",
         "test_a_call_waits_inside_the_tool_for_the_outcome_of_an_effect",
     ),
     "an intent is committed without its approval": Mutant(
@@ -2481,6 +2550,7 @@ MUTANTS = {
     **EFFECTS,
     **RUNNING,
     **AROUND,
+    **EQUAL_VALUES,
     **TOOLS_OF_AGENTS,
     **WEB,
     **LARGE_TABLES,

@@ -37,6 +37,9 @@ from ...execution import Execution, ExecutionStatus, Receipt
 
 _log = logging.getLogger("safeagent_sa")
 
+# The note of an error that has come out of a tool's own code: no outcome of the call, whatever its class says.
+FROM_INSIDE = "raised by the code of the tool, so it is not the outcome of the tool's own request; the model gets no answer about it"
+
 # What another system has said about a failure can be long; a model needs the first lines.
 _LONGEST_REASON = 500
 
@@ -61,6 +64,7 @@ class AnswerStatus(StrEnum):
     INVALID = "invalid"
     REPEATED = "repeated"
     NOT_APPROVED = "not_approved"
+    NO_RECEIPT = "no_receipt"
 
 
 # What the result of an answer is, where it is no result of this call.
@@ -176,7 +180,7 @@ def answer_to(error: BaseException) -> ToolAnswer | None:
 
     Returns:
         The answer. None where the model cannot know better: mistakes in the code, a database that is not set up, and errors of
-        the database or of the tool itself.
+        the database or of the tool itself, also those of another request that a guarded tool has claimed in its body.
 
     Example:
         ```python
@@ -191,6 +195,8 @@ def answer_to(error: BaseException) -> ToolAnswer | None:
             return answer.text
         ```
     """
+    if FROM_INSIDE in getattr(error, "__notes__", ()):
+        return None
     for kinds, status, message in _RULES:
         if isinstance(error, kinds):
             pause = _pause(error) if isinstance(error, ExecutionInProgressError) else None
@@ -201,6 +207,17 @@ def answer_to(error: BaseException) -> ToolAnswer | None:
                 else answer
             )
     return None
+
+
+def settled_by_the_next_call(answer: ToolAnswer) -> ToolAnswer:
+    """Return the answer to a doubt that the next call of the same request settles: by the same key, or by a probe."""
+    return replace(
+        answer,
+        message=(
+            f"Unknown: it may or may not have happened. Call it once more with exactly the same arguments, so that the request "
+            f"{answer.request_id!r} is settled, and do not do it in another way. If that is unknown as well, inform the user."
+        ),
+    )
 
 
 def with_receipt(answer: ToolAnswer, receipt: Receipt | None) -> ToolAnswer:
@@ -254,7 +271,11 @@ def _failed(error: ExecutionFailedError) -> str:
 def _without_receipt(error: OutcomeError) -> str:
     if not isinstance(error, ReceiptExpiredError):  # which operators cause, and the others are mistakes
         _log.error("the receipt of request_id %r cannot be shown: %s", error.request_id, error)
-    return "Already done before. Nothing was done again. The original receipt is not available; report it as done."
+    return (
+        f"Not executed by this call. The request {error.request_id!r} ended earlier; whether it was done, refused or failed cannot be "
+        "shown any more. Do not report it as done, do not call this again, and do not do it in another way. Inform the user that a "
+        "person must check it."
+    )
 
 
 def _invalid(error: Exception) -> str:
@@ -278,7 +299,7 @@ _RULES: tuple[tuple[tuple[type[Exception], ...], AnswerStatus, Callable[[Any], s
     ((ExecutionInProgressError,), AnswerStatus.IN_PROGRESS, _in_progress),
     ((ExecutionInDoubtError, LeaseLostError, DurabilityUnknownError), AnswerStatus.IN_DOUBT, _in_doubt),
     ((ExecutionFailedError,), AnswerStatus.FAILED, _failed),
-    ((ReceiptExpiredError, ReceiptTypeError, ReceiptUnreadableError), AnswerStatus.REPLAYED, _without_receipt),
+    ((ReceiptExpiredError, ReceiptTypeError, ReceiptUnreadableError), AnswerStatus.NO_RECEIPT, _without_receipt),
     ((InvalidRequestIdError, InvalidPayloadError, InvalidScopeError), AnswerStatus.INVALID, _invalid),
     ((NotApprovedError,), AnswerStatus.NOT_APPROVED, _not_approved),
     ((RepeatedIntentError,), AnswerStatus.REPEATED, _repeated),

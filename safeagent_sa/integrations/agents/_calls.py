@@ -21,9 +21,17 @@ from ..._claim import block as blocks
 from ..._effects.drive import Call as Asked
 from ..._effects.drive import Flow, drive, drive_async
 from ..._request.annotations import annotations_of, signature_of
-from ...errors import ExecutionInProgressError, MisuseError, OutcomeError, RequestConflictError, SafeAgentError
+from ..._request.ids import Key
+from ...errors import (
+    ExecutionInDoubtError,
+    ExecutionInProgressError,
+    MisuseError,
+    OutcomeError,
+    RequestConflictError,
+    SafeAgentError,
+)
 from ...execution import Execution, Receipt
-from ._answers import ToolAnswer, answer_of, answer_to, with_receipt
+from ._answers import FROM_INSIDE, ToolAnswer, answer_of, answer_to, settled_by_the_next_call, with_receipt
 
 
 # Seconds between two looks at an effect that another call makes.
@@ -102,7 +110,8 @@ def has_receipt(guard: Any, session_factory: Any, request_id: str | UUID | int, 
         scope: The scope of the request.
 
     Returns:
-        Whether it was executed, has failed for good, or is in doubt; with an AsyncExecutionGuard an awaitable of that.
+        Whether it was executed, has failed for good, or is in doubt; with an AsyncExecutionGuard an awaitable of that. The next call of
+        an effect in doubt is one more attempt where `when_in_doubt` is `"retry"`, under the same key and the same approval.
 
     Raises:
         InvalidInputError: The id or the scope cannot be stored; nothing was sent.
@@ -127,8 +136,49 @@ def has_receipt(guard: Any, session_factory: Any, request_id: str | UUID | int, 
     return drive(flow(), session_factory)
 
 
+class Own:
+    """The request of one call, and which errors are about it; the others have come out of the tool's own code.
+
+    A tool may claim further requests in its body. What these raise says nothing about the call, and their receipts are not its own.
+    """
+
+    def __init__(
+        self, settings: Any, key: Key, fn: Callable[[Any], Any], *, is_async: bool, settles_doubt: bool
+    ) -> None:
+        self.settings, self.key, self.settles_doubt = settings, key, settles_doubt
+        self._raised: list[BaseException] = []
+        self._has_begun = False
+
+        def call(opened: Any) -> Any:
+            self._has_begun = True
+            try:
+                return fn(opened)
+            except Exception as error:
+                self._raised.append(error)
+                raise
+
+        async def await_call(opened: Any) -> Any:
+            self._has_begun = True
+            try:
+                return await fn(opened)
+            except Exception as error:
+                self._raised.append(error)
+                raise
+
+        self.fn: Callable[[Any], Any] = await_call if is_async else call
+
+    def refuse_from_inside(self, error: SafeAgentError) -> None:
+        """Raise an error that is not about this request, with a note that says so."""
+        where = getattr(error, "scope", None), getattr(error, "request_id", None)
+        # What names no request is about the input of this one, until the tool's code has begun.
+        is_about_this = where == self.key if where != (None, None) else not self._has_begun
+        if not is_about_this or any(error is each for each in self._raised):
+            error.add_note(FROM_INSIDE)
+            raise error
+
+
 def outcome(
-    settings: Any,
+    own: Own | None,
     asked: Asked,
     remember: Callable[[], None],
     *,
@@ -140,20 +190,21 @@ def outcome(
     while True:
         try:
             execution = yield asked
-        except ExecutionInProgressError as error:
-            if time.monotonic() + pause > until:
-                return _found(answer_to(error), error)
-        except RequestConflictError as error:
-            answer = _found(answer_to(error), error)
-            if settings is None or answer.request_id is None:
-                return answer
-            try:
-                receipt: Receipt | None = yield _reads(settings, answer.request_id, error.scope)
-            except OutcomeError:  # it has failed, is in doubt, or its receipt is gone
-                receipt = None
-            return with_receipt(answer, receipt)
         except SafeAgentError as error:
-            return _found(answer_to(error), error)
+            if own is not None:
+                own.refuse_from_inside(error)
+            if not isinstance(error, ExecutionInProgressError) or time.monotonic() + pause > until:
+                answer = _found(answer_to(error), error)
+                if own is not None and own.settles_doubt and isinstance(error, ExecutionInDoubtError):
+                    return settled_by_the_next_call(answer)
+                # What was stored for another action is no earlier attempt of this one, and none of its business.
+                if own is None or not isinstance(error, RequestConflictError) or error.differs == "action":
+                    return answer
+                try:
+                    receipt: Receipt | None = yield _reads(own.settings, *reversed(own.key))
+                except OutcomeError:  # it has failed, is in doubt, or its receipt is gone
+                    receipt = None
+                return with_receipt(answer, receipt)
         else:
             if not isinstance(execution, Execution):
                 raise MisuseError(

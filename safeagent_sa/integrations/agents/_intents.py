@@ -25,6 +25,7 @@ from ..._effects.drive import Flow, drive, drive_async
 from ..._request.annotations import signature_of
 from ..._request.canonical import canonical_json
 from ..._request.ids import validate_action, validate_key
+from ..._request.results import annotation_of
 from ..._settings import USE_DEFAULT, ConfiguredGuard
 from ...errors import InvalidPayloadError, NotApprovedError, OutcomeError, ReceiptExpiredError
 from ...execution import Execution, Receipt, ResultT
@@ -51,7 +52,9 @@ class Intent:
         arguments: What it does it with, as plain JSON values.
         verdict: True where it is approved, False where it is rejected, None before.
         by: Who gave the verdict.
-        is_committed: Whether the commit has an outcome, so that another commit executes nothing.
+        is_committed: Whether the commit has an outcome, so that another commit executes nothing; an effect in doubt with
+            `when_in_doubt="retry"` or a probe is tried again.
+        is_purged: Whether the arguments were purged, so that a commit only reads the outcome.
     """
 
     handle: str
@@ -60,6 +63,7 @@ class Intent:
     verdict: bool | None = None
     by: str | None = None
     is_committed: bool = False
+    is_purged: bool = False
 
 
 class _Intents(Generic[ResultT]):
@@ -92,7 +96,7 @@ class _Intents(Generic[ResultT]):
     ) -> Flow[Intent]:
         plain = dict(arguments)
         try:
-            signature_of(self._fn).bind(None, **plain)
+            whole = _with_defaults(signature_of(self._fn), plain)
         except TypeError as misfit:
             raise InvalidPayloadError(
                 f"the arguments do not fit {self._action!r}: {misfit}. Nothing was sent to the database.", path="$"
@@ -101,7 +105,7 @@ class _Intents(Generic[ResultT]):
         name = canonical_json([key.scope, self._action, key.request_id, plain])
         handle = "intent_" + hashlib.sha256(name).hexdigest()[:32]
         yield partial(
-            self._record, handle, key.scope, f"{self._action}/prepare", payload=plain, result={"arguments": plain}
+            self._record, handle, key.scope, f"{self._action}/prepare", payload=plain, result={"arguments": whole}
         )
         found = yield partial(self._find, handle, key.scope)
         assert isinstance(found, Intent)
@@ -131,8 +135,30 @@ class _Intents(Generic[ResultT]):
             raise self._refused(handle, scope, "unknown")
         if not (intent.verdict or intent.is_committed):
             raise self._refused(handle, scope, "missing" if intent.verdict is None else "rejected")
+        execution: Execution[Any]
+        if intent.is_purged:  # another attempt at an effect in doubt would have no arguments
+            execution = yield partial(self._replayed, handle, scope)
+            return execution
         fn = partial(self._fn, **intent.arguments)
-        execution: Execution[Any] = yield Asked(attempt, (f"{handle}/{_COMMIT}", fn, scope), {})
+        execution = yield Asked(attempt, (f"{handle}/{_COMMIT}", fn, scope), {})
+        return execution
+
+    def _replayed(self, handle: str, scope: str | UUID | int, session: Session) -> Execution[Any]:
+        """Return the outcome of a commit, or raise it; nothing is executed."""
+        annotation = annotation_of(self._fn) if self._result_type is None else self._result_type
+        with blocks.claim(
+            self._settings,
+            session,
+            f"{handle}/{_COMMIT}",
+            action=self._action,
+            payload=None,
+            scope=scope,
+            wait_timeout=USE_DEFAULT,
+            savepoint=False,
+            result_type=self._settings.result_type_of(annotation),
+        ) as execution:
+            if not execution.is_replay:  # it was purged as well, without a tombstone
+                raise self._refused(handle, scope, "unknown")
         return execution
 
     def _attempt(self, request_id: str, fn: Callable[..., Any], scope: str | UUID | int) -> Any:
@@ -165,25 +191,26 @@ class _Intents(Generic[ResultT]):
 
     def _find(self, handle: str, scope: str | UUID | int, session: Session) -> Intent | None:
         """Read an intent; None where it is unknown, or was purged before its commit."""
-        is_committed = self._has_outcome(session, f"{handle}/{_COMMIT}", scope)
+        is_committed = self._has_outcome(session, handle, scope)
         try:
-            prepared = self._get(session, handle, scope)
-            verdict = self._get(session, f"{handle}/{_VERDICT}", scope)
+            prepared = self._get(session, handle, scope, f"{self._action}/prepare")
+            verdict = self._get(session, f"{handle}/{_VERDICT}", scope, f"{self._action}/{_VERDICT}")
         except ReceiptExpiredError:
-            return Intent(handle, self._action, {}, is_committed=True) if is_committed else None
-        if prepared is None or prepared.action != f"{self._action}/prepare":
+            return Intent(handle, self._action, {}, is_committed=True, is_purged=True) if is_committed else None
+        if prepared is None:
             return None
         approved, by = (None, None) if verdict is None else (verdict.result["approved"], verdict.result["by"])
         return Intent(handle, self._action, prepared.result["arguments"], approved, by, is_committed)
 
-    def _has_outcome(self, session: Session, request_id: str, scope: str | UUID | int) -> bool:
+    def _has_outcome(self, session: Session, handle: str, scope: str | UUID | int) -> bool:
         try:
-            return self._get(session, request_id, scope) is not None
+            return self._get(session, f"{handle}/{_COMMIT}", scope, self._action) is not None
         except OutcomeError:
             return True
 
-    def _get(self, session: Session, request_id: str, scope: str | UUID | int) -> Receipt | None:
-        return blocks.get(self._settings, session, request_id, scope=scope)
+    def _get(self, session: Session, request_id: str, scope: str | UUID | int, action: str) -> Receipt | None:
+        # A request of another action proves nothing here: another tool of the scope could take this id for its own.
+        return blocks.get(self._settings, session, request_id, scope=scope, action=action)
 
     def _refused(self, handle: str, scope: str | UUID | int, verdict: str) -> NotApprovedError:
         what = {
@@ -241,17 +268,17 @@ class PreparedIntents(_Intents[ResultT]):
         """Store the arguments of an intent and return its handle; this commits, and executes nothing.
 
         Args:
-            arguments: The arguments of the function, as plain JSON values.
+            arguments: The arguments of the function, as plain JSON values. Defaults are stored with them, and approved.
             scope: The authenticated principal.
             intent_id: What the caller calls the intent, such as the id of the user's message: the same on every repetition. Never
                 an id of the model's or the protocol's call.
 
         Returns:
-            The intent, with the verdict and the commit that it may have from before.
+            The intent, with the defaults of the function, and with the verdict and the commit that it may have from before.
 
         Raises:
             InvalidInputError: The arguments do not fit the function, or cannot be stored; nothing was sent.
-            InvalidResultError: The arguments are not plain JSON.
+            InvalidResultError: The arguments, or defaults of the function, are not plain JSON.
             sqlalchemy.exc.DBAPIError: As the database raised it.
 
         Example:
@@ -399,6 +426,18 @@ class AsyncPreparedIntents(_Intents[ResultT]):
     def _attempt_shielded(self, request_id: str, fn: Callable[..., Any], scope: str | UUID | int) -> Any:
         running = self._attempt(request_id, fn, scope)
         return running if self._effect is None or not inspect.iscoroutine(running) else shielded(running)
+
+
+def _with_defaults(signature: inspect.Signature, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments as the commit gives them: what the person sees, and what a deploy with other defaults cannot change."""
+    bound = signature.bind(None, **arguments)
+    bound.apply_defaults()
+    kinds = signature.parameters
+    return arguments | {
+        name: value
+        for name, value in list(bound.arguments.items())[1:]
+        if kinds[name].kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    }
 
 
 def _read(step: Callable[[Session], Intent | None]) -> Flow[Intent | None]:

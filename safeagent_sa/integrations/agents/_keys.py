@@ -6,12 +6,13 @@ and MCP demands a new request id for that. A key made of such an id protects not
 
 from __future__ import annotations
 
+import functools
 import inspect
 import string
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import CodeType
-from typing import Any
+from typing import Any, TypeVar
 
 from ..._request.annotations import signature_of
 from ..._request.template import root_of
@@ -20,6 +21,8 @@ from ._contexts import context_of, filled_in
 
 CALLER_KEY = "safeagent-sa/idempotency-key"
 """Where the caller of an MCP tool puts its key, in the `_meta` of the call."""
+
+_FROM_CALLER, _IS_OF_CALLER = "caller:", "is_key_of_caller"
 
 _PER_CALL = "new for each call: a model that is asked again, a repeated run and a second conversation make another one"
 _PER_RUN = "new for each run: the same intent in a repeated or redelivered run has another one"
@@ -43,7 +46,10 @@ _UNSTABLE = {
 _NEVER_TWICE = dict.fromkeys(
     ("uuid1", "uuid4", "uuid7", "tokenhex", "tokenurlsafe", "tokenbytes", "timens", "monotonic"), _RANDOM
 )
-_UNTRUSTED = {"clientinfo": "what the client says about itself, which proves nothing"}
+_UNTRUSTED = {
+    "clientinfo": "what the client says about itself, which proves nothing",
+    "clientid of a context": "the name of a program: every user of it would share one scope",
+}
 
 # A model that is to fill these in makes a new value for each call, or one value for two intents.
 _FILLED_BY_THE_MODEL = {"idempotencykey", "idempotencytoken", "requestid", "dedupkey", "deduplicationid", "nonce"}
@@ -54,18 +60,46 @@ _INSTEAD = (
     "safeagent_sa.integrations.mcp), or the handle of a prepared intent."
 )
 _PRINCIPAL = (
-    "The scope is the authenticated principal, such as principal of safeagent_sa.integrations.mcp, or the tenant in your own "
-    'context object. A server that one user starts without authentication, such as a local stdio server, names a constant: scope="local".'
+    "The scope is the authenticated principal, such as principal of safeagent_sa.integrations.mcp, the user in your own context "
+    'object, such as scope="{ctx.deps.user_id}", or what a function without arguments finds out. A server that one user starts '
+    'without authentication, such as a local stdio server, names a constant: scope="local".'
 )
 
 
-def refuse_unstable(fn: Callable[..., Any], *, request_id: Any, scope: Any) -> None:
+_KeyT = TypeVar("_KeyT", bound=Callable[..., str])
+
+
+def key_of_caller(made: _KeyT) -> _KeyT:
+    """Mark a function that reads a key of the caller's choice, whose keys `of_action` keeps apart."""
+    vars(made)[_IS_OF_CALLER] = True
+    return made
+
+
+def from_caller(key: str) -> str:
+    """Return a key of the caller's choice as one that no template and no part of a prepared intent makes."""
+    return f"{_FROM_CALLER}{key}"
+
+
+def of_action(action: str, made: Any) -> Any:
+    """Return a function that makes other keys for each action, where `made` reads a key of the caller; else `made`."""
+    if not getattr(made, _IS_OF_CALLER, False):
+        return made
+
+    @functools.wraps(made)
+    def named(**arguments: Any) -> str:
+        return from_caller(f"{action}:{made(**arguments).removeprefix(_FROM_CALLER)}")
+
+    return named
+
+
+def refuse_unstable(fn: Callable[..., Any], *, request_id: Any, scope: Any, has_model: bool = True) -> None:
     """Raise ValueError where the key or the scope is made of what changes between attempts; nothing is sent.
 
     Args:
         fn: The tool.
         request_id: A template, or a function of the tool's arguments.
         scope: The same for the scope.
+        has_model: Whether a model fills in the arguments that no framework does, as for tools and not for nodes of a graph.
     """
     if scope is None or scope == "":
         raise ValueError(
@@ -81,6 +115,12 @@ def refuse_unstable(fn: Callable[..., Any], *, request_id: Any, scope: Any) -> N
         if why is not None:
             raise ValueError(f"scope is made of {word!r}, which is {why}. {_PRINCIPAL}")
     hidden = filled_in(fn)
+    guessed = sorted(names_of(scope, fn) - hidden - {"self", "cls"}) if has_model else []
+    if guessed:
+        raise ValueError(
+            f"scope is made of the argument {guessed[0]!r}, which the model fills in: it could name any user, and get the receipts of "
+            f"others. {_PRINCIPAL}"
+        )
     named = names_of(request_id, fn)
     for name in named - hidden:
         if _plain(name) in _FILLED_BY_THE_MODEL:
@@ -106,13 +146,23 @@ def names_of(made: Any, fn: Callable[..., Any]) -> set[str]:
 def _words(made: Any, context: str | None) -> Iterator[str]:
     """Yield the names that a template or the code of a function contains."""
     if callable(made):
-        yield from _words_of_code(_code_of(made), reads_context=context_of(made) is not None)
+        code = _code_of(made)
+        yield from _words_of_code(code, reads_context=context_of(made) is not None)
+        if code is not None and context in signature_of(made).parameters:
+            yield from map(_of_context, code.co_names[:1])
         return
     for field in _fields(made):
         first, *rest = field.replace("[", ".").replace("]", "").split(".")
         yield first
+        if first == context:
+            yield from map(_of_context, rest[:1])
         for word in rest:
             yield "jsonrpc_id" if first == context and _plain(word) == "requestid" else word
+
+
+def _of_context(word: str) -> str:
+    """Return the name of an attribute that a framework's context has itself, and no object of the app in it."""
+    return f"{word} of a context"
 
 
 def _words_of_code(code: CodeType | None, *, reads_context: bool) -> Iterator[str]:

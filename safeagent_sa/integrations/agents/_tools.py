@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -10,6 +11,7 @@ from uuid import UUID
 
 from ..._effects.drive import Call as Asked
 from ..._effects.drive import Flow
+from ..._request.ids import Key as Claimed
 from ..._request.ids import validate_action, validate_key
 from ..._request.results import annotation_of
 from ..._request.signature import Call, Plan
@@ -19,9 +21,9 @@ from ...errors import (
     UnsupportedFunctionError,
 )
 from ._answers import ToolAnswer, answer_to
-from ._calls import Channel, is_async_verb, outcome, returning, text, wrapped
+from ._calls import Channel, Own, is_async_verb, outcome, returning, text, wrapped
 from ._contexts import filled_in, with_context
-from ._keys import names_of, refuse_unstable
+from ._keys import names_of, of_action, refuse_unstable
 from ._repeats import RepeatedIntents
 from ._shield import shielded
 
@@ -81,8 +83,8 @@ def guarded_tool(
         request_id: What names the intent: a template over the arguments, such as `"order:{order_id}:pay"`, or a function of the
             arguments that it names; one of the framework's context gets it, whatever the tool calls it.
         action: What is done. Keep it when the function is renamed, or repetitions become conflicts.
-        scope: The authenticated principal: a template or a function, as for `request_id`. A constant only where one user starts
-            the server without authentication.
+        scope: The authenticated principal: a template or a function of the framework's context, never of an argument that the model
+            fills in. A constant only where one user starts the server without authentication.
         payload: What a repetition must repeat, as in `idempotent`; None for all arguments that the model fills in. Leave out
             free text that a model words differently each time.
         ignore: Further arguments that are no part of the default payload.
@@ -107,19 +109,19 @@ def guarded_tool(
 
     Example:
         ```python
-        @guarded_tool(guard, SessionLocal, request_id="order:{order_id}:pay", action="pay", scope="{user.id}")
-        def pay(session: Session, user: User, order_id: str, amount: int) -> dict[str, str]: ...
+        @guarded_tool(guard, SessionLocal, request_id="order:{order_id}:pay", action="pay", scope="{ctx.deps.user_id}")
+        def pay(ctx: RunContext[Deps], session: Session, order_id: str, amount: int) -> dict[str, str]: ...
         ```
     """
     validate_action(action)
     options: dict[str, Any] = {"action": action, "wait_timeout": wait_timeout, "max_attempts": max_attempts}
     options |= {"timeout": timeout, "contain_commits": contain_commits}
 
-    def attempt(call: Call) -> Any:
-        return guard.run_transaction(session_factory, call.request_id, call.fn, **options, **call.options)
+    def attempt(call: Call, own: Own) -> Any:
+        return guard.run_transaction(session_factory, call.request_id, own.fn, **options, **call.options)
 
-    def flow(call: Call, mark: Callable[[], None]) -> Flow[ToolAnswer]:
-        return outcome(guard._settings, Asked(attempt, (call,), {}), mark)  # noqa: SLF001
+    def flow(call: Call, own: Own, mark: Callable[[], None]) -> Flow[ToolAnswer]:
+        return outcome(own, Asked(attempt, (call, own), {}), mark)
 
     return _decorator(
         flow,
@@ -150,6 +152,7 @@ def guarded_effect(
     shield: bool = True,
     repeats: RepeatedIntents | None = None,
     channel: Channel = text,
+    put_off_by: tuple[type[Exception], ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator for a tool that calls another system: only the rows of `on_success` commit with the outcome.
 
@@ -167,6 +170,8 @@ def guarded_effect(
         shield: Let a coroutine function end although its caller is cancelled. See `finish_effects` for the shutdown.
         repeats: Notices keys that each attempt makes for itself.
         channel: How the framework shows an answer.
+        put_off_by: What the framework raises in a tool to be called again, such as for an approval. It passes through, and the request is
+            forgotten, so raise it before you send anything.
 
     Returns:
         A decorator. The effect's context is removed from the signature.
@@ -176,31 +181,33 @@ def guarded_effect(
         UnsupportedFunctionError: At the decoration: no effect context or two, or the other kind of function.
         MisuseError: At a call: a mistake in the code.
         SetupError: At a call: the database or the engine is not ready.
-        Exception: At a call: what `retry_on` names, and what the database raises.
+        Exception: At a call: what `put_off_by` and `retry_on` name, and what the database raises.
 
     Example:
         ```python
-        @guarded_effect(guard.effect("mail.send"), SessionLocal, request_id="order:{order_id}:mail", scope="{user.id}")
-        def mail(effect: EffectContext, user: User, order_id: str) -> dict[str, str]: ...
+        @guarded_effect(
+            guard.effect("mail"), SessionLocal, request_id="order:{order_id}:mail", scope="{ctx.deps.user_id}"
+        )
+        def mail(ctx: RunContext[Deps], effect: EffectContext, order_id: str) -> dict[str, str]: ...
         ```
     """
     is_async = is_async_verb(effect.execute)
-    settings = effect._settings  # noqa: SLF001
+    making = copy.copy(effect)
+    making._put_off_by = put_off_by  # noqa: SLF001
 
-    def attempt(call: Call) -> Any:
-        fn = _awaiting(call.fn) if is_async else call.fn
-        fn.__annotations__["return"] = call.options["result_type"]
+    def attempt(call: Call, own: Own) -> Any:
+        own.fn.__annotations__["return"] = call.options["result_type"]
         options = {"payload": call.options["payload"], "scope": call.options["scope"]}
-        running = effect.execute(session_factory, call.request_id, fn, **options)
+        running = making.execute(session_factory, call.request_id, own.fn, **options)
         return shielded(running) if is_async and shield else running
 
-    def flow(call: Call, mark: Callable[[], None]) -> Flow[ToolAnswer]:
-        asked = Asked(attempt, (call,), {})
-        return outcome(settings, asked, mark, until=time.monotonic() + wait_timeout, is_async=is_async)
+    def flow(call: Call, own: Own, mark: Callable[[], None]) -> Flow[ToolAnswer]:
+        asked = Asked(attempt, (call, own), {})
+        return outcome(own, asked, mark, until=time.monotonic() + wait_timeout, is_async=is_async)
 
     return _decorator(
         flow,
-        settings,
+        effect._settings,  # noqa: SLF001
         session_factory,
         action=effect.action,
         request_id=request_id,
@@ -212,11 +219,12 @@ def guarded_effect(
         is_async=is_async,
         repeats=repeats,
         channel=channel,
+        settles_doubt=effect.terms.takes_over_doubt,
     )
 
 
 def _decorator(
-    flow_of: Callable[[Call, Callable[[], None]], Flow[ToolAnswer]],
+    flow_of: Callable[[Call, Own, Callable[[], None]], Flow[ToolAnswer]],
     settings: Any,
     session_factory: Any,
     *,
@@ -230,12 +238,13 @@ def _decorator(
     is_async: bool,
     repeats: RepeatedIntents | None,
     channel: Channel,
+    settles_doubt: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
         if not callable(fn):
             raise UnsupportedFunctionError(f"{fn!r} is no function; put the guard's decorator under the framework's")
         shown = channel(annotation_of(fn, is_final=False) if result_type is None else result_type)
-        key = with_context(request_id, fn)
+        key = of_action(action, with_context(request_id, fn))
         refuse_unstable(fn, request_id=key, scope=scope)
         plan = Plan(
             fn,
@@ -253,19 +262,20 @@ def _decorator(
         def flow(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Any]:
             try:
                 call = plan.call(args, kwargs)
-                mark = _mark(call)
+                key = validate_key(settings.scope_or(call.options["scope"]), call.request_id)
+                own = Own(settings, key, call.fn, is_async=is_async, settles_doubt=settles_doubt)
+                mark = _mark(call, key)
             except SafeAgentError as error:
                 answer = answer_to(error)
                 if answer is None:
                     raise
             else:
-                answer = yield from flow_of(call, mark)
+                answer = yield from flow_of(call, own, mark)
             return shown.show(answer)
 
-        def _mark(call: Call) -> Callable[[], None]:
+        def _mark(call: Call, key: Claimed) -> Callable[[], None]:
             if repeats is None:
                 return _remember_nothing
-            key = validate_key(settings.scope_or(call.options["scope"]), call.request_id)
             objects = {name: call.arguments[name] for name in named}
             mark = repeats.check(*key, action, [call.options["payload"], objects])
             return partial(repeats.remember, mark, key.request_id)
@@ -273,13 +283,6 @@ def _decorator(
         return returning(plan.dress(wrapped(flow, session_factory, shown, is_async=is_async)), shown)
 
     return decorate
-
-
-def _awaiting(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    async def awaited(context: Any) -> Any:
-        return await fn(context)
-
-    return awaited
 
 
 def _remember_nothing() -> None:
