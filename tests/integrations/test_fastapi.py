@@ -565,3 +565,120 @@ def test_a_session_that_outlives_requests_is_listened_to_once_and_holds_none_of_
     assert len(list(session.dispatch.after_commit)) == len(list(port.sessions().dispatch.after_commit)) + 1
     assert [each for each in session.info.values() if isinstance(each, Block)] == []
     session.close()
+
+
+class Rows:
+    """Dependencies of routes that write rows of their own, in the session of the endpoint."""
+
+    def __init__(self, shop):
+        its = Annotated[Session, Depends(shop.session, scope="function")]
+
+        def before(session: its):
+            session.add(Payment(reference="before", amount=1))
+            session.flush()
+
+        def after(session: its):
+            yield
+            session.add(Payment(reference="after", amount=1))
+
+        self.its = its
+        self.dependencies = [Depends(before), Depends(after, scope="function")]
+
+
+@on_both
+def test_a_replay_commits_nothing_of_what_dependencies_write(port):
+    shop = Shop(port, port.sessions)
+    rows = Rows(shop)
+
+    @shop.router.post("/payments", dependencies=rows.dependencies)
+    def post_payment(session: rows.its):
+        session.add(Payment(reference="a", amount=1))
+        return "paid"
+
+    client = shop.open()
+    answers = [client.post(path, key="k-1") for path in ("/payments", "/payments", "/payments?x=1")]
+    assert [answer.status_code for answer in answers] == [200, 200, 422]
+    assert (answers[1].content, answers[1].headers["idempotent-replayed"]) == (answers[0].content, "true")
+    assert [shop.count(name) for name in ("before", "a", "after")] == [1, 1, 1]
+
+
+def test_a_request_in_progress_commits_nothing_of_what_dependencies_write(postgresql):
+    shop = Shop(postgresql, postgresql.sessions)
+    rows = Rows(shop)
+
+    @shop.router.post("/payments", dependencies=rows.dependencies)
+    def post_payment(session: rows.its): ...
+
+    client = shop.open()
+    with postgresql.sessions() as holder:
+        with shop_claim(shop, holder):
+            assert client.post("/payments", key="k-1").status_code == 409
+        holder.rollback()
+    assert [shop.count(name) for name in ("before", "after")] == [0, 0]
+
+
+@on_one
+@pytest.mark.parametrize("translated", [HTTPException(500, "trouble"), RuntimeError("trouble"), None])
+def test_what_a_dependency_makes_of_the_end_does_not_replace_the_answer(port, translated):
+    shop = Shop(port, port.sessions)
+
+    def translating():
+        session = port.sessions()
+        try:
+            yield session
+            session.commit()
+        except Exception as error:
+            session.rollback()
+            if translated is not None:
+                raise translated from error
+        finally:
+            session.close()
+
+    router = APIRouter(route_class=idempotent_route(shop.guard, session=translating, scope=tenant))
+    answers = iter([JSONResponse("later", 503, {"Retry-After": "7"}), "paid"])
+
+    @router.post("/payments")
+    def post_payment(session: Annotated[Session, Depends(translating, scope="function")]):
+        session.add(Payment(reference="a", amount=1))
+        return next(answers)
+
+    shop.app.include_router(router)
+    later, paid, again = (shop.client.post("/payments", key="k-1") for _ in range(3))
+    assert (later.status_code, later.json(), later.headers["retry-after"]) == (503, "later", "7")
+    assert (paid.json(), again.json(), again.headers["idempotent-replayed"]) == ("paid", "paid", "true")
+    assert shop.count("a") == 1
+
+
+@on_one
+def test_a_class_that_is_derived_sees_every_answer_and_sends_none_before_the_commit(port):
+    shop = Shop(port, port.sessions)
+    commits = [True, False]
+
+    def its_session():
+        with port.sessions() as session:
+            yield session
+            if commits.pop(0) if commits else True:
+                session.commit()
+
+    class Signed(idempotent_route(shop.guard, session=its_session, scope=tenant)):
+        def get_route_handler(self):
+            inner = super().get_route_handler()
+
+            async def handler(request):
+                found = await inner(request)
+                return Response(found.body, found.status_code, {**found.headers, "X-Signature": "s"})
+
+            return handler
+
+    router = APIRouter(route_class=Signed)
+
+    @router.post("/payments", status_code=201)
+    def post_payment(session: Annotated[Session, Depends(its_session, scope="function")]):
+        session.add(Payment(reference="a", amount=1))
+
+    shop.app.include_router(router)
+    first, again = (shop.client.post("/payments", key="k-1") for _ in range(2))
+    assert [(each.status_code, each.headers["x-signature"]) for each in (first, again)] == [(201, "s"), (201, "s")]
+    commits[:] = [False]
+    assert shop.client.post("/payments", key="k-2").status_code == 500
+    assert shop.count("a") == 1

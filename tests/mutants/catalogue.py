@@ -2167,6 +2167,12 @@ WEB = {
         "below=600",
         "test_a_request_that_fails_leaves_its_key_free",
     ),
+    "a replay commits what dependencies have written": Mutant(
+        FASTAPI_BLOCK,
+        "if self._is_undone:",
+        "if False:",
+        "test_a_replay_commits_nothing_of_what_dependencies_write",
+    ),
     "a session that commits after the response is taken": Mutant(
         "integrations/_fastapi_checks.py",
         'if use.scope != "function" or not use.use_cache:',
