@@ -7,9 +7,11 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
+from weakref import ref
 
 from fastapi import Depends, Request, Response
 from fastapi.responses import StreamingResponse
+from sqlalchemy import Connection, event
 from sqlalchemy.orm import scoped_session
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
@@ -66,6 +68,7 @@ class Block:
     _is_undone: bool = False
     _manager: Any = None
     _session: Any = None
+    _root: Any = None
 
     def claim(self, guard: Any, session: Any, scope: Any) -> Any:
         """Return the context manager of the claim."""
@@ -135,12 +138,16 @@ class Block:
     def _follow(self, session: Any) -> None:
         if KEY not in session.info:
             listen(session, "after_commit", _note_commit)
-        session.info[KEY] = self
+        session.info[KEY], self._root = self, session.get_transaction()
+
+    def commits_in(self, transaction: Any) -> bool:
+        """Return whether this is the transaction of the claim, not one that a teardown has begun after it."""
+        return transaction is self._root
 
     def forget(self) -> None:
         """Let go of a session that may outlive the request."""
         if self.is_stored:
-            self._session.info[KEY] = None
+            self._session.info[KEY] = self._root = None
 
     def not_committed(self, session: Callable[..., Any]) -> ClaimLostError:
         """Return the error of a session that has ended without a COMMIT."""
@@ -163,8 +170,22 @@ def undone_of(scope: Scope) -> Response | None:
 
 def _note_commit(session: Any) -> None:
     block: Block | None = session.info[KEY]
-    if block is not None and not session.in_nested_transaction():
+    if block is not None and block.commits_in(session.get_transaction()) and not session.in_nested_transaction():
         block.is_committed = True
+        if isinstance(session.bind, Connection) and session.bind.in_transaction():
+            _follow_outer(session.bind, block)
+
+
+def _follow_outer(connection: Connection, block: Block) -> None:
+    """Follow the transaction that a session has joined: its owner may still roll it back."""
+    event.listen(connection, "rollback", _note_rollback)  # once for each Connection
+    connection.info[KEY] = ref(block)
+
+
+def _note_rollback(connection: Connection) -> None:
+    block: Block | None = connection.info.pop(KEY, lambda: None)()
+    if block is not None:
+        block.is_committed = False
 
 
 def claiming(guard: Any, session: Callable[..., Any], scope: Callable[..., Any]) -> Callable[..., Any]:

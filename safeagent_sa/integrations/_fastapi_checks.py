@@ -32,6 +32,12 @@ def refuse_late_commits(dependant: Dependant, endpoint: Callable[..., Any], sess
                 "from the claim, and after the answer. Change the parameter to\n"
                 f'    {use.name}: Annotated[Session, Depends({name_of(session)}, scope="function")]'
             )
+    for late in (each for _, use in found for each in _generators(use) if each.scope != "function"):
+        raise UnsupportedSessionError(
+            f"{name_of(session)} depends on {_where(late.call)}, which FastAPI ends after the response has left: what it commits "
+            f"is committed too late. Change the parameter to\n"
+            f'    {late.name}: Annotated[..., Depends({name_of(late.call)}, scope="function")]'
+        )
     if len(found) == 1:  # the claim's own
         raise UnsupportedSessionError(
             f"{_where(endpoint)} does not depend on {name_of(session)}, so the rows that it writes would not commit with the "
@@ -48,6 +54,15 @@ def _uses(dependant: Dependant, session: Callable[..., Any]) -> Iterator[tuple[D
         if each.call is session:
             yield dependant, each
         yield from _uses(each, session)
+
+
+def _generators(dependant: Dependant) -> Iterator[Dependant]:
+    """Yield the dependencies below this one that end with code of their own."""
+    for each in dependant.dependencies:
+        function = inspect.unwrap(each.call) if inspect.isroutine(each.call) else getattr(each.call, "__call__", None)  # noqa: B004
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            yield each
+        yield from _generators(each)
 
 
 def _where(function: Any) -> str:

@@ -9,6 +9,7 @@ import pytest
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, File, Header, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from support.app import Payment
@@ -682,3 +683,86 @@ def test_a_class_that_is_derived_sees_every_answer_and_sends_none_before_the_com
     commits[:] = [False]
     assert shop.client.post("/payments", key="k-2").status_code == 500
     assert shop.count("a") == 1
+
+
+def guarded(shop, session):
+    """Guard one endpoint with this dependency for its session; return its client and the errors that it has answered 500 with."""
+    router = APIRouter(route_class=idempotent_route(shop.guard, session=session, scope=tenant))
+
+    @router.post("/payments", status_code=201)
+    def post_payment(its: Annotated[Session, Depends(session, scope="function")]):
+        its.add(Payment(reference="a", amount=1))
+        its.flush()
+
+    shop.app.include_router(router)
+    seen = []
+    shop.app.add_exception_handler(
+        ClaimLostError, lambda _request, error: seen.append(error) or Response(status_code=500)
+    )
+    return shop.client, seen
+
+
+@on_both
+@pytest.mark.parametrize("writes", [False, True], ids=["the COMMIT again", "a log of failures"])
+def test_the_commit_of_another_transaction_sends_no_answer(port, writes):
+    shop = Shop(port, port.sessions)
+    fails = [True]
+
+    def persistent():
+        with port.sessions() as session:
+            yield session
+            try:
+                if fails:
+                    fails.clear()
+                    session.rollback()
+                    raise RuntimeError("the COMMIT fails")
+                session.commit()
+            except RuntimeError:
+                session.rollback()
+                if writes:
+                    session.add(Payment(reference="log", amount=1))
+                session.connection()
+                session.commit()
+
+    client, seen = guarded(shop, persistent)
+    assert client.post("/payments", key="k-1").status_code == 500
+    assert "persistent ended without a COMMIT" in str(seen[0])
+    assert shop.count("a") == 0
+    assert client.post("/payments", key="k-1").status_code == 201
+    assert (shop.count("a"), shop.count("log")) == (1, int(writes))
+
+
+@on_both
+def test_a_joined_transaction_that_rolls_back_sends_no_answer(port):
+    shop = Shop(port, port.sessions)
+    ends = iter(["commit", "rollback", "commit"])
+
+    def its_connection():
+        with port.engine.connect() as connection:
+            transaction = connection.begin()
+            yield connection
+            getattr(transaction, next(ends))()
+
+    def joined(connection: Annotated[Connection, Depends(its_connection, scope="function")]):
+        with Session(connection) as session, session.begin():
+            yield session
+
+    client, seen = guarded(shop, joined)
+    assert [client.post("/payments", key=key).status_code for key in ("k-1", "k-2", "k-2")] == [201, 500, 201]
+    assert "joined ended without a COMMIT" in str(seen[0])
+    assert shop.count("a") == 2
+
+
+@on_one
+def test_a_session_over_what_ends_after_the_response_is_refused(shop):
+    def its_connection():
+        with shop.port.engine.begin() as connection:
+            yield connection
+
+    def joined(connection: Annotated[Connection, Depends(its_connection)]):
+        with Session(connection) as session, session.begin():
+            yield session
+
+    with pytest.raises(UnsupportedSessionError, match=r"its_connection, scope=\"function\"") as caught:
+        guarded(shop, joined)
+    assert "joined depends on" in str(caught.value)

@@ -2161,6 +2161,18 @@ WEB = {
         "if False:",
         "test_a_session_that_ends_without_a_commit_gives_no_answer_but_500",
     ),
+    "a response leaves at the COMMIT of another transaction": Mutant(
+        FASTAPI_BLOCK,
+        "return transaction is self._root",
+        "return True",
+        "test_the_commit_of_another_transaction_sends_no_answer",
+    ),
+    "a response leaves although the joined transaction has rolled back": Mutant(
+        FASTAPI_BLOCK,
+        "        block.is_committed = False",
+        "        pass",
+        "test_a_joined_transaction_that_rolls_back_sends_no_answer",
+    ),
     "a response of 5xx is stored": Mutant(
         FASTAPI_BLOCK,
         "below=500",
