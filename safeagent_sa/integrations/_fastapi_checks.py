@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from fastapi import routing
 from fastapi.dependencies.models import Dependant
 from fastapi.responses import FileResponse, StreamingResponse
 
@@ -20,7 +21,19 @@ def refuse_streams(endpoint: Callable[..., Any], response_class: Any) -> None:
         )
 
 
-def refuse_late_commits(dependant: Dependant, endpoint: Callable[..., Any], session: Callable[..., Any]) -> None:
+def effective(route: routing.APIRoute) -> Any:
+    """Return what has the path and the dependencies of the route where it is included now, or the route.
+
+    Since FastAPI 0.137 a route that is included does not become another one; it is called with the context of its inclusion.
+    """
+    variable: Any = getattr(routing, "_effective_route_context_var", None)
+    context = None if variable is None else variable.get()
+    return context if context is not None and context.original_route is route else route
+
+
+def refuse_late_commits(
+    dependant: Dependant, endpoint: Callable[..., Any], session: Callable[..., Any], claim: Callable[..., Any]
+) -> None:
     """Raise where the rows of the endpoint would not commit with the claim, and before the response leaves."""
     found = list(_uses(dependant, session))
     for parent, use in found:
@@ -38,7 +51,7 @@ def refuse_late_commits(dependant: Dependant, endpoint: Callable[..., Any], sess
             f"is committed too late. Change the parameter to\n"
             f'    {late.name}: Annotated[..., Depends({name_of(late.call)}, scope="function")]'
         )
-    if len(found) == 1:  # the claim's own
+    if not any(True for _ in _uses(dependant, session, outside=claim)):  # those of its scope are not the endpoint's
         raise UnsupportedSessionError(
             f"{_where(endpoint)} does not depend on {name_of(session)}, so the rows that it writes would not commit with the "
             f'claim. Take its session from there: Depends({name_of(session)}, scope="function"); or put @idempotency(False) '
@@ -48,12 +61,15 @@ def refuse_late_commits(dependant: Dependant, endpoint: Callable[..., Any], sess
         )
 
 
-def _uses(dependant: Dependant, session: Callable[..., Any]) -> Iterator[tuple[Dependant, Dependant]]:
+def _uses(
+    dependant: Dependant, session: Callable[..., Any], outside: Callable[..., Any] | None = None
+) -> Iterator[tuple[Dependant, Dependant]]:
     """Yield each use of the session's dependency below this one, with the one that asks for it."""
     for each in dependant.dependencies:
-        if each.call is session:
+        if each.call == session:  # a bound method is another object each time
             yield dependant, each
-        yield from _uses(each, session)
+        if outside is None or each.call is not outside:
+            yield from _uses(each, session, outside)
 
 
 def _generators(dependant: Dependant) -> Iterator[Dependant]:

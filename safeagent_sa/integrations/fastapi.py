@@ -28,7 +28,7 @@ from .._transaction.open_guarded import in_its_own_place
 from ..errors import InvalidInputError, OutcomeError, SafeAgentError
 from ..execution import Execution
 from ._fastapi_block import KEY, AnsweredError, Block, UndoneError, claiming, is_async, response_of, undone_of
-from ._fastapi_checks import name_of, refuse_late_commits, refuse_streams
+from ._fastapi_checks import effective, name_of, refuse_late_commits, refuse_streams
 from ._openapi import problems, with_header, with_problems
 from .http import HttpPolicy, HttpRequest, in_words_of_http, principal
 
@@ -99,17 +99,15 @@ class IdempotentRoute(APIRoute):
             options["openapi_extra"] = with_header(self.policy, options.get("openapi_extra") or {})
         vars(self)["get_route_handler"] = self._held_back  # where FastAPI looks for it first
         super().__init__(path, endpoint, **options)
-        if self.guarded:
-            refuse_late_commits(self.dependant, endpoint, self._session)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what FastAPI calls between the dependencies' begin and their end."""
-        inner = super().get_route_handler()
+        inner, template = super().get_route_handler(), effective(self).path_format
 
         async def handler(request: Request) -> Response:
             if request.method not in self.guarded:
                 return await inner(request)
-            block = await self._block_of(request)
+            block = await self._block_of(request, template)
             if not isinstance(block, Block):
                 return await self._answer(inner, request, None) if block is None else block
             try:
@@ -124,7 +122,12 @@ class IdempotentRoute(APIRoute):
         return handler
 
     def _held_back(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the handler, of a class that is derived from this one too; what it returns leaves when the session has ended."""
+        """Return the handler, of a class that is derived from this one too; what it returns leaves when the session has ended.
+
+        FastAPI asks for it when the route is made; and each time that it is included, at the first request (since 0.137).
+        """
+        if self.guarded:
+            refuse_late_commits(effective(self).dependant, self.endpoint, self._session, self._claim.dependency)
         inner = type(self).get_route_handler(self)
 
         async def handler(request: Request) -> Response:
@@ -143,14 +146,14 @@ class IdempotentRoute(APIRoute):
             execution = None if block is None else block.execution
             return response_of(self.policy.refuse(execution, refusal))
 
-    async def _block_of(self, request: Request) -> Block | Response | None:
+    async def _block_of(self, request: Request, template: str) -> Block | Response | None:
         key = self.policy.key_of(request.headers.getlist(self.policy.header))
         if not isinstance(key, str):
             return None if key is None else response_of(key)
         body = await request.body()  # kept by the request, so that a form can still be read
         query = request.scope["query_string"].decode("latin-1")
         content_type = request.headers.get("content-type", "")
-        asked = HttpRequest(request.method, self.path_format, request.scope["path"], query, content_type, body)
+        asked = HttpRequest(request.method, template, request.scope["path"], query, content_type, body)
         block = request.scope[KEY] = Block(self.policy, key, asked)
         return block
 

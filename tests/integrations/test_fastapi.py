@@ -6,7 +6,18 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, File, Header, HTTPException, Request, Response
+from fastapi import (
+    APIRouter,
+    BackgroundTasks,
+    Depends,
+    FastAPI,
+    File,
+    Header,
+    HTTPException,
+    Request,
+    Response,
+    Security,
+)
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 from sqlalchemy import Connection
@@ -766,3 +777,95 @@ def test_a_session_over_what_ends_after_the_response_is_refused(shop):
     with pytest.raises(UnsupportedSessionError, match=r"its_connection, scope=\"function\"") as caught:
         guarded(shop, joined)
     assert "joined depends on" in str(caught.value)
+
+
+@on_one
+def test_the_session_of_the_scope_is_not_the_endpoints(port):
+    shop = Shop(port, port.sessions)
+
+    def tenant_of_the_database(session: Annotated[Session, Depends(shop.session, scope="function")]):
+        return "acme"
+
+    router = APIRouter(route_class=idempotent_route(shop.guard, session=shop.session, scope=tenant_of_the_database))
+    with pytest.raises(UnsupportedSessionError, match="post_payment does not depend on sync_session"):
+
+        @router.post("/payments")
+        def post_payment(): ...
+
+    @router.post("/declared", dependencies=[Depends(shop.session, scope="function")])
+    def post_declared(): ...
+
+
+@on_one
+@pytest.mark.parametrize("where", ["router", "include_router", "app", "app of the include"])
+def test_dependencies_from_outside_of_the_route_are_checked(port, where):
+    shop = Shop(port, port.sessions)
+
+    def audit(session: Annotated[Session, Depends(shop.session)]): ...
+
+    def on(place):
+        return [Depends(audit)] if place == where else []
+
+    options = {"session": shop.session, "scope": tenant}
+    with pytest.raises(UnsupportedSessionError, match="audit has a separate session"):
+        router = APIRouter(route_class=idempotent_route(shop.guard, **options), dependencies=on("router"))
+        app = FastAPI(dependencies=on("app"))
+
+        @router.post("/payments")
+        def post_payment(session: Annotated[Session, Depends(shop.session, scope="function")]): ...
+
+        app.include_router(router, dependencies=on("include_router"))
+        outer = FastAPI(dependencies=on("app of the include"))
+        outer.include_router(app.router)
+        app.openapi(), outer.openapi()
+
+
+@on_one
+def test_a_security_with_scopes_shares_the_session_of_the_claim(port):
+    shop = Shop(port, port.sessions)
+    made = []
+
+    def its_session():
+        made.append(1)
+        yield from shop.sync_session()
+
+    def user(session: Annotated[Session, Depends(its_session, scope="function")]):
+        return session
+
+    router = APIRouter(route_class=idempotent_route(shop.guard, session=its_session, scope=tenant))
+
+    @router.post("/payments")
+    def post_payment(session: Annotated[Session, Security(user, scopes=["pay"])]):
+        session.add(Payment(reference="a", amount=1))
+
+    shop.app.include_router(router)
+    assert shop.client.post("/payments", key="k-1").status_code == 200
+    assert (made, shop.count("a")) == ([1], 1)
+
+
+@on_one
+def test_a_bound_method_may_give_the_session(port):
+    class Database:
+        def session(self):
+            with port.sessions() as session, session.begin():
+                yield session
+
+    shop, database = Shop(port, port.sessions), Database()
+    router = APIRouter(route_class=idempotent_route(shop.guard, session=database.session, scope=tenant))
+
+    @router.post("/payments")
+    def post_payment(session: Annotated[Session, Depends(database.session, scope="function")]): ...
+
+    shop.app.include_router(router)
+    assert shop.client.post("/payments", key="k-1").status_code == 200
+
+
+@on_one
+def test_the_action_has_the_prefixes_of_every_include(shop):
+    with_payments(shop)
+    outer = FastAPI()
+    outer.include_router(shop.router, prefix="/v1/{region}")
+    client = Client(outer)
+    assert client.post("/v1/eu/payments/card", key="k-1", json={"reference": "a"}).status_code == 201
+    with shop.port.sessions() as session:
+        assert shop.guard.get(session, "k-1", scope="acme").action == "POST /v1/:region/payments/:kind"

@@ -35,7 +35,8 @@ IDS, JSON_TEXT, RESULTS = "_request/ids.py", "_request/json_text.py", "_request/
 OWN_RESULTS = "_request/own_results.py"
 SIGNATURE, ARGUMENTS, TEMPLATE = "_request/signature.py", "_request/arguments.py", "_request/template.py"
 MESSAGES, TASKS = "integrations/messages.py", "integrations/_tasks.py"
-HTTP, ASGI, FASTAPI_BLOCK = "integrations/http.py", "integrations/asgi.py", "integrations/_fastapi_block.py"
+HTTP, ASGI = "integrations/http.py", "integrations/asgi.py"
+FASTAPI, FASTAPI_BLOCK = "integrations/fastapi.py", "integrations/_fastapi_block.py"
 WEBHOOKS, PROVIDERS = "integrations/webhooks.py", "integrations/_webhook_providers.py"
 RETENTION, EXECUTION = "retention.py", "execution.py"
 
@@ -2191,9 +2192,21 @@ WEB = {
         "if not use.use_cache:",
         "test_a_session_that_would_commit_after_the_response_is_refused_when_the_route_is_made",
     ),
+    "the scope's session counts as the endpoint's": Mutant(
+        "integrations/_fastapi_checks.py",
+        "if outside is None or each.call is not outside:",
+        "if True:",
+        "test_the_session_of_the_scope_is_not_the_endpoints",
+    ),
+    "the dependencies of an include are not checked": Mutant(
+        FASTAPI,
+        "refuse_late_commits(effective(self).dependant,",
+        "refuse_late_commits(self.dependant,",
+        "test_dependencies_from_outside_of_the_route_are_checked",
+    ),
     "an endpoint without the claim's session is taken": Mutant(
         "integrations/_fastapi_checks.py",
-        "if len(found) == 1:",
+        "if not any(True for _ in _uses(dependant, session, outside=claim)):",
         "if False:",
         "test_an_endpoint_with_another_session_is_refused_unless_it_says_how_it_gets_it",
     ),
