@@ -3,14 +3,61 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
+from weakref import ref
 
 from fastapi import routing
 from fastapi.dependencies.models import Dependant
 from fastapi.responses import FileResponse, StreamingResponse
 
 from ..errors import MisuseError, UnsupportedSessionError
+from .http import HttpPolicy
+
+
+MARK = "__safeagent_idempotency__"
+"""Of a function that `@idempotency` has chosen for: the choice."""
+
+
+_ROUTED = "__safeagent_routed__"
+"""Of a function that an idempotent route has: itself, since a wrapper takes the attributes of what it wraps."""
+
+
+def note_route(endpoint: Callable[..., Any]) -> None:
+    """Note that an idempotent route has the endpoint, for `refuse_above_route`."""
+    with suppress(AttributeError, TypeError):  # a bound method, or an object that holds no attributes
+        setattr(endpoint, _ROUTED, ref(endpoint))
+
+
+def refuse_above_route(endpoint: Callable[..., Any]) -> None:
+    """Raise where a route has already chosen for the endpoint."""
+    if getattr(endpoint, _ROUTED, lambda: None)() is endpoint:
+        raise MisuseError(
+            f"@idempotency is above the route's decorator of {_where(endpoint)}, which has already made the route, so it would "
+            "have no effect. Put it directly above the function, under the route's decorators."
+        )
+
+
+def refuse_without_effect(endpoint: Callable[..., Any], methods: set[str]) -> None:
+    """Raise where an endpoint has a policy of its own that guards nothing."""
+    own = getattr(endpoint, MARK, None)
+    if isinstance(own, HttpPolicy) and not methods & own.methods:
+        raise MisuseError(
+            f"{_where(endpoint)} has a policy of its own, whose methods are {sorted(own.methods)}, and its route has "
+            f"{sorted(methods)}: it would guard nothing. Say @idempotency(HttpPolicy(methods={methods!r}, ...)), or "
+            "@idempotency(False)."
+        )
+
+
+def all_routes(routes: Iterable[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the whole path and the route of each, those of included routers and mounted apps with them."""
+    contexts: Any = getattr(routing, "iter_route_contexts", None)
+    for each in routes if contexts is None else contexts(routes):
+        route = getattr(each, "original_route", each)
+        path = f"{prefix}{getattr(each, 'path', '') or ''}"
+        yield path, route
+        yield from all_routes(getattr(route, "routes", None) or (), path)
 
 
 def refuse_streams(endpoint: Callable[..., Any], response_class: Any) -> None:
@@ -45,11 +92,11 @@ def refuse_late_commits(
                 "from the claim, and after the answer. Change the parameter to\n"
                 f'    {use.name}: Annotated[Session, Depends({name_of(session)}, scope="function")]'
             )
-    for late in (each for _, use in found for each in _generators(use) if each.scope != "function"):
+    for late, its_name in (each for _, use in found for each in _late_generators(use)):
         raise UnsupportedSessionError(
-            f"{name_of(session)} depends on {_where(late.call)}, which FastAPI ends after the response has left: what it commits "
+            f"{name_of(session)} depends on {_where(late)}, which FastAPI ends after the response has left: what it commits "
             f"is committed too late. Change the parameter to\n"
-            f'    {late.name}: Annotated[..., Depends({name_of(late.call)}, scope="function")]'
+            f'    {its_name}: Annotated[..., Depends({name_of(late)}, scope="function")]'
         )
     if not any(True for _ in _uses(dependant, session, outside=claim)):  # those of its scope are not the endpoint's
         raise UnsupportedSessionError(
@@ -72,13 +119,14 @@ def _uses(
             yield from _uses(each, session, outside)
 
 
-def _generators(dependant: Dependant) -> Iterator[Dependant]:
-    """Yield the dependencies below this one that end with code of their own."""
+def _late_generators(dependant: Dependant) -> Iterator[tuple[Any, str | None]]:
+    """Yield the dependencies below this one that end after the response with code of their own, and their names."""
     for each in dependant.dependencies:
-        function = inspect.unwrap(each.call) if inspect.isroutine(each.call) else getattr(each.call, "__call__", None)  # noqa: B004
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            yield each
-        yield from _generators(each)
+        call: Any = each.call
+        function = inspect.unwrap(call) if inspect.isroutine(call) else type(call).__call__
+        if each.scope != "function" and (inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)):
+            yield call, each.name
+        yield from _late_generators(each)
 
 
 def _where(function: Any) -> str:

@@ -13,7 +13,7 @@ either; the answer leaves after that, whatever they have made of the error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -28,14 +28,30 @@ from .._transaction.open_guarded import in_its_own_place
 from ..errors import InvalidInputError, OutcomeError, SafeAgentError
 from ..execution import Execution
 from ._fastapi_block import KEY, AnsweredError, Block, UndoneError, claiming, is_async, response_of, undone_of
-from ._fastapi_checks import effective, name_of, refuse_late_commits, refuse_streams
+from ._fastapi_checks import (
+    MARK,
+    all_routes,
+    effective,
+    name_of,
+    note_route,
+    refuse_above_route,
+    refuse_late_commits,
+    refuse_streams,
+    refuse_without_effect,
+)
 from ._openapi import problems, with_header, with_problems
 from .http import HttpPolicy, HttpRequest, in_words_of_http, principal
 
 
-__all__ = ["add_exception_handlers", "current_execution", "idempotency", "idempotent_route", "key_router"]
+__all__ = [
+    "add_exception_handlers",
+    "current_execution",
+    "idempotency",
+    "idempotent_route",
+    "key_router",
+    "unguarded_routes",
+]
 
-_MARK = "__safeagent_idempotency__"
 _EndpointT = TypeVar("_EndpointT", bound=Callable[..., Any])
 
 
@@ -87,10 +103,12 @@ class IdempotentRoute(APIRoute):
     _rules: ClassVar[HttpPolicy]
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-        chosen = getattr(endpoint, _MARK, self._rules)
+        chosen = getattr(endpoint, MARK, self._rules)
         self.policy = chosen if isinstance(chosen, HttpPolicy) else self._rules
         methods = {method.upper() for method in options.get("methods") or ["GET"]}
         self.guarded = methods if chosen is True else set() if chosen is False else methods & self.policy.methods
+        refuse_without_effect(endpoint, methods)
+        note_route(endpoint)
         if self.guarded:
             refuse_streams(endpoint, options.get("response_class"))
             given = [*(options.get("dependencies") or [])]
@@ -183,13 +201,16 @@ def idempotency(choice: bool | HttpPolicy) -> Callable[[_EndpointT], _EndpointT]
     """Return a decorator that chooses for one endpoint; nothing is sent to a database.
 
     Args:
-        choice: True to guard it whatever its method, such as PUT; False to leave it alone; or its own policy.
+        choice: True to guard it whatever its method, such as PUT; False to leave it alone; or its own policy, whose
+            `methods` are guarded.
 
     Returns:
-        A decorator to put under the route's.
+        A decorator to put under the route's, so directly above the function.
 
     Raises:
-        TypeError: The choice is none of these.
+        TypeError: The choice is none of these, or the endpoint can hold none.
+        MisuseError: The decorator is above the route's, which has already chosen; or, when the route is made, its policy
+            guards none of the route's methods.
 
     Example:
         ```python
@@ -202,10 +223,40 @@ def idempotency(choice: bool | HttpPolicy) -> Callable[[_EndpointT], _EndpointT]
         raise TypeError(f"idempotency() takes True, False or an HttpPolicy, not {choice!r}")
 
     def decorate(endpoint: _EndpointT) -> _EndpointT:
-        setattr(endpoint, _MARK, choice)
+        refuse_above_route(endpoint)
+        try:
+            setattr(getattr(endpoint, "__func__", endpoint), MARK, choice)
+        except AttributeError:
+            raise TypeError(f"idempotency() takes a function or a method, not {endpoint!r}") from None
         return endpoint
 
     return decorate
+
+
+def unguarded_routes(app: FastAPI | APIRouter, methods: Iterable[str] = ("POST", "PATCH")) -> list[str]:
+    """Return the routes with one of these methods that no route class of `idempotent_route` has; nothing is sent to a database.
+
+    For a test, so that a router without the class is not overlooked. A route that says `@idempotency(False)` has the class.
+
+    Args:
+        app: The app, with all that it includes and mounts, or a router.
+        methods: The methods to look for.
+
+    Returns:
+        Such as `POST /login`, in the order of the app.
+
+    Example:
+        ```python
+        assert unguarded_routes(app) == ["POST /login"]
+        ```
+    """
+    wanted = [method.upper() for method in methods]
+    return [
+        f"{method} {path}"
+        for path, route in all_routes(app.routes)
+        for method in wanted
+        if method in (getattr(route, "methods", None) or ()) and not isinstance(route, IdempotentRoute)
+    ]
 
 
 def current_execution(request: Request) -> Execution[Any] | None:

@@ -43,6 +43,7 @@ from safeagent_sa.integrations.fastapi import (
     idempotency,
     idempotent_route,
     key_router,
+    unguarded_routes,
 )
 from safeagent_sa.integrations.http import HttpPolicy
 
@@ -869,3 +870,83 @@ def test_the_action_has_the_prefixes_of_every_include(shop):
     assert client.post("/v1/eu/payments/card", key="k-1", json={"reference": "a"}).status_code == 201
     with shop.port.sessions() as session:
         assert shop.guard.get(session, "k-1", scope="acme").action == "POST /v1/:region/payments/:kind"
+
+
+@on_one
+def test_a_choice_that_would_have_no_effect_is_refused(shop):
+    its = Annotated[Session, Depends(shop.session, scope="function")]
+    with pytest.raises(MisuseError, match=r"put_policy has a policy of its own.*PATCH.*\['PUT'\]"):
+
+        @shop.router.put("/policy")
+        @idempotency(HttpPolicy(wait_timeout=2))
+        def put_policy(session: its): ...
+
+    with pytest.raises(MisuseError, match="above the route's decorator"):
+
+        @idempotency(True)
+        @shop.router.put("/above")
+        def put_above(session: its): ...
+
+    @shop.router.put("/own")
+    @shop.router.put("/twice")
+    @idempotency(HttpPolicy(methods=["put"]))
+    def put_own(session: its):
+        shop.ran.append("own")
+
+    client = shop.open()
+    assert [client.send("PUT", "/own", key="k-1").status_code for _ in range(2)] == [200, 200]
+    assert shop.ran == ["own"]
+
+
+@on_one
+def test_a_method_of_an_object_may_be_left_alone(shop):
+    class Searches:
+        @idempotency(False)
+        def search(self):
+            return "found"
+
+        def find(self):
+            return "found"
+
+    searches = Searches()
+    shop.router.add_api_route("/search", searches.search, methods=["POST"])
+    shop.router.add_api_route("/find", idempotency(False)(searches.find), methods=["POST"])
+    client = shop.open()
+    assert [client.post(path).json() for path in ("/search", "/find")] == ["found", "found"]
+    with pytest.raises(TypeError, match="takes a function or a method"):
+        idempotency(True)(len)
+
+
+@on_one
+def test_routes_without_the_class_are_listed(shop):
+    plain, inner = APIRouter(prefix="/plain"), FastAPI()
+
+    def endpoint(): ...
+
+    plain.post("/a")(endpoint)
+    plain.get("/b")(endpoint)
+    inner.patch("/c")(endpoint)
+    shop.router.post("/left-alone")(idempotency(False)(lambda: None))
+    with_payments(shop)
+    shop.app.include_router(plain, prefix="/v1")
+    shop.app.mount("/inner", inner)
+    shop.app.put("/put")(endpoint)
+    assert unguarded_routes(shop.app) == ["POST /v1/plain/a", "PATCH /inner/c"]
+    assert unguarded_routes(shop.app, ["put"]) == ["PUT /put"]
+
+
+@on_one
+def test_a_router_that_is_included_keeps_its_own_class(shop):
+    shop.app.router.route_class = shop.router.route_class
+    its = Annotated[Session, Depends(shop.session, scope="function")]
+    plain = APIRouter()
+
+    @plain.post("/plain")
+    def post_plain(session: its): ...
+
+    @shop.app.post("/direct")
+    def post_direct(session: its): ...
+
+    shop.app.include_router(plain)
+    assert [shop.client.post(path).status_code for path in ("/plain", "/direct")] == [200, 400]
+    assert unguarded_routes(shop.app) == ["POST /plain"]

@@ -263,3 +263,24 @@ def test_a_principal_is_required(scope):
     with pytest.raises(MisuseError, match="scope gave"):
         principal(scope)
     assert principal(0) == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"methods": "POST"}, TypeError),
+        ({"replayed_headers": "location"}, TypeError),
+        ({"header": ""}, ValueError),
+        ({"header": "Idempotency Key"}, ValueError),
+        ({"wait_timeout": -1}, ValueError),
+        ({"wait_timeout": float("nan")}, ValueError),
+        ({"wait_timeout": float("inf")}, ValueError),
+        ({"refused_status": 200}, ValueError),
+        ({"refused_status": 503}, ValueError),
+        ({"max_body_bytes": 0}, ValueError),
+    ],
+)
+def test_a_policy_that_means_something_else_is_refused(wrong, error):
+    (name,) = wrong
+    with pytest.raises(error, match=name):
+        HttpPolicy(**wrong)

@@ -2192,6 +2192,12 @@ WEB = {
         "if not use.use_cache:",
         "test_a_session_that_would_commit_after_the_response_is_refused_when_the_route_is_made",
     ),
+    "a policy that guards nothing is taken": Mutant(
+        "integrations/_fastapi_checks.py",
+        "if isinstance(own, HttpPolicy) and not methods & own.methods:",
+        "if False:",
+        "test_a_choice_that_would_have_no_effect_is_refused",
+    ),
     "the scope's session counts as the endpoint's": Mutant(
         "integrations/_fastapi_checks.py",
         "if outside is None or each.call is not outside:",
