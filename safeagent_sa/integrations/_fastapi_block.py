@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 from weakref import ref
 
@@ -59,11 +59,11 @@ class Block:
 
     policy: HttpPolicy
     key: str
-    asked: HttpRequest
+    asked: HttpRequest = field(repr=False)
     execution: Execution[Any] | None = None
     is_stored: bool = False
     is_committed: bool = False
-    undone: Response | None = None
+    undone: Response | None = field(default=None, repr=False)
     """The answer where nothing is stored, once the dependencies end."""
     _is_undone: bool = False
     _manager: Any = None

@@ -950,3 +950,18 @@ def test_a_router_that_is_included_keeps_its_own_class(shop):
     shop.app.include_router(plain)
     assert [shop.client.post(path).status_code for path in ("/plain", "/direct")] == [200, 400]
     assert unguarded_routes(shop.app) == ["POST /plain"]
+
+
+@on_one
+def test_what_is_kept_in_the_request_and_its_session_shows_no_content(shop):
+    @shop.router.post("/payments")
+    def post_payment(request: Request, session: Annotated[Session, Depends(shop.session, scope="function")]):
+        shop.ran.append(repr(list(request.scope["safeagent_sa.http"].__dict__)))
+        shop.ran.append(f"{request.scope['safeagent_sa.http']!r} {session.info}")
+
+    assert shop.open().post("/payments?token=secret", key="k-1", json={"card": "4242424242"}).status_code == 200
+    fields, shown = shop.ran
+    assert "asked" in fields
+    assert "k-1" in shown
+    assert "4242424242" not in shown
+    assert "secret" not in shown

@@ -284,3 +284,8 @@ def test_a_policy_that_means_something_else_is_refused(wrong, error):
     (name,) = wrong
     with pytest.raises(error, match=name):
         HttpPolicy(**wrong)
+
+
+def test_a_request_shows_neither_its_content_nor_its_query():
+    asked = HttpRequest("POST", "/pay/{id}", "/pay/5", "token=secret", "text/plain", b"card 4242")
+    assert repr(asked) == str(asked) == "<HttpRequest POST /pay/5 of 9 bytes>"
