@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import scoped_session
 from starlette.concurrency import run_in_threadpool
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from .._transaction.session_events import listen
 from ..errors import ClaimLostError, MisuseError, SafeAgentError
@@ -51,6 +51,10 @@ class _SentAfterCommit:
 
 class UndoneError(Exception):
     """Ends the dependencies where nothing is stored, so that they roll back; the block has the response."""
+
+
+class TooLargeError(Exception):
+    """Ends the reading of a body that is longer than the policy allows."""
 
 
 @dataclass(eq=False)
@@ -160,6 +164,21 @@ class Block:
             "        yield session",
             **where,
         )
+
+
+def receive_at_most(limit: int, receive: Receive) -> Receive:
+    """Return what receives a body of this many bytes and raises TooLargeError for more: it is read before any authentication."""
+    size = 0
+
+    async def receive_next() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > limit:
+            raise TooLargeError
+        return message
+
+    return receive_next
 
 
 def undone_of(scope: Scope) -> Response | None:

@@ -21,13 +21,25 @@ from typing import Any, ClassVar, TypeVar
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from .._request.refusals import Refusal
 from .._transaction.open_guarded import in_its_own_place
 from ..errors import InvalidInputError, OutcomeError, SafeAgentError
 from ..execution import Execution
-from ._fastapi_block import KEY, AnsweredError, Block, UndoneError, claiming, is_async, response_of, undone_of
+from ._fastapi_block import (
+    KEY,
+    AnsweredError,
+    Block,
+    TooLargeError,
+    UndoneError,
+    claiming,
+    is_async,
+    receive_at_most,
+    response_of,
+    undone_of,
+)
 from ._fastapi_checks import (
     MARK,
     all_routes,
@@ -168,7 +180,10 @@ class IdempotentRoute(APIRoute):
         key = self.policy.key_of(request.headers.getlist(self.policy.header))
         if not isinstance(key, str):
             return None if key is None else response_of(key)
-        body = await request.body()  # kept by the request, so that a form can still be read
+        try:
+            body = await request.body()  # kept by the request, so that a form can still be read
+        except TooLargeError:
+            return response_of(self.policy.too_large())
         query = request.scope["query_string"].decode("latin-1")
         content_type = request.headers.get("content-type", "")
         asked = HttpRequest(request.method, template, request.scope["path"], query, content_type, body)
@@ -183,6 +198,8 @@ class IdempotentRoute(APIRoute):
             if undone_of(scope) is None:
                 await send(message)
 
+        if scope["method"] in self.guarded and Headers(scope=scope).get(self.policy.header) is not None:
+            receive = receive_at_most(self.policy.max_body_bytes, receive)
         with in_its_own_place():
             try:
                 await super().handle(scope, receive, send_unless_undone)

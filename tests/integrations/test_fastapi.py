@@ -965,3 +965,26 @@ def test_what_is_kept_in_the_request_and_its_session_shows_no_content(shop):
     assert "k-1" in shown
     assert "4242424242" not in shown
     assert "secret" not in shown
+
+
+@on_one
+def test_a_body_that_is_too_large_is_not_read_to_its_end(port):
+    shop = Shop(port, port.sessions, HttpPolicy(required=False, max_body_bytes=1000))
+
+    @shop.router.post("/upload")
+    async def upload(request: Request, session: Annotated[Session, Depends(shop.session, scope="function")]):
+        return len(await request.body())
+
+    client = shop.open()
+    sent = []
+
+    async def parts():
+        for _ in range(100):
+            sent.append(100)
+            yield b"x" * 100
+
+    answer = client.post("/upload", key="k-1", content=parts())
+    assert (answer.status_code, answer.headers["content-type"], sum(sent)) == (413, PROBLEM, 1100)
+    assert client.post("/upload", key="k-1", content=b"x" * 1000).json() == 1000
+    assert client.post("/upload", content=b"x" * 1001).json() == 1001  # no key, so it is not compared
+    assert PROBLEM in shop.app.openapi()["paths"]["/upload"]["post"]["responses"]["413"]["content"]
