@@ -12,7 +12,7 @@ from weakref import ref
 from fastapi import Depends, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Connection, event
-from sqlalchemy.orm import scoped_session
+from sqlalchemy.util import ScopedRegistry
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive, Scope, Send
 
@@ -264,6 +264,6 @@ def is_async(guard: Any) -> bool:
 
 
 def _plain(session: Any) -> Any:
-    """Return the Session that commits, of a scoped one or of an AsyncSession."""
-    found = session() if isinstance(session, scoped_session) else session
+    """Return the Session that commits, of one that a registry has (`scoped_session`, `async_scoped_session`) or of an AsyncSession."""
+    found = session() if isinstance(getattr(session, "registry", None), ScopedRegistry) else session
     return getattr(found, "sync_session", found)

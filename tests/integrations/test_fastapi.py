@@ -1,8 +1,10 @@
 """The route class for FastAPI: endpoints stay as they are, and run once for each key."""
 
+import asyncio
 import json
 import re
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated
 
 import pytest
@@ -20,9 +22,10 @@ from fastapi import (
 )
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
-from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
 from support.app import Payment
 from support.web import Client, async_sessions
 
@@ -988,3 +991,120 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(port):
     assert client.post("/upload", key="k-1", content=b"x" * 1000).json() == 1000
     assert client.post("/upload", content=b"x" * 1001).json() == 1001  # no key, so it is not compared
     assert PROBLEM in shop.app.openapi()["paths"]["/upload"]["post"]["responses"]["413"]["content"]
+
+
+@on_one
+def test_a_session_of_a_registry_for_each_request(port):
+    shop = Shop(port, port.sessions)
+    request = ContextVar("request")
+    registry = scoped_session(port.sessions, scopefunc=request.get)
+
+    async def its_session():
+        try:
+            yield registry
+            registry.commit()
+        finally:
+            registry.remove()
+
+    router = APIRouter(route_class=idempotent_route(shop.guard, session=its_session, scope=tenant))
+
+    @router.post("/payments")
+    async def post_payment(session: Annotated[Session, Depends(its_session, scope="function")]):
+        session.add(Payment(reference="a", amount=1))
+        return "paid"
+
+    shop.app.include_router(router)
+
+    async def app(scope, receive, send):
+        request.set(object())
+        await shop.app(scope, receive, send)
+
+    answers = [Client(app).post("/payments", key="k-1") for _ in range(2)]
+    assert [answer.json() for answer in answers] == ["paid", "paid"]
+    assert (shop.count("a"), answers[1].headers["idempotent-replayed"]) == (1, "true")
+
+
+@on_both
+def test_an_async_session_of_a_registry(port):
+    with async_sessions(port) as sessions:
+        shop = Shop(port, sessions, is_async=True)
+        registry = async_scoped_session(sessions, scopefunc=asyncio.current_task)
+
+        async def its_session():
+            try:
+                yield registry
+                await registry.commit()
+            finally:
+                await registry.remove()
+
+        router = APIRouter(route_class=idempotent_route(shop.guard, session=its_session, scope=tenant))
+
+        @router.post("/payments")
+        async def post_payment(session: Annotated[AsyncSession, Depends(its_session, scope="function")]):
+            session.add(Payment(reference="a", amount=1))
+            return "paid"
+
+        shop.app.include_router(router)
+        answers = [shop.client.post("/payments", key="k-1") for _ in range(2)]
+        assert [answer.json() for answer in answers] == ["paid", "paid"]
+        assert (shop.count("a"), answers[1].headers["idempotent-replayed"]) == (1, "true")
+
+
+@on_both
+def test_an_endpoint_rolls_back_a_savepoint_and_never_the_transaction(port):
+    shop = Shop(port, port.sessions)
+    its = Annotated[Session, Depends(shop.session, scope="function")]
+
+    def once(session, savepoint):
+        try:
+            with savepoint(session):
+                session.execute(insert(Payment).values(id=1, reference="a", amount=1))
+        except IntegrityError:
+            return JSONResponse("exists", 409)
+        return "paid"
+
+    @contextmanager
+    def transaction(session):
+        try:
+            yield
+        except IntegrityError:
+            session.rollback()
+            raise
+
+    @shop.router.post("/savepoint")
+    def post_savepoint(session: its):
+        return once(session, Session.begin_nested)
+
+    @shop.router.post("/rollback")
+    def post_rollback(session: its):
+        return once(session, transaction)
+
+    client = shop.open()
+    keys = ("k-1", "k-2", "k-2")
+    assert [client.post("/savepoint", key=key).status_code for key in keys] == [200, 409, 409]
+    assert client.post("/rollback", key="k-3").status_code == 500
+    assert shop.count("a") == 1
+
+
+@on_one
+def test_a_refusal_is_stored_whatever_the_policy_stores(port):
+    shop = Shop(port, port.sessions, HttpPolicy(stores=lambda status: status < 300))
+    its = Annotated[Session, Depends(shop.session, scope="function")]
+
+    @shop.router.post("/raised")
+    def post_raised(session: its):
+        session.add(Payment(reference="a", amount=1))
+        raise Refusal({"limit": 5}, type="card_declined")
+
+    @shop.router.post("/called")
+    def post_called(execution: Annotated[Execution, Depends(current_execution)], session: its):
+        session.add(Payment(reference="a", amount=1))
+        execution.refuse({"limit": 5}, type="card_declined")
+        return "not what is answered"
+
+    client = shop.open()
+    for count, path in enumerate(("/raised", "/called"), 1):
+        first, again = (client.post(path, key=path) for _ in range(2))
+        assert (first.status_code, first.json()["data"]) == (422, {"limit": 5})
+        assert (again.content, again.headers["idempotent-replayed"]) == (first.content, "true")
+        assert shop.count("a") == count
