@@ -41,16 +41,16 @@ from ..execution import Execution, Receipt
 from ._keys import parse_key
 
 
-__all__ = ["HttpPolicy", "HttpRequest", "HttpResponse", "parse_key", "principal", "request_payload"]
+__all__ = ["REPLAYED_HEADERS", "HttpPolicy", "HttpRequest", "HttpResponse", "parse_key", "principal", "request_payload"]
 
 REPLAYED = "idempotent-replayed"
 
-# What describes the content or the resource. Never set-cookie, which would give the first caller's session to a later one,
-# nor what the server writes for each answer: date, server, content-length, connection.
 REPLAYED_HEADERS = frozenset(
     {"cache-control", "content-language", "content-location", "content-type", "deprecation", "etag"}
     | {"last-modified", "link", "location", "sunset", "vary"}
 )
+"""What describes the content or the resource. Never set-cookie, which would give the first caller's session to a later one,
+nor what the server writes for each answer: date, server, content-length, connection."""
 
 _DRAFT = "https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header"
 _NO_CONTENT = (204, 304)
