@@ -7,24 +7,22 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
-from weakref import ref
 
 from fastapi import Depends, Request, Response
 from fastapi.responses import StreamingResponse
-from sqlalchemy import Connection, event
 from sqlalchemy.util import ScopedRegistry
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive, Scope, Send
 
-from .._transaction.session_events import listen
 from ..errors import ClaimLostError, MisuseError, SafeAgentError
 from ..execution import Execution
+from ._awaited_commit import AwaitedCommit
 from ._fastapi_checks import name_of
 from .http import HttpPolicy, HttpRequest, HttpResponse, principal
 
 
 KEY = "safeagent_sa.http"
-"""In the scope of a request, and in the info of its session: its block."""
+"""In the scope of a request: its block."""
 
 
 class AnsweredError(Exception):
@@ -65,14 +63,13 @@ class Block:
     key: str
     asked: HttpRequest = field(repr=False)
     execution: Execution[Any] | None = None
-    is_stored: bool = False
-    is_committed: bool = False
+    commit: AwaitedCommit | None = None
+    """What the answer waits for, once it is stored."""
     undone: Response | None = field(default=None, repr=False)
     """The answer where nothing is stored, once the dependencies end."""
     _is_undone: bool = False
     _manager: Any = None
     _session: Any = None
-    _root: Any = None
 
     def claim(self, guard: Any, session: Any, scope: Any) -> Any:
         """Return the context manager of the claim."""
@@ -110,8 +107,7 @@ class Block:
             await self.leave(UndoneError())
             return self.undo(response)
         await self.leave(None)
-        self.is_stored = True
-        self._follow(self._session)
+        self.commit = AwaitedCommit(self._session)
         return response if settled is seen else response_of(settled)
 
     def undo(self, response: Response) -> Response:
@@ -124,7 +120,7 @@ class Block:
         if self._is_undone:
             self.undone = response
             raise UndoneError
-        return cast("Response", _SentAfterCommit(response, self, session)) if self.is_stored else response
+        return cast("Response", _SentAfterCommit(response, self, session)) if self.commit is not None else response
 
     async def leave(self, error: BaseException | None) -> None:
         """Leave the claim's block, with the error that has ended it; do nothing where it has ended."""
@@ -139,19 +135,15 @@ class Block:
         else:
             manager.__exit__(*left)
 
-    def _follow(self, session: Any) -> None:
-        if KEY not in session.info:
-            listen(session, "after_commit", _note_commit)
-        session.info[KEY], self._root = self, session.get_transaction()
-
-    def commits_in(self, transaction: Any) -> bool:
-        """Return whether this is the transaction of the claim, not one that a teardown has begun after it."""
-        return transaction is self._root
+    @property
+    def is_committed(self) -> bool:
+        """Whether the transaction of the claim has committed."""
+        return self.commit is not None and self.commit.is_seen
 
     def forget(self) -> None:
         """Let go of a session that may outlive the request."""
-        if self.is_stored:
-            self._session.info[KEY] = self._root = None
+        if self.commit is not None:
+            self.commit.forget()
 
     def not_committed(self, session: Callable[..., Any]) -> ClaimLostError:
         """Return the error of a session that has ended without a COMMIT."""
@@ -185,26 +177,6 @@ def undone_of(scope: Scope) -> Response | None:
     """Return the answer of a request that has stored nothing."""
     block: Block | None = scope.get(KEY)
     return None if block is None else block.undone
-
-
-def _note_commit(session: Any) -> None:
-    block: Block | None = session.info[KEY]
-    if block is not None and block.commits_in(session.get_transaction()) and not session.in_nested_transaction():
-        block.is_committed = True
-        if isinstance(session.bind, Connection) and session.bind.in_transaction():
-            _follow_outer(session.bind, block)
-
-
-def _follow_outer(connection: Connection, block: Block) -> None:
-    """Follow the transaction that a session has joined: its owner may still roll it back."""
-    event.listen(connection, "rollback", _note_rollback)  # once for each Connection
-    connection.info[KEY] = ref(block)
-
-
-def _note_rollback(connection: Connection) -> None:
-    block: Block | None = connection.info.pop(KEY, lambda: None)()
-    if block is not None:
-        block.is_committed = False
 
 
 def claiming(guard: Any, session: Callable[..., Any], scope: Callable[..., Any]) -> Callable[..., Any]:

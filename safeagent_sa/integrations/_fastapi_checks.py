@@ -40,11 +40,11 @@ def refuse_above_route(endpoint: Callable[..., Any]) -> None:
 
 
 def refuse_without_effect(endpoint: Callable[..., Any], methods: set[str]) -> None:
-    """Raise where an endpoint has a policy of its own that guards nothing."""
+    """Raise where an endpoint has its own policy, and that guards nothing."""
     own = getattr(endpoint, MARK, None)
     if isinstance(own, HttpPolicy) and not methods & own.methods:
         raise MisuseError(
-            f"{_where(endpoint)} has a policy of its own, whose methods are {sorted(own.methods)}, and its route has "
+            f"{_where(endpoint)} has its own policy, whose methods are {sorted(own.methods)}, and its route has "
             f"{sorted(methods)}: it would guard nothing. Say @idempotency(HttpPolicy(methods={methods!r}, ...)), or "
             "@idempotency(False)."
         )

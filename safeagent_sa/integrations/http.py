@@ -39,18 +39,19 @@ from ..errors import (
 )
 from ..execution import Execution, Receipt
 from ._keys import parse_key
+from ._policy_fields import refuse_wrong_fields
 
 
 __all__ = ["REPLAYED_HEADERS", "HttpPolicy", "HttpRequest", "HttpResponse", "parse_key", "principal", "request_payload"]
 
 REPLAYED = "idempotent-replayed"
 
+# What describes the content or the resource. Never set-cookie, which would give the first caller's session to a later one,
+# nor what the server writes for each answer: date, server, content-length, connection.
 REPLAYED_HEADERS = frozenset(
     {"cache-control", "content-language", "content-location", "content-type", "deprecation", "etag"}
     | {"last-modified", "link", "location", "sunset", "vary"}
 )
-"""What describes the content or the resource. Never set-cookie, which would give the first caller's session to a later one,
-nor what the server writes for each answer: date, server, content-length, connection."""
 
 _DRAFT = "https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header"
 _NO_CONTENT = (204, 304)
@@ -253,25 +254,9 @@ class HttpPolicy:
 
     def __post_init__(self) -> None:
         """Take any collection of methods and headers, and refuse values that would be understood wrongly later."""
-        for name in ("methods", "replayed_headers"):
-            if isinstance(value := getattr(self, name), str):
-                raise TypeError(f"{name} is a collection, so {{{value!r}}}, not the text {value!r}")
+        refuse_wrong_fields(self)
         object.__setattr__(self, "methods", frozenset(map(str.upper, self.methods)))
         object.__setattr__(self, "replayed_headers", frozenset(map(str.lower, self.replayed_headers)))
-        if self.expired_status not in (410, 422):
-            raise ValueError(f"expired_status is 410 or 422, not {self.expired_status!r}")
-        if re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", self.header) is None:
-            raise ValueError(f"header is the name of a header, such as Idempotency-Key, not {self.header!r}")
-        if not 0 <= self.wait_timeout < math.inf:
-            raise ValueError(f"wait_timeout is a finite number of seconds, 0 or more, not {self.wait_timeout!r}")
-        if self.refused_status not in range(400, 500):
-            raise ValueError(f"refused_status is a status from 400 to 499, not {self.refused_status!r}")
-        if self.max_body_bytes < 1:
-            raise ValueError(f"max_body_bytes is a number of bytes, 1 or more, not {self.max_body_bytes!r}")
-        if "set-cookie" in self.replayed_headers:
-            raise ValueError(
-                "replayed_headers has set-cookie: a replay would give the first caller's session to a later one"
-            )
 
     def key_of(self, values: Sequence[str]) -> str | HttpResponse | None:
         """Return the key, the answer to a missing or malformed one, or None where the request is not guarded."""

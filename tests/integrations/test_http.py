@@ -266,23 +266,23 @@ def test_a_principal_is_required(scope):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "error"),
+    "wrong",
     [
-        ({"methods": "POST"}, TypeError),
-        ({"replayed_headers": "location"}, TypeError),
-        ({"header": ""}, ValueError),
-        ({"header": "Idempotency Key"}, ValueError),
-        ({"wait_timeout": -1}, ValueError),
-        ({"wait_timeout": float("nan")}, ValueError),
-        ({"wait_timeout": float("inf")}, ValueError),
-        ({"refused_status": 200}, ValueError),
-        ({"refused_status": 503}, ValueError),
-        ({"max_body_bytes": 0}, ValueError),
+        {"methods": "POST"},
+        {"replayed_headers": "location"},
+        {"header": ""},
+        {"header": "Idempotency Key"},
+        {"wait_timeout": -1},
+        {"wait_timeout": float("nan")},
+        {"wait_timeout": float("inf")},
+        {"refused_status": 200},
+        {"refused_status": 503},
+        {"max_body_bytes": 0},
     ],
 )
-def test_a_policy_that_means_something_else_is_refused(wrong, error):
+def test_a_policy_that_means_something_else_is_refused(wrong):
     (name,) = wrong
-    with pytest.raises(error, match=name):
+    with pytest.raises(ValueError, match=f"^{name} is "):
         HttpPolicy(**wrong)
 
 
