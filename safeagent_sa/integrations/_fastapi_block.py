@@ -5,24 +5,24 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from fastapi import Depends, Request, Response
 from fastapi.responses import StreamingResponse
-from sqlalchemy.orm import scoped_session
+from sqlalchemy.util import ScopedRegistry
 from starlette.concurrency import run_in_threadpool
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from .._transaction.session_events import listen
 from ..errors import ClaimLostError, MisuseError, SafeAgentError
 from ..execution import Execution
+from ._awaited_commit import AwaitedCommit
 from ._fastapi_checks import name_of
 from .http import HttpPolicy, HttpRequest, HttpResponse, principal
 
 
 KEY = "safeagent_sa.http"
-"""In the scope of a request, and in the info of its session: its block."""
+"""In the scope of a request: its block."""
 
 
 class AnsweredError(Exception):
@@ -51,17 +51,21 @@ class UndoneError(Exception):
     """Ends the dependencies where nothing is stored, so that they roll back; the block has the response."""
 
 
+class TooLargeError(Exception):
+    """Ends the reading of a body that is longer than the policy allows."""
+
+
 @dataclass(eq=False)
 class Block:
     """One guarded request, from its key to its COMMIT."""
 
     policy: HttpPolicy
     key: str
-    asked: HttpRequest
+    asked: HttpRequest = field(repr=False)
     execution: Execution[Any] | None = None
-    is_stored: bool = False
-    is_committed: bool = False
-    undone: Response | None = None
+    commit: AwaitedCommit | None = None
+    """What the answer waits for, once it is stored."""
+    undone: Response | None = field(default=None, repr=False)
     """The answer where nothing is stored, once the dependencies end."""
     _is_undone: bool = False
     _manager: Any = None
@@ -103,8 +107,7 @@ class Block:
             await self.leave(UndoneError())
             return self.undo(response)
         await self.leave(None)
-        self.is_stored = True
-        self._follow(self._session)
+        self.commit = AwaitedCommit(self._session)
         return response if settled is seen else response_of(settled)
 
     def undo(self, response: Response) -> Response:
@@ -117,7 +120,7 @@ class Block:
         if self._is_undone:
             self.undone = response
             raise UndoneError
-        return cast("Response", _SentAfterCommit(response, self, session)) if self.is_stored else response
+        return cast("Response", _SentAfterCommit(response, self, session)) if self.commit is not None else response
 
     async def leave(self, error: BaseException | None) -> None:
         """Leave the claim's block, with the error that has ended it; do nothing where it has ended."""
@@ -132,15 +135,15 @@ class Block:
         else:
             manager.__exit__(*left)
 
-    def _follow(self, session: Any) -> None:
-        if KEY not in session.info:
-            listen(session, "after_commit", _note_commit)
-        session.info[KEY] = self
+    @property
+    def is_committed(self) -> bool:
+        """Whether the transaction of the claim has committed."""
+        return self.commit is not None and self.commit.is_seen
 
     def forget(self) -> None:
         """Let go of a session that may outlive the request."""
-        if self.is_stored:
-            self._session.info[KEY] = None
+        if self.commit is not None:
+            self.commit.forget()
 
     def not_committed(self, session: Callable[..., Any]) -> ClaimLostError:
         """Return the error of a session that has ended without a COMMIT."""
@@ -155,16 +158,25 @@ class Block:
         )
 
 
+def receive_at_most(limit: int, receive: Receive) -> Receive:
+    """Return what receives a body of this many bytes and raises TooLargeError for more: it is read before any authentication."""
+    size = 0
+
+    async def receive_next() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > limit:
+            raise TooLargeError
+        return message
+
+    return receive_next
+
+
 def undone_of(scope: Scope) -> Response | None:
     """Return the answer of a request that has stored nothing."""
     block: Block | None = scope.get(KEY)
     return None if block is None else block.undone
-
-
-def _note_commit(session: Any) -> None:
-    block: Block | None = session.info[KEY]
-    if block is not None and not session.in_nested_transaction():
-        block.is_committed = True
 
 
 def claiming(guard: Any, session: Callable[..., Any], scope: Callable[..., Any]) -> Callable[..., Any]:
@@ -224,6 +236,6 @@ def is_async(guard: Any) -> bool:
 
 
 def _plain(session: Any) -> Any:
-    """Return the Session that commits, of a scoped one or of an AsyncSession."""
-    found = session() if isinstance(session, scoped_session) else session
+    """Return the Session that commits, of one that a registry has (`scoped_session`, `async_scoped_session`) or of an AsyncSession."""
+    found = session() if isinstance(getattr(session, "registry", None), ScopedRegistry) else session
     return getattr(found, "sync_session", found)

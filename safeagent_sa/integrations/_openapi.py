@@ -28,6 +28,7 @@ _DESCRIPTIONS = {
     "404": "Nothing is stored under this key",
     "409": "A request with this key is outstanding, or its outcome is not known",
     "410": "The answer to this key is no longer kept",
+    "413": "The content is larger than what is compared",
     "422": "The key was used with other content, or the content is not valid",
 }
 
@@ -61,7 +62,7 @@ def _problem(status: str) -> dict[str, Any]:
 def with_problems(policy: HttpPolicy, given: dict[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
     """Return the responses that a route declares, with the problems among them."""
     found = dict(given)
-    for status, ours in problems("400", "409", "422", str(policy.expired_status)).items():
+    for status, ours in problems("400", "409", "413", "422", str(policy.expired_status)).items():
         key = next((each for each in given if str(each) == str(status)), status)
         theirs = given.get(key, {})
         found[key] = ours | theirs | {"content": ours["content"] | theirs.get("content", {})}

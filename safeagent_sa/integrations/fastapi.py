@@ -13,7 +13,7 @@ either; the answer leaves after that, whatever they have made of the error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -21,21 +21,49 @@ from typing import Any, ClassVar, TypeVar
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from .._request.refusals import Refusal
 from .._transaction.open_guarded import in_its_own_place
 from ..errors import InvalidInputError, OutcomeError, SafeAgentError
 from ..execution import Execution
-from ._fastapi_block import KEY, AnsweredError, Block, UndoneError, claiming, is_async, response_of, undone_of
-from ._fastapi_checks import name_of, refuse_late_commits, refuse_streams
+from ._fastapi_block import (
+    KEY,
+    AnsweredError,
+    Block,
+    TooLargeError,
+    UndoneError,
+    claiming,
+    is_async,
+    receive_at_most,
+    response_of,
+    undone_of,
+)
+from ._fastapi_checks import (
+    MARK,
+    all_routes,
+    effective,
+    name_of,
+    note_route,
+    refuse_above_route,
+    refuse_late_commits,
+    refuse_streams,
+    refuse_without_effect,
+)
 from ._openapi import problems, with_header, with_problems
 from .http import HttpPolicy, HttpRequest, in_words_of_http, principal
 
 
-__all__ = ["add_exception_handlers", "current_execution", "idempotency", "idempotent_route", "key_router"]
+__all__ = [
+    "add_exception_handlers",
+    "current_execution",
+    "idempotency",
+    "idempotent_route",
+    "key_router",
+    "unguarded_routes",
+]
 
-_MARK = "__safeagent_idempotency__"
 _EndpointT = TypeVar("_EndpointT", bound=Callable[..., Any])
 
 
@@ -87,10 +115,12 @@ class IdempotentRoute(APIRoute):
     _rules: ClassVar[HttpPolicy]
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-        chosen = getattr(endpoint, _MARK, self._rules)
+        chosen = getattr(endpoint, MARK, self._rules)
         self.policy = chosen if isinstance(chosen, HttpPolicy) else self._rules
         methods = {method.upper() for method in options.get("methods") or ["GET"]}
         self.guarded = methods if chosen is True else set() if chosen is False else methods & self.policy.methods
+        refuse_without_effect(endpoint, methods)
+        note_route(endpoint)
         if self.guarded:
             refuse_streams(endpoint, options.get("response_class"))
             given = [*(options.get("dependencies") or [])]
@@ -99,17 +129,15 @@ class IdempotentRoute(APIRoute):
             options["openapi_extra"] = with_header(self.policy, options.get("openapi_extra") or {})
         vars(self)["get_route_handler"] = self._held_back  # where FastAPI looks for it first
         super().__init__(path, endpoint, **options)
-        if self.guarded:
-            refuse_late_commits(self.dependant, endpoint, self._session)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what FastAPI calls between the dependencies' begin and their end."""
-        inner = super().get_route_handler()
+        inner, template = super().get_route_handler(), effective(self).path_format
 
         async def handler(request: Request) -> Response:
             if request.method not in self.guarded:
                 return await inner(request)
-            block = await self._block_of(request)
+            block = await self._block_of(request, template)
             if not isinstance(block, Block):
                 return await self._answer(inner, request, None) if block is None else block
             try:
@@ -124,7 +152,12 @@ class IdempotentRoute(APIRoute):
         return handler
 
     def _held_back(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the handler, of a class that is derived from this one too; what it returns leaves when the session has ended."""
+        """Return the handler, of a class that is derived from this one too; what it returns leaves when the session has ended.
+
+        FastAPI asks for it when the route is made; and each time that it is included, at the first request (since 0.137).
+        """
+        if self.guarded:
+            refuse_late_commits(effective(self).dependant, self.endpoint, self._session, self._claim.dependency)
         inner = type(self).get_route_handler(self)
 
         async def handler(request: Request) -> Response:
@@ -143,14 +176,17 @@ class IdempotentRoute(APIRoute):
             execution = None if block is None else block.execution
             return response_of(self.policy.refuse(execution, refusal))
 
-    async def _block_of(self, request: Request) -> Block | Response | None:
+    async def _block_of(self, request: Request, template: str) -> Block | Response | None:
         key = self.policy.key_of(request.headers.getlist(self.policy.header))
         if not isinstance(key, str):
             return None if key is None else response_of(key)
-        body = await request.body()  # kept by the request, so that a form can still be read
+        try:
+            body = await request.body()  # kept by the request, so that a form can still be read
+        except TooLargeError:
+            return response_of(self.policy.too_large())
         query = request.scope["query_string"].decode("latin-1")
         content_type = request.headers.get("content-type", "")
-        asked = HttpRequest(request.method, self.path_format, request.scope["path"], query, content_type, body)
+        asked = HttpRequest(request.method, template, request.scope["path"], query, content_type, body)
         block = request.scope[KEY] = Block(self.policy, key, asked)
         return block
 
@@ -162,6 +198,8 @@ class IdempotentRoute(APIRoute):
             if undone_of(scope) is None:
                 await send(message)
 
+        if scope["method"] in self.guarded and Headers(scope=scope).get(self.policy.header) is not None:
+            receive = receive_at_most(self.policy.max_body_bytes, receive)
         with in_its_own_place():
             try:
                 await super().handle(scope, receive, send_unless_undone)
@@ -180,13 +218,16 @@ def idempotency(choice: bool | HttpPolicy) -> Callable[[_EndpointT], _EndpointT]
     """Return a decorator that chooses for one endpoint; nothing is sent to a database.
 
     Args:
-        choice: True to guard it whatever its method, such as PUT; False to leave it alone; or its own policy.
+        choice: True to guard it whatever its method, such as PUT; False to leave it alone; or its own policy, whose
+            `methods` are guarded.
 
     Returns:
-        A decorator to put under the route's.
+        A decorator to put under the route's, so directly above the function.
 
     Raises:
-        TypeError: The choice is none of these.
+        TypeError: The choice is none of these, or the endpoint can hold none.
+        MisuseError: The decorator is above the route's, which has already chosen; or, when the route is made, its policy
+            guards none of the route's methods.
 
     Example:
         ```python
@@ -199,10 +240,40 @@ def idempotency(choice: bool | HttpPolicy) -> Callable[[_EndpointT], _EndpointT]
         raise TypeError(f"idempotency() takes True, False or an HttpPolicy, not {choice!r}")
 
     def decorate(endpoint: _EndpointT) -> _EndpointT:
-        setattr(endpoint, _MARK, choice)
+        refuse_above_route(endpoint)
+        try:
+            setattr(getattr(endpoint, "__func__", endpoint), MARK, choice)
+        except AttributeError:
+            raise TypeError(f"idempotency() takes a function or a method, not {endpoint!r}") from None
         return endpoint
 
     return decorate
+
+
+def unguarded_routes(app: FastAPI | APIRouter, methods: Iterable[str] = ("POST", "PATCH")) -> list[str]:
+    """Return the routes with one of these methods that no route class of `idempotent_route` has; nothing is sent to a database.
+
+    For a test, so that a router without the class is not overlooked. A route that says `@idempotency(False)` has the class.
+
+    Args:
+        app: The app, with all that it includes and mounts, or a router.
+        methods: The methods to look for.
+
+    Returns:
+        Such as `POST /login`, in the order of the app.
+
+    Example:
+        ```python
+        assert unguarded_routes(app) == ["POST /login"]
+        ```
+    """
+    wanted = [method.upper() for method in methods]
+    return [
+        f"{method} {path}"
+        for path, route in all_routes(app.routes)
+        for method in wanted
+        if method in (getattr(route, "methods", None) or ()) and not isinstance(route, IdempotentRoute)
+    ]
 
 
 def current_execution(request: Request) -> Execution[Any] | None:

@@ -39,9 +39,10 @@ from ..errors import (
 )
 from ..execution import Execution, Receipt
 from ._keys import parse_key
+from ._policy_fields import refuse_wrong_fields
 
 
-__all__ = ["HttpPolicy", "HttpRequest", "HttpResponse", "parse_key", "principal", "request_payload"]
+__all__ = ["REPLAYED_HEADERS", "HttpPolicy", "HttpRequest", "HttpResponse", "parse_key", "principal", "request_payload"]
 
 REPLAYED = "idempotent-replayed"
 
@@ -148,6 +149,10 @@ class HttpRequest(NamedTuple):
     content_type: str
     body: bytes
 
+    def __repr__(self) -> str:
+        """Return what a log may have: neither the content nor the query."""
+        return f"<HttpRequest {self.method} {self.path} of {len(self.body)} bytes>"
+
     @property
     def action(self) -> str:
         """What is done: few values, since it is an attribute of metrics. The path itself is in the payload."""
@@ -220,11 +225,13 @@ class HttpPolicy:
             below 500 where the adapter sees what the endpoint returns, below 400 in ASGI and WSGI middleware, where a raised
             error looks like a returned one. A refusal is always stored.
         replayed_headers: The headers that a replay repeats, in lower case.
-        wait_timeout: Seconds to wait for the first request instead of answering 409 at once; it holds a connection.
+        wait_timeout: Seconds to wait for the first request instead of answering 409 at once. Each waiting request holds a
+            connection of the pool, and a thread where the session is sync: in FastAPI one of the 40 that serve all sync code.
         expired_status: The answer to a key whose receipt was purged: 410 or 422.
         refused_status: The answer to a refusal (`Refusal`, `execution.refuse()`), which has its data and its type, and commits
             with the rows of the endpoint.
-        max_body_bytes: The largest request body that middleware buffers.
+        max_body_bytes: The largest request body of a guarded request, which is read whole before it is compared; a larger one is
+            answered with 413.
         documentation: The URL of your page about keys, the base of the problems' `type`; the draft's own by default.
 
     Example:
@@ -247,14 +254,9 @@ class HttpPolicy:
 
     def __post_init__(self) -> None:
         """Take any collection of methods and headers, and refuse values that would be understood wrongly later."""
+        refuse_wrong_fields(self)
         object.__setattr__(self, "methods", frozenset(map(str.upper, self.methods)))
         object.__setattr__(self, "replayed_headers", frozenset(map(str.lower, self.replayed_headers)))
-        if self.expired_status not in (410, 422):
-            raise ValueError(f"expired_status is 410 or 422, not {self.expired_status!r}")
-        if "set-cookie" in self.replayed_headers:
-            raise ValueError(
-                "replayed_headers has set-cookie: a replay would give the first caller's session to a later one"
-            )
 
     def key_of(self, values: Sequence[str]) -> str | HttpResponse | None:
         """Return the key, the answer to a missing or malformed one, or None where the request is not guarded."""
@@ -268,7 +270,7 @@ class HttpPolicy:
         return key
 
     def too_large(self) -> HttpResponse:
-        """Return the answer to a body that middleware does not buffer."""
+        """Return the answer to a body that is not read to its end."""
         detail = f"The content is larger than the {self.max_body_bytes} bytes that this API compares."
         return self._problem(413, "too-large", "The content is too large", detail)
 

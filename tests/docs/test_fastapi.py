@@ -38,6 +38,12 @@ def test_the_app_answers_as_the_page_says(page):
     assert scopes == ["acme"]
 
 
+def test_a_key_of_the_api_that_is_not_known_is_401(page):
+    names, _ = page
+    answer = Client(names["app"], **{"X-API-Key": "other"}).post("/payments", key="k-1", json={"amount": 1})
+    assert answer.status_code == 401
+
+
 def test_a_test_may_roll_back_what_its_overridden_session_has_committed(page):
     names, _ = page
     with names["engine"].connect() as connection:

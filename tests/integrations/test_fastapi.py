@@ -1,16 +1,31 @@
 """The route class for FastAPI: endpoints stay as they are, and run once for each key."""
 
+import asyncio
 import json
 import re
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated
 
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, File, Header, HTTPException, Request, Response
+from fastapi import (
+    APIRouter,
+    BackgroundTasks,
+    Depends,
+    FastAPI,
+    File,
+    Header,
+    HTTPException,
+    Request,
+    Response,
+    Security,
+)
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
 from support.app import Payment
 from support.web import Client, async_sessions
 
@@ -24,6 +39,7 @@ from safeagent_sa import (
     UnsupportedSessionError,
 )
 from safeagent_sa.aio import AsyncExecutionGuard
+from safeagent_sa.integrations._awaited_commit import AwaitedCommit
 from safeagent_sa.integrations._fastapi_block import Block
 from safeagent_sa.integrations.fastapi import (
     add_exception_handlers,
@@ -31,6 +47,7 @@ from safeagent_sa.integrations.fastapi import (
     idempotency,
     idempotent_route,
     key_router,
+    unguarded_routes,
 )
 from safeagent_sa.integrations.http import HttpPolicy
 
@@ -563,5 +580,532 @@ def test_a_session_that_outlives_requests_is_listened_to_once_and_holds_none_of_
     for number in range(3):
         assert shop.client.post("/payments", key=f"k-{number}").status_code == 200
     assert len(list(session.dispatch.after_commit)) == len(list(port.sessions().dispatch.after_commit)) + 1
-    assert [each for each in session.info.values() if isinstance(each, Block)] == []
+    assert [each for each in session.info.values() if isinstance(each, (Block, AwaitedCommit))] == []
     session.close()
+
+
+class Rows:
+    """Dependencies of routes that write rows of their own, in the session of the endpoint."""
+
+    def __init__(self, shop):
+        its = Annotated[Session, Depends(shop.session, scope="function")]
+
+        def before(session: its):
+            session.add(Payment(reference="before", amount=1))
+            session.flush()
+
+        def after(session: its):
+            yield
+            session.add(Payment(reference="after", amount=1))
+
+        self.its = its
+        self.dependencies = [Depends(before), Depends(after, scope="function")]
+
+
+@on_both
+def test_a_replay_commits_nothing_of_what_dependencies_write(port):
+    shop = Shop(port, port.sessions)
+    rows = Rows(shop)
+
+    @shop.router.post("/payments", dependencies=rows.dependencies)
+    def post_payment(session: rows.its):
+        session.add(Payment(reference="a", amount=1))
+        return "paid"
+
+    client = shop.open()
+    answers = [client.post(path, key="k-1") for path in ("/payments", "/payments", "/payments?x=1")]
+    assert [answer.status_code for answer in answers] == [200, 200, 422]
+    assert (answers[1].content, answers[1].headers["idempotent-replayed"]) == (answers[0].content, "true")
+    assert [shop.count(name) for name in ("before", "a", "after")] == [1, 1, 1]
+
+
+def test_a_request_in_progress_commits_nothing_of_what_dependencies_write(postgresql):
+    shop = Shop(postgresql, postgresql.sessions)
+    rows = Rows(shop)
+
+    @shop.router.post("/payments", dependencies=rows.dependencies)
+    def post_payment(session: rows.its): ...
+
+    client = shop.open()
+    with postgresql.sessions() as holder:
+        with shop_claim(shop, holder):
+            assert client.post("/payments", key="k-1").status_code == 409
+        holder.rollback()
+    assert [shop.count(name) for name in ("before", "after")] == [0, 0]
+
+
+@on_one
+@pytest.mark.parametrize("translated", [HTTPException(500, "trouble"), RuntimeError("trouble"), None])
+def test_what_a_dependency_makes_of_the_end_does_not_replace_the_answer(port, translated):
+    shop = Shop(port, port.sessions)
+
+    def translating():
+        session = port.sessions()
+        try:
+            yield session
+            session.commit()
+        except Exception as error:
+            session.rollback()
+            if translated is not None:
+                raise translated from error
+        finally:
+            session.close()
+
+    router = APIRouter(route_class=idempotent_route(shop.guard, session=translating, scope=tenant))
+    answers = iter([JSONResponse("later", 503, {"Retry-After": "7"}), "paid"])
+
+    @router.post("/payments")
+    def post_payment(session: Annotated[Session, Depends(translating, scope="function")]):
+        session.add(Payment(reference="a", amount=1))
+        return next(answers)
+
+    shop.app.include_router(router)
+    later, paid, again = (shop.client.post("/payments", key="k-1") for _ in range(3))
+    assert (later.status_code, later.json(), later.headers["retry-after"]) == (503, "later", "7")
+    assert (paid.json(), again.json(), again.headers["idempotent-replayed"]) == ("paid", "paid", "true")
+    assert shop.count("a") == 1
+
+
+@on_one
+def test_a_class_that_is_derived_sees_every_answer_and_sends_none_before_the_commit(port):
+    shop = Shop(port, port.sessions)
+    commits = [True, False]
+
+    def its_session():
+        with port.sessions() as session:
+            yield session
+            if commits.pop(0) if commits else True:
+                session.commit()
+
+    class Signed(idempotent_route(shop.guard, session=its_session, scope=tenant)):
+        def get_route_handler(self):
+            inner = super().get_route_handler()
+
+            async def handler(request):
+                found = await inner(request)
+                return Response(found.body, found.status_code, {**found.headers, "X-Signature": "s"})
+
+            return handler
+
+    router = APIRouter(route_class=Signed)
+
+    @router.post("/payments", status_code=201)
+    def post_payment(session: Annotated[Session, Depends(its_session, scope="function")]):
+        session.add(Payment(reference="a", amount=1))
+
+    shop.app.include_router(router)
+    first, again = (shop.client.post("/payments", key="k-1") for _ in range(2))
+    assert [(each.status_code, each.headers["x-signature"]) for each in (first, again)] == [(201, "s"), (201, "s")]
+    commits[:] = [False]
+    assert shop.client.post("/payments", key="k-2").status_code == 500
+    assert shop.count("a") == 1
+
+
+def guarded(shop, session):
+    """Guard one endpoint with this dependency for its session; return its client and the errors that it has answered 500 with."""
+    router = APIRouter(route_class=idempotent_route(shop.guard, session=session, scope=tenant))
+
+    @router.post("/payments", status_code=201)
+    def post_payment(its: Annotated[Session, Depends(session, scope="function")]):
+        its.add(Payment(reference="a", amount=1))
+        its.flush()
+
+    shop.app.include_router(router)
+    seen = []
+    shop.app.add_exception_handler(
+        ClaimLostError, lambda _request, error: seen.append(error) or Response(status_code=500)
+    )
+    return shop.client, seen
+
+
+@on_both
+@pytest.mark.parametrize("writes", [False, True], ids=["the COMMIT again", "a log of failures"])
+def test_the_commit_of_another_transaction_sends_no_answer(port, writes):
+    shop = Shop(port, port.sessions)
+    fails = [True]
+
+    def persistent():
+        with port.sessions() as session:
+            yield session
+            try:
+                if fails:
+                    fails.clear()
+                    session.rollback()
+                    raise RuntimeError("the COMMIT fails")
+                session.commit()
+            except RuntimeError:
+                session.rollback()
+                if writes:
+                    session.add(Payment(reference="log", amount=1))
+                session.connection()
+                session.commit()
+
+    client, seen = guarded(shop, persistent)
+    assert client.post("/payments", key="k-1").status_code == 500
+    assert "persistent ended without a COMMIT" in str(seen[0])
+    assert shop.count("a") == 0
+    assert client.post("/payments", key="k-1").status_code == 201
+    assert (shop.count("a"), shop.count("log")) == (1, int(writes))
+
+
+@on_both
+def test_a_joined_transaction_that_rolls_back_sends_no_answer(port):
+    shop = Shop(port, port.sessions)
+    ends = iter(["commit", "rollback", "commit"])
+
+    def its_connection():
+        with port.engine.connect() as connection:
+            transaction = connection.begin()
+            yield connection
+            getattr(transaction, next(ends))()
+
+    def joined(connection: Annotated[Connection, Depends(its_connection, scope="function")]):
+        with Session(connection) as session, session.begin():
+            yield session
+
+    client, seen = guarded(shop, joined)
+    assert [client.post("/payments", key=key).status_code for key in ("k-1", "k-2", "k-2")] == [201, 500, 201]
+    assert "joined ended without a COMMIT" in str(seen[0])
+    assert shop.count("a") == 2
+
+
+@on_one
+def test_a_session_over_what_ends_after_the_response_is_refused(shop):
+    def its_connection():
+        with shop.port.engine.begin() as connection:
+            yield connection
+
+    def joined(connection: Annotated[Connection, Depends(its_connection)]):
+        with Session(connection) as session, session.begin():
+            yield session
+
+    with pytest.raises(UnsupportedSessionError, match=r"its_connection, scope=\"function\"") as caught:
+        guarded(shop, joined)
+    assert "joined depends on" in str(caught.value)
+
+
+@on_one
+def test_the_session_of_the_scope_is_not_the_endpoints(port):
+    shop = Shop(port, port.sessions)
+
+    def tenant_of_the_database(session: Annotated[Session, Depends(shop.session, scope="function")]):
+        return "acme"
+
+    router = APIRouter(route_class=idempotent_route(shop.guard, session=shop.session, scope=tenant_of_the_database))
+    with pytest.raises(UnsupportedSessionError, match="post_payment does not depend on sync_session"):
+
+        @router.post("/payments")
+        def post_payment(): ...
+
+    @router.post("/declared", dependencies=[Depends(shop.session, scope="function")])
+    def post_declared(): ...
+
+
+@on_one
+@pytest.mark.parametrize("where", ["router", "include_router", "app", "app of the include"])
+def test_dependencies_from_outside_of_the_route_are_checked(port, where):
+    shop = Shop(port, port.sessions)
+
+    def audit(session: Annotated[Session, Depends(shop.session)]): ...
+
+    def on(place):
+        return [Depends(audit)] if place == where else []
+
+    options = {"session": shop.session, "scope": tenant}
+    with pytest.raises(UnsupportedSessionError, match="audit has a separate session"):
+        router = APIRouter(route_class=idempotent_route(shop.guard, **options), dependencies=on("router"))
+        app = FastAPI(dependencies=on("app"))
+
+        @router.post("/payments")
+        def post_payment(session: Annotated[Session, Depends(shop.session, scope="function")]): ...
+
+        app.include_router(router, dependencies=on("include_router"))
+        outer = FastAPI(dependencies=on("app of the include"))
+        outer.include_router(app.router)
+        app.openapi(), outer.openapi()
+
+
+@on_one
+def test_a_security_with_scopes_shares_the_session_of_the_claim(port):
+    shop = Shop(port, port.sessions)
+    made = []
+
+    def its_session():
+        made.append(1)
+        yield from shop.sync_session()
+
+    def user(session: Annotated[Session, Depends(its_session, scope="function")]):
+        return session
+
+    router = APIRouter(route_class=idempotent_route(shop.guard, session=its_session, scope=tenant))
+
+    @router.post("/payments")
+    def post_payment(session: Annotated[Session, Security(user, scopes=["pay"])]):
+        session.add(Payment(reference="a", amount=1))
+
+    shop.app.include_router(router)
+    assert shop.client.post("/payments", key="k-1").status_code == 200
+    assert (made, shop.count("a")) == ([1], 1)
+
+
+@on_one
+def test_a_bound_method_may_give_the_session(port):
+    class Database:
+        def session(self):
+            with port.sessions() as session, session.begin():
+                yield session
+
+    shop, database = Shop(port, port.sessions), Database()
+    router = APIRouter(route_class=idempotent_route(shop.guard, session=database.session, scope=tenant))
+
+    @router.post("/payments")
+    def post_payment(session: Annotated[Session, Depends(database.session, scope="function")]): ...
+
+    shop.app.include_router(router)
+    assert shop.client.post("/payments", key="k-1").status_code == 200
+
+
+@on_one
+def test_the_action_has_the_prefixes_of_every_include(shop):
+    with_payments(shop)
+    outer = FastAPI()
+    outer.include_router(shop.router, prefix="/v1/{region}")
+    client = Client(outer)
+    assert client.post("/v1/eu/payments/card", key="k-1", json={"reference": "a"}).status_code == 201
+    with shop.port.sessions() as session:
+        assert shop.guard.get(session, "k-1", scope="acme").action == "POST /v1/:region/payments/:kind"
+
+
+@on_one
+def test_a_choice_that_would_have_no_effect_is_refused(shop):
+    its = Annotated[Session, Depends(shop.session, scope="function")]
+    with pytest.raises(MisuseError, match=r"put_policy has its own policy.*PATCH.*\['PUT'\]"):
+
+        @shop.router.put("/policy")
+        @idempotency(HttpPolicy(wait_timeout=2))
+        def put_policy(session: its): ...
+
+    with pytest.raises(MisuseError, match="above the route's decorator"):
+
+        @idempotency(True)
+        @shop.router.put("/above")
+        def put_above(session: its): ...
+
+    @shop.router.put("/own")
+    @shop.router.put("/twice")
+    @idempotency(HttpPolicy(methods=["put"]))
+    def put_own(session: its):
+        shop.ran.append("own")
+
+    client = shop.open()
+    assert [client.send("PUT", "/own", key="k-1").status_code for _ in range(2)] == [200, 200]
+    assert shop.ran == ["own"]
+
+
+@on_one
+def test_a_method_of_an_object_may_be_left_alone(shop):
+    class Searches:
+        @idempotency(False)
+        def search(self):
+            return "found"
+
+        def find(self):
+            return "found"
+
+    searches = Searches()
+    shop.router.add_api_route("/search", searches.search, methods=["POST"])
+    shop.router.add_api_route("/find", idempotency(False)(searches.find), methods=["POST"])
+    client = shop.open()
+    assert [client.post(path).json() for path in ("/search", "/find")] == ["found", "found"]
+    with pytest.raises(TypeError, match="takes a function or a method"):
+        idempotency(True)(len)
+
+
+@on_one
+def test_routes_without_the_class_are_listed(shop):
+    plain, inner = APIRouter(prefix="/plain"), FastAPI()
+
+    def endpoint(): ...
+
+    plain.post("/a")(endpoint)
+    plain.get("/b")(endpoint)
+    inner.patch("/c")(endpoint)
+    shop.router.post("/left-alone")(idempotency(False)(lambda: None))
+    with_payments(shop)
+    shop.app.include_router(plain, prefix="/v1")
+    shop.app.mount("/inner", inner)
+    shop.app.put("/put")(endpoint)
+    assert unguarded_routes(shop.app) == ["POST /v1/plain/a", "PATCH /inner/c"]
+    assert unguarded_routes(shop.app, ["put"]) == ["PUT /put"]
+
+
+@on_one
+def test_a_router_that_is_included_keeps_its_own_class(shop):
+    shop.app.router.route_class = shop.router.route_class
+    its = Annotated[Session, Depends(shop.session, scope="function")]
+    plain = APIRouter()
+
+    @plain.post("/plain")
+    def post_plain(session: its): ...
+
+    @shop.app.post("/direct")
+    def post_direct(session: its): ...
+
+    shop.app.include_router(plain)
+    assert [shop.client.post(path).status_code for path in ("/plain", "/direct")] == [200, 400]
+    assert unguarded_routes(shop.app) == ["POST /plain"]
+
+
+@on_one
+def test_what_is_kept_in_the_request_and_its_session_shows_no_content(shop):
+    @shop.router.post("/payments")
+    def post_payment(request: Request, session: Annotated[Session, Depends(shop.session, scope="function")]):
+        shop.ran.append(repr(list(request.scope["safeagent_sa.http"].__dict__)))
+        shop.ran.append(f"{request.scope['safeagent_sa.http']!r} {session.info}")
+
+    assert shop.open().post("/payments?token=secret", key="k-1", json={"card": "4242424242"}).status_code == 200
+    fields, shown = shop.ran
+    assert "asked" in fields
+    assert "k-1" in shown
+    assert "4242424242" not in shown
+    assert "secret" not in shown
+
+
+@on_one
+def test_a_body_that_is_too_large_is_not_read_to_its_end(port):
+    shop = Shop(port, port.sessions, HttpPolicy(required=False, max_body_bytes=1000))
+
+    @shop.router.post("/upload")
+    async def upload(request: Request, session: Annotated[Session, Depends(shop.session, scope="function")]):
+        return len(await request.body())
+
+    client = shop.open()
+    sent = []
+
+    async def parts():
+        for _ in range(100):
+            sent.append(100)
+            yield b"x" * 100
+
+    answer = client.post("/upload", key="k-1", content=parts())
+    assert (answer.status_code, answer.headers["content-type"], sum(sent)) == (413, PROBLEM, 1100)
+    assert client.post("/upload", key="k-1", content=b"x" * 1000).json() == 1000
+    assert client.post("/upload", content=b"x" * 1001).json() == 1001  # no key, so it is not compared
+    assert PROBLEM in shop.app.openapi()["paths"]["/upload"]["post"]["responses"]["413"]["content"]
+
+
+@on_one
+def test_a_session_of_a_registry_for_each_request(port):
+    shop = Shop(port, port.sessions)
+    request = ContextVar("request")
+    registry = scoped_session(port.sessions, scopefunc=request.get)
+
+    async def its_session():
+        try:
+            yield registry
+            registry.commit()
+        finally:
+            registry.remove()
+
+    router = APIRouter(route_class=idempotent_route(shop.guard, session=its_session, scope=tenant))
+
+    @router.post("/payments")
+    async def post_payment(session: Annotated[Session, Depends(its_session, scope="function")]):
+        session.add(Payment(reference="a", amount=1))
+        return "paid"
+
+    shop.app.include_router(router)
+
+    async def app(scope, receive, send):
+        request.set(object())
+        await shop.app(scope, receive, send)
+
+    answers = [Client(app).post("/payments", key="k-1") for _ in range(2)]
+    assert [answer.json() for answer in answers] == ["paid", "paid"]
+    assert (shop.count("a"), answers[1].headers["idempotent-replayed"]) == (1, "true")
+
+
+@on_both
+def test_an_async_session_of_a_registry(port):
+    with async_sessions(port) as sessions:
+        shop = Shop(port, sessions, is_async=True)
+        registry = async_scoped_session(sessions, scopefunc=asyncio.current_task)
+
+        async def its_session():
+            try:
+                yield registry
+                await registry.commit()
+            finally:
+                await registry.remove()
+
+        router = APIRouter(route_class=idempotent_route(shop.guard, session=its_session, scope=tenant))
+
+        @router.post("/payments")
+        async def post_payment(session: Annotated[AsyncSession, Depends(its_session, scope="function")]):
+            session.add(Payment(reference="a", amount=1))
+            return "paid"
+
+        shop.app.include_router(router)
+        answers = [shop.client.post("/payments", key="k-1") for _ in range(2)]
+        assert [answer.json() for answer in answers] == ["paid", "paid"]
+        assert (shop.count("a"), answers[1].headers["idempotent-replayed"]) == (1, "true")
+
+
+@on_both
+def test_an_endpoint_rolls_back_a_savepoint_and_never_the_transaction(port):
+    shop = Shop(port, port.sessions)
+    its = Annotated[Session, Depends(shop.session, scope="function")]
+
+    def once(session, savepoint):
+        try:
+            with savepoint(session):
+                session.execute(insert(Payment).values(id=1, reference="a", amount=1))
+        except IntegrityError:
+            return JSONResponse("exists", 409)
+        return "paid"
+
+    @contextmanager
+    def transaction(session):
+        try:
+            yield
+        except IntegrityError:
+            session.rollback()
+            raise
+
+    @shop.router.post("/savepoint")
+    def post_savepoint(session: its):
+        return once(session, Session.begin_nested)
+
+    @shop.router.post("/rollback")
+    def post_rollback(session: its):
+        return once(session, transaction)
+
+    client = shop.open()
+    keys = ("k-1", "k-2", "k-2")
+    assert [client.post("/savepoint", key=key).status_code for key in keys] == [200, 409, 409]
+    assert client.post("/rollback", key="k-3").status_code == 500
+    assert shop.count("a") == 1
+
+
+@on_one
+def test_a_refusal_is_stored_whatever_the_policy_stores(port):
+    shop = Shop(port, port.sessions, HttpPolicy(stores=lambda status: status < 300))
+    its = Annotated[Session, Depends(shop.session, scope="function")]
+
+    @shop.router.post("/raised")
+    def post_raised(session: its):
+        session.add(Payment(reference="a", amount=1))
+        raise Refusal({"limit": 5}, type="card_declined")
+
+    @shop.router.post("/called")
+    def post_called(execution: Annotated[Execution, Depends(current_execution)], session: its):
+        session.add(Payment(reference="a", amount=1))
+        execution.refuse({"limit": 5}, type="card_declined")
+        return "not what is answered"
+
+    client = shop.open()
+    for count, path in enumerate(("/raised", "/called"), 1):
+        first, again = (client.post(path, key=path) for _ in range(2))
+        assert (first.status_code, first.json()["data"]) == (422, {"limit": 5})
+        assert (again.content, again.headers["idempotent-replayed"]) == (first.content, "true")
+        assert shop.count("a") == count

@@ -263,3 +263,29 @@ def test_a_principal_is_required(scope):
     with pytest.raises(MisuseError, match="scope gave"):
         principal(scope)
     assert principal(0) == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"methods": "POST"},
+        {"replayed_headers": "location"},
+        {"header": ""},
+        {"header": "Idempotency Key"},
+        {"wait_timeout": -1},
+        {"wait_timeout": float("nan")},
+        {"wait_timeout": float("inf")},
+        {"refused_status": 200},
+        {"refused_status": 503},
+        {"max_body_bytes": 0},
+    ],
+)
+def test_a_policy_that_means_something_else_is_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"^{name} is "):
+        HttpPolicy(**wrong)
+
+
+def test_a_request_shows_neither_its_content_nor_its_query():
+    asked = HttpRequest("POST", "/pay/{id}", "/pay/5", "token=secret", "text/plain", b"card 4242")
+    assert repr(asked) == str(asked) == "<HttpRequest POST /pay/5 of 9 bytes>"

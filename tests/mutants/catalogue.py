@@ -35,7 +35,8 @@ IDS, JSON_TEXT, RESULTS = "_request/ids.py", "_request/json_text.py", "_request/
 OWN_RESULTS = "_request/own_results.py"
 SIGNATURE, ARGUMENTS, TEMPLATE = "_request/signature.py", "_request/arguments.py", "_request/template.py"
 MESSAGES, TASKS = "integrations/messages.py", "integrations/_tasks.py"
-HTTP, ASGI, FASTAPI_BLOCK = "integrations/http.py", "integrations/asgi.py", "integrations/_fastapi_block.py"
+HTTP, ASGI = "integrations/http.py", "integrations/asgi.py"
+FASTAPI, FASTAPI_BLOCK = "integrations/fastapi.py", "integrations/_fastapi_block.py"
 WEBHOOKS, PROVIDERS = "integrations/webhooks.py", "integrations/_webhook_providers.py"
 RETENTION, EXECUTION = "retention.py", "execution.py"
 
@@ -2161,11 +2162,29 @@ WEB = {
         "if False:",
         "test_a_session_that_ends_without_a_commit_gives_no_answer_but_500",
     ),
+    "a response leaves at the COMMIT of another transaction": Mutant(
+        "integrations/_awaited_commit.py",
+        "session.get_transaction() is not awaited.root or ",
+        "",
+        "test_the_commit_of_another_transaction_sends_no_answer",
+    ),
+    "a response leaves although the joined transaction has rolled back": Mutant(
+        "integrations/_awaited_commit.py",
+        "        awaited.is_seen = False",
+        "        pass",
+        "test_a_joined_transaction_that_rolls_back_sends_no_answer",
+    ),
     "a response of 5xx is stored": Mutant(
         FASTAPI_BLOCK,
         "below=500",
         "below=600",
         "test_a_request_that_fails_leaves_its_key_free",
+    ),
+    "a replay commits what dependencies have written": Mutant(
+        FASTAPI_BLOCK,
+        "if self._is_undone:",
+        "if False:",
+        "test_a_replay_commits_nothing_of_what_dependencies_write",
     ),
     "a session that commits after the response is taken": Mutant(
         "integrations/_fastapi_checks.py",
@@ -2173,9 +2192,27 @@ WEB = {
         "if not use.use_cache:",
         "test_a_session_that_would_commit_after_the_response_is_refused_when_the_route_is_made",
     ),
+    "a policy that guards nothing is taken": Mutant(
+        "integrations/_fastapi_checks.py",
+        "if isinstance(own, HttpPolicy) and not methods & own.methods:",
+        "if False:",
+        "test_a_choice_that_would_have_no_effect_is_refused",
+    ),
+    "the scope's session counts as the endpoint's": Mutant(
+        "integrations/_fastapi_checks.py",
+        "if outside is None or each.call is not outside:",
+        "if True:",
+        "test_the_session_of_the_scope_is_not_the_endpoints",
+    ),
+    "the dependencies of an include are not checked": Mutant(
+        FASTAPI,
+        "refuse_late_commits(effective(self).dependant,",
+        "refuse_late_commits(self.dependant,",
+        "test_dependencies_from_outside_of_the_route_are_checked",
+    ),
     "an endpoint without the claim's session is taken": Mutant(
         "integrations/_fastapi_checks.py",
-        "if len(found) == 1:",
+        "if not any(True for _ in _uses(dependant, session, outside=claim)):",
         "if False:",
         "test_an_endpoint_with_another_session_is_refused_unless_it_says_how_it_gets_it",
     ),
@@ -2222,8 +2259,8 @@ WEB = {
         "test_every_web_adapter_keeps_the_rows_of_a_refusal_and_answers_it_alike",
     ),
     "a session that outlives its requests holds one": Mutant(
-        FASTAPI_BLOCK,
-        "self._session.info[KEY] = None",
+        "integrations/_awaited_commit.py",
+        "self.session.info[_KEY] = None",
         "pass",
         "test_a_session_that_outlives_requests_is_listened_to_once_and_holds_none_of_them",
     ),
