@@ -1238,7 +1238,7 @@ PIPELINES = {
         GUARD,
         "            self._replace_closed(pooled, error)\n",
         "",
-        "test_a_wait_that_something_else_breaks_off_gives_the_connection_up",
+        "test_a_commit_that_is_broken_off_leaves_the_pool_no_closed_connection",
     ),
     "an older psycopg cannot claim": Mutant(
         FAST_PATH,

@@ -299,6 +299,7 @@ def test_in_a_block_of_the_driver_s_the_driver_refuses_the_commit(one, guard, wh
                 claim()
             with pytest.raises(DBAPIError, match="forbidden within a Transaction context"):
                 session.commit()
+            assert driver.closed  # its transaction could be neither committed nor rolled back
         session.rollback()
 
     assert one.requests() == []
@@ -507,3 +508,25 @@ def test_a_wait_that_something_else_breaks_off_gives_the_connection_up(one, guar
 
     assert deliver(one, "order-1", guard).is_replay in ((False,) if batch == "claim" else (False, True))
     assert one.requests() == [("order-1", "completed")]
+
+
+def test_a_commit_that_is_broken_off_leaves_the_pool_no_closed_connection(one, guard, monkeypatch):
+    """SQLAlchemy looks for a lost connection behind an error of the driver's, and this is none."""
+    with one.engine.connect() as connection:
+        transaction = connection.begin()
+        session = Session(connection, join_transaction_mode="rollback_only")
+        with guard.claim(session, "order-1", action="pay") as execution:
+            execution.complete({"ok": True})
+        driver = connection.connection.driver_connection
+
+        def breaks_off(generator, *_, **__):
+            next(generator)
+            raise SoftLimit
+
+        monkeypatch.setattr(driver, "wait", breaks_off)
+        with pytest.raises(SoftLimit):
+            transaction.commit()
+        session.close()
+    assert driver.closed
+
+    assert deliver(one, "order-2", guard).is_replay is False
