@@ -125,7 +125,9 @@ class IdempotencyMiddleware:
                 limit=self._guard._settings.max_result_bytes,  # noqa: SLF001 - the same package
             )
             state = {**scope.get("state", {}), "session": session, "execution": execution}
-            inner = {**scope, "state": state}
+            headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"accept-encoding"]
+            # a response is stored for every retry, so it is plain: what is outside of here may compress it for each
+            inner = {**scope, "state": state, "headers": headers}
             try:
                 with in_words_of_http("the middleware"):
                     try:

@@ -48,8 +48,9 @@ REPLAYED = "idempotent-replayed"
 # What describes the content or the resource. Never set-cookie, which would give the first caller's session to a later one,
 # nor what the server writes for each answer: date, server, content-length, connection.
 REPLAYED_HEADERS = frozenset(
-    {"cache-control", "content-language", "content-location", "content-type", "deprecation", "etag"}
-    | {"last-modified", "link", "location", "sunset", "vary"}
+    {"accept-ranges", "cache-control", "content-digest", "content-disposition", "content-encoding", "content-language"}
+    | {"content-location", "content-range", "content-type", "deprecation", "digest", "etag", "last-modified", "link"}
+    | {"location", "repr-digest", "retry-after", "sunset", "vary", "www-authenticate"}
 )
 
 _DRAFT = "https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header"

@@ -81,6 +81,8 @@ class IdempotencyMiddleware:
         asked = HttpRequest(environ["REQUEST_METHOD"], self._template(environ), path, query, content_type, body)
         with self._factory() as session:
             inner = {**environ, SESSION: session, "wsgi.input": BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+            # a response is stored for every retry, so it is plain: what is outside of here may compress it for each
+            inner.pop("HTTP_ACCEPT_ENCODING", None)
             captured = _Captured(self._app, inner, asked.action, self._guard._settings.max_result_bytes)  # noqa: SLF001
             answered = answer(
                 self._guard,

@@ -1,6 +1,7 @@
 """The ASGI middleware, around plain apps and around Starlette; it owns the transaction."""
 
 import asyncio
+import gzip
 from contextlib import contextmanager
 
 import pytest
@@ -10,7 +11,8 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.responses import JSONResponse, StreamingResponse
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from support.app import Payment
 from support.web import Client, async_sessions
@@ -79,6 +81,32 @@ def test_a_retry_gets_the_first_response_and_nothing_runs_again(each_port):
         assert client.post("/pay", key="a b", json={}).status_code == 400
         assert client.post("/pay", key="k-1", json={"amount": 1}, headers={"X-Tenant": "other"}).status_code == 201
     assert each_port.payments("a") == 2
+
+
+def test_what_is_stored_is_compressed_for_no_request(sqlite):
+    async def pay(request):
+        return JSONResponse("x" * 1000)
+
+    with async_sessions(sqlite) as sessions:
+        options = {"guard": AsyncExecutionGuard(), "session_factory": sessions, "scope": tenant}
+        guarded = Middleware(IdempotencyMiddleware, **options)
+        app = Starlette(
+            routes=[Route("/pay", pay, methods=["POST"])],
+            middleware=[Middleware(GZipMiddleware), guarded, Middleware(GZipMiddleware)],
+        )
+        kinds = ("gzip", "identity", "gzip")
+        answers = [Client(app).post("/pay", key="k-1", headers={"Accept-Encoding": kind}) for kind in kinds]
+    assert [answer.headers.get("content-encoding") for answer in answers] == ["gzip", None, "gzip"]
+    assert {answer.text for answer in answers} == {'"' + "x" * 1000 + '"'}
+
+
+def test_a_content_that_the_app_itself_encodes_is_replayed_as_such(sqlite):
+    def packed(_payment):
+        return Response(gzip.compress(b"hello"), headers={"Content-Encoding": "gzip"})
+
+    with a_client(sqlite, paying(sqlite, packed)) as client:
+        answers = [client.post("/pay", key="k-1") for _ in range(2)]
+    assert [(answer.headers["content-encoding"], answer.content) for answer in answers] == [("gzip", b"hello")] * 2
 
 
 def test_a_response_of_400_or_more_rolls_back_since_it_may_have_been_raised(each_port):

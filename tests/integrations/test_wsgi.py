@@ -63,6 +63,16 @@ def test_a_retry_gets_the_first_response_and_nothing_runs_again(each_port):
     assert each_port.payments("a") == 2
 
 
+def test_the_app_is_not_asked_to_compress_what_is_stored(sqlite):
+    def pay(environ, start_response):
+        start_response("200 OK", [("Content-Encoding", "x")] if "HTTP_ACCEPT_ENCODING" in environ else [])
+        return [b"paid"]
+
+    web = client(sqlite, pay)
+    answers = [web.post("/", headers=KEY | {"Accept-Encoding": "x"}) for _ in range(2)]
+    assert [answer.headers.get("content-encoding") for answer in answers] == [None, None]
+
+
 @pytest.mark.parametrize("status", ["402 Declined", "500 Broken"])
 def test_a_response_of_400_or_more_rolls_back_and_leaves_the_key_free(each_port, status):
     assert client(each_port, paying(status)).post("/pay", headers=KEY).status_code == int(status[:3])
