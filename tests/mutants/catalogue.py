@@ -2266,6 +2266,12 @@ WEB = {
         "if False:",
         "test_an_error_of_the_guard_in_a_handler_is_the_handlers_and_no_answer",
     ),
+    "another URL is sent under the key": Mutant(
+        "integrations/_outgoing.py",
+        '{_place(url)}\\n".encode()',
+        '\\n".encode()',
+        "test_two_urls_are_two_calls",
+    ),
     "other bytes are sent under the key": Mutant(
         "integrations/_outgoing.py",
         "if known not in (None, digest):",
