@@ -2266,6 +2266,18 @@ WEB = {
         "if False:",
         "test_an_error_of_the_guard_in_a_handler_is_the_handlers_and_no_answer",
     ),
+    "an event whose handler has not run is acknowledged": Mutant(
+        "integrations/_webhook_handlers.py",
+        "if not any(is_kind(returned) for is_kind in kinds):",
+        "if True:",
+        "test_an_event_whose_handler_has_not_run_is_never_acknowledged",
+    ),
+    "handlers share the payload of an event": Mutant(
+        "integrations/_webhook_handlers.py",
+        "payload=copy.deepcopy(delivery.payload)",
+        "payload=delivery.payload",
+        "test_each_handler_and_each_attempt_gets_the_payload_as_it_was_sent",
+    ),
     "another URL is sent under the key": Mutant(
         "integrations/_outgoing.py",
         '{_place(url)}\\n".encode()',
