@@ -1754,8 +1754,8 @@ VALUES = {
     ),
     "sets have an order": Mutant(
         CANONICAL,
-        "return f\"set[{','.join(sorted({text_of(item, path, depth - 1) for item in value}))}]\"",
-        "return f\"set[{','.join([text_of(item, path, depth - 1) for item in value])}]\"",
+        "return f\"set[{','.join(sorted({text_of(item, depth - 1) for item in value}))}]\"",
+        "return f\"set[{','.join([text_of(item, depth - 1) for item in value])}]\"",
         "test_sets_have_no_order test_every_payload_has_this_canonical_form",
     ),
     "large amounts are rounded before they are compared": Mutant(
