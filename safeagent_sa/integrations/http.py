@@ -273,6 +273,13 @@ class HttpPolicy:
         detail = f"The content is larger than the {self.max_body_bytes} bytes that this API compares."
         return self._problem(413, "too-large", "The content is too large", detail)
 
+    def incomplete(self, length: int, expected: int) -> HttpResponse:
+        """Return the answer to a body that has ended before its length, as when a client is cut off."""
+        detail = (
+            f"The content has {length} of the {expected} bytes that its Content-Length names. Nothing was executed."
+        )
+        return self._problem(400, "incomplete", "The content is not complete", detail)
+
     def is_stored(self, status: int, *, below: int) -> bool:
         """Return whether a response is stored; `below` is the rule of the adapter."""
         return status < below if self.stores is None else self.stores(status)

@@ -2201,7 +2201,10 @@ WEB = {
         "integrations/_owned.py", "        session.commit()\n", "", "test_flask.py test_wsgi.py"
     ),
     "the transaction of an ASGI app is not committed": Mutant(
-        ASGI, "            await self._session.commit()\n", "", "test_asgi.py"
+        ASGI,
+        "            await self.leave(None)\n            await self._session.commit()\n",
+        "            await self.leave(None)\n",
+        "test_asgi.py",
     ),
     "what an ASGI app may have raised is committed": Mutant(
         ASGI,
@@ -2265,6 +2268,24 @@ WEB = {
         "if error is self._raised:",
         "if False:",
         "test_an_error_of_the_guard_in_a_handler_is_the_handlers_and_no_answer",
+    ),
+    "a body that was cut off is executed": Mutant(
+        "integrations/wsgi.py",
+        "    if length and len(body) < int(length):",
+        "    if False:",
+        "test_a_body_that_was_cut_off_is_400_and_executes_nothing",
+    ),
+    "a response is stored as one request has had it compressed": Mutant(
+        ASGI, 'if name.lower() != b"accept-encoding"', "", "test_what_is_stored_is_compressed_for_no_request"
+    ),
+    "a request without a key is answered before its COMMIT": Mutant(
+        ASGI,
+        """                self._status = message["status"]
+                await self.end()
+""",
+        """                self._status = message["status"]
+""",
+        "test_without_a_key_everything_passes_as_without_the_guard test_a_failed_commit_is_not_answered_with_a_second_success",
     ),
     "an event whose handler has not run is acknowledged": Mutant(
         "integrations/_webhook_handlers.py",
