@@ -28,18 +28,13 @@ from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 from uuid import UUID
 
-from ..errors import InvalidPayloadError
 from .fields import MISSING, Field, fields_of
+from .numbers import number_text
+from .unfit import Unfit
 
 
 # Deep enough for any message, and far from the interpreter's recursion limit whatever the caller's own depth is.
 MAX_DEPTH = 100
-
-# Python writes no integer with more digits, unless it is configured to; so a larger Decimal equals none, and stays short.
-_MAX_DIGITS = 4300
-
-# So much of a path is shown.
-_MAX_PATH = 200
 
 # What these make is the same every day, unlike what other factories make.
 _EMPTY = (list, dict, set, frozenset, tuple)
@@ -61,30 +56,19 @@ class Default:
         return item is self.value or (self.text is not None and _text_or_none(item) == self.text)
 
 
-class _Unfit(Exception):  # noqa: N818 - no error: what unwinds from a value to the payload that holds it
-    """A value has no canonical form; each value around it adds its own step while this unwinds, so that no other pays for a path."""
-
-    def __init__(self, problem: str, *steps: str) -> None:
-        self.problem, self.steps = problem, [*steps]
-
-
 def canonical_json(payload: Any) -> bytes:
     """Return the canonical form of a payload; raise InvalidPayloadError where it has none."""
-    unfit: _Unfit
     try:
         return text_of(payload, MAX_DEPTH).encode()
     except UnicodeEncodeError:
-        unfit = _Unfit("has a string with a lone surrogate, which is not text")
-    except _Unfit as found:
+        unfit = Unfit("has a string with a lone surrogate, which is not text")
+    except Unfit as found:
         unfit = found
-    path = "".join(["$", *reversed(unfit.steps)])
-    raise InvalidPayloadError(
-        f"payload at {path[:_MAX_PATH]} {unfit.problem}. Nothing was sent to the database.", path=path
-    )
+    raise unfit.error
 
 
 def text_of(value: Any, depth: int) -> str:  # noqa: C901, PLR0911, PLR0912 - a branch for each kind
-    """Return the canonical text of a value; raise _Unfit where it has none."""
+    """Return the canonical text of a value; raise Unfit where it has none."""
     # Plain JSON first, with as few calls as can be: most payloads are nothing else.
     kind = type(value)
     if kind is str:
@@ -93,24 +77,24 @@ def text_of(value: Any, depth: int) -> str:  # noqa: C901, PLR0911, PLR0912 - a 
         try:
             return repr(value)
         except ValueError as error:  # more digits than Python writes
-            raise _Unfit(f"cannot be written as JSON: {error}") from None
+            raise Unfit(f"cannot be written as JSON: {error}") from None
     if kind is float:
-        return _number(Decimal(repr(value)))
+        return number_text(Decimal(repr(value)))
     if kind is bool:
         return "true" if value else "false"
     if value is None:
         return "null"
     if depth == 0:
-        raise _Unfit(f"is nested more than {MAX_DEPTH} levels deep, or holds itself")
+        raise Unfit(f"is nested more than {MAX_DEPTH} levels deep, or holds itself")
     if kind is dict:
         items: dict[str, str] = {}
         for key, item in value.items():
             name = quoted(key) if type(key) is str else _key(key, depth)
             if name in items:
-                raise _Unfit("is there twice: two keys of the dict become this text", f".{key}")
+                raise Unfit("is there twice: two keys of the dict become this text", f".{key}")
             try:
                 text = quoted(item) if type(item) is str else text_of(item, depth - 1)
-            except _Unfit as unfit:
+            except Unfit as unfit:
                 unfit.steps.append(f".{key}")
                 raise
             items[name] = f"{name}:{text}"
@@ -120,7 +104,7 @@ def text_of(value: Any, depth: int) -> str:  # noqa: C901, PLR0911, PLR0912 - a 
         try:
             for item in value:
                 texts.append(text_of(item, depth - 1))  # noqa: PERF401 - how many there are is the place of the next one
-        except _Unfit as unfit:
+        except Unfit as unfit:
             unfit.steps.append(f"[{len(texts)}]")
             raise
         return f"[{','.join(texts)}]"
@@ -130,20 +114,6 @@ def text_of(value: Any, depth: int) -> str:  # noqa: C901, PLR0911, PLR0912 - a 
 def _key(key: Any, depth: int) -> str:
     text = text_of(key, depth - 1)
     return text if text.startswith('"') else quoted(text)
-
-
-def _number(value: Decimal) -> str:
-    sign, digits, exponent = value.as_tuple()
-    if not isinstance(exponent, int):
-        raise _Unfit("is not a finite number")
-    # not normalize(): it rounds to the context's precision, so that different amounts would become equal
-    text = "".join(map(str, digits)).lstrip("0")
-    kept = text.rstrip("0")
-    if not kept:
-        return "0"
-    exponent += len(text) - len(kept)
-    is_integer = exponent >= 0 and len(kept) + exponent <= _MAX_DIGITS
-    return "-" * sign + kept + ("0" * exponent if is_integer else f"e{exponent}")
 
 
 @singledispatch
@@ -173,7 +143,7 @@ def _other(value: Any, depth: int) -> str:
 def _field_text(name: str, item: Any, depth: int) -> str:
     try:
         return text_of(item, depth - 1)
-    except _Unfit as unfit:
+    except Unfit as unfit:
         unfit.steps.append(f".{name}")
         raise
 
@@ -195,12 +165,12 @@ def _(value: int, depth: int) -> str:
 
 @_other.register(float)
 def _(value: float, _depth: int) -> str:
-    return _number(Decimal(float.__repr__(value)))
+    return number_text(Decimal(float.__repr__(value)))
 
 
 @_other.register(Decimal)
 def _(value: Decimal, _depth: int) -> str:
-    return _number(value)
+    return number_text(value)
 
 
 @_other.register(Mapping)
@@ -227,7 +197,7 @@ def _(value: dt.datetime, _depth: int) -> str:
         try:
             value = value.astimezone(dt.timezone.utc)
         except OverflowError:
-            raise _Unfit("is a datetime whose instant is out of range in UTC") from None
+            raise Unfit("is a datetime whose instant is out of range in UTC") from None
     return quoted(dt.datetime.isoformat(value))
 
 
@@ -291,7 +261,7 @@ def _as_pydantic_writes(value: Any) -> Any:
     except Exception:  # noqa: BLE001 - no pydantic, no schema for the type, or a serializer that fails
         plain = MISSING
     if not isinstance(plain, _JSON):
-        raise _Unfit(f"is a {type(value).__qualname__}, which has no canonical form; convert it to plain values")
+        raise Unfit(f"is a {type(value).__qualname__}, which has no canonical form; convert it to plain values")
     return plain
 
 
@@ -305,5 +275,5 @@ def _adapter(kind: type) -> Any:
 def _text_or_none(value: Any) -> str | None:
     try:
         return text_of(value, MAX_DEPTH)
-    except _Unfit:
+    except Unfit:
         return None

@@ -13,7 +13,8 @@ from typing import Any
 from litestar.types import Empty
 from litestar.utils.scope.state import ScopeState
 
-from .asgi import App, IdempotencyMiddleware, Principal, Receive, Scope, Send
+from ._asgi_responses import Send
+from .asgi import App, IdempotencyMiddleware, Principal, Receive, Scope
 from .http import HttpPolicy
 
 

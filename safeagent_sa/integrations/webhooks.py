@@ -265,7 +265,7 @@ class _Handling:
         if isinstance(error, (ReceiptExpiredError, ReceiptUnreadableError)):
             return _text(200, "handled before")
         if isinstance(error, RequestRefusedError):
-            return _text(200, "refused")  # stored: every delivery would end like this one
+            return _text(200, "refused by a handler")  # stored: every delivery would end like this one
         for kind, status in ((RequestConflictError, 422), (InvalidSignatureError, 401), (InvalidInputError, 400)):
             if isinstance(error, kind):
                 _log.warning("webhook of %s answered with %s: %s", self._provider.name, status, error)

@@ -416,7 +416,7 @@ def test_a_refusal_is_stored_and_the_provider_does_not_come_again(each_port):
     inbox.on(provider, "*")(lambda session, delivery: pytest.fail("it is refused"))
     body = signed.event()
     answers = [inbox.receive(provider, body, signed.stripe(body)) for _ in range(2)]
-    assert [(answer.status, answer.body) for answer in answers] == [(200, b"refused")] * 2
+    assert [(answer.status, answer.body) for answer in answers] == [(200, b"refused by a handler")] * 2
     assert each_port.payments("evt_1") == 1
 
 

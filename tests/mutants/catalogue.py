@@ -35,7 +35,7 @@ IDS, JSON_TEXT, RESULTS = "_request/ids.py", "_request/json_text.py", "_request/
 OWN_RESULTS = "_request/own_results.py"
 SIGNATURE, ARGUMENTS, TEMPLATE = "_request/signature.py", "_request/arguments.py", "_request/template.py"
 MESSAGES, TASKS = "integrations/messages.py", "integrations/_tasks.py"
-HTTP, ASGI, FASTAPI_BLOCK = "integrations/http.py", "integrations/asgi.py", "integrations/_fastapi_block.py"
+HTTP, ASGI, FASTAPI_BLOCK = "integrations/http.py", "integrations/_asgi_responses.py", "integrations/_fastapi_block.py"
 WEBHOOKS, PROVIDERS = "integrations/webhooks.py", "integrations/_webhook_providers.py"
 RETENTION, EXECUTION = "retention.py", "execution.py"
 
@@ -1759,7 +1759,7 @@ VALUES = {
         "test_sets_have_no_order test_every_payload_has_this_canonical_form",
     ),
     "large amounts are rounded before they are compared": Mutant(
-        CANONICAL,
+        "_request/numbers.py",
         "sign, digits, exponent = value.as_tuple()",
         "sign, digits, exponent = value.normalize().as_tuple()",
         "test_every_payload_has_this_canonical_form",
@@ -2189,9 +2189,9 @@ WEB = {
         "test_json_is_compared_by_meaning_and_everything_else_by_its_bytes",
     ),
     "cookies are replayed": Mutant(
-        HTTP,
-        '| {"last-modified",',
-        '| {"set-cookie", "last-modified",',
+        "integrations/_http_response.py",
+        '| {"location",',
+        '| {"set-cookie", "location",',
         "test_a_stored_response_comes_back_byte_for_byte_with_the_headers_that_may_be_repeated",
     ),
     "the last of several keys is taken": Mutant(
@@ -2208,8 +2208,8 @@ WEB = {
     ),
     "what an ASGI app may have raised is committed": Mutant(
         ASGI,
-        "below=400",
-        "below=500",
+        "response, below=400)",
+        "response, below=500)",
         "test_a_response_of_400_or_more_rolls_back_since_it_may_have_been_raised",
     ),
     "a refusal of 422 rolls back like any other response": Mutant(
@@ -2276,7 +2276,10 @@ WEB = {
         "test_a_body_that_was_cut_off_is_400_and_executes_nothing",
     ),
     "a response is stored as one request has had it compressed": Mutant(
-        ASGI, 'if name.lower() != b"accept-encoding"', "", "test_what_is_stored_is_compressed_for_no_request"
+        "integrations/asgi.py",
+        'if name.lower() != b"accept-encoding"',
+        "",
+        "test_what_is_stored_is_compressed_for_no_request",
     ),
     "a request without a key is answered before its COMMIT": Mutant(
         ASGI,
