@@ -13,10 +13,9 @@ from .._effects.drive import running_effect
 from .._request.json_text import details_of, with_detail
 from ..effects import AsyncEffectContext, EffectContext
 from ..errors import MisuseError
+from .http import SAFE_METHODS
 
 
-# RFC 9110, section 9.2.1: they have no effect, and no key.
-_SAFE = {"GET", "HEAD", "OPTIONS", "TRACE"}
 _SENT = "sent"
 
 
@@ -45,7 +44,7 @@ def outgoing(method: str, url: str, body: bytes, *, is_async: bool) -> Outgoing 
     Raises:
         MisuseError: No effect is running here, it is of the other kind, or it has sent another request under its key.
     """
-    if method.upper() in _SAFE:
+    if method.upper() in SAFE_METHODS:
         return None
     context: EffectContext | None = running_effect.get()
     if context is None:

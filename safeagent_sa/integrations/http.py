@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 from uuid import UUID
 
+from .._request import json_text
 from .._request.ids import MAX_BYTES
 from .._request.refusals import Refusal
 from ..errors import (
@@ -42,6 +44,9 @@ from ._keys import parse_key
 
 __all__ = ["HttpPolicy", "HttpRequest", "HttpResponse", "parse_key", "principal", "request_payload"]
 
+# RFC 9110, section 9.2.1: they have no effect, and no key.
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+
 _DRAFT = "https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header"
 
 # What a template of a path has in place of a value: `{order}`, `{file:path}`, `<int:order>`.
@@ -55,7 +60,7 @@ def request_payload(path: str, query: str, content_type: str, body: bytes) -> di
     digest, so that a multipart form, which gets another boundary each time, is other content.
 
     Args:
-        path: The path as the client sent it.
+        path: The whole path, decoded, as the server gives it: with the place where the app is mounted.
         query: The query string, without `?`.
         content_type: The value of `Content-Type`, or an empty text.
         body: The whole body.
@@ -124,7 +129,7 @@ class HttpRequest(NamedTuple):
     Attributes:
         method: Such as `POST`.
         template: The path with the names of its fields, such as `/orders/{order}`, where the router is known; else empty.
-        path: The path as the client sent it.
+        path: The whole path, decoded, as the server gives it: with the place where the app is mounted.
         query: The query string, without `?`.
         content_type: The value of `Content-Type`, or an empty text.
         body: The whole body.
@@ -257,13 +262,18 @@ class HttpPolicy:
         return self._problem(status, code, title, detail, retry_after)
 
     def refusal(self, refused: RequestRefusedError | Refusal) -> HttpResponse:
-        """Return the problem that a refusal is: its type names the problem, and its data is a member of it."""
+        """Return the problem that a refusal is: its type names the problem, and its data is a member of it.
+
+        Raises InvalidResultError where the data is not plain JSON.
+        """
+        try:
+            data = json_text.round_trip(refused.data, max_bytes=sys.maxsize)[1]
+        except json_text.NotStorableError as problem:
+            raise InvalidResultError(f"the data of the refusal {problem}. Give plain JSON values.") from None
         detail = "The request was refused. This is its answer on every retry; a new attempt needs a new key."
         is_replay = isinstance(refused, RequestRefusedError) and refused.is_replay
         replayed = ((REPLAYED, "true"),) if is_replay else ()
-        return self._problem(
-            self.refused_status, refused.type, "The request was refused", detail, replayed, data=refused.data
-        )
+        return self._problem(self.refused_status, refused.type, "The request was refused", detail, replayed, data=data)
 
     def refuse(self, execution: Execution[Any] | None, refusal: Refusal) -> HttpResponse:
         """Give the execution, if there is one, a refusal that the endpoint has raised; return the answer to it."""

@@ -154,7 +154,7 @@ class _Passage:
         self._write: Callable[[bytes], object] | None = None
 
     def parts(self, app: WSGIApplication, environ: WSGIEnvironment, factory: SessionFactory) -> Iterator[bytes]:
-        """Call the app, in a session of its own, and give the parts of its response."""
+        """Call the app, in a new session, and give the parts of its response."""
         with factory() as session:
             self._session = session
             try:
@@ -170,8 +170,9 @@ class _Passage:
             except Refusal as refusal:
                 if self._write is not None:
                     raise
+                refused = self._policy.refusal(refusal)
                 session.commit()
-                yield from _send(self._start_response, self._policy.refusal(refusal))
+                yield from _send(self._start_response, refused)
             else:
                 self._end()
 

@@ -148,7 +148,7 @@ def test_two_urls_are_two_calls(sqlite, provider, make, other):
 def test_a_redirect_never_gets_the_key(sqlite, provider, make, status, sent):
     raised = []
     with make() as client:
-        client.follow_redirects = True  # as requests does of its own
+        client.follow_redirects = True  # as requests does
 
         def call(effect):
             try:
