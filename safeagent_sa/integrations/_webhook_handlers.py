@@ -1,6 +1,6 @@
 """The handlers of webhooks: functions that have done their work when they return, or coroutine functions once they are awaited.
 
-What `on()` can tell of a function it tells at once. What only a call shows, such as a decorator that returns a coroutine, it shows
+What `on()` can see of a function it refuses at once. What only a call shows, such as a decorator that returns a coroutine, it shows
 before the receipt is written: an event is never acknowledged whose handler has not run.
 """
 

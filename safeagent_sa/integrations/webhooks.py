@@ -80,8 +80,8 @@ class _Inbox:
     def on(self, provider: Provider, *types: str) -> Callable[[_HandlerT], _HandlerT]:
         """Return a decorator: the function handles events of these types; its writes commit with the receipt of the event.
 
-        All handlers of an event run in one transaction, in the order in which they were added. A handler gets the session and a
-        Delivery of its own, and does not commit; if one raises, all of them roll back, and the provider comes again. One that
+        All handlers of an event run in one transaction, in the order in which they were added. A handler gets the session and its own
+        Delivery, and does not commit; if one raises, all of them roll back, and the provider comes again. One that
         raises Refusal ends the event: what was written before stays, the later handlers do not run, and the provider gets 200.
 
         Args:

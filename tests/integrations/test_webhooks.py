@@ -19,6 +19,7 @@ from safeagent_sa import (
     ExecutionGuard,
     InvalidDeliveryError,
     InvalidSignatureError,
+    MisuseError,
     Refusal,
     RequestConflictError,
     UnsupportedFunctionError,
@@ -287,6 +288,24 @@ def test_an_event_without_a_type_has_one():
 def test_a_provider_needs_secrets(make):
     with pytest.raises(ValueError, match=r"secret|base64"):
         make()
+
+
+@pytest.mark.parametrize("make", [Stripe, GitHub, functools.partial(StandardWebhooks, name="x")])
+def test_a_secret_that_fits_no_signature_is_refused(make):
+    for missing in (None, b"x"):
+        with pytest.raises(TypeError, match="a secret is a text"):
+            make(missing)
+    with pytest.raises(ValueError, match="white space"):
+        make(SECRET + "\n")
+
+
+@each_provider
+def test_headers_that_are_no_mapping_of_texts_are_the_apps_mistake(provider, sign):
+    body = signed.event()
+    headers = sign(body)
+    for given in (list(headers.items()), {name.encode(): value.encode() for name, value in headers.items()}):
+        with pytest.raises(MisuseError, match="no mapping of texts"):
+            provider.verify(body, given)
 
 
 class Own:
