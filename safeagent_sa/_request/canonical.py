@@ -28,15 +28,13 @@ from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 from uuid import UUID
 
-from ..errors import InvalidPayloadError
 from .fields import MISSING, Field, fields_of
+from .numbers import number_text
+from .unfit import Unfit
 
 
 # Deep enough for any message, and far from the interpreter's recursion limit whatever the caller's own depth is.
 MAX_DEPTH = 100
-
-# Python writes no integer with more digits, unless it is configured to; so a larger Decimal equals none, and stays short.
-_MAX_DIGITS = 4300
 
 # What these make is the same every day, unlike what other factories make.
 _EMPTY = (list, dict, set, frozenset, tuple)
@@ -61,13 +59,16 @@ class Default:
 def canonical_json(payload: Any) -> bytes:
     """Return the canonical form of a payload; raise InvalidPayloadError where it has none."""
     try:
-        return text_of(payload, "$", MAX_DEPTH).encode()
+        return text_of(payload, MAX_DEPTH).encode()
     except UnicodeEncodeError:
-        raise _refuse("$", "has a string with a lone surrogate, which is not text") from None
+        unfit = Unfit("has a string with a lone surrogate, which is not text")
+    except Unfit as found:
+        unfit = found
+    raise unfit.error
 
 
-def text_of(value: Any, path: str, depth: int) -> str:  # noqa: C901, PLR0911 - a branch for each kind
-    """Return the canonical text of the value that stands at a path of the payload."""
+def text_of(value: Any, depth: int) -> str:  # noqa: C901, PLR0911, PLR0912 - a branch for each kind
+    """Return the canonical text of a value; raise Unfit where it has none."""
     # Plain JSON first, with as few calls as can be: most payloads are nothing else.
     kind = type(value)
     if kind is str:
@@ -76,139 +77,144 @@ def text_of(value: Any, path: str, depth: int) -> str:  # noqa: C901, PLR0911 - 
         try:
             return repr(value)
         except ValueError as error:  # more digits than Python writes
-            raise _refuse(path, f"cannot be written as JSON: {error}") from None
+            raise Unfit(f"cannot be written as JSON: {error}") from None
     if kind is float:
-        return _number(Decimal(repr(value)), path)
+        return number_text(Decimal(repr(value)))
     if kind is bool:
         return "true" if value else "false"
     if value is None:
         return "null"
     if depth == 0:
-        raise _refuse(path, f"is nested more than {MAX_DEPTH} levels deep, or holds itself")
+        raise Unfit(f"is nested more than {MAX_DEPTH} levels deep, or holds itself")
     if kind is dict:
         items: dict[str, str] = {}
         for key, item in value.items():
-            name = quoted(key) if type(key) is str else _key(key, path, depth)
+            name = quoted(key) if type(key) is str else _key(key, depth)
             if name in items:
-                raise _refuse(f"{path}.{key}", "is there twice: two keys of the dict become this text")
-            text = quoted(item) if type(item) is str else text_of(item, f"{path}.{key}", depth - 1)
+                raise Unfit("is there twice: two keys of the dict become this text", f".{key}")
+            try:
+                text = quoted(item) if type(item) is str else text_of(item, depth - 1)
+            except Unfit as unfit:
+                unfit.steps.append(f".{key}")
+                raise
             items[name] = f"{name}:{text}"
         return f"{{{','.join(sorted(items.values()))}}}"
     if kind is list or kind is tuple:
-        return f"[{','.join([text_of(item, f'{path}[{at}]', depth - 1) for at, item in enumerate(value)])}]"
-    return _other(value, path, depth)
+        texts: list[str] = []
+        try:
+            for item in value:
+                texts.append(text_of(item, depth - 1))  # noqa: PERF401 - how many there are is the place of the next one
+        except Unfit as unfit:
+            unfit.steps.append(f"[{len(texts)}]")
+            raise
+        return f"[{','.join(texts)}]"
+    return _other(value, depth)
 
 
-def _key(key: Any, path: str, depth: int) -> str:
-    text = text_of(key, path, depth - 1)
+def _key(key: Any, depth: int) -> str:
+    text = text_of(key, depth - 1)
     return text if text.startswith('"') else quoted(text)
 
 
-def _number(value: Decimal, path: str) -> str:
-    sign, digits, exponent = value.as_tuple()
-    if not isinstance(exponent, int):
-        raise _refuse(path, "is not a finite number")
-    # not normalize(): it rounds to the context's precision, so that different amounts would become equal
-    text = "".join(map(str, digits)).lstrip("0")
-    kept = text.rstrip("0")
-    if not kept:
-        return "0"
-    exponent += len(text) - len(kept)
-    is_integer = exponent >= 0 and len(kept) + exponent <= _MAX_DIGITS
-    return "-" * sign + kept + ("0" * exponent if is_integer else f"e{exponent}")
-
-
 @singledispatch
-def _other(value: Any, path: str, depth: int) -> str:
+def _other(value: Any, depth: int) -> str:
     kind: Any = type(value)
     if hasattr(kind, "get_secret_value"):  # what pydantic writes is the same for all secrets
-        return text_of(value.get_secret_value(), path, depth - 1)
+        return text_of(value.get_secret_value(), depth - 1)
     if getattr(kind, "__pydantic_root_model__", False):
-        return text_of(value.root, path, depth - 1)
+        return text_of(value.root, depth - 1)
     fields = _compared(kind)
     if fields is None:
-        return text_of(_as_pydantic_writes(value, path), path, depth - 1)
+        return text_of(_as_pydantic_writes(value), depth - 1)
     sent = getattr(value, "model_fields_set", None)
     items = []
     for name, default, is_of_the_day in fields:
         item = getattr(value, name, MISSING)
         if item is default.value or item is MISSING or (is_of_the_day and sent is not None and name not in sent):
             continue
-        text = text_of(item, f"{path}.{name}", depth - 1)
+        text = _field_text(name, item, depth)
         if text != default.text:
             items.append(f"{quoted(name)}:{text}")
     for name, item in (getattr(value, "model_extra", None) or {}).items():
-        items.append(f"{quoted(name)}:{text_of(item, f'{path}.{name}', depth - 1)}")
+        items.append(f"{quoted(name)}:{_field_text(name, item, depth)}")
     return f"{{{','.join(sorted(items))}}}"
 
 
+def _field_text(name: str, item: Any, depth: int) -> str:
+    try:
+        return text_of(item, depth - 1)
+    except Unfit as unfit:
+        unfit.steps.append(f".{name}")
+        raise
+
+
 @_other.register(Enum)
-def _(value: Enum, path: str, depth: int) -> str:
-    return text_of(value.value, path, depth - 1)
+def _(value: Enum, depth: int) -> str:
+    return text_of(value.value, depth - 1)
 
 
 @_other.register(str)
-def _(value: str, _path: str, _depth: int) -> str:
+def _(value: str, _depth: int) -> str:
     return quoted(value)
 
 
 @_other.register(int)
-def _(value: int, path: str, depth: int) -> str:
-    return text_of(int(value), path, depth)
+def _(value: int, depth: int) -> str:
+    return text_of(int(value), depth)
 
 
 @_other.register(float)
-def _(value: float, path: str, _depth: int) -> str:
-    return _number(Decimal(float.__repr__(value)), path)
+def _(value: float, _depth: int) -> str:
+    return number_text(Decimal(float.__repr__(value)))
 
 
 @_other.register(Decimal)
-def _(value: Decimal, path: str, _depth: int) -> str:
-    return _number(value, path)
+def _(value: Decimal, _depth: int) -> str:
+    return number_text(value)
 
 
 @_other.register(Mapping)
-def _(value: Mapping[Any, Any], path: str, depth: int) -> str:
-    return text_of(dict(value), path, depth)
+def _(value: Mapping[Any, Any], depth: int) -> str:
+    return text_of(dict(value), depth)
 
 
 @_other.register(list)
 @_other.register(tuple)
 @_other.register(deque)
-def _(value: Any, path: str, depth: int) -> str:
-    return text_of(list(value), path, depth)
+def _(value: Any, depth: int) -> str:
+    return text_of(list(value), depth)
 
 
 @_other.register(set)
 @_other.register(frozenset)
-def _(value: Any, path: str, depth: int) -> str:
-    return f"set[{','.join(sorted({text_of(item, path, depth - 1) for item in value}))}]"
+def _(value: Any, depth: int) -> str:
+    return f"set[{','.join(sorted({text_of(item, depth - 1) for item in value}))}]"
 
 
 @_other.register(dt.datetime)
-def _(value: dt.datetime, path: str, _depth: int) -> str:
+def _(value: dt.datetime, _depth: int) -> str:
     if value.utcoffset() is not None:
         try:
             value = value.astimezone(dt.timezone.utc)
         except OverflowError:
-            raise _refuse(path, "is a datetime whose instant is out of range in UTC") from None
+            raise Unfit("is a datetime whose instant is out of range in UTC") from None
     return quoted(dt.datetime.isoformat(value))
 
 
 @_other.register(dt.date)
 @_other.register(dt.time)
-def _(value: Any, _path: str, _depth: int) -> str:
+def _(value: Any, _depth: int) -> str:
     return quoted(value.isoformat())
 
 
 @_other.register(dt.timedelta)
-def _(value: dt.timedelta, _path: str, _depth: int) -> str:
+def _(value: dt.timedelta, _depth: int) -> str:
     return quoted(f"{value // dt.timedelta(microseconds=1)}us")
 
 
 @_other.register(bytes)
 @_other.register(bytearray)
-def _(value: bytes | bytearray, _path: str, _depth: int) -> str:
+def _(value: bytes | bytearray, _depth: int) -> str:
     return quoted(base64.b64encode(value).decode())
 
 
@@ -218,7 +224,7 @@ def _(value: bytes | bytearray, _path: str, _depth: int) -> str:
 @_other.register(IPv4Network)
 @_other.register(IPv6Address)
 @_other.register(IPv6Network)
-def _(value: object, _path: str, _depth: int) -> str:
+def _(value: object, _depth: int) -> str:
     return quoted(str(value))
 
 
@@ -248,14 +254,14 @@ def _compared_field(field: Field) -> _Compared:
     return _Compared(field.name, Default(field.default), field.is_default_validated)
 
 
-def _as_pydantic_writes(value: Any, path: str) -> Any:
+def _as_pydantic_writes(value: Any) -> Any:
     try:
         kind: Any = type(value)
         plain = _adapter(kind).dump_python(value, mode="json", warnings="error")
     except Exception:  # noqa: BLE001 - no pydantic, no schema for the type, or a serializer that fails
         plain = MISSING
     if not isinstance(plain, _JSON):
-        raise _refuse(path, f"is a {type(value).__qualname__}, which has no canonical form; convert it to plain values")
+        raise Unfit(f"is a {type(value).__qualname__}, which has no canonical form; convert it to plain values")
     return plain
 
 
@@ -268,11 +274,6 @@ def _adapter(kind: type) -> Any:
 
 def _text_or_none(value: Any) -> str | None:
     try:
-        return text_of(value, "$", MAX_DEPTH)
-    except InvalidPayloadError:
+        return text_of(value, MAX_DEPTH)
+    except Unfit:
         return None
-
-
-def _refuse(path: str, problem: str) -> InvalidPayloadError:
-    message = f"payload at {path[:200]} {problem}. Nothing was sent to the database."
-    return InvalidPayloadError(message, path=path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from sqlalchemy.orm import Session
 
@@ -12,10 +13,9 @@ from .._effects.drive import running_effect
 from .._request.json_text import details_of, with_detail
 from ..effects import AsyncEffectContext, EffectContext
 from ..errors import MisuseError
+from .http import SAFE_METHODS
 
 
-# RFC 9110, section 9.2.1: they have no effect, and no key.
-_SAFE = {"GET", "HEAD", "OPTIONS", "TRACE"}
 _SENT = "sent"
 
 
@@ -35,13 +35,16 @@ class Outgoing(NamedTuple):
     noted: Callable[[], None]
 
 
-def outgoing(method: str, body: bytes, *, is_async: bool) -> Outgoing | None:
+def outgoing(method: str, url: str, body: bytes, *, is_async: bool) -> Outgoing | None:
     """Return what to do for a request before it is sent; None for a method that has no effect.
 
+    The key goes on a copy of the request: a client that follows a redirect sends the headers of the request that it has to
+    whatever place the redirect names.
+
     Raises:
-        MisuseError: No effect is running here, it is of the other kind, or it has sent other bytes under its key.
+        MisuseError: No effect is running here, it is of the other kind, or it has sent another request under its key.
     """
-    if method.upper() in _SAFE:
+    if method.upper() in SAFE_METHODS:
         return None
     context: EffectContext | None = running_effect.get()
     if context is None:
@@ -55,14 +58,15 @@ def outgoing(method: str, body: bytes, *, is_async: bool) -> Outgoing | None:
             f"the {'async' if is_async else 'sync'} client needs an effect of the same kind. Nothing was sent. Use EffectTransport with "
             "ExecutionGuard, and AsyncEffectTransport with AsyncExecutionGuard."
         )
-    digest = hashlib.sha256(method.upper().encode() + b"\n" + body).hexdigest()
+    digest = hashlib.sha256(f"{method.upper()} {_place(url)}\n".encode() + body).hexdigest()
     noted = context._noted  # noqa: SLF001 - one mechanism
     known = details_of(noted.details).get(_SENT)
     if known not in (None, digest):
         raise MisuseError(
-            f"the effect {context.action!r} of request_id {context.request_id!r} has sent other bytes under its idempotency key, on this "
-            "attempt or on an earlier one. Nothing was sent now. A retry must send the same: make the content from the payload alone, "
-            "without times or random values (a multipart form has a random boundary); make two calls two effects."
+            f"the effect {context.action!r} of request_id {context.request_id!r} has sent another request under its idempotency "
+            "key, with other bytes or to another URL, on this attempt or on an earlier one. Nothing was sent now. A retry must send "
+            "the same: make content and URL from the payload alone, without times or random values (a multipart form has a random "
+            "boundary); make two calls two effects; call the URL that a redirect leads to."
         )
     details = with_detail(noted.details, _SENT, digest)
 
@@ -73,3 +77,9 @@ def outgoing(method: str, body: bytes, *, is_async: bool) -> Outgoing | None:
         noted.details = details
 
     return Outgoing(context.idempotency_key, context._session_factory, note if known is None else None, after)  # noqa: SLF001
+
+
+def _place(url: str) -> str:
+    """Return what a URL names, without the user in it and the fragment, which is not sent."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}{parts.path or '/'}?{parts.query}"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from ..errors import InvalidDeliveryError, InvalidSignatureError
+from ..errors import InvalidDeliveryError, InvalidSignatureError, MisuseError
 
 
 # What Stripe and the specification of Standard Webhooks take.
@@ -64,10 +64,11 @@ class Stripe:
             name: Names the provider, where there are several accounts.
 
         Raises:
-            ValueError: There is no secret, or an empty one.
+            ValueError: There is no secret, an empty one, or one with white space around it.
+            TypeError: A secret is no text, such as None for a variable that is not set.
         """
         self.name, self._tolerance = name, tolerance
-        self._keys = _keys([secret.encode() for secret in secrets])
+        self._keys = _keys([secret.encode() for secret in _texts(secrets)])
 
     def verify(self, body: bytes, headers: Mapping[str, str]) -> Delivery:
         """Return the event; as in Provider."""
@@ -102,10 +103,11 @@ class GitHub:
             name: Names the provider, where there are several.
 
         Raises:
-            ValueError: There is no secret, or an empty one.
+            ValueError: There is no secret, an empty one, or one with white space around it.
+            TypeError: A secret is no text, such as None for a variable that is not set.
         """
         self.name = name
-        self._keys = _keys([secret.encode() for secret in secrets])
+        self._keys = _keys([secret.encode() for secret in _texts(secrets)])
 
     def verify(self, body: bytes, headers: Mapping[str, str]) -> Delivery:
         """Return the event; as in Provider."""
@@ -141,10 +143,11 @@ class StandardWebhooks:
             tolerance: Seconds by which the time of a signature may differ from now.
 
         Raises:
-            ValueError: There is no secret, or one that is no base64.
+            ValueError: There is no secret, or one that is no base64 or has white space around it.
+            TypeError: A secret is no text, such as None for a variable that is not set.
         """
         self.name, self._tolerance = name, tolerance
-        self._keys = _keys([base64.b64decode(secret.removeprefix("whsec_"), validate=True) for secret in secrets])
+        self._keys = _keys([_of_base64(secret) for secret in _texts(secrets)])
 
     def verify(self, body: bytes, headers: Mapping[str, str]) -> Delivery:
         """Return the event; as in Provider."""
@@ -165,6 +168,22 @@ class StandardWebhooks:
         return Delivery(self.name, identity, kind if isinstance(kind, str) and kind else "event", event)
 
 
+def _texts(secrets: Iterable[Any]) -> list[str]:
+    """Return the secrets; raise where one would never fit a signature."""
+    texts = list(secrets)
+    for secret in texts:
+        if not isinstance(secret, str):
+            kind = type(secret).__name__
+            raise TypeError(f"a secret is a text, not a {kind}; is the environment variable that holds it set?")
+        if secret != secret.strip():
+            raise ValueError("a secret begins or ends with white space, such as the newline of a file; strip it")
+    return texts
+
+
+def _of_base64(secret: str) -> bytes:
+    return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+
+
 def _keys(secrets: list[bytes]) -> list[bytes]:
     if not secrets or not all(secrets):
         raise ValueError("a provider needs at least one secret, and none may be empty")
@@ -173,6 +192,11 @@ def _keys(secrets: list[bytes]) -> list[bytes]:
 
 def _header(headers: Mapping[str, str], name: str) -> str:
     """Return a header of any framework, or of a dict with names in any case; empty where it is missing."""
+    if not hasattr(headers, "items") or any(isinstance(each, bytes) for each in headers):
+        raise MisuseError(
+            f"headers is a {type(headers).__name__} that is no mapping of texts, so that no signature can be found in it. Give the "
+            "headers of the framework, or a dict of decoded names and values."
+        )
     found = headers.get(name)
     if found is None:
         found = next((value for each, value in headers.items() if each.lower() == name), "")

@@ -10,7 +10,7 @@ from uuid import UUID
 from flask import Response, current_app, g, make_response, request
 
 from ._owned import answer
-from .http import HttpPolicy, HttpRequest, HttpResponse, refuse_stream
+from .http import SAFE_METHODS, HttpPolicy, HttpRequest, HttpResponse, refuse_stream
 
 
 __all__ = ["idempotent"]
@@ -35,7 +35,8 @@ def idempotent(
         guard: An ExecutionGuard.
         session: The session of the view, such as Flask-SQLAlchemy's `db.session`, or a `scoped_session`.
         scope: Returns the authenticated tenant or user of the current request.
-        policy: What the API promises about its keys; None for HttpPolicy(). Its `methods` do not matter here.
+        policy: What the API promises about its keys; None for HttpPolicy(). Its `methods` do not matter here: the view is named,
+            and of its methods GET, HEAD, OPTIONS and TRACE pass untouched, since they have no effect.
 
     Returns:
         The decorator, to put under the route's.
@@ -64,6 +65,8 @@ def idempotent(
             def call() -> Response:
                 return make_response(current_app.ensure_sync(view)(*args, **kwargs))
 
+            if request.method in SAFE_METHODS:
+                return current_app.ensure_sync(view)(*args, **kwargs)
             key = rules.key_of(request.headers.getlist(rules.header))
             if isinstance(key, HttpResponse):
                 return _response(key)
@@ -99,7 +102,8 @@ def _asked() -> HttpRequest:
     template = "" if request.url_rule is None else request.url_rule.rule
     query = request.query_string.decode("latin-1")
     content_type = request.headers.get("Content-Type", "")
-    return HttpRequest(request.method, template, request.path, query, content_type, request.get_data())
+    path = request.root_path.rstrip("/") + request.path  # another app may be mounted under another root
+    return HttpRequest(request.method, template, path, query, content_type, request.get_data())
 
 
 def _seen(response: Response, action: str, *, is_stored: bool) -> HttpResponse:

@@ -6,18 +6,19 @@ the key, claims, and stores the response that it sees, in the transaction of the
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Generator, Iterable, Sequence
+import sys
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 from uuid import UUID
 
+from .._request import json_text
 from .._request.ids import MAX_BYTES
 from .._request.refusals import Refusal
 from ..errors import (
@@ -32,29 +33,22 @@ from ..errors import (
     MisuseError,
     NotCompletedError,
     ReceiptExpiredError,
-    ReceiptTypeError,
     RequestConflictError,
     RequestRefusedError,
     SafeAgentError,
 )
 from ..execution import Execution, Receipt
+from ._http_response import REPLAYED, REPLAYED_HEADERS, HttpResponse
 from ._keys import parse_key
 from ._policy_fields import refuse_wrong_fields
 
 
 __all__ = ["REPLAYED_HEADERS", "HttpPolicy", "HttpRequest", "HttpResponse", "parse_key", "principal", "request_payload"]
 
-REPLAYED = "idempotent-replayed"
-
-# What describes the content or the resource. Never set-cookie, which would give the first caller's session to a later one,
-# nor what the server writes for each answer: date, server, content-length, connection.
-REPLAYED_HEADERS = frozenset(
-    {"cache-control", "content-language", "content-location", "content-type", "deprecation", "etag"}
-    | {"last-modified", "link", "location", "sunset", "vary"}
-)
+# RFC 9110, section 9.2.1: they have no effect, and no key.
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 _DRAFT = "https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header"
-_NO_CONTENT = (204, 304)
 
 # What a template of a path has in place of a value: `{order}`, `{file:path}`, `<int:order>`.
 _FIELD = re.compile(r"\{([^{}:]*)[^{}]*\}|<(?:[^<>]*:)?([^<>:]*)>")
@@ -67,7 +61,7 @@ def request_payload(path: str, query: str, content_type: str, body: bytes) -> di
     digest, so that a multipart form, which gets another boundary each time, is other content.
 
     Args:
-        path: The path as the client sent it.
+        path: The whole path, decoded, as the server gives it: with the place where the app is mounted.
         query: The query string, without `?`.
         content_type: The value of `Content-Type`, or an empty text.
         body: The whole body.
@@ -136,7 +130,7 @@ class HttpRequest(NamedTuple):
     Attributes:
         method: Such as `POST`.
         template: The path with the names of its fields, such as `/orders/{order}`, where the router is known; else empty.
-        path: The path as the client sent it.
+        path: The whole path, decoded, as the server gives it: with the place where the app is mounted.
         query: The query string, without `?`.
         content_type: The value of `Content-Type`, or an empty text.
         body: The whole body.
@@ -163,53 +157,6 @@ class HttpRequest(NamedTuple):
     def payload(self) -> dict[str, Any]:
         """What a retry must repeat."""
         return request_payload(self.path, self.query, self.content_type, self.body)
-
-
-@dataclass(frozen=True, slots=True)
-class HttpResponse:
-    """A response as a value, between a framework and a receipt.
-
-    Attributes:
-        status: The status code.
-        headers: Names in lower case, and values.
-        body: The whole body.
-    """
-
-    status: int
-    headers: tuple[tuple[str, str], ...]
-    body: bytes = field(repr=False)
-
-    def stored(self, replayed_headers: Iterable[str] = REPLAYED_HEADERS) -> dict[str, Any]:
-        """Return the result for `complete()`: versioned, plain JSON, and the body byte for byte."""
-        kept = [[name.lower(), value] for name, value in self.headers if name.lower() in replayed_headers]
-        try:
-            text = self.body.decode()
-        except UnicodeDecodeError:
-            text = "\0"
-        # PostgreSQL's text has no NUL.
-        body = {"base64": base64.b64encode(self.body).decode()} if "\0" in text else {"text": text}
-        return {"http": 1, "status": self.status, "headers": kept, **body}
-
-    @classmethod
-    def replay(cls, scope: str, request_id: str, result: Any) -> HttpResponse:
-        """Return the response that a receipt holds; raise ReceiptTypeError where it holds something else."""
-        if not isinstance(result, dict) or result.get("http") != 1:
-            raise ReceiptTypeError(
-                f"the receipt of request_id {request_id!r} holds no HTTP response of a known version, so it cannot be "
-                "replayed as one. Read it with guard.get(session, request_id, scope=...).",
-                fields=("http",),
-                scope=scope,
-                request_id=request_id,
-            )
-        body = result["text"].encode() if "text" in result else base64.b64decode(result["base64"])
-        headers = [(name, value) for name, value in result["headers"]]
-        return cls(result["status"], (*headers, (REPLAYED, "true")), body)
-
-    @property
-    def wire_headers(self) -> list[tuple[str, str]]:
-        """The headers with the length of the body, which a response without content does not have."""
-        length = [] if self.status in _NO_CONTENT else [("content-length", str(len(self.body)))]
-        return [*self.headers, *length]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +221,13 @@ class HttpPolicy:
         detail = f"The content is larger than the {self.max_body_bytes} bytes that this API compares."
         return self._problem(413, "too-large", "The content is too large", detail)
 
+    def incomplete(self, length: int, expected: int) -> HttpResponse:
+        """Return the answer to a body that has ended before its length, as when a client is cut off."""
+        detail = (
+            f"The content has {length} of the {expected} bytes that its Content-Length names. Nothing was executed."
+        )
+        return self._problem(400, "incomplete", "The content is not complete", detail)
+
     def is_stored(self, status: int, *, below: int) -> bool:
         """Return whether a response is stored; `below` is the rule of the adapter."""
         return status < below if self.stores is None else self.stores(status)
@@ -310,13 +264,18 @@ class HttpPolicy:
         return self._problem(status, code, title, detail, retry_after)
 
     def refusal(self, refused: RequestRefusedError | Refusal) -> HttpResponse:
-        """Return the problem that a refusal is: its type names the problem, and its data is a member of it."""
+        """Return the problem that a refusal is: its type names the problem, and its data is a member of it.
+
+        Raises InvalidResultError where the data is not plain JSON.
+        """
+        try:
+            data = json_text.round_trip(refused.data, max_bytes=sys.maxsize)[1]
+        except json_text.NotStorableError as problem:
+            raise InvalidResultError(f"the data of the refusal {problem}. Give plain JSON values.") from None
         detail = "The request was refused. This is its answer on every retry; a new attempt needs a new key."
         is_replay = isinstance(refused, RequestRefusedError) and refused.is_replay
         replayed = ((REPLAYED, "true"),) if is_replay else ()
-        return self._problem(
-            self.refused_status, refused.type, "The request was refused", detail, replayed, data=refused.data
-        )
+        return self._problem(self.refused_status, refused.type, "The request was refused", detail, replayed, data=data)
 
     def refuse(self, execution: Execution[Any] | None, refusal: Refusal) -> HttpResponse:
         """Give the execution, if there is one, a refusal that the endpoint has raised; return the answer to it."""

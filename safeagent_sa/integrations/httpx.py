@@ -17,7 +17,7 @@ class EffectTransport(httpx.BaseTransport):
     """Adds `Idempotency-Key` to each request that is not a GET; the same on every attempt, and only with the same bytes.
 
     What is sent is noted in a short transaction before the first attempt sends it. Requests outside of an effect, and other
-    bytes under the same key, raise MisuseError and are not sent. A request that has the header already passes as it is.
+    bytes or another URL under the same key, raise MisuseError and are not sent; so does a redirect that repeats a POST. A request that has the header already passes as it is.
 
     Example:
         ```python
@@ -45,12 +45,12 @@ class EffectTransport(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request."""
         if self._header not in request.headers:
-            found = outgoing(request.method, request.read(), is_async=False)
+            found = outgoing(request.method, str(request.url), request.read(), is_async=False)
             if found is not None:
                 if found.note is not None:
                     transact(found.factory, found.note)
                     found.noted()
-                request.headers[self._header] = found.key
+                request = _with(request, self._header, found.key)
         return self._transport.handle_request(request)
 
     def close(self) -> None:
@@ -80,14 +80,21 @@ class AsyncEffectTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request."""
         if self._header not in request.headers:
-            found = outgoing(request.method, await request.aread(), is_async=True)
+            found = outgoing(request.method, str(request.url), await request.aread(), is_async=True)
             if found is not None:
                 if found.note is not None:
                     await transact_async(found.factory, found.note)
                     found.noted()
-                request.headers[self._header] = found.key
+                request = _with(request, self._header, found.key)
         return await self._transport.handle_async_request(request)
 
     async def aclose(self) -> None:
         """Close the transport."""
         await self._transport.aclose()
+
+
+def _with(request: httpx.Request, header: str, key: str) -> httpx.Request:
+    headers = [*request.headers.raw, (header.encode(), key.encode())]
+    return httpx.Request(
+        request.method, request.url, headers=headers, stream=request.stream, extensions=request.extensions
+    )

@@ -10,7 +10,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from .asgi import App, IdempotencyMiddleware, Principal, Scope
+from litestar.types import Empty
+from litestar.utils.scope.state import ScopeState
+
+from ._asgi_responses import Send
+from .asgi import App, IdempotencyMiddleware, Principal, Receive, Scope
 from .http import HttpPolicy
 
 
@@ -55,7 +59,12 @@ def idempotent_middleware(
             await session.rollback()  # sends nothing after a COMMIT
 
     def wrap(app: App) -> IdempotencyMiddleware:
-        middleware = IdempotencyMiddleware(app, guard=guard, session_factory=_none, scope=scope, policy=policy)
+        async def handler(asgi_scope: Scope, receive: Receive, send: Send) -> None:
+            # Litestar remembers the headers that an outer middleware has read, and compresses by them.
+            ScopeState.from_scope(asgi_scope).headers = Empty
+            await app(asgi_scope, receive, send)
+
+        middleware = IdempotencyMiddleware(handler, guard=guard, session_factory=_none, scope=scope, policy=policy)
         middleware.sessions = provided
         return middleware
 

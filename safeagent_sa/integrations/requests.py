@@ -19,7 +19,7 @@ class EffectAdapter(HTTPAdapter):
     """Adds `Idempotency-Key` to each request that is not a GET; the same on every attempt, and only with the same bytes.
 
     What is sent is noted in a short transaction before the first attempt sends it. Requests outside of an effect, and other
-    bytes under the same key, raise MisuseError and are not sent. A request that has the header already passes as it is.
+    bytes or another URL under the same key, raise MisuseError and are not sent. A request that has the header already passes as it is.
 
     Example:
         ```python
@@ -49,11 +49,13 @@ class EffectAdapter(HTTPAdapter):
         """Send a request."""
         assert request.headers is not None
         if self._header not in request.headers:
-            found = outgoing(request.method or "GET", _content(request.body), is_async=False)
+            found = outgoing(request.method or "GET", request.url or "", _content(request.body), is_async=False)
             if found is not None:
                 if found.note is not None:
                     transact(found.factory, found.note)
                     found.noted()
+                request = request.copy()
+                assert request.headers is not None
                 request.headers[self._header] = found.key
         return super().send(request, *args, **options)
 

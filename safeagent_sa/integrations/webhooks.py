@@ -7,14 +7,12 @@ any object with `name` and `verify` is a provider.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from .._request.functions import name_of
 from .._transaction.run import AsyncSessionFactory, SessionFactory
 from ..errors import (
     ExecutionInProgressError,
@@ -23,9 +21,10 @@ from ..errors import (
     ReceiptExpiredError,
     ReceiptUnreadableError,
     RequestConflictError,
+    RequestRefusedError,
     SafeAgentError,
-    UnsupportedFunctionError,
 )
+from ._webhook_handlers import copy_for, ended, ended_async, refuse_kind
 from ._webhook_providers import Delivery, GitHub, StandardWebhooks, Stripe
 from .http import HttpResponse
 
@@ -81,8 +80,9 @@ class _Inbox:
     def on(self, provider: Provider, *types: str) -> Callable[[_HandlerT], _HandlerT]:
         """Return a decorator: the function handles events of these types; its writes commit with the receipt of the event.
 
-        All handlers of an event run in one transaction, in the order in which they were added. A handler gets the session and the
-        Delivery, and does not commit; if one raises, all of them roll back, and the provider comes again.
+        All handlers of an event run in one transaction, in the order in which they were added. A handler gets the session and its own
+        Delivery, and does not commit; if one raises, all of them roll back, and the provider comes again. One that
+        raises Refusal ends the event: what was written before stays, the later handlers do not run, and the provider gets 200.
 
         Args:
             provider: The provider.
@@ -106,13 +106,7 @@ class _Inbox:
             raise ValueError('on() takes the types of events to handle, or "*" for all of them')
 
         def add(handler: _HandlerT) -> _HandlerT:
-            if inspect.iscoroutinefunction(handler) is not self._is_async:
-                kind = (
-                    "coroutine functions" if self._is_async else "functions; coroutine functions need AsyncWebhookInbox"
-                )
-                raise UnsupportedFunctionError(
-                    f"{type(self).__name__} takes {kind}, and {name_of(handler)} is of the other kind"
-                )
+            refuse_kind(type(self).__name__, handler, is_async=self._is_async)
             self._handlers += [(provider.name, kind, handler) for kind in types]
             return handler
 
@@ -153,7 +147,7 @@ class WebhookInbox(_Inbox):
             headers: The headers of the request, of any framework, or a dict.
 
         Returns:
-            The answer for the provider: 200 where the event is handled, now or before, or has no handler; 401, 400 and 422 where no
+            The answer for the provider: 200 where the event is handled or refused, now or before, or has no handler; 401, 400 and 422 where no
             retry helps; 503 with `Retry-After` while the same event is handled elsewhere.
 
         Raises:
@@ -239,13 +233,13 @@ class _Handling:
         """Run the handlers."""
         with self._noting_errors():
             for handler in self.handlers:
-                handler(session, self._delivery)
+                ended(handler, handler(session, copy_for(self._delivery)))
 
     async def handle_async(self, session: Any) -> None:
         """Run the handlers, which are coroutine functions."""
         with self._noting_errors():
             for handler in self.handlers:
-                await handler(session, self._delivery)
+                await ended_async(handler, handler(session, copy_for(self._delivery)))
 
     @contextmanager
     def _noting_errors(self) -> Generator[None]:
@@ -270,6 +264,8 @@ class _Handling:
             return _text(503, "this event is being handled; come again", ("retry-after", later))
         if isinstance(error, (ReceiptExpiredError, ReceiptUnreadableError)):
             return _text(200, "handled before")
+        if isinstance(error, RequestRefusedError):
+            return _text(200, "refused by a handler")  # stored: every delivery would end like this one
         for kind, status in ((RequestConflictError, 422), (InvalidSignatureError, 401), (InvalidInputError, 400)):
             if isinstance(error, kind):
                 _log.warning("webhook of %s answered with %s: %s", self._provider.name, status, error)

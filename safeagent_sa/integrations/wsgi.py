@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from http.client import responses
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from .._request.refusals import Refusal
 from ..errors import MisuseError
 from ._owned import answer
 from .http import HttpPolicy, HttpRequest, HttpResponse, refuse_stream
@@ -32,7 +33,8 @@ class IdempotencyMiddleware:
     """Runs each POST and PATCH once for each key; it commits what the app has written in `environ[SESSION]` with the response.
 
     A response with a status of 400 or more rolls back, since a raised error looks like a returned one here, and leaves the
-    key free. Requests with other methods pass untouched, and have no such session. The app flushes, and does not commit.
+    key free. Requests with other methods pass untouched, and have no such session. The app flushes, and does not commit. Without
+    a key, where none is required, the same session commits by the same rule before the first part of the response leaves.
 
     Example:
         ```python
@@ -73,14 +75,18 @@ class IdempotencyMiddleware:
         key = policy.key_of([] if given is None else [given])
         if isinstance(key, HttpResponse):
             return _send(start_response, key)
-        body = _body(environ, policy.max_body_bytes + 1)
-        if len(body) > policy.max_body_bytes:
-            return _send(start_response, policy.too_large())
+        if key is None:
+            return _Passage(start_response, policy).parts(self._app, environ, self._factory)
+        body = _body(environ, policy)
+        if isinstance(body, HttpResponse):
+            return _send(start_response, body)
         query, content_type = environ.get("QUERY_STRING", ""), environ.get("CONTENT_TYPE", "")
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
         asked = HttpRequest(environ["REQUEST_METHOD"], self._template(environ), path, query, content_type, body)
         with self._factory() as session:
             inner = {**environ, SESSION: session, "wsgi.input": BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+            # a response is stored for every retry, so it is plain: what is outside of here may compress it for each
+            inner.pop("HTTP_ACCEPT_ENCODING", None)
             captured = _Captured(self._app, inner, asked.action, self._guard._settings.max_result_bytes)  # noqa: SLF001
             answered = answer(
                 self._guard,
@@ -139,14 +145,77 @@ class _Captured:
             raise refuse_stream(self._action, "more than the guard's max_result_bytes")
 
 
-def _body(environ: WSGIEnvironment, limit: int) -> bytes:
-    stream, length = environ["wsgi.input"], environ.get("CONTENT_LENGTH")
+class _Passage:
+    """The response of a request without a key: the transaction ends before it begins, and its parts pass as they come."""
+
+    def __init__(self, start_response: StartResponse, policy: HttpPolicy) -> None:
+        self._start_response, self._policy = start_response, policy
+        self._given: tuple[Any, ...] = ()
+        self._write: Callable[[bytes], object] | None = None
+
+    def parts(self, app: WSGIApplication, environ: WSGIEnvironment, factory: SessionFactory) -> Iterator[bytes]:
+        """Call the app, in a new session, and give the parts of its response."""
+        with factory() as session:
+            self._session = session
+            try:
+                answered = app({**environ, SESSION: session, EXECUTION: None}, self._start)
+                try:
+                    for part in answered:
+                        if part:
+                            self._begin()
+                            yield part
+                finally:
+                    getattr(answered, "close", lambda: None)()
+                self._begin()
+            except Refusal as refusal:
+                if self._write is not None:
+                    raise
+                refused = self._policy.refusal(refusal)
+                session.commit()
+                yield from _send(self._start_response, refused)
+            else:
+                self._end()
+
+    def _start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
+        self._given = (status, headers) if exc_info is None else (status, headers, exc_info)
+        if self._write is not None:
+            self._start_response(*self._given)  # which raises: the response has begun
+
+        def write(part: bytes) -> object:
+            return self._begin()(part)
+
+        return write
+
+    def _begin(self) -> Callable[[bytes], object]:
+        if self._write is None:
+            if not self._given:
+                raise MisuseError("the app ended without start_response(), so there is no response.")
+            self._end()
+            self._write = self._start_response(*self._given)
+        return self._write
+
+    def _end(self) -> None:
+        """Commit or roll back what was written up to now."""
+        if self._policy.is_stored(int(self._given[0][:3]), below=400):
+            self._session.commit()
+        else:
+            self._session.rollback()
+
+
+def _body(environ: WSGIEnvironment, policy: HttpPolicy) -> bytes | HttpResponse:
+    """Return the whole body, or the answer to one that is too large or has not come as a whole."""
+    stream, length, limit = environ["wsgi.input"], environ.get("CONTENT_LENGTH"), policy.max_body_bytes + 1
     left = min(int(length), limit) if length else limit if environ.get("wsgi.input_terminated") else 0
     parts = []
     while left > 0 and (part := stream.read(left)):
         parts.append(part)
         left -= len(part)
-    return b"".join(parts)
+    body = b"".join(parts)
+    if len(body) == limit:
+        return policy.too_large()
+    if length and len(body) < int(length):
+        return policy.incomplete(len(body), int(length))
+    return body
 
 
 def _send(start_response: StartResponse, answered: HttpResponse) -> Iterable[bytes]:

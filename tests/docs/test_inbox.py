@@ -56,10 +56,11 @@ def test_the_three_mounts_answer(page):
         paid = json.dumps({"type": "invoice.paid", "invoice": "in_2"}).encode()
         client = Client(page["asgi_app"])
         answers = [await client.asend("POST", "/", content=paid, headers=signed.standard(paid)) for _ in range(2)]
+        answers.append(await client.asend("POST", "/", content=b"x" * 2_000_000))
         await page["async_engine"].dispose()
         return [answer.status_code for answer in answers]
 
-    assert asyncio.run(use()) == [200, 200]
+    assert asyncio.run(use()) == [200, 200, 413]
     assert invoices(page) == [("in_1", "open"), ("in_2", "paid")]
 
 

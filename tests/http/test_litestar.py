@@ -20,6 +20,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", SADeprecationWarning)  # of a decorator in the models of advanced-alchemy
     from advanced_alchemy.extensions.litestar import SQLAlchemyAsyncConfig, SQLAlchemyPlugin
     from litestar import Litestar, Request, post
+    from litestar.config.compression import CompressionConfig
     from litestar.di import NamedDependency
     from litestar.exceptions import HTTPException
     from litestar.params import FromPath
@@ -29,7 +30,7 @@ DEFERRED = "CREATE TABLE deferred (id int, CONSTRAINT one UNIQUE (id) DEFERRABLE
 
 
 @contextmanager
-def a_client(port, body, *, guarded=True):
+def a_client(port, body, *, guarded=True, outer=(), **options):
     engine = create_async_engine(make_url(port.url).set(drivername="postgresql+asyncpg"), poolclass=NullPool)
     config = SQLAlchemyAsyncConfig(engine_instance=engine, before_send_handler="autocommit")
     middleware = [idempotent_middleware(AsyncExecutionGuard(), config, scope=lambda _: "acme")] if guarded else []
@@ -42,7 +43,7 @@ def a_client(port, body, *, guarded=True):
         await body(db_session)
         return {"id": payment.id}
 
-    app = Litestar([pay], plugins=[SQLAlchemyPlugin(config)])
+    app = Litestar([pay], middleware=list(outer), plugins=[SQLAlchemyPlugin(config)], **options)
     app.state.update(config.create_app_state_items())  # as at its start
     yield Client(app)
 
@@ -74,6 +75,23 @@ def test_a_retry_gets_the_first_response_and_nothing_runs_again(postgresql):
     assert postgresql.payments("card") == 1
     with postgresql.sessions() as session:
         assert ExecutionGuard().get(session, "k-1", scope="acme").action == "POST /pay/:kind"
+
+
+def test_what_is_stored_is_compressed_for_no_request(postgresql):
+    def reading(app):
+        async def read(scope, receive, send):
+            if scope["type"] == "http":
+                assert Request(scope).headers["accept-encoding"]  # which Litestar remembers
+            await app(scope, receive, send)
+
+        return read
+
+    options = {"compression_config": CompressionConfig(backend="gzip", minimum_size=1), "outer": [reading]}
+    with a_client(postgresql, nothing, **options) as client:
+        kinds = ("gzip", "identity")
+        answers = [client.post("/pay/card", key="k-1", headers={"Accept-Encoding": kind}) for kind in kinds]
+    assert [answer.headers.get("content-encoding") for answer in answers] == [None, None]
+    assert answers[0].json() == answers[1].json()
 
 
 def test_what_a_handler_raises_rolls_back(postgresql):

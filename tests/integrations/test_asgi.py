@@ -1,7 +1,8 @@
 """The ASGI middleware, around plain apps and around Starlette; it owns the transaction."""
 
 import asyncio
-from contextlib import contextmanager
+import gzip
+from contextlib import contextmanager, suppress
 
 import pytest
 from sqlalchemy import event
@@ -10,7 +11,8 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.responses import JSONResponse, StreamingResponse
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from support.app import Payment
 from support.web import Client, async_sessions
@@ -79,6 +81,32 @@ def test_a_retry_gets_the_first_response_and_nothing_runs_again(each_port):
         assert client.post("/pay", key="a b", json={}).status_code == 400
         assert client.post("/pay", key="k-1", json={"amount": 1}, headers={"X-Tenant": "other"}).status_code == 201
     assert each_port.payments("a") == 2
+
+
+def test_what_is_stored_is_compressed_for_no_request(sqlite):
+    async def pay(request):
+        return JSONResponse("x" * 1000)
+
+    with async_sessions(sqlite) as sessions:
+        options = {"guard": AsyncExecutionGuard(), "session_factory": sessions, "scope": tenant}
+        guarded = Middleware(IdempotencyMiddleware, **options)
+        app = Starlette(
+            routes=[Route("/pay", pay, methods=["POST"])],
+            middleware=[Middleware(GZipMiddleware), guarded, Middleware(GZipMiddleware)],
+        )
+        kinds = ("gzip", "identity", "gzip")
+        answers = [Client(app).post("/pay", key="k-1", headers={"Accept-Encoding": kind}) for kind in kinds]
+    assert [answer.headers.get("content-encoding") for answer in answers] == ["gzip", None, "gzip"]
+    assert {answer.text for answer in answers} == {'"' + "x" * 1000 + '"'}
+
+
+def test_a_content_that_the_app_itself_encodes_is_replayed_as_such(sqlite):
+    def packed(_payment):
+        return Response(gzip.compress(b"hello"), headers={"Content-Encoding": "gzip"})
+
+    with a_client(sqlite, paying(sqlite, packed)) as client:
+        answers = [client.post("/pay", key="k-1") for _ in range(2)]
+    assert [(answer.headers["content-encoding"], answer.content) for answer in answers] == [("gzip", b"hello")] * 2
 
 
 def test_a_response_of_400_or_more_rolls_back_since_it_may_have_been_raised(each_port):
@@ -198,6 +226,152 @@ def test_without_a_key_that_is_not_required_the_middleware_still_owns_the_transa
     assert sqlite.payments("a") == 2
 
 
+def test_without_a_key_everything_passes_as_without_the_guard(sqlite):
+    left = []
+
+    async def app(scope, receive, send):
+        size = 0
+        while True:
+            message = await receive()
+            size += len(message["body"])
+            if not message.get("more_body"):
+                break
+        scope["state"]["session"].add(Payment(reference="a", amount=size))
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for _ in range(30):
+            left.append(sqlite.payments("a"))
+            await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+        scope["state"]["session"].add(Payment(reference="late", amount=1))
+        await send({"type": "http.response.body"})
+
+    policy = HttpPolicy(required=False, max_body_bytes=10)
+    with async_sessions(sqlite) as sessions:
+        options = {"guard": AsyncExecutionGuard(), "session_factory": sessions, "scope": tenant, "policy": policy}
+        answer = Client(IdempotencyMiddleware(app, **options)).post("/", content=b"x" * 2_000_000)
+    assert (answer.status_code, len(answer.content)) == (200, 3_000_000)
+    assert left == [1] * 30  # committed before the response began
+    assert sqlite.payments("late") == 1
+
+
+def test_without_a_key_an_app_may_commit_itself_and_400_rolls_back(sqlite):
+    async def own(request):
+        request.state.session.add(Payment(reference="own", amount=1))
+        await request.state.session.commit()
+        return JSONResponse({})
+
+    with a_client(sqlite, own, policy=HttpPolicy(required=False)) as client:
+        assert client.post("/pay").status_code == 200
+    declined = paying(sqlite, lambda _: JSONResponse({}, 402))
+    with a_client(sqlite, declined, policy=HttpPolicy(required=False)) as client:
+        assert client.post("/pay").status_code == 402
+    assert (sqlite.payments("own"), sqlite.payments("a")) == (1, 0)
+
+
+@pytest.mark.parametrize("headers", [[], [(b"idempotency-key", b"k-1")]])
+def test_a_failed_commit_is_not_answered_with_a_second_success(sqlite, headers):
+    sent = []
+
+    async def stubborn(scope, receive, send):
+        scope["state"]["session"].add(Payment(reference="a", amount=1))
+        for _ in range(2):
+            with suppress(RuntimeError):
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": b"paid"})
+
+    def fail(_session):
+        raise RuntimeError("the COMMIT fails")
+
+    with async_sessions(sqlite) as sessions:
+        kind = type("Failing", (sessions.class_.sync_session_class,), {})
+        event.listen(kind, "before_commit", fail)
+        sessions.configure(sync_session_class=kind)
+        options = {"guard": AsyncExecutionGuard(), "session_factory": sessions, "scope": tenant}
+        app = IdempotencyMiddleware(stubborn, policy=HttpPolicy(required=False), **options)
+        with pytest.raises(RuntimeError, match="COMMIT fails"):
+            asyncio.run(raised(app, headers, sent))
+    assert sent == []
+
+
+START, BODY = {"type": "http.response.start", "status": 200, "headers": []}, {"type": "http.response.body"}
+HINT, DEBUG = {"type": "http.response.early_hint", "links": [b"<a>"]}, {"type": "http.response.debug", "info": {}}
+
+
+def messages_of(sqlite, *messages):
+    """Return what leaves where an app sends these, and the error that it gets."""
+    sent = []
+
+    async def app(scope, receive, send):
+        for message in messages:
+            await send(message)
+
+    with async_sessions(sqlite) as sessions:
+        guarded = IdempotencyMiddleware(app, guard=AsyncExecutionGuard(), session_factory=sessions, scope=tenant)
+        try:
+            asyncio.run(raised(guarded, sent=sent))
+        except MisuseError as error:
+            return sent, str(error)
+    return sent, None
+
+
+def test_debug_messages_pass_and_hints_are_dropped(sqlite):
+    sent, error = messages_of(sqlite, HINT, DEBUG, START, BODY)
+    assert (error, [message["type"] for message in sent]) == (None, [DEBUG["type"], START["type"], BODY["type"]])
+
+
+@pytest.mark.parametrize(
+    ("messages", "why", "leaves"),
+    [
+        ([BODY], "with no start. Nothing was stored", 0),
+        ([START, BODY | {"body": b"half", "more_body": True}, START, BODY], "with a second start", 0),
+        ([START | {"trailers": True}, BODY], "trailers", 0),
+        ([START, {"type": "http.response.pathsend", "path": "/x"}], "pathsend", 0),
+        ([START, BODY, BODY], "after the end of its response", 2),
+    ],
+)
+def test_messages_out_of_order_are_errors(sqlite, messages, why, leaves):
+    sent, error = messages_of(sqlite, *messages)
+    assert why in error
+    assert len(sent) == leaves
+    assert len(sqlite.requests()) == (leaves > 0)
+
+
+@pytest.mark.parametrize("key", [None, "k-1"])
+def test_middleware_outside_sees_what_the_app_leaves_in_the_scope(sqlite, key):
+    inside, outside = [], []
+    extensions = {"http.response.pathsend": {}, "http.response.debug": {}, "tls": {}}
+
+    async def pay(request):
+        request.state.order = 7
+        inside.append((sorted(request.scope["extensions"]), request.headers.get("accept-encoding")))
+        return JSONResponse({})
+
+    class Outer:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            async def look(message):
+                outside.append(
+                    (scope["state"]["order"], "endpoint" in scope, dict(scope["headers"])[b"accept-encoding"])
+                )
+                await send(message)
+
+            scope["extensions"] = extensions
+            await self.app(scope, receive, look)
+            assert scope["extensions"] is extensions
+
+    with async_sessions(sqlite) as sessions:
+        options = {"guard": AsyncExecutionGuard(), "session_factory": sessions, "scope": tenant}
+        guarded = Middleware(IdempotencyMiddleware, policy=HttpPolicy(required=False), **options)
+        routes = [Route("/pay", pay, methods=["POST"])]
+        client = Client(Starlette(routes=routes, middleware=[Middleware(Outer), guarded]))
+        client.post("/pay", key=key, headers={"Accept-Encoding": "gzip"})
+    assert outside == [(7, True, b"gzip")] * 2
+    all_of_them = (sorted(extensions), "gzip")
+    assert inside == [all_of_them if key is None else (["http.response.debug", "tls"], None)]
+
+
 def test_a_request_in_progress_is_409_with_retry_after(postgresql):
     with a_client(postgresql, paying(postgresql)) as client, postgresql.sessions() as holder:
         with ExecutionGuard().claim(holder, "k-1", action="x", scope="acme") as execution:
@@ -250,19 +424,21 @@ def test_an_app_without_a_response_is_an_error_and_stores_nothing(sqlite):
     assert sqlite.payments("a") == 0
 
 
-async def raised(app):
+async def raised(app, headers=((b"idempotency-key", b"k"),), sent=None):
     scope = {
         "type": "http",
         "method": "POST",
         "path": "/",
         "query_string": b"",
-        "headers": [(b"idempotency-key", b"k")],
+        "headers": list(headers),
     }
 
     async def receive():
         return {"type": "http.request", "body": b""}
 
-    async def send(message): ...
+    async def send(message):
+        if sent is not None:
+            sent.append(message)
 
     await app(scope, receive, send)
 

@@ -216,6 +216,46 @@ def test_a_response_object_of_the_view_is_sent_as_it_is(shop):
     assert answers[0] is seen[0]
 
 
+def test_two_mounted_apps_are_two_endpoints(shop):
+    shop.add("/pay", lambda: request.script_root)
+    web = shop.app.test_client()
+    for root in ("/v1", "/v2", "/v1"):
+        found = web.post("/pay", headers={"Idempotency-Key": "k-1"}, environ_overrides={"SCRIPT_NAME": root})
+        assert (found.status_code, found.text) == ((200, root) if root == "/v1" else (422, found.text))
+
+
+def test_methods_without_an_effect_pass(shop):
+    def view():
+        return request.method if request.method != "GET" else "a form"
+
+    shop.app.route("/pay", methods=["GET", "POST", "PUT"])(shop.guarded(view))
+    web = shop.app.test_client()
+    assert (web.get("/pay").text, web.head("/pay").status_code) == ("a form", 200)
+    assert [web.open("/pay", method=method).status_code for method in ("POST", "PUT")] == [400, 400]
+
+
+def test_a_view_that_may_fail_in_part_uses_a_savepoint(shop):
+    def view():
+        try:
+            with db.session.begin_nested():
+                db.session.add(Payment(reference="a", amount=1))
+                db.session.flush()
+                raise KeyError("in part")
+        except KeyError:
+            return {"paid": False}
+
+    def rolling():
+        db.session.rollback()
+        return "paid"
+
+    shop.add("/pay", view)
+    shop.add("/rolling", rolling)
+    assert shop.post("/pay", "k-1").json == {"paid": False}
+    assert shop.post("/rolling", "k-2").status_code == 500
+    assert shop.port.payments("a") == 0
+    assert [name for name, _ in shop.port.requests()] == ["k-1"]
+
+
 def test_the_scope_is_a_function():
     with pytest.raises(TypeError, match="lambda"):
         idempotent(ExecutionGuard(), db.session, scope="acme")

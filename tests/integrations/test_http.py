@@ -2,6 +2,7 @@
 
 import json
 import time
+from decimal import Decimal
 
 import pytest
 
@@ -12,12 +13,14 @@ from safeagent_sa import (
     ExecutionInProgressError,
     InvalidInputError,
     InvalidRequestIdError,
+    InvalidResultError,
     InvalidScopeError,
     LeaseLostError,
     MisuseError,
     ReceiptExpiredError,
     ReceiptTypeError,
     ReceiptUnreadableError,
+    Refusal,
     RequestConflictError,
     RequestRefusedError,
 )
@@ -218,6 +221,12 @@ def test_a_refusal_is_a_problem_of_its_type_with_its_data():
         "https://api.example.com/keys#card%20declined",
         {"limit": 5},
     )
+
+
+@pytest.mark.parametrize("data", [float("nan"), Decimal(5), "\ud800", object()])
+def test_a_refusal_whose_data_is_no_json_is_named(data):
+    with pytest.raises(InvalidResultError, match="the data of the refusal"):
+        HttpPolicy().refuse(None, Refusal({"x": data}, type="declined"))
 
 
 def test_a_policy_chooses_the_answer_to_an_expired_receipt_and_the_page_of_the_problems():

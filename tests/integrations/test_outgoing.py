@@ -95,7 +95,7 @@ def test_other_bytes_under_the_key_are_refused_on_a_later_attempt_and_not_sent(e
         with pytest.raises(ExecutionInDoubtError) as caught:
             charge(each_port, posting(client, provider, b"at 10:01"))
         assert isinstance(caught.value.__cause__, MisuseError)
-        assert "has sent other bytes" in str(caught.value.__cause__)
+        assert "has sent another request" in str(caught.value.__cause__)
         assert len(provider.seen) == 1
         assert charge(each_port, posting(client, provider, b"at 10:00")).result == {"number": 2}
 
@@ -127,6 +127,39 @@ def test_two_requests_of_one_effect_are_refused_unless_they_are_the_same(sqlite,
         with pytest.raises(ExecutionInDoubtError):
             charge(sqlite, twice)
     assert [body for _, _, body in provider.seen] == [b"1", b"1"]
+
+
+@each_client
+@pytest.mark.parametrize("other", ["/orders/2", "/orders/1?x=1"])
+def test_two_urls_are_two_calls(sqlite, provider, make, other):
+    with make() as client:
+
+        def twice(effect):
+            client.post(f"{provider.url}/orders/1")
+            client.post(f"{provider.url}{other}")
+
+        with pytest.raises(ExecutionInDoubtError):
+            charge(sqlite, twice)
+    assert len(provider.seen) == 1
+
+
+@each_client
+@pytest.mark.parametrize(("status", "sent"), [(303, ["POST", "GET"]), (307, ["POST"])])
+def test_a_redirect_never_gets_the_key(sqlite, provider, make, status, sent):
+    raised = []
+    with make() as client:
+        client.follow_redirects = True  # as requests does
+
+        def call(effect):
+            try:
+                client.post(f"{provider.url}/redirect/{status}")
+            except MisuseError as error:
+                raised.append(str(error))
+
+        charge(sqlite, call)
+    assert [method for method, _, _ in provider.seen] == sent
+    assert [list(keys) for _, keys, _ in provider.seen] == [["Idempotency-Key"], []][: len(sent)]
+    assert len(raised) == (status == 307)
 
 
 @each_client
@@ -227,6 +260,14 @@ def test_the_async_transport_does_the_same(each_port, provider):
             with pytest.raises(ExecutionInDoubtError):
                 await effect.execute(sessions, "order-1", posting(b"2"))
             await effect.execute(sessions, "order-1", posting(b"1"))
+            client.follow_redirects = True
+
+            async def redirected(_effect):
+                await client.post(f"{provider.url}/redirect/303")
+
+            await effect.execute(sessions, "order-5", redirected)
+            assert provider.seen.pop()[1] == {}
+            provider.seen.pop()
             # effects of other tasks, at the same time, have other keys
             names = [f"order-{number}" for number in (2, 3, 4)]
             await asyncio.gather(*(effect.execute(sessions, name, posting(name.encode())) for name in names))

@@ -1,6 +1,7 @@
 """The inbox: each event is handled once, in one transaction with its receipt, and each answer makes the provider do the right thing."""
 
 import asyncio
+import functools
 import json
 import random
 import time
@@ -9,6 +10,7 @@ from contextlib import suppress
 from urllib.parse import quote_plus
 
 import pytest
+from sqlalchemy.exc import OperationalError
 from support import webhooks as signed
 from support.app import Payment
 from support.web import async_sessions
@@ -17,6 +19,8 @@ from safeagent_sa import (
     ExecutionGuard,
     InvalidDeliveryError,
     InvalidSignatureError,
+    MisuseError,
+    Refusal,
     RequestConflictError,
     UnsupportedFunctionError,
     retention,
@@ -286,6 +290,24 @@ def test_a_provider_needs_secrets(make):
         make()
 
 
+@pytest.mark.parametrize("make", [Stripe, GitHub, functools.partial(StandardWebhooks, name="x")])
+def test_a_secret_that_fits_no_signature_is_refused(make):
+    for missing in (None, b"x"):
+        with pytest.raises(TypeError, match="a secret is a text"):
+            make(missing)
+    with pytest.raises(ValueError, match="white space"):
+        make(SECRET + "\n")
+
+
+@each_provider
+def test_headers_that_are_no_mapping_of_texts_are_the_apps_mistake(provider, sign):
+    body = signed.event()
+    headers = sign(body)
+    for given in (list(headers.items()), {name.encode(): value.encode() for name, value in headers.items()}):
+        with pytest.raises(MisuseError, match="no mapping of texts"):
+            provider.verify(body, given)
+
+
 class Own:
     """A provider as a user may write one."""
 
@@ -316,6 +338,105 @@ def test_handlers_are_of_the_kind_of_the_inbox(sqlite):
         AsyncWebhookInbox(AsyncExecutionGuard(), sqlite.sessions).on(provider, "*")(lambda session, delivery: None)
     with pytest.raises(ValueError, match="types"):
         WebhookInbox(ExecutionGuard(), sqlite.sessions).on(provider)
+
+
+def logged(handler):
+    @functools.wraps(handler)
+    def call(session, delivery):
+        return handler(session, delivery)
+
+    return call
+
+
+async def paying_later(session, delivery):
+    session.add(Payment(reference=delivery.id, amount=1))
+
+
+class PayingLater:
+    async def __call__(self, session, delivery):
+        await paying_later(session, delivery)
+
+
+def hiding(session, delivery):
+    return paying_later(session, delivery)
+
+
+def paying_in_steps(session, delivery):
+    yield paying_later
+
+
+@pytest.mark.parametrize("handler", [PayingLater(), functools.partial(paying_later), paying_in_steps])
+def test_a_handler_that_would_not_run_is_refused_where_it_is_added(sqlite, handler):
+    inbox = WebhookInbox(ExecutionGuard(), sqlite.sessions)
+    with pytest.raises(UnsupportedFunctionError):
+        inbox.on(PROVIDERS["stripe"][0], "*")(handler)
+
+
+@pytest.mark.parametrize("handler", [logged(paying_later), logged(paying_in_steps), hiding])
+def test_an_event_whose_handler_has_not_run_is_never_acknowledged(each_port, handler):
+    book, body = Book(each_port, PROVIDERS["stripe"][0]), signed.event()
+    book.inbox.on(PROVIDERS["stripe"][0], "*")(handler)
+    with pytest.raises(UnsupportedFunctionError, match=r"has not run\. Nothing was stored"):
+        book.receive(PROVIDERS["stripe"][0], body, signed.stripe(body))
+    assert (each_port.requests(), each_port.payments("evt_1")) == ([], 0)
+
+
+def test_the_async_inbox_awaits_what_a_handler_returns(sqlite):
+    provider, body = PROVIDERS["stripe"][0], signed.event()
+
+    async def use(sessions):
+        inbox = AsyncWebhookInbox(AsyncExecutionGuard(), sessions)
+        for handler in (logged(paying_later), PayingLater(), functools.partial(paying_later)):
+            inbox.on(provider, "invoice.paid")(handler)
+        assert (await inbox.receive(provider, body, signed.stripe(body))).status == 200
+
+        def hidden(session, delivery):
+            return paying_in_steps(session, delivery)
+
+        hidden.__wrapped__ = paying_later
+        inbox.on(provider, "invoice.voided")(hidden)
+        other = signed.event("evt_2", "invoice.voided")
+        with pytest.raises(UnsupportedFunctionError, match="which has not run"):
+            await inbox.receive(provider, other, signed.stripe(other))
+
+    with async_sessions(sqlite) as sessions:
+        asyncio.run(use(sessions))
+    assert sqlite.payments("evt_1") == 3
+
+
+def test_each_handler_and_each_attempt_gets_the_payload_as_it_was_sent(each_port):
+    provider, inbox = PROVIDERS["stripe"][0], WebhookInbox(ExecutionGuard(), each_port.sessions)
+    failing, seen = [1], []
+
+    @inbox.on(provider, "*")
+    @inbox.on(provider, "*")
+    def paid(session, delivery):
+        seen.append(delivery.payload["cents"])
+        delivery.payload["cents"] //= 100
+        if failing and len(seen) == 2:
+            failing.pop()
+            lost = RuntimeError("serialization failure")
+            lost.sqlstate = "40001"
+            raise OperationalError("x", None, lost)
+
+    body = signed.event(cents=50_000)
+    assert inbox.receive(provider, body, signed.stripe(body)).status == 200
+    assert seen == [50_000] * 4
+
+
+def test_a_refusal_is_stored_and_the_provider_does_not_come_again(each_port):
+    provider, inbox = PROVIDERS["stripe"][0], WebhookInbox(ExecutionGuard(), each_port.sessions)
+
+    @inbox.on(provider, "*")
+    def refuse(session, delivery):
+        session.add(Payment(reference=delivery.id, amount=1))
+        raise Refusal({"why": "no such customer"}, type="unknown")
+
+    inbox.on(provider, "*")(lambda session, delivery: pytest.fail("it is refused"))
+    body = signed.event()
+    answers = [inbox.receive(provider, body, signed.stripe(body)) for _ in range(2)]
+    assert [(answer.status, answer.body) for answer in answers] == [(200, b"refused by a handler")] * 2
+    assert each_port.payments("evt_1") == 1
 
 
 def test_the_async_inbox_does_the_same(each_port):

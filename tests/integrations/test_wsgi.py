@@ -1,6 +1,7 @@
 """The WSGI middleware; it owns the transaction."""
 
 import io
+from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 import httpx
@@ -61,6 +62,16 @@ def test_a_retry_gets_the_first_response_and_nothing_runs_again(each_port):
     assert web.post("/pay", content=b"12", headers={"Idempotency-Key": "k-1,k-1"}).status_code == 400
     assert web.post("/pay", content=b"12", headers=KEY | {"X-Tenant": "other"}).status_code == 201
     assert each_port.payments("a") == 2
+
+
+def test_the_app_is_not_asked_to_compress_what_is_stored(sqlite):
+    def pay(environ, start_response):
+        start_response("200 OK", [("Content-Encoding", "x")] if "HTTP_ACCEPT_ENCODING" in environ else [])
+        return [b"paid"]
+
+    web = client(sqlite, pay)
+    answers = [web.post("/", headers=KEY | {"Accept-Encoding": "x"}) for _ in range(2)]
+    assert [answer.headers.get("content-encoding") for answer in answers] == [None, None]
 
 
 @pytest.mark.parametrize("status", ["402 Declined", "500 Broken"])
@@ -177,6 +188,77 @@ def test_it_keeps_to_the_rules_of_wsgi(sqlite):
         parts = validator(app)(dict(environ, **{"wsgi.input": io.BytesIO(b"12")}), lambda *_: lambda _: None)
         assert list(parts) == [b"paid"]
         parts.close()
+
+
+def test_a_body_that_was_cut_off_is_400_and_executes_nothing(each_port):
+    app = IdempotencyMiddleware(paying(), guard=ExecutionGuard(), session_factory=each_port.sessions, scope=tenant)
+    seen = []
+    for sent in (b"to=bob&amount=1", b"to=bob&amount=100"):
+        environ = {"REQUEST_METHOD": "POST", "HTTP_IDEMPOTENCY_KEY": "k-1", "CONTENT_LENGTH": "17"}
+        list(app(environ | {"wsgi.input": io.BytesIO(sent)}, lambda status, headers: seen.append(status[:3])))
+    assert seen == ["400", "201"]
+    assert each_port.payments("a") == 1
+
+
+def test_without_a_key_everything_passes_as_without_the_guard(sqlite):
+    left = []
+
+    def app(environ, start_response):
+        content = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+        environ[SESSION].add(Payment(reference="a", amount=len(content)))
+        start_response("200 OK", [("Content-Type", "text/event-stream")])
+        yield b""
+        for _ in range(30):
+            left.append(sqlite.payments("a"))
+            yield b"x" * 100_000
+        environ[SESSION].add(Payment(reference="late", amount=1))
+
+    web = client(sqlite, app, policy=HttpPolicy(required=False, max_body_bytes=10), guard=ExecutionGuard())
+    answer = web.post("/", content=b"x" * 2_000_000)
+    assert (answer.status_code, len(answer.content)) == (200, 3_000_000)
+    assert left == [0, *[1] * 29]  # committed before the first part left
+    assert sqlite.payments("late") == 1
+
+
+def test_without_a_key_an_app_may_commit_itself_and_write_and_fail(sqlite):
+    def app(environ, start_response):
+        path = environ["PATH_INFO"]
+        environ[SESSION].add(Payment(reference=path, amount=1))
+        if path == "/own":
+            environ[SESSION].commit()
+        if path == "/silent":
+            return []
+        if path == "/broken":
+            raise KeyError("broken")
+        write = start_response("402 Declined" if path == "/declined" else "201 Made", [("Content-Type", "text/plain")])
+        if path == "/written":
+            write(b"wr")
+            write(b"itten")
+        return []
+
+    web = client(sqlite, app, policy=HttpPolicy(required=False))
+    assert [web.post(path).status_code for path in ("/own", "/declined", "/written")] == [201, 402, 201]
+    with pytest.raises(KeyError, match="broken"):
+        web.post("/broken")
+    with pytest.raises(MisuseError, match="start_response"):
+        web.post("/silent")
+    paths = ("/own", "/declined", "/written", "/broken", "/silent")
+    assert [sqlite.payments(path) for path in paths] == [1, 0, 1, 0, 0]
+
+
+def test_without_a_key_it_keeps_to_the_rules_of_wsgi_as_well(sqlite):
+    def plain(environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "4")])
+        return [b"pa", b"id"]
+
+    options = {"guard": ExecutionGuard(), "session_factory": sqlite.sessions, "scope": tenant}
+    app = validator(IdempotencyMiddleware(validator(plain), policy=HttpPolicy(required=False), **options))
+    environ = {}
+    setup_testing_defaults(environ)
+    environ |= {"REQUEST_METHOD": "POST", "QUERY_STRING": "", "CONTENT_LENGTH": "0"}
+    parts = app(environ, lambda *_: lambda _: None)
+    assert list(parts) == [b"pa", b"id"]
+    parts.close()
 
 
 def test_without_a_key_that_is_not_required_the_middleware_still_owns_the_transaction(sqlite):

@@ -27,11 +27,16 @@ LIMIT = 160
 # They own the transactions that they end: that of run_transaction, that of the connection that listens, those of requests in
 # frameworks that leave the COMMIT to the app, and those of a person who looks or records a verdict.
 OWNERS = {"_transaction/run.py", "_effects/notifications.py", "_claim/contain.py"}
-OWNERS |= {"integrations/_owned.py", "integrations/asgi.py", "integrations/litestar.py"}
+OWNERS |= {
+    "integrations/_owned.py",
+    "integrations/_asgi_responses.py",
+    "integrations/wsgi.py",
+    "integrations/litestar.py",
+}
 OWNERS |= {"_inspection/reads.py", "dashboard/_database.py", "dashboard/_verdicts.py"}
 PROGRAMS = {"cli", "testing"}
 # Below the caller's transaction, or no transaction at all.
-NO_TRANSACTION = {"cursor", "driver", "notifications", "pipeline", "self._transport"}
+NO_TRANSACTION = {"cursor", "driver", "notifications", "pipeline", "returned", "self._transport"}
 
 ONE_SUBCLASS = {
     "ByKey": "Citus sends the same, and its settings to several nodes",

@@ -23,7 +23,10 @@ class Handler(BaseHTTPRequestHandler):
         }
         self.server.seen.append((self.command, keys, body))
         text = json.dumps({"number": len(self.server.seen)}).encode()
-        self.send_response(200)
+        redirect = self.path.removeprefix("/redirect/") if self.path.startswith("/redirect/") else ""
+        self.send_response(int(redirect or 200))
+        if redirect:
+            self.send_header("Location", "/elsewhere")
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()

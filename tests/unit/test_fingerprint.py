@@ -203,6 +203,30 @@ def test_payloads_without_a_canonical_form_are_refused_with_their_place(payload,
     assert caught.value.path == path
 
 
+class Named(str):
+    """A key that counts how often a path is made of it."""
+
+    __slots__ = ()
+    written = 0
+
+    def __format__(self, spec):
+        Named.written += 1
+        return super().__format__(spec)
+
+
+@pytest.mark.parametrize("around", [lambda items: items, lambda items: {"deep": items}, tuple])
+def test_a_path_is_made_for_an_error_alone(around):
+    """Else a long name over many values costs its length for each of them."""
+    Named.written = 0
+    canonical_json({Named("k"): around([1] * 1000)})
+    assert Named.written == 0
+    with pytest.raises(InvalidPayloadError) as caught:
+        canonical_json({Named("k"): around([*[1] * 999, object()])})
+    assert Named.written == 1
+    assert caught.value.path.startswith("$.k")
+    assert caught.value.path.endswith("[999]")
+
+
 def test_depth_is_limited_and_a_cycle_does_not_hang():
     deep: list[object] = []
     for _ in range(MAX_DEPTH - 1):
