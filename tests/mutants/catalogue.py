@@ -2110,6 +2110,12 @@ QUEUES = {
         "",
         "test_a_refusal_is_the_stored_answer_and_is_acknowledged",
     ),
+    "a failover makes dead letters": Mutant(
+        MESSAGES,
+        "*((each, Kind.MISUSE) for each in _DECIDED_BY_THE_CODE),",
+        "(MisuseError, Kind.MISUSE),",
+        "test_a_server_that_cannot_write_is_raised_for_the_normal_retry",
+    ),
     "an error of the function is taken for the guard's": Mutant(
         MESSAGES,
         "if is_own or (",
