@@ -130,6 +130,25 @@ class GuardedTask:
         return call, request
 
 
+def result_of(outcome: Outcome) -> Any:
+    """Return the result for a caller in the same process, who gets every error: there is no queue to answer."""
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.result
+
+
+def is_wrapped_in(run: Callable[..., Any], fn: Callable[..., Any]) -> bool:
+    """Return whether what a queue calls is a guarded function, under any decorators that use functools.wraps.
+
+    Where it is not, the message at hand is another function's, which calls this one: its id would name two requests.
+    """
+
+    def is_run(each: Any) -> bool:
+        return getattr(each, "__func__", each) is run
+
+    return is_run(inspect.unwrap(fn, stop=is_run))
+
+
 def with_parameter(wrapper: Callable[..., Any], name: str, annotation: Any) -> Callable[..., Any]:
     """Return the wrapper with one more keyword in its signature, which the framework fills."""
     wrapper.__signature__ = _extended(inspect.signature(wrapper), name, annotation)  # type: ignore[attr-defined]

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import dramatiq
 from dramatiq.asyncio import async_to_sync
-from dramatiq.errors import Retry
+from dramatiq.errors import ActorNotFound, Retry
 from dramatiq.middleware import CurrentMessage
 
 from ..errors import SetupError
-from ._tasks import GuardedTask, Message, Options, RequestId
+from ._tasks import GuardedTask, Message, Options, RequestId, is_wrapped_in, result_of
 from .messages import Disposition, Outcome
 
 
 __all__ = ["guarded"]
+
+# The message that a guarded function handles: what that function calls in turn is not its delivery.
+_TAKEN: ContextVar[Any] = ContextVar("safeagent_taken", default=None)
 
 
 def guarded(
@@ -35,7 +39,7 @@ def guarded(
     parameter is annotated as one; the sender leaves it out. A redelivery does not call the function, and has the stored
     result. While another delivery runs, the message comes again later: it keeps its id and its number of retries. Conflicts
     and bad input go to the dead letter queue at once, and the error is logged. What the function raises is rolled back, and
-    the middleware Retries handles it.
+    the middleware Retries handles it. An actor that another one calls as a function has no message: it needs `request_id`.
 
     Args:
         guard: An ExecutionGuard; an AsyncExecutionGuard for a coroutine function, which needs the middleware AsyncIO. Or an
@@ -55,7 +59,7 @@ def guarded(
     Raises:
         UnsupportedFunctionError: At the decoration: no session or two, a generator, or the wrong kind of function.
         ValueError: At the decoration: a malformed template, or one that names no argument.
-        SetupError: At a message: the middleware CurrentMessage is missing.
+        SetupError: At a message: the middleware CurrentMessage is missing, or the actor is not one of `dramatiq.get_broker()`.
         SafeAgentError: At a call in the same process: the outcome that is neither executed nor replayed.
 
     Example:
@@ -76,25 +80,50 @@ def guarded(
         deliver: Any = async_to_sync(guarded_task.adeliver) if guarded_task.is_async else guarded_task.deliver
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            proxy = CurrentMessage.get_current_message()
+            proxy = _delivered_to(run)
             if proxy is None:
-                _refuse_a_broker_without_messages()
-                message = Message(fn.__name__, None, "It was called as a function: use send().")
-            else:
-                message = Message(proxy.actor_name, proxy.message_id)
-            return _answer(proxy, deliver(message, args, kwargs))
+                message = Message(_name_of(run), None, "It was called as a function: use send().")
+                return result_of(deliver(message, args, kwargs))
+            taken = _TAKEN.set(proxy)
+            try:
+                return _answer(proxy, deliver(Message(proxy.actor_name, proxy.message_id), args, kwargs))
+            finally:
+                _TAKEN.reset(taken)
 
         return guarded_task.plan.dress(run)
 
     return decorate
 
 
+def _delivered_to(run: Callable[..., Any]) -> Any:
+    """Return the message that is delivered to a guarded function; None where another actor calls it as a function."""
+    proxy = CurrentMessage.get_current_message()
+    broker = dramatiq.get_broker()
+    if proxy is None:
+        _refuse_a_broker_without_messages(broker)
+        return None
+    if proxy is _TAKEN.get():
+        return None
+    try:
+        actor = broker.get_actor(proxy.actor_name)
+    except ActorNotFound:
+        raise SetupError(
+            f"the actor {proxy.actor_name!r} of the message is not one of dramatiq.get_broker(), so it is not known whose "
+            "message it is. Nothing was sent to the database. Write, before the actors: dramatiq.set_broker(broker)"
+        ) from None
+    return proxy if is_wrapped_in(run, actor.fn) else None
+
+
+def _name_of(run: Callable[..., Any]) -> str:
+    """Return the name that the messages of a function have, so that a call of it asks for the same action."""
+    actors: Any = dramatiq.get_broker().actors
+    return next((name for name, actor in actors.items() if is_wrapped_in(run, actor.fn)), run.__name__)
+
+
 def _answer(proxy: Any, outcome: Outcome) -> Any:
     if outcome.disposition is Disposition.ACKNOWLEDGE:
         return outcome.result
     assert outcome.error is not None
-    if proxy is None:
-        raise outcome.error
     if outcome.disposition is Disposition.COME_AGAIN:
         assert outcome.retry_after is not None
         # Retries adds the one that is taken off here, and sends the message again under its id.
@@ -106,8 +135,8 @@ def _answer(proxy: Any, outcome: Outcome) -> Any:
     raise outcome.error
 
 
-def _refuse_a_broker_without_messages() -> None:
-    if not any(isinstance(each, CurrentMessage) for each in dramatiq.get_broker().middleware):
+def _refuse_a_broker_without_messages(broker: Any) -> None:
+    if not any(isinstance(each, CurrentMessage) for each in broker.middleware):
         raise SetupError(
             "the broker has no middleware CurrentMessage, so the id of the message is not known. Nothing was sent to the "
             "database. Write: from dramatiq.middleware import CurrentMessage; broker.add_middleware(CurrentMessage())"

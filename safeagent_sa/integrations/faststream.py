@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from faststream import AckPolicy, Context, StreamMessage
 from faststream.exceptions import NackMessage, RejectMessage
 
-from ._tasks import GuardedTask, Message, Options, RequestId, with_parameter
+from ._tasks import GuardedTask, Message, Options, RequestId, result_of, with_parameter
 from .messages import Disposition, RedeliveryWarning
 
 
@@ -57,6 +57,7 @@ def guarded(
     Raises:
         UnsupportedFunctionError: At the decoration: no session or two, a generator, or the wrong kind of function.
         ValueError: At the decoration: a malformed template, or one that names no argument.
+        SafeAgentError: At a call in the same process: the outcome that is neither executed nor replayed.
 
     Example:
         ```python
@@ -72,7 +73,10 @@ def guarded(
         name = f"{fn.__module__}.{fn.__qualname__}"
 
         async def run(*args: Any, **kwargs: Any) -> Any:
-            streamed, handler = kwargs.pop(_MESSAGE), kwargs.pop(_HANDLER)
+            streamed, handler = kwargs.pop(_MESSAGE, None), kwargs.pop(_HANDLER, None)
+            if streamed is None:
+                message = Message(name, None, "It was called as a function: publish it.")
+                return result_of(await guarded_task.either(message, args, kwargs))
             _warn_of_early_acks(name, handler)
             message = Message(name, message_id(streamed), "Publish it with message_id=...")
             outcome = await guarded_task.either(message, args, kwargs)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from taskiq import Context, TaskiqDepends
 
-from ._tasks import GuardedTask, Message, Options, RequestId, with_parameter
+from ._tasks import GuardedTask, Message, Options, RequestId, result_of, with_parameter
 from .messages import Disposition
 
 
@@ -54,6 +54,7 @@ def guarded(
     Raises:
         UnsupportedFunctionError: At the decoration: no session or two, a generator, or the wrong kind of function.
         ValueError: At the decoration: a malformed template, or one that names no argument.
+        SafeAgentError: At a call in the same process: the outcome that is neither executed nor replayed.
 
     Example:
         ```python
@@ -68,7 +69,10 @@ def guarded(
         guarded_task = GuardedTask(fn, guard, session_factory, options, is_supplied=_is_supplied)
 
         async def run(*args: Any, **kwargs: Any) -> Any:
-            context: Context = kwargs.pop(_CONTEXT)
+            context: Context | None = kwargs.pop(_CONTEXT, None)
+            if context is None:
+                message = Message(f"{fn.__module__}:{fn.__name__}", None, "It was called as a function: use kiq().")
+                return result_of(await guarded_task.either(message, args, kwargs))
             message = Message(context.message.task_name, context.message.task_id)
             outcome = await guarded_task.either(message, args, kwargs)
             if outcome.disposition is Disposition.ACKNOWLEDGE:

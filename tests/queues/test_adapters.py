@@ -20,13 +20,15 @@ from nats.aio.msg import Msg
 from procrastinate import App, PsycopgConnector
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 from support.app import Payment
+from support.patience import PATIENCE
+from taskiq import InMemoryBroker
 
 from safeagent_sa import ExecutionGuard, errors
 from safeagent_sa.aio import AsyncExecutionGuard
 from safeagent_sa.effects import EffectContext
-from safeagent_sa.integrations import celery, faststream, procrastinate
+from safeagent_sa.integrations import celery, faststream, procrastinate, taskiq
 from safeagent_sa.integrations import dramatiq as dramatiq_adapter
 from safeagent_sa.integrations.messages import RedeliveryWarning, deliver
 
@@ -109,6 +111,45 @@ class TestCelery:
         assert [by_key(1), by_key(1)] == [1, 1]
         assert postgresql.payments("order-1") == 1
 
+    @pytest.mark.filterwarnings("ignore:Task name")  # Celery shares the tasks of the other tests' apps
+    def test_a_task_that_another_one_calls_takes_no_id_of_it(self, app, postgresql):
+        by_id = app.task(name="inner_by_id", acks_late=True)(celery.guarded(guard, postgresql.sessions)(pay))
+        by_key = app.task(name="inner_by_key", acks_late=True, autoretry_for=(KeyError,))(
+            celery.guarded(guard, postgresql.sessions, request_id="order:{order_id}")(pay)
+        )
+
+        @app.task(acks_late=True, name="day")
+        def day(order_id):
+            for call in (by_id, by_id.run):
+                with pytest.raises(errors.InvalidRequestIdError, match=r"use delay\(\)"):
+                    call(order_id)
+            return [by_key(order_id), by_key.run(order_id)]
+
+        assert day.apply((1,), throw=True).get() == [1, 1]
+        assert by_key.apply((1,), throw=True).get() == 1
+        assert postgresql.requests() == [("order:1", "completed")]
+        assert postgresql.payments("order-1") == 1
+
+
+class TestTaskiq:
+    def test_a_task_that_is_called_as_a_function_needs_a_business_key(self, postgresql):
+        broker = InMemoryBroker()
+
+        @broker.task(task_name=f"{pay.__module__}:by_key")
+        @taskiq.guarded(guard, postgresql.sessions, request_id="order:{order_id}")
+        def by_key(session: Session, order_id: int) -> int:
+            return pay(session, order_id)
+
+        async def main():
+            with pytest.raises(errors.InvalidRequestIdError, match=r"use kiq\(\)"):
+                await broker.task(taskiq.guarded(guard, postgresql.sessions)(pay))(order_id=1)
+            called = await by_key(order_id=1)
+            sent = await by_key.kiq(order_id=1)
+            return called, (await sent.wait_result(timeout=PATIENCE)).return_value
+
+        assert asyncio.run(main()) == (1, 1)
+        assert postgresql.payments("order-1") == 1
+
 
 class TestDramatiq:
     def test_a_broker_without_its_middleware_is_refused(self, postgresql):
@@ -119,6 +160,84 @@ class TestDramatiq:
         dramatiq.get_broker().add_middleware(dramatiq.middleware.CurrentMessage())
         assert [actor(1), actor(1)] == [1, 1]
         assert postgresql.payments("order-1") == 1
+
+
+@pytest.fixture
+def broker():
+    """A broker in this process, with a worker that runs its actors on threads, as dramatiq's own tests do."""
+    made = StubBroker()
+    made.add_middleware(dramatiq.middleware.CurrentMessage())
+    dramatiq.set_broker(made)
+    worker = dramatiq.Worker(made, worker_timeout=50)
+    worker.start()
+    yield made
+    worker.stop()
+
+
+def handled(broker):
+    """Wait until the worker has handled every message."""
+    broker.join("default", fail_fast=False, timeout=PATIENCE * 1000)
+
+
+def ship(session: Session, order_id: int) -> int:
+    return pay(session, order_id + 10)
+
+
+class TestDramatiqCalls:
+    """The message of an actor is not that of the actors which it calls as functions."""
+
+    def actor(self, port, fn, **options):
+        return dramatiq.actor(max_retries=0, actor_name=fn.__name__)(
+            dramatiq_adapter.guarded(guard, port.sessions, **options)(fn)
+        )
+
+    @pytest.mark.parametrize("is_outer_guarded", [False, True])
+    def test_they_need_a_business_key(self, broker, postgresql, is_outer_guarded):
+        others = [self.actor(postgresql, fn) for fn in (pay, ship)]
+        raised = []
+
+        def call(order_id):
+            for actor in others:
+                with pytest.raises(errors.InvalidRequestIdError, match=r"use send\(\)") as found:
+                    actor(order_id)
+                raised.append(found.value)
+
+        def guarded_call(session: Session, order_id: int):
+            call(order_id)
+
+        day = self.actor(postgresql, guarded_call) if is_outer_guarded else dramatiq.actor(max_retries=0)(call)
+        sent = day.send(1)
+        handled(broker)
+        assert len(raised) == 2
+        assert broker.dead_letters == []
+        own = [(f"guarded_call:{sent.message_id}", "completed")]
+        assert postgresql.requests() == (own if is_outer_guarded else [])
+
+    def test_each_has_its_rows_and_its_action_under_a_business_key(self, broker, postgresql):
+        first, second = (self.actor(postgresql, fn, request_id=fn.__name__ + ":{order_id}") for fn in (pay, ship))
+        got = []
+
+        @dramatiq.actor(max_retries=0)
+        def day(order_id):
+            got.extend((first(order_id), second(order_id), first(order_id)))
+
+        day.send(1)
+        first.send(1)  # the same action as the call: a replay, no conflict
+        handled(broker)
+        assert got == [1, 11, 1]
+        assert broker.dead_letters == []
+        assert (postgresql.payments("order-1"), postgresql.payments("order-11")) == (1, 1)
+
+    def test_an_actor_of_another_broker_is_refused(self, broker, postgresql):
+        sent = self.actor(postgresql, pay).send(1)
+        handled(broker)
+        assert postgresql.requests() == [(f"pay:{sent.message_id}", "completed")]
+        dramatiq.set_broker(StubBroker())  # as if none had been set
+        dramatiq.get_broker().add_middleware(dramatiq.middleware.CurrentMessage())
+        broker.actors["pay"].send(2)
+        handled(broker)
+        assert [each.actor_name for each in broker.dead_letters] == ["pay"]
+        assert postgresql.payments("order-2") == 0
 
 
 class TestProcrastinate:
@@ -200,6 +319,29 @@ class TestProcrastinate:
         with pytest.raises(errors.SetupError, match="pass_context=True"):
             procrastinate.guarded(guard, postgresql.sessions)(pay)(order_id=1)
 
+    def test_a_task_that_another_one_calls_is_refused(self, jobs):
+        sessions = sessionmaker(jobs.engine)
+        inner = jobs.app.task(name="inner", pass_context=True)(procrastinate.guarded(guard, sessions)(pay))
+        seen = []
+
+        @jobs.app.task(name="outer", pass_context=True)
+        def outer(context, order_id):
+            with pytest.raises(errors.SetupError, match=r"the task 'outer'.*Defer the task") as raised:
+                inner(context, order_id=order_id)
+            seen.append(raised.value)
+
+        with jobs.app.open():
+            inner.defer(order_id=1)
+            outer.defer(order_id=2)
+
+        async def work():
+            async with jobs.app.open_async():
+                await jobs.app.run_worker_async(wait=False, install_signal_handlers=False)
+
+        asyncio.run(work())
+        assert len(seen) == 1
+        assert self.stored(jobs) == [2, 1, 1]
+
 
 # Two deliveries of one record, and its neighbours with the same offset and timestamp.
 KAFKA = {"timestamp": 1790000000000, "timestamp_type": 0, "key": None, "value": b"{}", "checksum": None, "headers": []}
@@ -275,6 +417,13 @@ class TestFastStream:
         handler = faststream.guarded(guard, postgresql.sessions)(pay)
         with pytest.warns(RedeliveryWarning, match="AckPolicy.NACK_ON_ERROR"):
             self.handle(handler, kafka(), AckPolicy.ACK_FIRST, order_id=1)
+
+    def test_a_handler_that_is_called_as_a_function_needs_a_business_key(self, postgresql):
+        with pytest.raises(errors.InvalidRequestIdError, match="publish it"):
+            asyncio.run(faststream.guarded(guard, postgresql.sessions)(pay)(order_id=1))
+        by_key = faststream.guarded(guard, postgresql.sessions, request_id="order:{order_id}")(pay)
+        assert asyncio.run(by_key(order_id=1)) == self.handle(by_key, kafka(), order_id=1) == 1
+        assert postgresql.payments("order-1") == 1
 
     def test_what_faststream_supplies_is_no_part_of_the_payload(self, postgresql):
         @faststream.guarded(guard, postgresql.sessions)
