@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from celery import Task, current_app, current_task, signals
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, Retry
 
 from ._tasks import GuardedTask, Message, Options, RequestId, is_wrapped_in, result_of
 from .messages import Disposition, Outcome, RedeliveryWarning
@@ -23,6 +23,10 @@ _VISIBILITY = {"redis": 3600.0, "sqs": 1800.0}
 _MARK = "__safeagent_guarded__"
 
 _CALLED = "It was called as a function: use delay()."
+
+
+class _Final(Reject, Ignore):
+    """Rejects a message, and is no error that `autoretry_for=(Exception,)` sends again: Celery leaves an Ignore alone."""
 
 
 def guarded(
@@ -41,7 +45,8 @@ def guarded(
     parameter is annotated as one; the caller leaves it out. A redelivery does not call the function, and has the stored
     result. While another delivery runs, the message is sent again with a countdown: it keeps its id and its number of
     retries. Conflicts and bad input are rejected: RabbitMQ routes them to the dead letter exchange of the queue, Redis drops
-    them, the state is FAILURE, and the error is logged. What the function raises, `self.retry()` included, is rolled back.
+    them, the state is FAILURE, and the error is logged; `autoretry_for` does not repeat them. What the function raises,
+    `self.retry()` included, is rolled back. In an effect, `self.retry()` without an error behind it leaves no doubt.
     A task that another one calls as a function has no message: it needs `request_id`.
 
     Args:
@@ -74,7 +79,7 @@ def guarded(
     options = Options(request_id, action, payload, scope, wait_timeout)
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
-        guarded_task = GuardedTask(fn, guard, session_factory, options, is_supplied=_is_supplied)
+        guarded_task = GuardedTask(fn, guard, session_factory, options, is_supplied=_is_supplied, comes_again=Retry)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             task = current_task._get_current_object()  # noqa: SLF001 - so that its name is not that of the proxy
@@ -115,7 +120,7 @@ def _answer(task: Any, outcome: Outcome) -> Any:
         again = task.signature_from_request(countdown=outcome.retry_after, retries=task.request.retries)
         again.apply_async()
         raise Ignore(str(outcome.error))
-    raise Reject(outcome.error, requeue=False) from outcome.error
+    raise _Final(outcome.error, requeue=False) from outcome.error
 
 
 def _warn_of_early_acks(task: Any) -> None:

@@ -75,7 +75,7 @@ def guarded(
     options = Options(request_id, action, payload, scope, wait_timeout)
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
-        guarded_task = GuardedTask(fn, guard, session_factory, options)
+        guarded_task = GuardedTask(fn, guard, session_factory, options, comes_again=Retry)
         # The message belongs to the worker's thread, so it is read there, before a coroutine runs in another one.
         deliver: Any = async_to_sync(guarded_task.adeliver) if guarded_task.is_async else guarded_task.deliver
 

@@ -69,7 +69,9 @@ def guarded(
     options = Options(request_id, action, payload, scope, wait_timeout)
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
-        guarded_task = GuardedTask(fn, guard, session_factory, options, is_supplied=_is_supplied)
+        guarded_task = GuardedTask(
+            fn, guard, session_factory, options, is_supplied=_is_supplied, comes_again=NackMessage
+        )
         name = f"{fn.__module__}.{fn.__qualname__}"
 
         async def run(*args: Any, **kwargs: Any) -> Any:

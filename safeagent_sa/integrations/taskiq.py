@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from taskiq import Context, TaskiqDepends
+from taskiq.exceptions import NoResultError
 
 from ._tasks import GuardedTask, Message, Options, RequestId, result_of, with_parameter
 from .messages import Disposition
@@ -66,7 +67,9 @@ def guarded(
     options = Options(request_id, action, payload, scope, wait_timeout)
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
-        guarded_task = GuardedTask(fn, guard, session_factory, options, is_supplied=_is_supplied)
+        guarded_task = GuardedTask(
+            fn, guard, session_factory, options, is_supplied=_is_supplied, comes_again=NoResultError
+        )
 
         async def run(*args: Any, **kwargs: Any) -> Any:
             context: Context | None = kwargs.pop(_CONTEXT, None)

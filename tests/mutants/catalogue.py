@@ -2152,6 +2152,12 @@ QUEUES = {
         "except ZeroDivisionError as error:\n            return outcome_of(error, message.name)\n\n        def fn(",
         "test_a_message_without_a_good_id_is_bad_input",
     ),
+    "a message that an effect's function asks for is lost in doubt": Mutant(
+        TASKS,
+        "return again if behind is None or",
+        "return ZeroDivisionError() if behind is None or",
+        "test_a_function_of_an_effect_may_ask_for_its_message_again",
+    ),
     "what a framework supplies is a part of the payload": Mutant(
         TASKS,
         "ignore=self.filled_in,",

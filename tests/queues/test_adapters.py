@@ -3,13 +3,16 @@
 import asyncio
 import datetime as dt
 import json
+import pickle
+import queue
 import warnings
 from types import SimpleNamespace
 
 import dramatiq
 import pytest
 from aiokafka import ConsumerRecord
-from celery import Celery, Task
+from celery import Celery, Task, signals
+from celery.contrib.testing.worker import start_worker
 from dramatiq.brokers.stub import StubBroker
 from faststream import AckPolicy, Logger
 from faststream.exceptions import NackMessage, RejectMessage
@@ -130,6 +133,53 @@ class TestCelery:
         assert postgresql.requests() == [("order:1", "completed")]
         assert postgresql.payments("order-1") == 1
 
+    def test_a_final_answer_is_not_repeated(self, app, postgresql):
+        runs = []
+
+        @app.task(bind=True, acks_late=True, name="final", autoretry_for=(Exception,), retry_kwargs={"countdown": 0})
+        @celery.guarded(guard, postgresql.sessions, request_id=lambda order_id: runs.append(order_id) or "order")
+        def final(self, session: Session, order_id: int) -> int:
+            return pay(session, order_id)
+
+        assert final.apply((1,)).get() == 1
+        conflict = final.apply((2,))
+        assert conflict.state == "REJECTED"
+        assert isinstance(conflict.result.reason, errors.RequestConflictError)
+        assert not pickle.loads(pickle.dumps(conflict.result)).requeue  # on its way from a child process
+        assert runs == [1, 2]
+
+    @pytest.mark.filterwarnings("ignore")  # of Celery's use of redis-py
+    def test_a_task_may_ask_for_itself_in_an_effect(self, redis, postgresql):
+        """A real worker: an eager retry runs inside the attempt that asks for it."""
+        app = Celery("effects", broker=redis.url, set_as_current=False)
+        app.conf.task_default_queue = "effects"
+        calls, ended = [], queue.Queue()
+
+        @app.task(bind=True, name="charge", acks_late=True, reject_on_worker_lost=True)
+        @celery.guarded(guard.effect("charge"), postgresql.sessions, request_id="order:{order_id}:charge")
+        def charge(self, effect: EffectContext, order_id: int, has_called) -> str:
+            calls.append((order_id, self.request.retries))
+            if has_called:
+                try:
+                    raise TimeoutError("no answer")
+                except TimeoutError as error:
+                    raise self.retry(exc=error, countdown=0) from error
+            if self.request.retries == 0:
+                raise self.retry(countdown=0)
+            return "charged"
+
+        def note_end(args, state, **_):
+            ended.put((args[0], state))
+
+        with start_worker(app, perform_ping_check=False, pool="solo", loglevel="CRITICAL"):
+            signals.task_postrun.connect(note_end)
+            charge.delay(1, False)
+            charge.delay(2, True)
+            states = sorted(ended.get(timeout=PATIENCE) for _ in range(4))
+        assert states == [(1, "RETRY"), (1, "SUCCESS"), (2, "REJECTED"), (2, "RETRY")]
+        assert sorted(calls) == [(1, 0), (1, 1), (2, 0)]  # a time-out behind it proves nothing
+        assert dict(postgresql.requests()) == {"order:1:charge": "completed", "order:2:charge": "in_doubt"}
+
 
 class TestTaskiq:
     def test_a_task_that_is_called_as_a_function_needs_a_business_key(self, postgresql):
@@ -227,6 +277,22 @@ class TestDramatiqCalls:
         assert got == [1, 11, 1]
         assert broker.dead_letters == []
         assert (postgresql.payments("order-1"), postgresql.payments("order-11")) == (1, 1)
+
+    def test_an_actor_may_ask_for_itself_in_an_effect(self, broker, postgresql):
+        calls = []
+
+        @dramatiq.actor(max_retries=5)
+        @dramatiq_adapter.guarded(guard.effect("charge"), postgresql.sessions, request_id="order:{order_id}")
+        def charge(effect: EffectContext, order_id: int) -> None:
+            calls.append(order_id)
+            if len(calls) == 1:
+                raise dramatiq.errors.Retry("not yet", delay=1)
+
+        charge.send(1)
+        handled(broker)
+        assert calls == [1, 1]
+        assert broker.dead_letters == []
+        assert postgresql.requests() == [("order:1", "completed")]
 
     def test_an_actor_of_another_broker_is_refused(self, broker, postgresql):
         sent = self.actor(postgresql, pay).send(1)
