@@ -6,6 +6,7 @@ import json
 import pickle
 import queue
 import warnings
+from contextlib import suppress
 from types import SimpleNamespace
 
 import dramatiq
@@ -277,6 +278,56 @@ class TestDramatiqCalls:
         assert got == [1, 11, 1]
         assert broker.dead_letters == []
         assert (postgresql.payments("order-1"), postgresql.payments("order-11")) == (1, 1)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"max_retries": 0}, {"retry_when": lambda retries, error: isinstance(error, ConnectionError)}],
+        ids=["max_retries", "retry_when"],
+    )
+    @pytest.mark.parametrize("is_of_broker", [False, True], ids=["actor", "broker"])
+    def test_a_message_beside_a_running_one_comes_again(self, broker, postgresql, options, is_of_broker):
+        delayed = queue.Queue()
+
+        class Watch(dramatiq.Middleware):
+            def after_enqueue(self, broker, message, delay):
+                if delay is not None:
+                    delayed.put(message.options["retries"])
+
+        broker.add_middleware(Watch())
+        if is_of_broker:
+            (retries,) = (each for each in broker.middleware if isinstance(each, dramatiq.middleware.Retries))
+            for name, value in options.items():
+                setattr(retries, name, value)
+        decorate = dramatiq_adapter.guarded(guard, postgresql.sessions, request_id="order:{order_id}", action="pay")
+        actor = dramatiq.actor(actor_name="pay", **({} if is_of_broker else options))(decorate(pay))
+        with suppress(KeyError), postgresql.sessions() as session, session.begin():  # another delivery
+            with guard.claim(session, "order:1", action="pay", payload={"order_id": 1}):
+                actor.send(1)
+                seen = [delayed.get(timeout=PATIENCE) for _ in range(2)]
+                raise KeyError("it fails")
+        handled(broker)
+        assert seen == [0, 0]  # no retry is used up
+        assert broker.dead_letters == []
+        assert postgresql.payments("order-1") == 1
+
+    def test_a_broker_without_retries_is_refused(self, postgresql):
+        made = StubBroker(middleware=[dramatiq.middleware.CurrentMessage()])
+        dramatiq.set_broker(made)
+        raised = queue.Queue()
+
+        class Watch(dramatiq.Middleware):
+            def after_process_message(self, broker, message, *, result=None, exception=None):
+                raised.put(exception)
+
+        made.add_middleware(Watch())
+        dramatiq.actor(dramatiq_adapter.guarded(guard, postgresql.sessions)(pay)).send(1)
+        worker = dramatiq.Worker(made, worker_timeout=50)
+        worker.start()
+        error = raised.get(timeout=PATIENCE)
+        worker.stop()
+        assert isinstance(error, errors.SetupError)
+        assert "dramatiq.middleware.Retries()" in str(error)
+        assert postgresql.payments("order-1") == 0
 
     def test_an_actor_may_ask_for_itself_in_an_effect(self, broker, postgresql):
         calls = []
