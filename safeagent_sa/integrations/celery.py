@@ -25,7 +25,7 @@ _MARK = "__safeagent_guarded__"
 _CALLED = "It was called as a function: use delay()."
 
 
-class _Final(Reject, Ignore):
+class _Final(Reject, Ignore):  # type: ignore[misc] # Celery has no types
     """Rejects a message, and is no error that `autoretry_for=(Exception,)` sends again: Celery leaves an Ignore alone."""
 
 

@@ -6,7 +6,7 @@ Every queue that redelivers gets the same answers:
 |---|---|
 | executed, replayed | acknowledge; the result is the stored one |
 | refused | acknowledge: the refusal is the stored answer, and the error has its data |
-| in_progress | come again after `retry_after` seconds, without using up a retry |
+| in_progress | come again after `retry_after` seconds, without using up a retry where the queue can do that |
 | conflict, invalid, misuse | dead letter: no retry helps; a misuse is what the code alone decides, such as a result without a JSON form |
 | in_doubt | park, for a person: the words are in the error |
 | failed, expired, unreadable | dead letter: it is never executed again |

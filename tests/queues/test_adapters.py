@@ -6,7 +6,7 @@ import json
 import pickle
 import queue
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 
 import dramatiq
@@ -18,9 +18,11 @@ from dramatiq.brokers.stub import StubBroker
 from faststream import AckPolicy, Logger
 from faststream.exceptions import NackMessage, RejectMessage
 from faststream.kafka.message import FAKE_CONSUMER, KafkaAckableMessage
+from faststream.nats import JStream, NatsBroker
 from faststream.nats.message import NatsMessage
 from faststream.rabbit.message import RabbitMessage
 from nats.aio.msg import Msg
+from nats.js.api import ConsumerConfig
 from procrastinate import App, PsycopgConnector
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
@@ -530,10 +532,34 @@ class TestFastStream:
         handler = faststream.guarded(guard.effect("slow", lease=60), postgresql.sessions)(slow)
         assert self.handle(handler, nats(), order_id=1) == 1
 
-    def test_a_subscriber_that_acknowledges_first_warns(self, postgresql):
+    @pytest.mark.parametrize(
+        ("policy", "words"),
+        [
+            (AckPolicy.ACK_FIRST, "before it runs"),
+            (AckPolicy.ACK, "whose function has raised, which is lost"),
+            (AckPolicy.MANUAL, "without an answer"),
+        ],
+    )
+    def test_a_policy_that_loses_messages_warns(self, postgresql, policy, words):
         handler = faststream.guarded(guard, postgresql.sessions)(pay)
-        with pytest.warns(RedeliveryWarning, match="AckPolicy.NACK_ON_ERROR"):
-            self.handle(handler, kafka(), AckPolicy.ACK_FIRST, order_id=1)
+        with pytest.warns(RedeliveryWarning, match=f"{words}.*AckPolicy.NACK_ON_ERROR"):
+            self.handle(handler, kafka(), policy, order_id=1)
+        for quiet in (AckPolicy.NACK_ON_ERROR, AckPolicy.REJECT_ON_ERROR):
+            self.handle(handler, kafka(), quiet, order_id=1)
+
+    @pytest.mark.parametrize("most", [None, -1, 3])
+    def test_a_consumer_that_counts_deliveries_warns(self, postgresql, most):
+        """NATS counts a delivery that comes again, whoever asked for it."""
+        handler = faststream.guarded(guard, postgresql.sessions)(pay)
+        subscriber = NatsBroker().subscriber(
+            "orders",
+            stream=JStream("orders"),
+            ack_policy=AckPolicy.NACK_ON_ERROR,
+            config=ConsumerConfig(max_deliver=most),
+        )
+        expected = pytest.warns(RedeliveryWarning, match="max_deliver=3") if most == 3 else nullcontext()
+        with expected:
+            assert asyncio.run(handler(safeagent_message=nats(), safeagent_handler=subscriber, order_id=1)) == 1
 
     def test_a_handler_that_is_called_as_a_function_needs_a_business_key(self, postgresql):
         with pytest.raises(errors.InvalidRequestIdError, match="publish it"):
