@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import uuid
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from sqlalchemy.orm import Session
 
@@ -160,16 +159,6 @@ class EffectBase:
         self._contain_commits = contain_commits
         self._result_type = result_type
         self.terms = Terms(settings, lease, takes_over_doubt=when_in_doubt != "park")
-
-    def proves_nothing_happened(self, error: BaseException) -> bool:
-        """Return whether `retry_on` names an error."""
-        return isinstance(error, self._retry_on)
-
-    def also_retrying_on(self, kind: type[Exception]) -> Self:
-        """Return this effect with one more kind of error in `retry_on`: what a queue raises to bring a message again."""
-        changed = copy.copy(self)
-        changed._retry_on = (*self._retry_on, kind)  # noqa: SLF001 - its own
-        return changed
 
     def request(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -68,7 +69,8 @@ class GuardedTask:
         self._is_effect = not hasattr(guard, "run_transaction")
         self._comes_again: tuple[type[Exception], ...] = ()
         if self._is_effect and comes_again is not None:
-            self._guard = guard.also_retrying_on(comes_again)
+            self._guard = copy.copy(guard)
+            self._guard._put_off_by = (comes_again,)  # noqa: SLF001 - as for tools of agents
             self._comes_again = (comes_again,)
         self._fn = fn
         signature = signature_of(fn)
@@ -136,11 +138,11 @@ class GuardedTask:
     def _reason(self, again: Exception) -> BaseException:
         """Return what an effect is judged by whose function asks the queue to bring its message again.
 
-        By itself that says: nothing happened, call me again. An error behind it, such as a time-out of the call, proves nothing
+        Alone that says: nothing happened, call me again. An error behind it, such as a time-out of the call, proves nothing
         unless `retry_on` names it, so it leaves the effect in doubt as it would without the queue.
         """
         behind = getattr(again, "exc", None) or again.__cause__ or again.__context__
-        return again if behind is None or self._guard.proves_nothing_happened(behind) else behind
+        return again if behind is None or isinstance(behind, self._guard._retry_on) else behind  # noqa: SLF001
 
     def _request(self, message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, dict[str, Any]]:
         call = self.plan.call(args, kwargs)

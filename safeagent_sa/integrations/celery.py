@@ -106,7 +106,7 @@ def _message(task: Any, fn: Callable[..., Any], run: Callable[..., Any]) -> Mess
     if task is not None and is_wrapped_in(run, task.run):
         return Message(task.name, None if task.request.called_directly else task.request.id, _CALLED)
     # Called as `pay.run(...)`: the current task is another one, whose id is not this one's. The action stays that of the task.
-    app = current_app if task is None else task.app
+    app: Any = current_app if task is None else task.app
     names = (name for name, each in app.tasks.items() if is_wrapped_in(run, each.run))
     return Message(next(names, f"{fn.__module__}.{fn.__qualname__}"), None, _CALLED)
 

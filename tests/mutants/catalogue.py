@@ -2148,8 +2148,8 @@ QUEUES = {
     ),
     "bad input is raised into the queue's retry": Mutant(
         TASKS,
-        "except InvalidInputError as error:\n            return outcome_of(error, message.name)\n\n        def fn(",
-        "except ZeroDivisionError as error:\n            return outcome_of(error, message.name)\n\n        def fn(",
+        "except InvalidInputError as error:\n            return outcome_of(error, message.name)\n\n        asked: list[Exception] = []\n\n        def fn(",
+        "except ZeroDivisionError as error:\n            return outcome_of(error, message.name)\n\n        asked: list[Exception] = []\n\n        def fn(",
         "test_a_message_without_a_good_id_is_bad_input",
     ),
     "a message that an effect's function asks for is lost in doubt": Mutant(

@@ -549,7 +549,7 @@ class TestFastStream:
 
     @pytest.mark.parametrize("most", [None, -1, 3])
     def test_a_consumer_that_counts_deliveries_warns(self, postgresql, most):
-        """NATS counts a delivery that comes again, whoever asked for it."""
+        """NATS counts a delivery that comes again, also where a nack has asked for it."""
         handler = faststream.guarded(guard, postgresql.sessions)(pay)
         subscriber = NatsBroker().subscriber(
             "orders",
