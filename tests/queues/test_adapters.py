@@ -174,7 +174,11 @@ class TestCelery:
         def note_end(args, state, **_):
             ended.put((args[0], state))
 
-        with start_worker(app, perform_ping_check=False, pool="solo", loglevel="CRITICAL"):
+        def leave_logging_alone(**_):
+            """Without a receiver the worker takes the logging of the whole run over."""
+
+        signals.setup_logging.connect(leave_logging_alone)
+        with start_worker(app, perform_ping_check=False, pool="solo"):
             signals.task_postrun.connect(note_end)
             charge.delay(1, False)
             charge.delay(2, True)
