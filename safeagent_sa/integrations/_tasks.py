@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
@@ -58,12 +60,18 @@ class GuardedTask:
         options: Options,
         *,
         is_supplied: Callable[[inspect.Parameter], bool] = lambda _: False,
+        comes_again: type[Exception] | None = None,
     ) -> None:
         self.is_async = inspect.iscoroutinefunction(fn)
         self._guard = guard
         self._sessions = session_factory
         self._options = options
         self._is_effect = not hasattr(guard, "run_transaction")
+        self._comes_again: tuple[type[Exception], ...] = ()
+        if self._is_effect and comes_again is not None:
+            self._guard = copy.copy(guard)
+            self._guard._put_off_by = (comes_again,)  # noqa: SLF001 - as for tools of agents
+            self._comes_again = (comes_again,)
         self._fn = fn
         signature = signature_of(fn)
         kinds = parameter_types(fn, signature)
@@ -88,11 +96,18 @@ class GuardedTask:
         except InvalidInputError as error:
             return outcome_of(error, message.name)
 
+        asked: list[Exception] = []
+
         def fn(opened: Any) -> Any:
-            return call.fn(opened)
+            try:
+                return call.fn(opened)
+            except self._comes_again as again:
+                asked.append(again)
+            raise self._reason(asked[-1])
 
         fn.__annotations__["return"] = annotation_of(self._fn)
-        return deliver(self._guard, self._sessions, fn, **request)
+        with _passed_on(asked):
+            return deliver(self._guard, self._sessions, fn, **request)
 
     async def adeliver(self, message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
         """As `deliver`, for a coroutine function."""
@@ -101,17 +116,33 @@ class GuardedTask:
         except InvalidInputError as error:
             return outcome_of(error, message.name)
 
+        asked: list[Exception] = []
+
         async def fn(opened: Any) -> Any:
-            return await call.fn(opened)
+            try:
+                return await call.fn(opened)
+            except self._comes_again as again:
+                asked.append(again)
+            raise self._reason(asked[-1])
 
         fn.__annotations__["return"] = annotation_of(self._fn)
-        return await adeliver(self._guard, self._sessions, fn, **request)
+        with _passed_on(asked):
+            return await adeliver(self._guard, self._sessions, fn, **request)
 
     async def either(self, message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
         """Deliver from an event loop: a function that is no coroutine function runs in a thread."""
         if self.is_async:
             return await self.adeliver(message, args, kwargs)
         return await asyncio.to_thread(self.deliver, message, args, kwargs)
+
+    def _reason(self, again: Exception) -> BaseException:
+        """Return what an effect is judged by whose function asks the queue to bring its message again.
+
+        Alone that says: nothing happened, call me again. An error behind it, such as a time-out of the call, proves nothing
+        unless `retry_on` names it, so it leaves the effect in doubt as it would without the queue.
+        """
+        behind = getattr(again, "exc", None) or again.__cause__ or again.__context__
+        return again if behind is None or isinstance(behind, self._guard._retry_on) else behind  # noqa: SLF001
 
     def _request(self, message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, dict[str, Any]]:
         call = self.plan.call(args, kwargs)
@@ -128,6 +159,37 @@ class GuardedTask:
             action = self._options.action or message.task
             request |= {"action": action, "wait_timeout": self._options.wait_timeout}
         return call, request
+
+
+@contextmanager
+def _passed_on(asked: list[Exception]) -> Generator[None]:
+    """Raise what the function of an effect asked its queue for, whatever the effect has recorded: the queue handles it."""
+    try:
+        yield
+    except Exception:
+        if not asked:
+            raise
+    if asked:
+        raise asked[-1]
+
+
+def result_of(outcome: Outcome) -> Any:
+    """Return the result for a caller in the same process, who gets every error: there is no queue to answer."""
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.result
+
+
+def is_wrapped_in(run: Callable[..., Any], fn: Callable[..., Any]) -> bool:
+    """Return whether what a queue calls is a guarded function, under any decorators that use functools.wraps.
+
+    Where it is not, the message at hand is another function's, which calls this one: its id would name two requests.
+    """
+
+    def is_run(each: Any) -> bool:
+        return getattr(each, "__func__", each) is run
+
+    return is_run(inspect.unwrap(fn, stop=is_run))
 
 
 def with_parameter(wrapper: Callable[..., Any], name: str, annotation: Any) -> Callable[..., Any]:

@@ -8,10 +8,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from celery import Task, current_task, signals
-from celery.exceptions import Ignore, Reject
+from celery import Task, current_app, current_task, signals
+from celery.exceptions import Ignore, Reject, Retry
 
-from ._tasks import GuardedTask, Message, Options, RequestId
+from ._tasks import GuardedTask, Message, Options, RequestId, is_wrapped_in, result_of
 from .messages import Disposition, Outcome, RedeliveryWarning
 
 
@@ -21,6 +21,12 @@ __all__ = ["guarded"]
 _VISIBILITY = {"redis": 3600.0, "sqs": 1800.0}
 
 _MARK = "__safeagent_guarded__"
+
+_CALLED = "It was called as a function: use delay()."
+
+
+class _Final(Reject, Ignore):  # type: ignore[misc] # Celery has no types
+    """Rejects a message, and is no error that `autoretry_for=(Exception,)` sends again: Celery leaves an Ignore alone."""
 
 
 def guarded(
@@ -39,7 +45,9 @@ def guarded(
     parameter is annotated as one; the caller leaves it out. A redelivery does not call the function, and has the stored
     result. While another delivery runs, the message is sent again with a countdown: it keeps its id and its number of
     retries. Conflicts and bad input are rejected: RabbitMQ routes them to the dead letter exchange of the queue, Redis drops
-    them, the state is FAILURE, and the error is logged. What the function raises, `self.retry()` included, is rolled back.
+    them, the state is FAILURE, and the error is logged; `autoretry_for` does not repeat them. What the function raises,
+    `self.retry()` included, is rolled back. In an effect, `self.retry()` without an error behind it leaves no doubt.
+    A task that another one calls as a function has no message: it needs `request_id`.
 
     Args:
         guard: An ExecutionGuard. Or an effect, `guard.effect(...)`: then the function gets an EffectContext instead of a
@@ -71,14 +79,15 @@ def guarded(
     options = Options(request_id, action, payload, scope, wait_timeout)
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
-        guarded_task = GuardedTask(fn, guard, session_factory, options, is_supplied=_is_supplied)
+        guarded_task = GuardedTask(fn, guard, session_factory, options, is_supplied=_is_supplied, comes_again=Retry)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             task = current_task._get_current_object()  # noqa: SLF001 - so that its name is not that of the proxy
-            message = _message(task, fn)
+            message = _message(task, fn, run)
             if message.id is not None:
                 _warn_of_early_acks(task)
-            return _answer(task, guarded_task.deliver(message, args, kwargs), is_delivery=message.id is not None)
+            outcome = guarded_task.deliver(message, args, kwargs)
+            return result_of(outcome) if message.id is None else _answer(task, outcome)
 
         setattr(run, _MARK, True)
         # Of one function, so that the worker connects it once.
@@ -93,25 +102,25 @@ def _is_supplied(parameter: inspect.Parameter) -> bool:
     return inspect.isclass(parameter.annotation) and issubclass(parameter.annotation, Task)
 
 
-def _message(task: Any, fn: Callable[..., Any]) -> Message:
-    if task is None:
-        return Message(f"{fn.__module__}.{fn.__qualname__}", None, "It was called as a function: use delay().")
-    is_delivery = not task.request.called_directly
-    return Message(task.name, task.request.id if is_delivery else None, "It was called as a function: use delay().")
+def _message(task: Any, fn: Callable[..., Any], run: Callable[..., Any]) -> Message:
+    if task is not None and is_wrapped_in(run, task.run):
+        return Message(task.name, None if task.request.called_directly else task.request.id, _CALLED)
+    # Called as `pay.run(...)`: the current task is another one, whose id is not this one's. The action stays that of the task.
+    app: Any = current_app if task is None else task.app
+    names = (name for name, each in app.tasks.items() if is_wrapped_in(run, each.run))
+    return Message(next(names, f"{fn.__module__}.{fn.__qualname__}"), None, _CALLED)
 
 
-def _answer(task: Any, outcome: Outcome, *, is_delivery: bool) -> Any:
+def _answer(task: Any, outcome: Outcome) -> Any:
     if outcome.disposition is Disposition.ACKNOWLEDGE:
         return outcome.result
     assert outcome.error is not None
-    if not is_delivery:
-        raise outcome.error
     if outcome.disposition is Disposition.COME_AGAIN:
         # Not by retry(), which counts, and which an unlimited task ends after its own three.
         again = task.signature_from_request(countdown=outcome.retry_after, retries=task.request.retries)
         again.apply_async()
         raise Ignore(str(outcome.error))
-    raise Reject(outcome.error, requeue=False) from outcome.error
+    raise _Final(outcome.error, requeue=False) from outcome.error
 
 
 def _warn_of_early_acks(task: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from faststream import AckPolicy, Context, StreamMessage
 from faststream.exceptions import NackMessage, RejectMessage
 
-from ._tasks import GuardedTask, Message, Options, RequestId, with_parameter
+from ._tasks import GuardedTask, Message, Options, RequestId, result_of, with_parameter
 from .messages import Disposition, RedeliveryWarning
 
 
@@ -57,6 +57,7 @@ def guarded(
     Raises:
         UnsupportedFunctionError: At the decoration: no session or two, a generator, or the wrong kind of function.
         ValueError: At the decoration: a malformed template, or one that names no argument.
+        SafeAgentError: At a call in the same process: the outcome that is neither executed nor replayed.
 
     Example:
         ```python
@@ -68,12 +69,17 @@ def guarded(
     options = Options(request_id, action, payload, scope, wait_timeout)
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
-        guarded_task = GuardedTask(fn, guard, session_factory, options, is_supplied=_is_supplied)
+        guarded_task = GuardedTask(
+            fn, guard, session_factory, options, is_supplied=_is_supplied, comes_again=NackMessage
+        )
         name = f"{fn.__module__}.{fn.__qualname__}"
 
         async def run(*args: Any, **kwargs: Any) -> Any:
-            streamed, handler = kwargs.pop(_MESSAGE), kwargs.pop(_HANDLER)
-            _warn_of_early_acks(name, handler)
+            streamed, handler = kwargs.pop(_MESSAGE, None), kwargs.pop(_HANDLER, None)
+            if streamed is None:
+                message = Message(name, None, "It was called as a function: publish it.")
+                return result_of(await guarded_task.either(message, args, kwargs))
+            _warn_of_lost_messages(name, handler)
             message = Message(name, message_id(streamed), "Publish it with message_id=...")
             outcome = await guarded_task.either(message, args, kwargs)
             if outcome.disposition is Disposition.ACKNOWLEDGE:
@@ -155,11 +161,29 @@ def _is_supplied(parameter: inspect.Parameter) -> bool:
     return any(type(mark).__module__.partition(".")[0] in ("faststream", "fast_depends") for mark in marks)
 
 
-def _warn_of_early_acks(name: str, handler: Any) -> None:
-    if handler.ack_policy is AckPolicy.ACK_FIRST:
+_LOSES = {
+    AckPolicy.ACK_FIRST: "acknowledges its messages before it runs, so a process that dies loses them",
+    AckPolicy.ACK: "acknowledges a message whose function has raised, which is lost with it",
+    AckPolicy.MANUAL: "leaves its messages without an answer, so each is executed, kept by the broker, and delivered again",
+}
+
+
+def _warn_of_lost_messages(name: str, handler: Any) -> None:
+    found = (
+        [f"has ack_policy={handler.ack_policy}: it {_LOSES[handler.ack_policy]}"]
+        if handler.ack_policy in _LOSES
+        else []
+    )
+    most = getattr(getattr(handler, "config", None), "max_deliver", None)  # of a consumer of NATS
+    if most is not None and most > 0:
+        found.append(
+            f"has max_deliver={most}, and NATS counts every delivery: a message that comes {most} times while another delivery "
+            "runs is lost"
+        )
+    for what in found:
         warnings.warn(
-            f"the subscriber of {name} acknowledges its messages before it runs, so a process that dies loses them, and no guard "
-            "can help. Write @broker.subscriber(..., ack_policy=AckPolicy.NACK_ON_ERROR); for Kafka, ACK_FIRST is the default.",
+            f"the subscriber of {name} {what}, and no guard can help. Write @broker.subscriber(..., "
+            "ack_policy=AckPolicy.NACK_ON_ERROR), which is not the default, and for NATS no max_deliver.",
             RedeliveryWarning,
             stacklevel=3,
         )

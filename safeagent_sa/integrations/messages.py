@@ -6,11 +6,12 @@ Every queue that redelivers gets the same answers:
 |---|---|
 | executed, replayed | acknowledge; the result is the stored one |
 | refused | acknowledge: the refusal is the stored answer, and the error has its data |
-| in_progress | come again after `retry_after` seconds, without using up a retry |
-| conflict, invalid, misuse | dead letter: no retry helps |
+| in_progress | come again after `retry_after` seconds, without using up a retry where the queue can do that |
+| conflict, invalid, misuse | dead letter: no retry helps; a misuse is what the code alone decides, such as a result without a JSON form |
 | in_doubt | park, for a person: the words are in the error |
 | failed, expired, unreadable | dead letter: it is never executed again |
 | the function raises | the error is raised: rolled back, the id is free, and the queue's normal retry follows |
+| what a failover or a deployment ends | the error is raised as well, such as ReadOnlyTransactionError or FingerprintKeyError |
 """
 
 from __future__ import annotations
@@ -27,19 +28,29 @@ from .._request.arguments import refuse_misfit, refuse_shared_names
 from .._request.functions import name_of
 from .._request.results import annotation_of
 from ..errors import (
+    AlreadyClaimedError,
+    AlreadyCompletedError,
+    AutocommitError,
+    EffectInTransactionError,
     ExecutionFailedError,
     ExecutionInDoubtError,
     ExecutionInProgressError,
     InvalidInputError,
+    InvalidResultError,
     LeaseLostError,
     MisuseError,
+    NotCompletedError,
+    PendingWritesError,
     ReceiptExpiredError,
     ReceiptTypeError,
     ReceiptUnreadableError,
     RequestConflictError,
     RequestRefusedError,
     SafeAgentError,
+    SecondDatabaseError,
     UnsupportedFunctionError,
+    UnsupportedResultTypeError,
+    UnsupportedSessionError,
 )
 from ..execution import Execution, ExecutionStatus
 
@@ -87,6 +98,24 @@ class Kind(StrEnum):
     UNREADABLE = "unreadable"
 
 
+# What the code alone decides, so that every delivery to every worker ends in the same way. What is not here may end without a
+# change of the code, and a dead letter would lose the message: a read-only server is demoted or restored, a worker of the last
+# deployment does not know the new fingerprint key, and a function may have swallowed the error of a broken connection, whose
+# transaction was then lost or aborted. A class that is new in errors.py is raised until it is named here.
+_DECIDED_BY_THE_CODE: tuple[type[MisuseError], ...] = (
+    NotCompletedError,
+    AlreadyCompletedError,
+    AlreadyClaimedError,
+    AutocommitError,
+    PendingWritesError,
+    SecondDatabaseError,
+    EffectInTransactionError,
+    UnsupportedSessionError,
+    UnsupportedFunctionError,
+    InvalidResultError,
+    UnsupportedResultTypeError,
+)
+
 # In this order, with an error's own class before its base. What is not here is raised: the queue's normal retry follows.
 _KINDS: tuple[tuple[type[SafeAgentError], Kind], ...] = (
     (RequestConflictError, Kind.CONFLICT),
@@ -99,7 +128,7 @@ _KINDS: tuple[tuple[type[SafeAgentError], Kind], ...] = (
     (ReceiptTypeError, Kind.UNREADABLE),
     (ReceiptUnreadableError, Kind.UNREADABLE),
     (InvalidInputError, Kind.INVALID),
-    (MisuseError, Kind.MISUSE),
+    *((each, Kind.MISUSE) for each in _DECIDED_BY_THE_CODE),
 )
 
 _DISPOSITIONS = {
@@ -183,6 +212,9 @@ def deliver(
 
     Raises:
         SetupError: The table or the engine is not ready.
+        ReadOnlyTransactionError: The server cannot write, as after a failover; a later delivery executes.
+        FingerprintKeyError: A worker with other `fingerprint_keys` has executed it, as in a rolling deployment.
+        ClaimLostError, TransactionAbortedError: The function swallowed an error that ended its transaction.
         UnsupportedFunctionError: `action` is missing for a guard, or given for an effect; or `fn` is of the wrong kind.
         ExecutionInDoubtError: An effect that is called again after doubt may have happened; the next delivery calls it.
         sqlalchemy.exc.DBAPIError: The database failed, and five attempts did not help.

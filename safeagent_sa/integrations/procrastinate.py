@@ -12,7 +12,7 @@ from procrastinate import JobContext
 from procrastinate.exceptions import JobAborted
 
 from ..errors import MisuseError, SetupError
-from ._tasks import GuardedTask, Message, Options, RequestId
+from ._tasks import GuardedTask, Message, Options, RequestId, is_wrapped_in
 from .messages import Disposition, Outcome
 
 
@@ -60,7 +60,7 @@ def guarded(
     Raises:
         UnsupportedFunctionError: At the decoration: no session or two, a generator, or the wrong kind of function.
         ValueError: At the decoration: a malformed template, or one that names no argument.
-        SetupError: At a job: `pass_context=True` is missing.
+        SetupError: At a job: `pass_context=True` is missing, or another task calls this one as a function.
 
     Example:
         ```python
@@ -76,14 +76,14 @@ def guarded(
         takes_context = bool(guarded_task.filled_in)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            message, args = _message(fn, args, takes_context=takes_context)
+            message, args = _message(fn, run, args, takes_context=takes_context)
             while (outcome := guarded_task.deliver(message, args, kwargs)).disposition is Disposition.COME_AGAIN:
                 assert outcome.retry_after is not None
                 time.sleep(outcome.retry_after)
             return _answer(outcome)
 
         async def run_async(*args: Any, **kwargs: Any) -> Any:
-            message, args = _message(fn, args, takes_context=takes_context)
+            message, args = _message(fn, run_async, args, takes_context=takes_context)
             while (outcome := await guarded_task.adeliver(message, args, kwargs)).disposition is Disposition.COME_AGAIN:
                 assert outcome.retry_after is not None
                 await asyncio.sleep(outcome.retry_after)
@@ -164,14 +164,21 @@ def _is_supplied(parameter: inspect.Parameter) -> bool:
     return inspect.isclass(parameter.annotation) and issubclass(parameter.annotation, JobContext)
 
 
-def _message(fn: Callable[..., Any], args: tuple[Any, ...], *, takes_context: bool) -> tuple[Message, tuple[Any, ...]]:
+def _message(
+    fn: Callable[..., Any], run: Callable[..., Any], args: tuple[Any, ...], *, takes_context: bool
+) -> tuple[Message, tuple[Any, ...]]:
     if not args or not isinstance(args[0], JobContext):
         raise SetupError(
             f"{fn.__qualname__}() got no JobContext, which has the id of the job. Nothing was sent to the database. Write "
-            "@app.task(pass_context=True) above @guarded(...)."
+            "@app.task(pass_context=True) above @guarded(...). In another task, defer it instead of calling it."
         )
-    job = args[0].job
-    return Message(job.task_name, str(job.id)), args if takes_context else args[1:]
+    context = args[0]
+    if not is_wrapped_in(run, context.task.func):
+        raise SetupError(
+            f"{fn.__qualname__}() got the JobContext of the task {context.job.task_name!r}, whose id names another request. "
+            "Nothing was sent to the database. Defer the task instead of calling it."
+        )
+    return Message(context.job.task_name, str(context.job.id)), args if takes_context else args[1:]
 
 
 def _answer(outcome: Outcome) -> Any:

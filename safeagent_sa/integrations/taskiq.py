@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from taskiq import Context, TaskiqDepends
+from taskiq.exceptions import NoResultError
 
-from ._tasks import GuardedTask, Message, Options, RequestId, with_parameter
+from ._tasks import GuardedTask, Message, Options, RequestId, result_of, with_parameter
 from .messages import Disposition
 
 
@@ -54,6 +55,7 @@ def guarded(
     Raises:
         UnsupportedFunctionError: At the decoration: no session or two, a generator, or the wrong kind of function.
         ValueError: At the decoration: a malformed template, or one that names no argument.
+        SafeAgentError: At a call in the same process: the outcome that is neither executed nor replayed.
 
     Example:
         ```python
@@ -65,10 +67,15 @@ def guarded(
     options = Options(request_id, action, payload, scope, wait_timeout)
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
-        guarded_task = GuardedTask(fn, guard, session_factory, options, is_supplied=_is_supplied)
+        guarded_task = GuardedTask(
+            fn, guard, session_factory, options, is_supplied=_is_supplied, comes_again=NoResultError
+        )
 
         async def run(*args: Any, **kwargs: Any) -> Any:
-            context: Context = kwargs.pop(_CONTEXT)
+            context: Context | None = kwargs.pop(_CONTEXT, None)
+            if context is None:
+                message = Message(f"{fn.__module__}:{fn.__name__}", None, "It was called as a function: use kiq().")
+                return result_of(await guarded_task.either(message, args, kwargs))
             message = Message(context.message.task_name, context.message.task_id)
             outcome = await guarded_task.either(message, args, kwargs)
             if outcome.disposition is Disposition.ACKNOWLEDGE:

@@ -4,13 +4,14 @@ import asyncio
 import logging
 import pickle
 import threading
+from contextlib import suppress
 from decimal import Decimal
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from support.app import Payment, pay
 from support.patience import PATIENCE
 
@@ -18,7 +19,7 @@ import safeagent_sa
 from safeagent_sa import ExecutionGuard, errors, retention
 from safeagent_sa.aio import AsyncExecutionGuard
 from safeagent_sa.effects import not_executed
-from safeagent_sa.integrations.messages import Disposition, Kind, Outcome, adeliver, deliver
+from safeagent_sa.integrations.messages import Disposition, Kind, Outcome, adeliver, deliver, outcome_of
 
 
 guard = ExecutionGuard()
@@ -236,6 +237,63 @@ def test_a_database_that_is_not_ready_is_raised_for_the_normal_retry(postgresql)
     missing = ExecutionGuard(model=safeagent_sa.make_model(Base, tablename="missing"))
     with pytest.raises(ProgrammingError):
         deliver(missing, postgresql.sessions, pay, "x", request_id="x", action="pay")
+
+
+def test_a_server_that_cannot_write_is_raised_for_the_normal_retry(postgresql):
+    """A failover ends it: a dead letter would lose the message."""
+    demoted = create_engine(postgresql.url, connect_args={"options": "-c default_transaction_read_only=on"})
+    options = {"request_id": "order:1:pay", "action": "pay"}
+    with pytest.raises(errors.ReadOnlyTransactionError):
+        deliver(guard, sessionmaker(demoted), pay, "order:1:pay", 100, **options)
+    demoted.dispose()
+    assert deliver(guard, postgresql.sessions, pay, "order:1:pay", 100, **options).kind == "executed"
+    assert postgresql.payments("order:1:pay") == 1
+
+
+def test_a_key_that_a_worker_does_not_know_yet_is_raised_for_the_normal_retry(port):
+    """A rolling deployment ends it, and the worker that knows the key replays."""
+    old, new = b"o" * 32, b"n" * 32
+    before, after = ExecutionGuard(fingerprint_keys=[old]), ExecutionGuard(fingerprint_keys=[new, old])
+    options = {"request_id": "order:1:pay", "action": "pay", "payload": {"amount": 100}}
+    assert deliver(after, port.sessions, pay, "order:1:pay", 100, **options).kind == "executed"
+    with pytest.raises(errors.FingerprintKeyError):
+        deliver(before, port.sessions, pay, "order:1:pay", 100, **options)
+    assert deliver(after, port.sessions, pay, "order:1:pay", 100, **options).kind == "replayed"
+    assert port.payments("order:1:pay") == 1
+
+
+def test_a_transaction_that_a_swallowed_error_has_aborted_is_raised_for_the_normal_retry(postgresql):
+    def swallows(session, reference, amount):
+        with suppress(ProgrammingError):
+            session.execute(text("SELECT * FROM not_restored_yet"))
+
+    with pytest.raises(errors.TransactionAbortedError):
+        once(postgresql, fn=swallows)
+    assert once(postgresql).kind == "executed"
+
+
+def subclasses(kind):
+    return {kind, *(found for each in kind.__subclasses__() for found in subclasses(each))}
+
+
+def test_each_mistake_is_for_the_dead_letters_or_for_the_normal_retry():
+    """An error that is new in errors.py is decided here."""
+    raised = set()
+    mistakes = {each for each in subclasses(errors.MisuseError) if each.__module__ == errors.__name__}
+    for each in mistakes:
+        try:
+            assert outcome_of(each("no"), "x").kind == "misuse"
+        except errors.MisuseError:
+            raised.add(each)
+    assert raised == {
+        errors.MisuseError,  # the base: of no known cause
+        errors.ReadOnlyTransactionError,
+        errors.FingerprintKeyError,
+        errors.ClaimLostError,
+        errors.TransactionAbortedError,
+        errors.NotInDoubtError,
+    }
+    assert len(mistakes - raised) == 11
 
 
 def test_the_result_has_the_type_of_the_function(port):

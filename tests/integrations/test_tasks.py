@@ -18,9 +18,9 @@ from safeagent_sa.integrations._tasks import GuardedTask, Message, Options, with
 guard = ExecutionGuard()
 
 
-def task(port, fn, used=guard, *, is_supplied=lambda _: False, **options):
+def task(port, fn, used=guard, *, is_supplied=lambda _: False, comes_again=None, **options):
     given = dict.fromkeys(("request_id", "action", "payload", "scope")) | {"wait_timeout": 0.0} | options
-    return GuardedTask(fn, used, port.sessions, Options(**given), is_supplied=is_supplied)
+    return GuardedTask(fn, used, port.sessions, Options(**given), is_supplied=is_supplied, comes_again=comes_again)
 
 
 def pay(session: Session, order_id: int, amount: int = 100) -> int:
@@ -71,6 +71,31 @@ def test_what_a_framework_supplies_is_no_part_of_the_payload(postgresql):
     made = task(postgresql, fn, is_supplied=is_supplied)
     kinds = [made.deliver(Message("pay", "m-1"), (context, 1), {}).kind for context in (object(), object())]
     assert kinds == ["executed", "replayed"]
+
+
+class AgainError(Exception):
+    """What a queue has for a function that asks for its message again."""
+
+
+@pytest.mark.parametrize(
+    ("behind", "stored"), [(None, []), (ConnectionRefusedError, []), (TimeoutError, [("charge", "in_doubt")])]
+)
+def test_a_function_of_an_effect_may_ask_for_its_message_again(postgresql, behind, stored):
+    """The queue gets what it has for that; in doubt is what an error behind it leaves in doubt."""
+
+    def charge(effect: EffectContext) -> str:
+        calls.append(effect.attempt)
+        if len(calls) > 1:
+            return "charged"
+        raise AgainError from (None if behind is None else behind())
+
+    calls = []
+    effect = guard.effect("charge", retry_on=ConnectionRefusedError)
+    made = task(postgresql, charge, effect, comes_again=AgainError, request_id=lambda: "charge")
+    with pytest.raises(AgainError):
+        made.deliver(Message("charge", "m-1"), (), {})
+    assert postgresql.requests() == stored
+    assert made.deliver(Message("charge", "m-2"), (), {}).kind == ("in_doubt" if behind is TimeoutError else "executed")
 
 
 def test_an_effect_stands_in_for_a_guard(postgresql):

@@ -2111,6 +2111,12 @@ QUEUES = {
         "",
         "test_a_refusal_is_the_stored_answer_and_is_acknowledged",
     ),
+    "a failover makes dead letters": Mutant(
+        MESSAGES,
+        "*((each, Kind.MISUSE) for each in _DECIDED_BY_THE_CODE),",
+        "(MisuseError, Kind.MISUSE),",
+        "test_a_server_that_cannot_write_is_raised_for_the_normal_retry",
+    ),
     "an error of the function is taken for the guard's": Mutant(
         MESSAGES,
         "if is_own or (",
@@ -2143,9 +2149,15 @@ QUEUES = {
     ),
     "bad input is raised into the queue's retry": Mutant(
         TASKS,
-        "except InvalidInputError as error:\n            return outcome_of(error, message.name)\n\n        def fn(",
-        "except ZeroDivisionError as error:\n            return outcome_of(error, message.name)\n\n        def fn(",
+        "except InvalidInputError as error:\n            return outcome_of(error, message.name)\n\n        asked: list[Exception] = []\n\n        def fn(",
+        "except ZeroDivisionError as error:\n            return outcome_of(error, message.name)\n\n        asked: list[Exception] = []\n\n        def fn(",
         "test_a_message_without_a_good_id_is_bad_input",
+    ),
+    "a message that an effect's function asks for is lost in doubt": Mutant(
+        TASKS,
+        "return again if behind is None or",
+        "return ZeroDivisionError() if behind is None or",
+        "test_a_function_of_an_effect_may_ask_for_its_message_again",
     ),
     "what a framework supplies is a part of the payload": Mutant(
         TASKS,

@@ -3,30 +3,38 @@
 import asyncio
 import datetime as dt
 import json
+import pickle
+import queue
 import warnings
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 
 import dramatiq
 import pytest
 from aiokafka import ConsumerRecord
-from celery import Celery, Task
+from celery import Celery, Task, signals
+from celery.contrib.testing.worker import start_worker
 from dramatiq.brokers.stub import StubBroker
 from faststream import AckPolicy, Logger
 from faststream.exceptions import NackMessage, RejectMessage
 from faststream.kafka.message import FAKE_CONSUMER, KafkaAckableMessage
+from faststream.nats import JStream, NatsBroker
 from faststream.nats.message import NatsMessage
 from faststream.rabbit.message import RabbitMessage
 from nats.aio.msg import Msg
+from nats.js.api import ConsumerConfig
 from procrastinate import App, PsycopgConnector
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 from support.app import Payment
+from support.patience import PATIENCE
+from taskiq import InMemoryBroker
 
 from safeagent_sa import ExecutionGuard, errors
 from safeagent_sa.aio import AsyncExecutionGuard
 from safeagent_sa.effects import EffectContext
-from safeagent_sa.integrations import celery, faststream, procrastinate
+from safeagent_sa.integrations import celery, faststream, procrastinate, taskiq
 from safeagent_sa.integrations import dramatiq as dramatiq_adapter
 from safeagent_sa.integrations.messages import RedeliveryWarning, deliver
 
@@ -109,6 +117,96 @@ class TestCelery:
         assert [by_key(1), by_key(1)] == [1, 1]
         assert postgresql.payments("order-1") == 1
 
+    @pytest.mark.filterwarnings("ignore:Task name")  # Celery shares the tasks of the other tests' apps
+    def test_a_task_that_another_one_calls_takes_no_id_of_it(self, app, postgresql):
+        by_id = app.task(name="inner_by_id", acks_late=True)(celery.guarded(guard, postgresql.sessions)(pay))
+        by_key = app.task(name="inner_by_key", acks_late=True, autoretry_for=(KeyError,))(
+            celery.guarded(guard, postgresql.sessions, request_id="order:{order_id}")(pay)
+        )
+
+        @app.task(acks_late=True, name="day")
+        def day(order_id):
+            for call in (by_id, by_id.run):
+                with pytest.raises(errors.InvalidRequestIdError, match=r"use delay\(\)"):
+                    call(order_id)
+            return [by_key(order_id), by_key.run(order_id)]
+
+        assert day.apply((1,), throw=True).get() == [1, 1]
+        assert by_key.apply((1,), throw=True).get() == 1
+        assert postgresql.requests() == [("order:1", "completed")]
+        assert postgresql.payments("order-1") == 1
+
+    def test_a_final_answer_is_not_repeated(self, app, postgresql):
+        runs = []
+
+        @app.task(bind=True, acks_late=True, name="final", autoretry_for=(Exception,), retry_kwargs={"countdown": 0})
+        @celery.guarded(guard, postgresql.sessions, request_id=lambda order_id: runs.append(order_id) or "order")
+        def final(self, session: Session, order_id: int) -> int:
+            return pay(session, order_id)
+
+        assert final.apply((1,)).get() == 1
+        conflict = final.apply((2,))
+        assert conflict.state == "REJECTED"
+        assert isinstance(conflict.result.reason, errors.RequestConflictError)
+        assert not pickle.loads(pickle.dumps(conflict.result)).requeue  # on its way from a child process
+        assert runs == [1, 2]
+
+    @pytest.mark.filterwarnings("ignore")  # of Celery's use of redis-py
+    def test_a_task_may_ask_for_itself_in_an_effect(self, redis, postgresql):
+        """A real worker: an eager retry runs inside the attempt that asks for it."""
+        app = Celery("effects", broker=redis.url, set_as_current=False)
+        app.conf.task_default_queue = "effects"
+        calls, ended = [], queue.Queue()
+
+        @app.task(bind=True, name="charge", acks_late=True, reject_on_worker_lost=True)
+        @celery.guarded(guard.effect("charge"), postgresql.sessions, request_id="order:{order_id}:charge")
+        def charge(self, effect: EffectContext, order_id: int, has_called) -> str:
+            calls.append((order_id, self.request.retries))
+            if has_called:
+                try:
+                    raise TimeoutError("no answer")
+                except TimeoutError as error:
+                    raise self.retry(exc=error, countdown=0) from error
+            if self.request.retries == 0:
+                raise self.retry(countdown=0)
+            return "charged"
+
+        def note_end(args, state, **_):
+            ended.put((args[0], state))
+
+        def leave_logging_alone(**_):
+            """Without a receiver the worker takes the logging of the whole run over."""
+
+        signals.setup_logging.connect(leave_logging_alone)
+        with start_worker(app, perform_ping_check=False, pool="solo"):
+            signals.task_postrun.connect(note_end)
+            charge.delay(1, False)
+            charge.delay(2, True)
+            states = sorted(ended.get(timeout=PATIENCE) for _ in range(4))
+        assert states == [(1, "RETRY"), (1, "SUCCESS"), (2, "REJECTED"), (2, "RETRY")]
+        assert sorted(calls) == [(1, 0), (1, 1), (2, 0)]  # a time-out behind it proves nothing
+        assert dict(postgresql.requests()) == {"order:1:charge": "completed", "order:2:charge": "in_doubt"}
+
+
+class TestTaskiq:
+    def test_a_task_that_is_called_as_a_function_needs_a_business_key(self, postgresql):
+        broker = InMemoryBroker()
+
+        @broker.task(task_name=f"{pay.__module__}:by_key")
+        @taskiq.guarded(guard, postgresql.sessions, request_id="order:{order_id}")
+        def by_key(session: Session, order_id: int) -> int:
+            return pay(session, order_id)
+
+        async def main():
+            with pytest.raises(errors.InvalidRequestIdError, match=r"use kiq\(\)"):
+                await broker.task(taskiq.guarded(guard, postgresql.sessions)(pay))(order_id=1)
+            called = await by_key(order_id=1)
+            sent = await by_key.kiq(order_id=1)
+            return called, (await sent.wait_result(timeout=PATIENCE)).return_value
+
+        assert asyncio.run(main()) == (1, 1)
+        assert postgresql.payments("order-1") == 1
+
 
 class TestDramatiq:
     def test_a_broker_without_its_middleware_is_refused(self, postgresql):
@@ -119,6 +217,150 @@ class TestDramatiq:
         dramatiq.get_broker().add_middleware(dramatiq.middleware.CurrentMessage())
         assert [actor(1), actor(1)] == [1, 1]
         assert postgresql.payments("order-1") == 1
+
+
+@pytest.fixture
+def broker():
+    """A broker in this process, with a worker that runs its actors on threads, as dramatiq's own tests do."""
+    made = StubBroker()
+    made.add_middleware(dramatiq.middleware.CurrentMessage())
+    dramatiq.set_broker(made)
+    worker = dramatiq.Worker(made, worker_timeout=50)
+    worker.start()
+    yield made
+    worker.stop()
+
+
+def handled(broker):
+    """Wait until the worker has handled every message."""
+    broker.join("default", fail_fast=False, timeout=PATIENCE * 1000)
+
+
+def ship(session: Session, order_id: int) -> int:
+    return pay(session, order_id + 10)
+
+
+class TestDramatiqCalls:
+    """The message of an actor is not that of the actors which it calls as functions."""
+
+    def actor(self, port, fn, **options):
+        return dramatiq.actor(max_retries=0, actor_name=fn.__name__)(
+            dramatiq_adapter.guarded(guard, port.sessions, **options)(fn)
+        )
+
+    @pytest.mark.parametrize("is_outer_guarded", [False, True])
+    def test_they_need_a_business_key(self, broker, postgresql, is_outer_guarded):
+        others = [self.actor(postgresql, fn) for fn in (pay, ship)]
+        raised = []
+
+        def call(order_id):
+            for actor in others:
+                with pytest.raises(errors.InvalidRequestIdError, match=r"use send\(\)") as found:
+                    actor(order_id)
+                raised.append(found.value)
+
+        def guarded_call(session: Session, order_id: int):
+            call(order_id)
+
+        day = self.actor(postgresql, guarded_call) if is_outer_guarded else dramatiq.actor(max_retries=0)(call)
+        sent = day.send(1)
+        handled(broker)
+        assert len(raised) == 2
+        assert broker.dead_letters == []
+        own = [(f"guarded_call:{sent.message_id}", "completed")]
+        assert postgresql.requests() == (own if is_outer_guarded else [])
+
+    def test_each_has_its_rows_and_its_action_under_a_business_key(self, broker, postgresql):
+        first, second = (self.actor(postgresql, fn, request_id=fn.__name__ + ":{order_id}") for fn in (pay, ship))
+        got = []
+
+        @dramatiq.actor(max_retries=0)
+        def day(order_id):
+            got.extend((first(order_id), second(order_id), first(order_id)))
+
+        day.send(1)
+        first.send(1)  # the same action as the call: a replay, no conflict
+        handled(broker)
+        assert got == [1, 11, 1]
+        assert broker.dead_letters == []
+        assert (postgresql.payments("order-1"), postgresql.payments("order-11")) == (1, 1)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"max_retries": 0}, {"retry_when": lambda retries, error: isinstance(error, ConnectionError)}],
+        ids=["max_retries", "retry_when"],
+    )
+    @pytest.mark.parametrize("is_of_broker", [False, True], ids=["actor", "broker"])
+    def test_a_message_beside_a_running_one_comes_again(self, broker, postgresql, options, is_of_broker):
+        delayed = queue.Queue()
+
+        class Watch(dramatiq.Middleware):
+            def after_enqueue(self, broker, message, delay):
+                if delay is not None:
+                    delayed.put(message.options["retries"])
+
+        broker.add_middleware(Watch())
+        if is_of_broker:
+            (retries,) = (each for each in broker.middleware if isinstance(each, dramatiq.middleware.Retries))
+            for name, value in options.items():
+                setattr(retries, name, value)
+        decorate = dramatiq_adapter.guarded(guard, postgresql.sessions, request_id="order:{order_id}", action="pay")
+        actor = dramatiq.actor(actor_name="pay", **({} if is_of_broker else options))(decorate(pay))
+        with suppress(KeyError), postgresql.sessions() as session, session.begin():  # another delivery
+            with guard.claim(session, "order:1", action="pay", payload={"order_id": 1}):
+                actor.send(1)
+                seen = [delayed.get(timeout=PATIENCE) for _ in range(2)]
+                raise KeyError("it fails")
+        handled(broker)
+        assert seen == [0, 0]  # no retry is used up
+        assert broker.dead_letters == []
+        assert postgresql.payments("order-1") == 1
+
+    def test_a_broker_without_retries_is_refused(self, postgresql):
+        made = StubBroker(middleware=[dramatiq.middleware.CurrentMessage()])
+        dramatiq.set_broker(made)
+        raised = queue.Queue()
+
+        class Watch(dramatiq.Middleware):
+            def after_process_message(self, broker, message, *, result=None, exception=None):
+                raised.put(exception)
+
+        made.add_middleware(Watch())
+        dramatiq.actor(dramatiq_adapter.guarded(guard, postgresql.sessions)(pay)).send(1)
+        worker = dramatiq.Worker(made, worker_timeout=50)
+        worker.start()
+        error = raised.get(timeout=PATIENCE)
+        worker.stop()
+        assert isinstance(error, errors.SetupError)
+        assert "dramatiq.middleware.Retries()" in str(error)
+        assert postgresql.payments("order-1") == 0
+
+    def test_an_actor_may_ask_for_itself_in_an_effect(self, broker, postgresql):
+        calls = []
+
+        @dramatiq.actor(max_retries=5)
+        @dramatiq_adapter.guarded(guard.effect("charge"), postgresql.sessions, request_id="order:{order_id}")
+        def charge(effect: EffectContext, order_id: int) -> None:
+            calls.append(order_id)
+            if len(calls) == 1:
+                raise dramatiq.errors.Retry("not yet", delay=1)
+
+        charge.send(1)
+        handled(broker)
+        assert calls == [1, 1]
+        assert broker.dead_letters == []
+        assert postgresql.requests() == [("order:1", "completed")]
+
+    def test_an_actor_of_another_broker_is_refused(self, broker, postgresql):
+        sent = self.actor(postgresql, pay).send(1)
+        handled(broker)
+        assert postgresql.requests() == [(f"pay:{sent.message_id}", "completed")]
+        dramatiq.set_broker(StubBroker())  # as if none had been set
+        dramatiq.get_broker().add_middleware(dramatiq.middleware.CurrentMessage())
+        broker.actors["pay"].send(2)
+        handled(broker)
+        assert [each.actor_name for each in broker.dead_letters] == ["pay"]
+        assert postgresql.payments("order-2") == 0
 
 
 class TestProcrastinate:
@@ -200,6 +442,29 @@ class TestProcrastinate:
         with pytest.raises(errors.SetupError, match="pass_context=True"):
             procrastinate.guarded(guard, postgresql.sessions)(pay)(order_id=1)
 
+    def test_a_task_that_another_one_calls_is_refused(self, jobs):
+        sessions = sessionmaker(jobs.engine)
+        inner = jobs.app.task(name="inner", pass_context=True)(procrastinate.guarded(guard, sessions)(pay))
+        seen = []
+
+        @jobs.app.task(name="outer", pass_context=True)
+        def outer(context, order_id):
+            with pytest.raises(errors.SetupError, match=r"the task 'outer'.*Defer the task") as raised:
+                inner(context, order_id=order_id)
+            seen.append(raised.value)
+
+        with jobs.app.open():
+            inner.defer(order_id=1)
+            outer.defer(order_id=2)
+
+        async def work():
+            async with jobs.app.open_async():
+                await jobs.app.run_worker_async(wait=False, install_signal_handlers=False)
+
+        asyncio.run(work())
+        assert len(seen) == 1
+        assert self.stored(jobs) == [2, 1, 1]
+
 
 # Two deliveries of one record, and its neighbours with the same offset and timestamp.
 KAFKA = {"timestamp": 1790000000000, "timestamp_type": 0, "key": None, "value": b"{}", "checksum": None, "headers": []}
@@ -271,10 +536,41 @@ class TestFastStream:
         handler = faststream.guarded(guard.effect("slow", lease=60), postgresql.sessions)(slow)
         assert self.handle(handler, nats(), order_id=1) == 1
 
-    def test_a_subscriber_that_acknowledges_first_warns(self, postgresql):
+    @pytest.mark.parametrize(
+        ("policy", "words"),
+        [
+            (AckPolicy.ACK_FIRST, "before it runs"),
+            (AckPolicy.ACK, "whose function has raised, which is lost"),
+            (AckPolicy.MANUAL, "without an answer"),
+        ],
+    )
+    def test_a_policy_that_loses_messages_warns(self, postgresql, policy, words):
         handler = faststream.guarded(guard, postgresql.sessions)(pay)
-        with pytest.warns(RedeliveryWarning, match="AckPolicy.NACK_ON_ERROR"):
-            self.handle(handler, kafka(), AckPolicy.ACK_FIRST, order_id=1)
+        with pytest.warns(RedeliveryWarning, match=f"{words}.*AckPolicy.NACK_ON_ERROR"):
+            self.handle(handler, kafka(), policy, order_id=1)
+        for quiet in (AckPolicy.NACK_ON_ERROR, AckPolicy.REJECT_ON_ERROR):
+            self.handle(handler, kafka(), quiet, order_id=1)
+
+    @pytest.mark.parametrize("most", [None, -1, 3])
+    def test_a_consumer_that_counts_deliveries_warns(self, postgresql, most):
+        """NATS counts a delivery that comes again, also where a nack has asked for it."""
+        handler = faststream.guarded(guard, postgresql.sessions)(pay)
+        subscriber = NatsBroker().subscriber(
+            "orders",
+            stream=JStream("orders"),
+            ack_policy=AckPolicy.NACK_ON_ERROR,
+            config=ConsumerConfig(max_deliver=most),
+        )
+        expected = pytest.warns(RedeliveryWarning, match="max_deliver=3") if most == 3 else nullcontext()
+        with expected:
+            assert asyncio.run(handler(safeagent_message=nats(), safeagent_handler=subscriber, order_id=1)) == 1
+
+    def test_a_handler_that_is_called_as_a_function_needs_a_business_key(self, postgresql):
+        with pytest.raises(errors.InvalidRequestIdError, match="publish it"):
+            asyncio.run(faststream.guarded(guard, postgresql.sessions)(pay)(order_id=1))
+        by_key = faststream.guarded(guard, postgresql.sessions, request_id="order:{order_id}")(pay)
+        assert asyncio.run(by_key(order_id=1)) == self.handle(by_key, kafka(), order_id=1) == 1
+        assert postgresql.payments("order-1") == 1
 
     def test_what_faststream_supplies_is_no_part_of_the_payload(self, postgresql):
         @faststream.guarded(guard, postgresql.sessions)

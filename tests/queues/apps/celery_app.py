@@ -37,7 +37,7 @@ keyed = app.task(
     acks_late=True,
     reject_on_worker_lost=True,
     name="pay_keyed",
-    autoretry_for=(ConnectionError,),
+    autoretry_for=(Exception,),  # which must not repeat a conflict
     retry_kwargs={"max_retries": 1, "countdown": 0},
 )
 
