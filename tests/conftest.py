@@ -139,6 +139,8 @@ def postgresql(_shared_postgresql: Port) -> Iterator[Port]:
     yield _shared_postgresql
     # A connection that is still out holds a transaction that a test forgot, and would block the next one.
     assert _shared_postgresql.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    # A listener that is still there would take the claims of all later tests off the fast path.
+    assert len(_shared_postgresql.engine.dispatch.before_cursor_execute) == 0  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")

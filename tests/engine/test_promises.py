@@ -127,7 +127,7 @@ def test_a_claim_is_one_statement(port, statements):
     with port.sessions() as session, session.begin():
         session.connection()
         statements.clear()
-        with ExecutionGuard().claim(session, "order-1", action="pay") as execution:
+        with ExecutionGuard(pipeline="off").claim(session, "order-1", action="pay") as execution:
             assert len(statements) == 1
             execution.complete("done")
 

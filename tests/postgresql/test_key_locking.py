@@ -83,7 +83,7 @@ def test_a_claim_and_a_replay_leave_the_lock_timeout_alone(port):
 
 def test_a_statement_timeout_bounds_the_wait_without_aborting(port, holder):
     with port.sessions() as session, session.begin():
-        session.execute(text("SET LOCAL statement_timeout = '200ms'"))
+        session.execute(text("SET LOCAL statement_timeout = '1s'"))
         with pytest.raises(ExecutionInProgressError):
             guard.execute(session, "order-1", pay, action="pay", wait_timeout=None)
         pay(session, "after")
