@@ -45,6 +45,11 @@ _STEP = re.compile(
 )
 
 
+def may_hold_another(statement: str) -> bool:
+    """Return whether a text may hold a statement that `step_of` does not read: behind another one, or a comment in a comment."""
+    return ";" in statement or statement.count("/*") > 1
+
+
 def step_of(statement: str) -> Step | None:
     """Return what a statement does to its transaction, or None for any other statement."""
     found = _STEP.match(statement)

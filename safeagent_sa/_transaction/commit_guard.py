@@ -26,7 +26,7 @@ from sqlalchemy import Connection
 from sqlalchemy.engine.default import DefaultDialect
 
 from .._dialects.drivers import is_closed, is_open, note_deallocation, note_local_commits, note_rollback
-from .._dialects.steps import FIRST_LETTERS, Verb, step_of
+from .._dialects.steps import FIRST_LETTERS, Verb, may_hold_another, step_of
 from .guarded_transaction import KEY, GuardedTransaction, transaction_of
 from .open_claim import OpenClaim, durability_unknown, known_durability
 
@@ -177,7 +177,9 @@ class CommitGuard:
 
     def do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
         """Execute a statement, or refuse it."""
-        if statement[:1] not in FIRST_LETTERS and not self._ended:  # every statement passes here
+        if (
+            statement[:1] not in FIRST_LETTERS and ";" not in statement and not self._ended
+        ):  # every statement passes here
             self._do_execute(cursor, statement, parameters, context)
         else:
             execute = partial(self._do_execute, cursor, statement, parameters, context)
@@ -193,15 +195,15 @@ class CommitGuard:
         self._execute(statement, context, partial(self._do_execute_no_params, cursor, statement, context))
 
     def _execute(self, statement: str, context: Any, execute: Callable[[], None]) -> None:
-        step = step_of(statement)
-        if context is None or not (step or self._ended):
+        step, holds_more = step_of(statement), may_hold_another(statement)
+        if context is None or not (step or holds_more or self._ended):
             execute()
             return
         connection: Connection = context.root_connection
         held = transaction_of(connection)
         if held is not None:
             held.refuse_ended_as_text()
-        if step is not None and step.verb in _DEALLOCATING:
+        if holds_more or (step is not None and step.verb in _DEALLOCATING):
             note_deallocation(connection.connection)
         if held is None or step is None:
             execute()

@@ -50,6 +50,6 @@ def test_an_adapter_as_on_the_page_stores_what_the_policy_says_and_answers_for_i
     with pytest.raises(RequestConflictError, match="of something else"):
         send()
     assert sqlite.payments("a") == 0
-    assert [send(), send()] == [422, 422]  # the second one is the stored refusal
+    assert [send(), send()] == [402, 402]  # the second one is the stored refusal
     assert ends == [None]
     assert sqlite.payments("a") == 1

@@ -86,6 +86,14 @@ def test_the_grants_of_the_page_are_enough_for_every_verb(database):
             execution.complete(1)
 
 
+def test_a_role_that_may_not_ask_whether_a_transaction_has_a_number(database):
+    database.run(GRANTS)
+    database.run("REVOKE EXECUTE ON FUNCTION pg_current_xact_id_if_assigned() FROM PUBLIC")
+    for is_replay in (False, True):
+        with Session(database.app) as session, session.begin():
+            assert guard.execute(session, "order-1", pay, action="pay").is_replay == is_replay
+
+
 def test_the_commit_check_needs_no_grant(database):
     database.run(GRANTS)
     with database.owner.begin() as connection:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 from support.aio import another_way
 from support.app import asked, deliver, pay
 from support.patience import PATIENCE
@@ -16,6 +16,7 @@ from support.wire import MessageProxy
 from safeagent_sa import ClaimLostError, ExecutionGuard, ExecutionInProgressError, ExecutionRequest
 from safeagent_sa._dialects import NewClaim, NewClaims, choose_protocol
 from safeagent_sa._dialects.postgresql.by_key import ByKeyOnCitus
+from safeagent_sa._dialects.postgresql.pipeline import Pipeline
 
 
 guard = ExecutionGuard()
@@ -366,3 +367,28 @@ def test_on_citus_what_writes_calls_no_function(port, citus):
     writing = [each for each in sent if each.startswith(("INSERT INTO", "UPDATE")) and "unnest" not in each]
     assert len(writing) == 2
     assert not any(word in each for each in writing for word in ("set_config", "current_setting", "clock_timestamp"))
+
+
+def test_a_connection_that_is_lost_while_a_claim_is_undone_is_an_error_of_sqlalchemys(
+    port, holder, postgresql, monkeypatch
+):
+    """The claim was refused, and its savepoint is rolled back in a second batch."""
+    engine = asked(create_engine(port.url, pool_size=1, max_overflow=0))
+    send = Pipeline.send
+
+    def cut(self, statements, *, begins):
+        if statements[0][0].startswith("ROLLBACK TO"):
+            with postgresql.engine.begin() as admin:
+                admin.execute(text("SELECT pg_terminate_backend(:pid, 60000)"), {"pid": self._driver.info.backend_pid})
+        return send(self, statements, begins=begins)
+
+    monkeypatch.setattr(Pipeline, "send", cut)
+    with sessionmaker(engine)() as session, pytest.raises(DBAPIError) as caught:
+        ExecutionGuard(wait_timeout=0).execute(session, "order-1", pay, "order-1", action="pay")
+    monkeypatch.undo()
+
+    assert caught.value.connection_invalidated
+    with engine.connect() as connection:  # a new one
+        assert connection.scalar(text("SELECT 1")) == 1
+    engine.dispose()
+    holder.rollback()

@@ -352,6 +352,27 @@ def test_what_makes_psycopg_deallocate_between_claim_and_commit(one, guard, path
     assert one.requests() == [("order-0", "completed"), ("order-1", "completed")]
 
 
+@pytest.mark.parametrize(
+    "several",
+    [
+        "CREATE TEMP TABLE gone AS SELECT 1 AS a; DROP TABLE gone",
+        "SET LOCAL work_mem = '1MB'; DEALLOCATE ALL",
+        "SELECT 1; DEALLOCATE ALL",
+        "/* a /* b */ c */ DEALLOCATE ALL",
+    ],
+)
+def test_what_takes_the_names_away_behind_another_statement_of_one_text(one, guard, paths_seen, several):
+    for number in range(2):
+        let_psycopg_prepare(one)
+        with one.sessions() as session, session.begin():
+            with guard.claim(session, f"order-{number}", action="pay") as execution:
+                session.connection().exec_driver_sql(several)
+                execution.complete(pay(session, f"order-{number}"))
+
+    assert paths_seen == PIPELINED * 2
+    assert one.requests() == [("order-0", "completed"), ("order-1", "completed")]
+
+
 def test_nothing_of_the_driver_s_is_replaced(one, guard):
     """What a connection of psycopg has after a claim is what it had before, prepared statements included."""
     with one.engine.connect() as connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 
@@ -14,6 +15,9 @@ from .key_statements import AT_ONCE, LOCK_NOT_AVAILABLE, RELEASE, RESTORE, ROLLB
 from .ready import raise_as_sqlalchemy
 from .statements import numbered
 
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
 
 Find = Callable[[Connection, str, str], StoredRequest | None]
 
@@ -43,7 +47,7 @@ class KeyFastPath(FastPath):
             _, [(synchronous_commit, *_)], inserted, *_ = pipeline.send(batch, begins=begins)
         except BaseException as error:  # noqa: BLE001 - an interruption, too
             if getattr(error, "sqlstate", None) == LOCK_NOT_AVAILABLE:
-                pipeline.send([(ROLLBACK, ()), (RELEASE, ())], begins=False)
+                self._undo(connection, pipeline)
                 return Begun(None)
             if not (begins and may_repeat(connection, error)):
                 raise_as_sqlalchemy(connection, error, text.sql)
@@ -52,6 +56,12 @@ class KeyFastPath(FastPath):
         if not inserted:
             return Begun(self._find(connection, claim.scope, claim.request_id))
         return Begun(Inserted("", is_durable=synchronous_commit not in LOSABLE))
+
+    def _undo(self, connection: Connection, pipeline: Pipeline) -> None:
+        try:
+            pipeline.send([(ROLLBACK, ()), (RELEASE, ())], begins=False)
+        except BaseException as error:  # noqa: BLE001 - an interruption, too
+            raise_as_sqlalchemy(connection, error, ROLLBACK)
 
     @cached_property
     def _limit(self) -> str:

@@ -171,7 +171,8 @@ class Statements:
         self.prepare_wait = select(*limits(bindparam("milliseconds", type_=BigInteger)), kept("lock_key", lock_key))
         self.look = find_one(table, select_one)
         self.complete = self._complete(*owned, result=bindparam("new_result"))
-        self.complete_or_fail = or_fail(self.complete, table, owned, IS_SAME)
+        # As the completion itself: a role may lack the function that assigns no number.
+        self.complete_or_fail = or_fail(self.complete, table, owned, bindparam("proof", type_=Text) == _PROOF)
 
         # Many at once: the same statements over arrays.
         new = arrays(columns.request_id, columns.fingerprint)
