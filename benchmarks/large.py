@@ -79,7 +79,7 @@ class Table:
             """A separate registry for each table."""
 
         self.model = make_model(Own, tablename=self.name)
-        self.guard = ExecutionGuard(model=self.model)
+        self.guard = ExecutionGuard(model=self.model, pipeline="off")
         with self.engine.begin() as connection:
             op = Operations(MigrationContext.configure(connection))
             schema.upgrade(op, table_name=self.name)
