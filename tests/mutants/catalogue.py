@@ -875,14 +875,32 @@ AS_TEXT = {
     ),
     "a statement behind a ROLLBACK as text is sent": Mutant(
         GUARD,
-        "        if held is not None:\n            held.refuse_ended_as_text()\n        if step is not None and",
-        "        if step is not None and",
+        "        if held is not None:\n            held.refuse_ended_as_text()\n        if holds_more",
+        "        if holds_more",
         "test_a_statement_behind_a_rollback_as_text_is_not_sent",
+    ),
+    "a text of several statements keeps the names": Mutant(
+        "_dialects/steps.py",
+        'return ";" in statement or statement.count("/*") > 1',
+        "return False",
+        "test_what_takes_the_names_away_behind_another_statement_of_one_text",
+    ),
+    "what breaks off the undoing of a claim by key is raised as it is": Mutant(
+        "_dialects/postgresql/key_fast_path.py",
+        "            raise_as_sqlalchemy(connection, error, ROLLBACK)",
+        "            raise",
+        "test_a_connection_that_is_lost_while_a_claim_is_undone_is_an_error_of_sqlalchemys",
+    ),
+    "the completion needs a right that the claim does not": Mutant(
+        "_dialects/postgresql/statements.py",
+        'owned, bindparam("proof", type_=Text) == _PROOF)',
+        "owned, IS_SAME)",
+        "test_a_role_that_may_not_ask_whether_a_transaction_has_a_number",
     ),
     "a usual statement behind a ROLLBACK as text is sent": Mutant(
         GUARD,
-        "not in FIRST_LETTERS and not self._ended:",
-        "not in FIRST_LETTERS:",
+        '";" not in statement and not self._ended:',
+        '";" not in statement:',
         "test_a_statement_behind_a_rollback_as_text_is_not_sent",
     ),
     "a statement with many sets behind a ROLLBACK as text is sent": Mutant(
@@ -1010,7 +1028,7 @@ ENGINES = {
     ),
     "a batched claim that has timed out leaves its transaction in error": Mutant(
         KEY_PATH,
-        "                pipeline.send([(ROLLBACK, ()), (RELEASE, ())], begins=False)\n",
+        "                self._undo(connection, pipeline)\n",
         "",
         "test_a_batched_claim_that_is_held_elsewhere_leaves_the_transaction_usable",
     ),
