@@ -177,9 +177,8 @@ class CommitGuard:
 
     def do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
         """Execute a statement, or refuse it."""
-        if (
-            statement[:1] not in FIRST_LETTERS and ";" not in statement and not self._ended
-        ):  # every statement passes here
+        # Every statement passes here.
+        if statement[:1] not in FIRST_LETTERS and ";" not in statement and not self._ended:
             self._do_execute(cursor, statement, parameters, context)
         else:
             execute = partial(self._do_execute, cursor, statement, parameters, context)
