@@ -363,7 +363,8 @@ def test_what_makes_psycopg_deallocate_between_claim_and_commit(one, guard, path
 )
 def test_what_takes_the_names_away_behind_another_statement_of_one_text(one, guard, paths_seen, several):
     for number in range(2):
-        let_psycopg_prepare(one)
+        if "DEALLOCATE" not in several:  # after which psycopg 3.2.1 uses its own prepared statements, and fails
+            let_psycopg_prepare(one)
         with one.sessions() as session, session.begin():
             with guard.claim(session, f"order-{number}", action="pay") as execution:
                 session.connection().exec_driver_sql(several)
