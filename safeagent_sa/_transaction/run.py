@@ -1,7 +1,7 @@
 """Whole transactions: open, execute under a claim, commit, and again where another attempt may help.
 
-It ends transactions, because it begins them: effects, relays and purges run through it. So do `_claim.contain` for the savepoints of
-services, the HTTP adapters that open a session for a request, and what records an operator's verdict.
+It ends transactions, because it begins them: effects, relays and purges run through it. The others that end what they begin are
+`_claim.contain`, the HTTP adapters that open a session for each request, and what records an operator's verdict.
 """
 
 from __future__ import annotations

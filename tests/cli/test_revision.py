@@ -133,7 +133,8 @@ def test_an_async_template_works(folder):
 
 
 @pytest.mark.skipif(
-    tuple(map(int, alembic_version.split(".")[:2])) < (1, 16), reason="Alembic reads pyproject.toml from 1.16 on"
+    tuple(map(int, alembic_version.split(".")[:2])) < (1, 16),
+    reason="Alembic reads pyproject.toml from 1.16 on: run `make test` without ALEMBIC=1.14",
 )
 def test_a_configuration_in_pyproject_works(folder):
     make_app(folder, template="pyproject")

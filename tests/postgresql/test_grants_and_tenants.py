@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from support.app import Base, Payment
 
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError, RequestConflictError, schema
+from safeagent_sa.events import Claimed
 from safeagent_sa.retention import purge
 
 
@@ -92,6 +93,19 @@ def test_a_role_that_may_not_ask_whether_a_transaction_has_a_number(database):
     for is_replay in (False, True):
         with Session(database.app) as session, session.begin():
             assert guard.execute(session, "order-1", pay, action="pay").is_replay == is_replay
+
+
+def test_a_role_that_may_not_look_at_what_is_prepared_is_asked_once(database):
+    """The look goes behind the claim, so its refusal sends the claim of this one transaction again."""
+    database.run(GRANTS)
+    database.run("REVOKE SELECT ON pg_prepared_statements FROM PUBLIC")
+    claimed = []
+    watched = ExecutionGuard(listeners=[lambda event: claimed.append(event) if isinstance(event, Claimed) else None])
+    for number in range(4):
+        with Session(database.app) as session, session.begin():  # one connection of the pool for all of them
+            watched.execute(session, f"order-{number}", pay, action="pay")
+    # The first one asks what the server can do, and the second one asks in vain for names.
+    assert [event.is_pipelined for event in claimed] == [False, False, True, True]
 
 
 def test_the_commit_check_needs_no_grant(database):

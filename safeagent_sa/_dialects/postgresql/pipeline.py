@@ -108,10 +108,10 @@ class Pipeline:
         results = self._wait(driver, _batch(pgconn, commands))
         if use is Use.PREPARE and names is not None and len(results) > at:  # they outlive an error of the claim
             self._prepared.note_met(texts, names)
-        self._raise_failure(results)
-        if use is Use.LOOK:
+        if use is Use.LOOK and len(results) > at + 1:  # a look that has failed finds nothing, and is not tried again
             found = results[-1]
             self._prepared.learn(pgconn.backend_pid, {found.get_value(row, 0) for row in range(found.ntuples)})
+        self._raise_failure(results)
         answer = results[at]
         if answer.ntuples == 0:
             return None, names

@@ -1,8 +1,8 @@
 """Sends a statement whose text is known: on the driver's cursor where nothing listens, else through SQLAlchemy.
 
-SQLAlchemy builds a context and a result for each statement, and that takes longer than sending the statement. A claim and a completion need
-neither: they read one row, or count rows. What must see every statement still sees it: where events of the engine, its dialect
-or the connection have listeners, or statements are logged, they go the whole way. `do_execute` is called in each case, with the
+SQLAlchemy builds a context and a result for each statement, and that takes longer than sending the statement. A claim and a
+completion need neither: they read one row, or count rows. What must see every statement still sees it: where events of the engine,
+its dialect or the connection have listeners, or statements are logged, they go the whole way. `do_execute` is called in each case, with the
 wrappers that tools have put there, and an error takes SQLAlchemy's own way: it is wrapped, and a lost connection is replaced.
 
 Only attributes that are not public show whether anything listens; if they are missing, every statement goes through SQLAlchemy.
@@ -90,10 +90,8 @@ def raise_as_sqlalchemy(
     """
     handle: Any = connection._handle_dbapi_exception  # noqa: SLF001 - see above
     statement = sql if isinstance(error, connection.dialect.loaded_dbapi.Error) else None
-    if statement is None and is_closed(
-        connection.connection
-    ):  # SQLAlchemy looks for that behind an error of the driver's
-        connection.invalidate()
+    if statement is None and is_closed(connection.connection):
+        connection.invalidate()  # SQLAlchemy does so behind an error of the driver's only
     handle(error, statement, values, cursor, None)
     raise error
 

@@ -150,22 +150,23 @@ class Own:
         self._has_begun = False
 
         def call(opened: Any) -> Any:
-            self._has_begun = True
-            try:
+            with self._in_the_code_of_the_tool():
                 return fn(opened)
-            except Exception as error:
-                self._raised.append(error)
-                raise
 
         async def await_call(opened: Any) -> Any:
-            self._has_begun = True
-            try:
+            with self._in_the_code_of_the_tool():
                 return await fn(opened)
-            except Exception as error:
-                self._raised.append(error)
-                raise
 
         self.fn: Callable[[Any], Any] = await_call if is_async else call
+
+    @contextmanager
+    def _in_the_code_of_the_tool(self) -> Generator[None]:
+        self._has_begun = True
+        try:
+            yield
+        except Exception as error:
+            self._raised.append(error)
+            raise
 
     def refuse_from_inside(self, error: SafeAgentError) -> None:
         """Raise an error that is not about this request, with a note that says so."""
