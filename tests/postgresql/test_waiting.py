@@ -509,9 +509,11 @@ def test_a_cancelled_wait_is_the_database_s_own_error(postgresql, holder, pipeli
         called = pool.submit(call)
         wait_until(lambda: waiters(postgresql) == 1)
         with postgresql.engine.connect() as other:
-            other.execute(
-                text("SELECT pg_cancel_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+            here = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            waiting = (
+                f"SELECT pg_cancel_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND {here}"
             )
+            other.execute(text(waiting))
         error = called.exception(PATIENCE)
         assert isinstance(error, DBAPIError)
         assert (error.orig.sqlstate, error.connection_invalidated) == ("57014", False)
