@@ -10,6 +10,8 @@ VENV := .venv$(PINNED)
 BIN := $(VENV)/bin
 PIN := $(if $(SQLALCHEMY),'sqlalchemy==$(SQLALCHEMY).*') $(if $(ALEMBIC),'alembic==$(ALEMBIC).*')
 READY := $(VENV)/.ready
+# Compiled code is kept, whatever the shell says: the suite starts hundreds of processes.
+export PYTHONDONTWRITEBYTECODE :=
 # Workers take single tests, so that a worker that dies loses one test and no file.
 # More processes than a small machine has cores, since tests spend half of their time waiting for servers and programs.
 SUITE = $(BIN)/python -m pytest -n 4 --dist worksteal
