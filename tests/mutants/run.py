@@ -185,7 +185,8 @@ def failure_of(package, url, tests, *options):
     if re.search(r"^\++ Timeout \++$", done.stdout + done.stderr, re.MULTILINE):
         return "the time-out"  # which ends the process if nothing else works
     found = re.search(r"^(?:FAILED|ERROR) \S*?/(test_\w+\.py::.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
-    if done.returncode != 1 or found is None:  # a mutant that cannot be imported, say, proves nothing
+    # 2: several processes stopped at the first failure. A mutant that cannot be imported, say, proves nothing.
+    if done.returncode not in (1, 2) or found is None:
         sys.exit(f"pytest could not run the tests:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     return found[1]
 
