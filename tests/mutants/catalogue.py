@@ -213,7 +213,7 @@ COMPLETING = {
         OPEN,
         "is_forced=self.is_forced)\n        return count == len(self.results)",
         "is_forced=self.is_forced)\n        return True",
-        "test_claim_many.py",
+        "test_a_receipt_of_another_transaction_covers_nothing",
     ),
     "a completion that goes with the COMMIT accepts no row": Mutant(
         SQL,
