@@ -3,6 +3,8 @@
 Workers are killed with SIGKILL, brokers lose their power, networks break; nothing is simulated.
 """
 
+import time
+
 import pytest
 from queues.systems import (
     CeleryRabbitMQ,
@@ -13,6 +15,7 @@ from queues.systems import (
     Procrastinate,
     TaskiqRedis,
 )
+from support.patience import PATIENCE
 
 
 pytestmark = pytest.mark.queues
@@ -45,8 +48,20 @@ def rows(postgresql, order_id=1):
     return postgresql.payments(f"order-{order_id}")
 
 
+def check_rows(postgresql, is_guarded):
+    """One row with the guard; without it two, or more where a loaded machine makes the broker deliver once more."""
+    assert rows(postgresql) == 1 if is_guarded else rows(postgresql) >= 2
+
+
 def end(system):
-    """Nothing may be left behind."""
+    """Nothing may be left behind.
+
+    A broker with a visibility time-out delivers a message once more where a loaded machine is slower than that, so the workers
+    go on until there is none.
+    """
+    limit = time.monotonic() + PATIENCE
+    while system.left() and time.monotonic() < limit:
+        time.sleep(0.1)
     system.finish()
     assert system.left() == 0, system.logs()
 
@@ -64,7 +79,7 @@ def test_a_worker_killed_behind_its_commit(system, hub, postgresql, is_guarded):
         system.redeliver()
     hub.wait("Replayed" if is_guarded else "committed")
     end(system)
-    assert rows(postgresql) == (1 if is_guarded else 2)
+    check_rows(postgresql, is_guarded)
 
 
 @guarded_or_not
@@ -84,7 +99,7 @@ def test_a_redelivery_while_the_first_one_runs(system, hub, postgresql, is_guard
         hub.wait("committed")
         hub.wait("committed")
     end(system)
-    assert rows(postgresql) == (1 if is_guarded else 2)
+    check_rows(postgresql, is_guarded)
 
 
 @guarded_or_not
@@ -95,7 +110,7 @@ def test_a_producer_that_sends_twice(system, hub, postgresql, is_guarded):
     hub.wait("committed")
     hub.wait("Replayed" if is_guarded else "committed")
     end(system)
-    assert rows(postgresql) == (1 if is_guarded else 2)
+    check_rows(postgresql, is_guarded)
 
 
 def test_a_conflict_is_for_the_dead_letters(system, hub, postgresql):
