@@ -18,7 +18,7 @@ from .acquire import Claim
 
 
 def settle(claim: Claim, settings: Settings) -> None:
-    """Keep the result of a new execution for the COMMIT, and store its effects for a relay; do nothing for a replay.
+    """Keep the result of a new execution for the COMMIT, and store its effects for a relay.
 
     Raises:
         NotCompletedError: `complete()` was not called.
@@ -26,9 +26,8 @@ def settle(claim: Claim, settings: Settings) -> None:
         TransactionAbortedError: The server has aborted the transaction.
     """
     execution, open_claim = claim.execution, claim.open_claim
-    if open_claim is None:
-        return
-    result = execution._close()  # noqa: SLF001 - the handle and this module are one mechanism
+    assert open_claim is not None  # a replay has nothing to store
+    result, is_refused = execution._close(), execution.is_refused  # noqa: SLF001 - the handle and this module are one mechanism
     try:
         if result is None:
             raise not_completed(open_claim, "the block cannot end without an exception")
@@ -44,7 +43,7 @@ def settle(claim: Claim, settings: Settings) -> None:
             claim.fast_path,
             claim.names,
         )
-        if execution.is_refused:
+        if is_refused:
             completion = Refusing(completion, open_claim.row, (execution.request_id,))
         session_watch.complete(open_claim, held, completion)
     except BaseException:
@@ -52,7 +51,7 @@ def settle(claim: Claim, settings: Settings) -> None:
         session_watch.abandon(open_claim)
         raise
     if open_claim.audience.listeners:
-        refused = (execution.request_id,) if execution.is_refused else ()
+        refused = (execution.request_id,) if is_refused else ()
         open_claim.audience.completed(connection, claim.fast_path, refused=refused)
 
 

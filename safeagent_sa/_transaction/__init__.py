@@ -1,6 +1,6 @@
 """What may commit: nothing that would store work without its receipt.
 
-* `commit_guard` refuses a COMMIT at the last step before it, on each connection (`installation` puts it there);
+* `commit_guard` refuses a COMMIT at the last step before it, on each connection (`guarded_engine` puts it there);
   `guarded_transaction` and `open_claim` hold what must be proved there.
 * `refusing` writes refusals, which are results of another kind.
 * `session_watch` refuses early, where only a session can know; `foreign_writes` finds writes in a second database.

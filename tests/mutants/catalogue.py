@@ -541,12 +541,12 @@ COMPLETING = {
     ),
     "a replay names itself as its original": Mutant(
         ACQUIRE,
-        "    audience.replayed(stored.token)\n",
-        "    audience.replayed(audience.rows[0].token)\n",
+        "        audience.replayed(stored.token)\n",
+        "        audience.replayed(audience.rows[0].token)\n",
         "test_a_new_execution_and_its_replay test_opentelemetry",
     ),
     "a refusal is stored as a result": Mutant(
-        COMPLETE, "        if execution.is_refused:\n", "        if False:\n", "test_refusal.py"
+        COMPLETE, "        if is_refused:\n", "        if False:\n", "test_refusal.py"
     ),
     "a refusal of a batch is stored as a result": Mutant(
         BATCH,
@@ -637,7 +637,7 @@ LAST_WORD = {
         WATCH, "        held.refuse_early(connection, is_joined=is_joined)\n", "", "test_misuse.py test_claim_many.py"
     ),
     "the engine's COMMIT is not guarded": Mutant(
-        "_transaction/installation.py",
+        "_transaction/guarded_engine.py",
         '_STEPS = (\n    "do_commit",\n',
         "_STEPS = (\n",
         "test_commit_of_the_connection_is_refused_too",
@@ -722,13 +722,13 @@ LAST_WORD = {
     ),
     "a second database that joins later is not looked at": Mutant(
         WATCH,
-        "    if current is not None:\n        guard_transaction(connection).join(current)",
+        "    if current is not None:\n        _guarded(connection).join(current)",
         "    if current is not None:\n        pass",
         "test_a_second_database_that_a_hook_writes_to_is_refused test_other_writes.py",
     ),
     "a second database that was there before is not looked at": Mutant(
         WATCH,
-        "                guard_transaction(connection).join(current)\n            else:",
+        "                _guarded(connection).join(current)\n            else:",
         "                pass\n            else:",
         "test_business_rows_in_another_database_are_refused_before_anything_is_committed test_sharded.py",
     ),
@@ -916,7 +916,7 @@ AS_TEXT = {
         "test_a_statement_behind_a_rollback_as_text_is_not_sent",
     ),
     "a claim behind a ROLLBACK as text is sent": Mutant(
-        WATCH,
+        "_claim/binding.py",
         "        held.refuse_ended_as_text()\n        return",
         "        return",
         "test_a_statement_behind_a_rollback_as_text_is_not_sent",
