@@ -475,7 +475,7 @@ COMPLETING = {
     ),
     "an error in place of a COMMIT's answer is not settled": Mutant(
         RUN,
-        "is_unanswered = self._is_committing and may_have_committed(error)",
+        "is_unanswered = self.is_committing and may_have_committed(error)",
         "is_unanswered = False",
         "test_an_error_in_place_of_the_answer_of_a_commit_is_settled",
     ),
