@@ -12,7 +12,7 @@ from .._settings import Settings
 from .._transaction import session_watch
 from .._transaction.guarded_transaction import GuardedTransaction, transaction_of
 from .._transaction.open_claim import Completion, OpenClaim, aborted, lost, not_completed
-from .._transaction.refusing import Refusing
+from .._transaction.refusal_completion import RefusalCompletion
 from . import outbox
 from .acquire import Claim
 
@@ -34,7 +34,7 @@ def settle(claim: Claim, settings: Settings) -> None:
         connection, held = ready_to_complete(open_claim)
         if execution._effects is not None:  # noqa: SLF001
             outbox.store(connection, settings.model, settings.fingerprinter, (execution,))
-        completion: Completion | Refusing = Completion(
+        completion: Completion | RefusalCompletion = Completion(
             open_claim.protocol,
             open_claim.row,
             open_claim.proof,
@@ -44,7 +44,7 @@ def settle(claim: Claim, settings: Settings) -> None:
             claim.names,
         )
         if is_refused:
-            completion = Refusing(completion, open_claim.row, (execution.request_id,))
+            completion = RefusalCompletion(completion, open_claim.row, (execution.request_id,))
         session_watch.complete(open_claim, held, completion)
     except BaseException:
         execution._discard()  # noqa: SLF001

@@ -27,7 +27,7 @@ from .guarded_engine import install
 from .guarded_transaction import KEY, GuardedTransaction, SessionWatch, transaction_of, write_pending
 from .lifecycle import Audience, Block
 from .open_claim import BatchCompletion, Completion, OpenClaim, lost
-from .refusing import Refusing
+from .refusal_completion import RefusalCompletion
 from .savepoints import Savepoints
 from .session_events import listen
 
@@ -118,7 +118,9 @@ def suppose(
         claim.is_supposed = True
 
 
-def complete(claim: OpenClaim, held: GuardedTransaction, completion: Completion | BatchCompletion | Refusing) -> None:
+def complete(
+    claim: OpenClaim, held: GuardedTransaction, completion: Completion | BatchCompletion | RefusalCompletion
+) -> None:
     """Note that the block has ended with a result, which the COMMIT will write and prove."""
     _leave_block(claim)
     claim.completion, claim.savepoints_at_end = completion, len(held.savepoints.names)

@@ -18,7 +18,7 @@ ACQUIRE, BLOCK, COMPLETE = "_claim/acquire.py", "_claim/block.py", "_claim/compl
 BATCH, EACH, OUTCOME = "_claim/batch.py", "_claim/each.py", "_claim/outcome.py"
 GUARD, GUARDED = "_transaction/commit_guard.py", "_transaction/guarded_transaction.py"
 OPEN, WATCH = "_transaction/open_claim.py", "_transaction/session_watch.py"
-REFUSING = "_transaction/refusing.py"
+REFUSING = "_transaction/refusal_completion.py"
 SAVEPOINTS, RUN = "_transaction/savepoints.py", "_transaction/run.py"
 BASE, STEPS, SQLITE = "_dialects/base.py", "_dialects/steps.py", "_dialects/sqlite.py"
 DRIVERS = "_dialects/drivers.py"
@@ -2265,7 +2265,7 @@ WEB = {
         "integrations/_keys.py", "if len(values) > 1:", "if False:", "test_one_header_is_a_key_and_two_are_not"
     ),
     "the transaction of a view is not committed": Mutant(
-        "integrations/_owned.py", "        session.commit()\n", "", "test_flask.py test_wsgi.py"
+        "integrations/_owned_transaction.py", "        session.commit()\n", "", "test_flask.py test_wsgi.py"
     ),
     "the transaction of an ASGI app is not committed": Mutant(
         ASGI,
