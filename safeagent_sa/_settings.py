@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime as dt
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
 from weakref import WeakSet
@@ -72,13 +72,16 @@ class Settings:
         if self.locking not in ("auto", "advisory", "key"):
             raise ValueError(f"locking is 'auto', 'advisory' or 'key', not {self.locking!r}")
 
-    def result_type_of(self, annotation: Any) -> ResultType:
-        """Return how results of an annotation are stored; raise UnsupportedResultTypeError where they cannot be."""
-        return (
-            result_type_of(annotation)
-            if self.result_encoder is None
-            else result_type_with(annotation, self.result_encoder)
-        )
+    @cached_property
+    def result_type_of(self) -> Callable[[Any], ResultType]:
+        """Returns how results of an annotation are stored, or raises UnsupportedResultTypeError where they cannot be."""
+        encoder = self.result_encoder
+        return result_type_of if encoder is None else partial(result_type_with, encoder=encoder)
+
+    @cached_property
+    def untyped_result(self) -> ResultType:
+        """How results are stored where a call names no type."""
+        return self.result_type_of(None)
 
     def scope_or(self, scope: str | UUID | int | None) -> str | UUID | int:
         """Return the scope of one call."""

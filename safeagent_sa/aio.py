@@ -151,9 +151,9 @@ class AsyncExecutionGuard(ConfiguredGuard):
             receipt = execution.result
             ```
         """
-        session = _plain_session(session)
+        session, settings = _plain_session(session), self._settings
         block = blocks.claim(
-            self._settings,
+            settings,
             session.sync_session,
             request_id,
             action=action,
@@ -161,7 +161,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
             scope=scope,
             wait_timeout=wait_timeout,
             savepoint=savepoint,
-            result_type=self._settings.result_type_of(result_type),
+            result_type=settings.untyped_result if result_type is None else settings.result_type_of(result_type),
         )
         return _Over(session, block)
 

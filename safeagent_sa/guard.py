@@ -141,8 +141,9 @@ class ExecutionGuard(ConfiguredGuard):
             receipt = execution.result
             ```
         """
+        settings = self._settings
         return blocks.claim(
-            self._settings,
+            settings,
             plain_session(session),
             request_id,
             action=action,
@@ -150,7 +151,7 @@ class ExecutionGuard(ConfiguredGuard):
             scope=scope,
             wait_timeout=wait_timeout,
             savepoint=savepoint,
-            result_type=self._settings.result_type_of(result_type),
+            result_type=settings.untyped_result if result_type is None else settings.result_type_of(result_type),
         )
 
     @overload

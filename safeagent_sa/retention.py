@@ -245,8 +245,9 @@ def erase(
 
 def _arguments(session: Session, model: type[ExecutionRequestMixin], *keys: Key) -> dict[str, Any]:
     chosen: dict[str, Any] = {"mapper": model, "clause": update(model)}
-    shard = shard_of(session, model, *keys)
-    return chosen if shard is None else {**chosen, "bind": shard}
+    if hasattr(session, "shard_chooser"):  # a ShardedSession
+        chosen["bind"] = shard_of(session, model, *keys)
+    return chosen
 
 
 # Attempts and seconds of one batch: what fails that often is not the bad luck of meeting a claim.

@@ -26,7 +26,7 @@ from support.ports import ASYNC, ASYNC_KINDS, KINDS, PORTS, SERVER_KINDS, port_o
 from support.servers import Server, start
 
 from safeagent_sa import ExecutionGuard
-from safeagent_sa._transaction.installation import install
+from safeagent_sa._transaction.guarded_engine import install
 
 
 pytest_plugins = ["support.watchdog"]

@@ -23,8 +23,8 @@ from .._dialects.drivers import TransactionState, transaction_state
 from .._request.ids import Key
 from .._settings import Settings
 from .._transaction import open_guarded, session_watch
+from .._transaction.guarded_engine import install
 from .._transaction.guarded_transaction import write_pending
-from .._transaction.installation import install
 from .._transaction.lifecycle import Audience, Block
 from .._transaction.open_claim import OpenClaim
 from ..errors import AutocommitError, ExecutionInProgressError, RequestConflictError, RequestRefusedError
@@ -139,10 +139,10 @@ def begin(
 
 
 def _fast_path(connection: Connection, protocol: ClaimProtocol) -> FastPath | None:
-    fast_path, dialect = protocol.fast_path, connection.dialect
+    fast_path = protocol.fast_path
     if fast_path is None or isinstance(connection.get_transaction(), TwoPhaseTransaction):
         return None
-    return fast_path if install(dialect).stands_alone(dialect) else None
+    return fast_path if install(connection.dialect).stands_alone() else None
 
 
 def _find_or_wait(
@@ -193,7 +193,8 @@ def replay(
         audience.replayed(stored.token, is_refused=True)
         raise
     open_guarded.note(session)
-    audience.replayed(stored.token)
+    if audience.listeners:
+        audience.replayed(stored.token)
     return Execution(
         *request.key,
         stored.action,

@@ -26,7 +26,7 @@ from .._transaction import session_watch
 from .._transaction.guarded_transaction import write_pending
 from .._transaction.lifecycle import Audience
 from .._transaction.open_claim import BatchCompletion, OpenClaim, lost
-from .._transaction.refusing import Refusing
+from .._transaction.refusal_completion import RefusalCompletion
 from ..errors import (
     BatchTooLargeError,
     ExecutionInProgressError,
@@ -162,10 +162,10 @@ def settle(batch_claim: BatchClaim, settings: Settings) -> None:
             _take_back(connection, open_claim, claims, list(batch.released))
         outbox.store(connection, settings.model, settings.fingerprinter, kept)
         refused = [execution.request_id for execution in kept if execution.is_refused]
-        completion: BatchCompletion | Refusing
+        completion: BatchCompletion | RefusalCompletion
         completion = BatchCompletion(open_claim.protocol, claims, open_claim.proof, texts, settings.is_forced)
         if refused:
-            completion = Refusing(completion, open_claim.row, refused)
+            completion = RefusalCompletion(completion, open_claim.row, refused)
         session_watch.complete(open_claim, held, completion)
     except BaseException:
         abandon(batch_claim)

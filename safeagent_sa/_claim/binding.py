@@ -10,7 +10,9 @@ from sqlalchemy.orm import Session
 from .._dialects import PROTOCOLS, ClaimProtocol, choose_protocol, protocol_for
 from .._request.ids import Key
 from .._settings import Settings
-from .._transaction import session_watch
+from .._transaction.guarded_transaction import KEY, GuardedTransaction
+from .._transaction.open_claim import is_there
+from ..errors import UnsupportedSessionError
 from .sharding import shard_of
 
 
@@ -38,16 +40,17 @@ def arguments(session: Session, settings: Settings, *keys: Key) -> dict[str, Any
     # By mapper, so that sessions with several binds answer with the engine that the table is on; by a clause that
     # writes, so that sessions which split reads from writes answer with the primary.
     found: dict[str, Any] = {"mapper": settings.mapper, "clause": settings.write}
-    shard = shard_of(session, settings.model, *keys)
-    if shard is not None:
-        found["bind"] = shard
+    if hasattr(session, "shard_chooser"):  # a ShardedSession
+        found["bind"] = shard_of(session, settings.model, *keys)
     return found
 
 
 def connect(session: Session, settings: Settings, *keys: Key) -> tuple[Connection, ClaimProtocol]:
     """Return the session's connection for some requests, or for the table, inside a transaction that can keep the promise."""
     connection = _connection_of(session, settings, *keys)
-    session_watch.refuse_ended_or_foreign(connection)
+    held: GuardedTransaction | None = connection.info.get(KEY)
+    if held is not None:
+        _refuse_ended_or_foreign(held, connection)
     table = settings.model.__table__  # type: ignore[attr-defined]
     protocol = PROTOCOLS.get((connection.dialect, table, settings.locking))
     if protocol is None:
@@ -58,3 +61,21 @@ def connect(session: Session, settings: Settings, *keys: Key) -> tuple[Connectio
 
 def _connection_of(session: Session, settings: Settings, *keys: Key) -> Connection:
     return session.connection(bind_arguments=arguments(session, settings, *keys))
+
+
+def _refuse_ended_or_foreign(held: GuardedTransaction, connection: Connection) -> None:
+    """Raise where no claim would cover what is sent now, or where it would be part of another Connection's transaction."""
+    if held.is_over:
+        return
+    if held.transaction_ref() is connection.get_transaction():
+        held.refuse_ended_as_text()
+        return
+    if held.connection_ref() is None and not any(is_there(claim, connection) for claim in held.claims.values()):
+        return  # the pool has ended it without SQLAlchemy's rollback
+    ids = ", ".join(repr(claim.row.request_id) for claim in held.claims.values())
+    message = (
+        f"the driver's connection under this session holds the open claim of {ids}, of another session, so both would be one "
+        "transaction. Nothing was sent. Roll back, and use a pool that gives each session its own connection (not "
+        "StaticPool) and rolls back what a session that was dropped leaves behind (not reset_on_return=None)."
+    )
+    raise UnsupportedSessionError(message)

@@ -54,8 +54,9 @@ class claim(AbstractContextManager[Execution[Any]]):  # noqa: N801 - used as a f
         settings = self._settings
         session, request_id, action, payload, scope, wait_timeout, savepoint, result_type = self._arguments
         key = validate_key(settings.scope if scope is None else scope, request_id)
+        action = validate_action(action)
         fingerprint = settings.fingerprinter.make(payload)
-        request = outcome.Request(key, validate_action(action), payload, fingerprint, result_type)
+        request = outcome.Request(key, action, payload, fingerprint, result_type)
         timeout = settings.wait_timeout if wait_timeout is USE_DEFAULT else valid_timeout(wait_timeout)
         session_watch.refuse_pending_writes(session, key)
         if savepoint:
@@ -99,10 +100,10 @@ class claim(AbstractContextManager[Execution[Any]]):  # noqa: N801 - used as a f
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
-                complete.settle(self._claim, self._settings)
-            else:
+            if kind is not None:
                 complete.abandon(self._claim)
+            elif self._claim.open_claim is not None:  # a replay has nothing to store
+                complete.settle(self._claim, self._settings)
         except BaseException as failure:
             if self._savepoint is not None:
                 self._savepoint.__exit__(type(failure), failure, failure.__traceback__)

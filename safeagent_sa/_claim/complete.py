@@ -12,13 +12,13 @@ from .._settings import Settings
 from .._transaction import session_watch
 from .._transaction.guarded_transaction import GuardedTransaction, transaction_of
 from .._transaction.open_claim import Completion, OpenClaim, aborted, lost, not_completed
-from .._transaction.refusing import Refusing
+from .._transaction.refusal_completion import RefusalCompletion
 from . import outbox
 from .acquire import Claim
 
 
 def settle(claim: Claim, settings: Settings) -> None:
-    """Keep the result of a new execution for the COMMIT, and store its effects for a relay; do nothing for a replay.
+    """Keep the result of a new execution for the COMMIT, and store its effects for a relay.
 
     Raises:
         NotCompletedError: `complete()` was not called.
@@ -26,16 +26,15 @@ def settle(claim: Claim, settings: Settings) -> None:
         TransactionAbortedError: The server has aborted the transaction.
     """
     execution, open_claim = claim.execution, claim.open_claim
-    if open_claim is None:
-        return
-    result = execution._close()  # noqa: SLF001 - the handle and this module are one mechanism
+    assert open_claim is not None  # a replay has nothing to store
+    result, is_refused = execution._close(), execution.is_refused  # noqa: SLF001 - the handle and this module are one mechanism
     try:
         if result is None:
             raise not_completed(open_claim, "the block cannot end without an exception")
         connection, held = ready_to_complete(open_claim)
         if execution._effects is not None:  # noqa: SLF001
             outbox.store(connection, settings.model, settings.fingerprinter, (execution,))
-        completion: Completion | Refusing = Completion(
+        completion: Completion | RefusalCompletion = Completion(
             open_claim.protocol,
             open_claim.row,
             open_claim.proof,
@@ -44,15 +43,15 @@ def settle(claim: Claim, settings: Settings) -> None:
             claim.fast_path,
             claim.names,
         )
-        if execution.is_refused:
-            completion = Refusing(completion, open_claim.row, (execution.request_id,))
+        if is_refused:
+            completion = RefusalCompletion(completion, open_claim.row, (execution.request_id,))
         session_watch.complete(open_claim, held, completion)
     except BaseException:
         execution._discard()  # noqa: SLF001
         session_watch.abandon(open_claim)
         raise
     if open_claim.audience.listeners:
-        refused = (execution.request_id,) if execution.is_refused else ()
+        refused = (execution.request_id,) if is_refused else ()
         open_claim.audience.completed(connection, claim.fast_path, refused=refused)
 
 

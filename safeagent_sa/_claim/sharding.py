@@ -16,7 +16,7 @@ PAGE = "docs/tenants-by-server.md"
 
 
 def shard_of(session: Session, model: type[ExecutionRequestMixin], *keys: Key) -> Any:
-    """Return the one shard that requests lie on, as an engine or a connection; None where the session has no shards.
+    """Return the one shard that requests of a ShardedSession lie on, as an engine or a connection.
 
     The chooser is asked twice, since one that takes turns or draws lots would let a retry run on another shard.
 
@@ -24,8 +24,6 @@ def shard_of(session: Session, model: type[ExecutionRequestMixin], *keys: Key) -
         UnsupportedSessionError: The requests lie on several shards, or on another one when asked again, or there are none:
             such a call would see one shard of several. Nothing was sent.
     """
-    if not hasattr(session, "shard_chooser"):
-        return None
     if not keys:
         raise UnsupportedSessionError(
             "a ShardedSession chooses a shard by a request, and this call has none, so it would see one shard of several. "

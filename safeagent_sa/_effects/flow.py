@@ -168,7 +168,7 @@ class EffectBase:
         fn: Callable[..., Any],
     ) -> Request:
         """Return what one call of `execute` asks for, validated."""
-        key = validate_key(self._settings.scope_or(scope), request_id)
+        key = validate_key(self._settings.scope if scope is None else scope, request_id)
         fingerprint = self._settings.fingerprinter.make(payload)
         annotation = annotation_of(fn) if self._result_type is None else self._result_type
         return Request(key, self.action, payload, fingerprint, self._settings.result_type_of(annotation))

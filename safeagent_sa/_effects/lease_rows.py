@@ -11,10 +11,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Table, Update, case, func, literal, null, select, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from .._claim import binding
-from .._claim.advice import advised
+from .._claim.advice import advise
 from .._dialects import ClaimProtocol, Inserted, NewClaim, StoredRequest, stored_of
 from .._dialects.moments import readable_column
 from .._request.ids import Key
@@ -58,8 +59,11 @@ class Rows:
     def insert_or_find(self, claim: NewClaim, seconds: float) -> Inserted | Found | None:
         """Insert a row with a lease, or return the row that has its key; None where another statement must look."""
         leased = {"status": literal(LEASED), "lease_expires_at": self.protocol.later(seconds)}
-        with advised(self.protocol, self.table):
+        try:
             found = self.protocol.insert_or_look(self.connection, claim, leased, lookup(self.protocol, self.table))
+        except DBAPIError as error:
+            advise(error, self.protocol, self.table)
+            raise
         if not isinstance(found, Inserted):
             return None if found is None else found_of(found)
         if not found.is_durable:
@@ -69,8 +73,7 @@ class Rows:
     def find(self, key: Key, *, is_locking: bool = False) -> Found | None:
         """Read a row and the state of its lease."""
         query = lookup(self.protocol, self.table).where(*self.by_key(key))
-        with advised(self.protocol, self.table):
-            row = self.connection.execute(query.with_for_update() if is_locking else query).first()
+        row = self._first(query.with_for_update() if is_locking else query)
         return None if row is None else found_of(row)
 
     def take_over(self, *which: Any, token: uuid.UUID, until: Any, parks: Any) -> tuple[Key, Found] | None:
@@ -122,13 +125,20 @@ class Rows:
         return update(self.table).where(*self.by_key(key), *fence).values(values)
 
     def _send(self, change: Update, *returned: Any) -> Any:
-        with advised(self.protocol, self.table):
-            row = self.connection.execute(change.returning(self.protocol.is_durable, *returned)).first()
+        row = self._first(change.returning(self.protocol.is_durable, *returned))
         if row is None:
             return None
         if not row[0]:
             self._make_durable()
         return row[1:]
+
+    def _first(self, statement: Any) -> Any:
+        """Execute a statement, and return its first row or None."""
+        try:
+            return self.connection.execute(statement).first()
+        except DBAPIError as error:
+            advise(error, self.protocol, self.table)
+            raise
 
     def _make_durable(self) -> None:
         self._settings.make_durable(self.connection, self.protocol)

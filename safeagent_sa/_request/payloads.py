@@ -50,7 +50,7 @@ class Fingerprinter:
         """Return the fingerprint to store, or raise InvalidPayloadError."""
         text = canonical_json(payload)
         if self._newest is None:
-            return _plain(text)
+            return _PLAIN + hashlib.sha256(text).hexdigest()
         return _keyed(text, self._newest, self._keys[self._newest])
 
     def matches(self, stored: str, payload: Any) -> bool:
@@ -63,7 +63,7 @@ class Fingerprinter:
         if stored == _UNKNOWN:
             return True
         if stored.startswith(_PLAIN):
-            return hmac.compare_digest(stored, _plain(text))
+            return hmac.compare_digest(stored, _PLAIN + hashlib.sha256(text).hexdigest())
         key_id = stored.removeprefix(_KEYED).partition(":")[0] if stored.startswith(_KEYED) else None
         if key_id is None or key_id not in self._keys:
             message = (
@@ -73,10 +73,6 @@ class Fingerprinter:
             )
             raise FingerprintKeyError(message, key_id=key_id)
         return hmac.compare_digest(stored, _keyed(text, key_id, self._keys[key_id]))
-
-
-def _plain(text: bytes) -> str:
-    return _PLAIN + hashlib.sha256(text).hexdigest()
 
 
 def _keyed(text: bytes, key_id: str, key: bytes) -> str:

@@ -1,8 +1,8 @@
 """What may commit: nothing that would store work without its receipt.
 
-* `commit_guard` refuses a COMMIT at the last step before it, on each connection (`installation` puts it there);
+* `commit_guard` refuses a COMMIT at the last step before it, on each connection (`guarded_engine` puts it there);
   `guarded_transaction` and `open_claim` hold what must be proved there.
-* `refusing` writes refusals, which are results of another kind.
+* `refusal_completion` completes claims with refusals, which are results of another kind.
 * `session_watch` refuses early, where only a session can know; `foreign_writes` finds writes in a second database.
 * `savepoints` follows the savepoints of a guarded transaction, and what their end takes from its claims.
 * `lifecycle` notifies listeners of how a claim ends; `open_guarded` knows which guarded transactions are open here.

@@ -2,7 +2,7 @@
 
 That step is SQLAlchemy's `dialect.do_commit(connection)`: after every flush and every hook, inside SQLAlchemy's handling of
 errors and lost connections, on every driver, sync and async. The first claim on an engine puts a `CommitGuard` in front of
-it (`installation`), and of the statements that may end a transaction or a savepoint as text. What a transaction must prove
+it (`guarded_engine`), and of the statements that may end a transaction or a savepoint as text. What a transaction must prove
 before it may commit lies with the driver's connection (`PoolProxiedConnection.info`):
 
     claim      the row is inserted; the transaction now needs its completion
@@ -50,12 +50,13 @@ class CommitGuard:
         self._do_commit_twophase = self._do_rollback_twophase = _not_yet
         self._do_execute = self._do_executemany = self._do_execute_no_params = _not_yet
         self._wrapped: set[str] = set()
+        self._dialect: Any = None
         self._driver_error: type[Exception] = Exception
         self._ended: WeakSet[GuardedTransaction] = WeakSet()  # each lives as long as its driver's connection
 
     def stand_before(self, dialect: Any, steps: Iterable[str]) -> None:
         """Put this guard in front of some of a dialect's steps, and of the wrappers that other tools have put there."""
-        self._driver_error = dialect.loaded_dbapi.Error
+        self._dialect, self._driver_error = dialect, dialect.loaded_dbapi.Error
         for name in steps:
             step = getattr(dialect, name)
             is_sqlalchemy_s = getattr(step, "__func__", None) is getattr(DefaultDialect, name, None)
@@ -63,12 +64,12 @@ class CommitGuard:
             setattr(self, f"_{name}", step)
             setattr(dialect, name, getattr(self, name))
 
-    def stands_alone(self, dialect: Any) -> bool:
+    def stands_alone(self) -> bool:
         """Return whether nothing else must see each statement and each COMMIT: no wrapper of a tool, no step of a dialect.
 
         A wrapper around our own `do_commit` sees it in each case.
         """
-        is_first = getattr(dialect.do_execute, "__self__", None) is self
+        is_first = getattr(self._dialect.do_execute, "__self__", None) is self
         return is_first and self._wrapped.isdisjoint(_SEEN_BY_TOOLS)
 
     def do_commit(self, pooled: Any) -> None:
@@ -103,8 +104,8 @@ class CommitGuard:
         held: GuardedTransaction | None = pooled.info.get(KEY)
         if held is None or not (held.claims or held.watches):
             return [], []
-        connection = held.owner()
-        travelling = held.prove(connection, may_pipeline=self.stands_alone(connection.dialect))
+        may_pipeline = self.stands_alone()
+        travelling = held.prove(held.owner(), may_pipeline=may_pipeline)
         return list(held.claims.values()), travelling
 
     def send(self, pooled: Any, travelling: Sequence[PipelinedCompletion] = ()) -> None:

@@ -16,7 +16,7 @@ from .._dialects.drivers import note_local_commits
 from ..errors import ClaimLostError, DurabilityUnknownError, NotCompletedError, TransactionAbortedError
 from .caller import location
 from .lifecycle import Audience
-from .refusing import Refusing
+from .refusal_completion import RefusalCompletion
 
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class OpenClaim:
     root_ref: ReferenceType[SessionTransaction] | None
     """None once the session has committed inside the block: an outer transaction of the Connection holds the claim, then."""
     transaction_ref: ReferenceType[RootTransaction]
-    completion: Completion | BatchCompletion | Refusing | None = None
+    completion: Completion | BatchCompletion | RefusalCompletion | None = None
     """None until the block has ended well."""
     is_supposed: bool = False
     """Whether it is unknown that the row exists, since its INSERT has raised an error."""

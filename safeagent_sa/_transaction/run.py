@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sqlalchemy.exc import DBAPIError
@@ -59,26 +58,19 @@ class Attempts:
         self._left = max_attempts - 1
         self._deadline = time.monotonic() + timeout
         self._pause = _FIRST_PAUSE
-        self._is_commit_unknown = self._is_committing = False
+        self._is_commit_unknown = False
         self._is_connected = True
+        self.is_committing = False
+        """Whether the work of the attempt is done, so that an error from here on is one of the COMMIT."""
 
     def begin(self) -> None:
         """Note that an attempt begins."""
-        self._is_committing, self._is_connected = False, True
+        self.is_committing, self._is_connected = False, True
 
-    @contextmanager
-    def of_body(self, session: Session) -> Generator[None]:
-        """Note whether what is raised comes from a transaction that has reached a database: an error of connecting does not."""
-        try:
-            yield
-        except Exception:
-            root = session.get_transaction()
-            self._is_connected = root is None or bool(connections_of(root))
-            raise
-
-    def commit(self) -> None:
-        """Note that its work is done: an error from here on is one of the COMMIT."""
-        self._is_committing = True
+    def note_failed(self, session: Session) -> None:
+        """Note whether a transaction whose work has failed had reached a database: after an error of connecting it has not."""
+        root = session.get_transaction()
+        self._is_connected = root is None or bool(connections_of(root))
 
     def pause_after(self, error: Exception) -> float | None:
         """Return the seconds to wait before the next attempt, or None where the error is to be raised."""
@@ -86,7 +78,7 @@ class Attempts:
             worth_it = is_unreachable(error)  # nothing was sent
         elif isinstance(error, DBAPIError):
             # A proxy may keep the connection and answer a COMMIT with an error although the server has stored it.
-            is_unanswered = self._is_committing and may_have_committed(error)
+            is_unanswered = self.is_committing and may_have_committed(error)
             self._is_commit_unknown |= error.connection_invalidated or is_unanswered
             worth_it = is_unanswered or is_transient(error)
         else:
@@ -124,9 +116,12 @@ async def run_async(
         try:
             attempts.begin()
             async with _idle(session_factory(), AsyncSession) as session, session.begin():
-                with attempts.of_body(session.sync_session):
+                try:
                     value = await body(session)
-                attempts.commit()
+                except Exception:
+                    attempts.note_failed(session.sync_session)
+                    raise
+                attempts.is_committing = True
             return value  # noqa: TRY300 - the COMMIT is a part of what is tried
         except Exception as error:
             pause = attempts.pause_after(error)
@@ -138,9 +133,12 @@ async def run_async(
 def _once(session_factory: SessionFactory, body: Callable[[Session], _ValueT], attempts: Attempts) -> _ValueT:
     attempts.begin()
     with _idle(session_factory(), Session) as session, session.begin():
-        with attempts.of_body(session):
+        try:
             value = body(session)
-        attempts.commit()
+        except Exception:
+            attempts.note_failed(session)
+            raise
+        attempts.is_committing = True
     return value
 
 

@@ -19,15 +19,16 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from .._dialects import ClaimProtocol, NewClaim
 from .._request.ids import Key
-from ..errors import PendingWritesError, SafeAgentError, UnsupportedSessionError
+from ..errors import PendingWritesError, SafeAgentError
 from . import open_guarded
 from .foreign_writes import connections_of
 from .given_session import sessions_now
+from .guarded_engine import install
 from .guarded_transaction import KEY, GuardedTransaction, SessionWatch, transaction_of, write_pending
-from .installation import guard_transaction
 from .lifecycle import Audience, Block
-from .open_claim import BatchCompletion, Completion, OpenClaim, is_there, lost
-from .refusing import Refusing
+from .open_claim import BatchCompletion, Completion, OpenClaim, lost
+from .refusal_completion import RefusalCompletion
+from .savepoints import Savepoints
 from .session_events import listen
 
 
@@ -74,25 +75,6 @@ def refuse_pending_writes(session: Session, key: Key, verb: Verb = "claim") -> N
         raise PendingWritesError(message, scope=key.scope, request_id=key.request_id)
 
 
-def refuse_ended_or_foreign(connection: Connection) -> None:
-    """Raise where no claim would cover what is sent now, or where it would be part of another Connection's transaction."""
-    held: GuardedTransaction | None = connection.info.get(KEY)
-    if held is None or held.is_over:
-        return
-    if held.transaction_ref() is connection.get_transaction():
-        held.refuse_ended_as_text()
-        return
-    if held.connection_ref() is None and not any(is_there(claim, connection) for claim in held.claims.values()):
-        return  # the pool has ended it without SQLAlchemy's rollback
-    ids = ", ".join(repr(claim.row.request_id) for claim in held.claims.values())
-    message = (
-        f"the driver's connection under this session holds the open claim of {ids}, of another session, so both would be one "
-        "transaction. Nothing was sent. Roll back, and use a pool that gives each session its own connection (not "
-        "StaticPool) and rolls back what a session that was dropped leaves behind (not reset_on_return=None)."
-    )
-    raise UnsupportedSessionError(message)
-
-
 def watch(
     session: Session,
     connection: Connection,
@@ -104,7 +86,7 @@ def watch(
     block: Block | None,
 ) -> OpenClaim:
     """Guard a row that was just inserted, until its transaction ends."""
-    held = guard_transaction(connection)
+    held = _guarded(connection)
     watch = _watch_of(session, held)
     claim = OpenClaim(
         row, proof, protocol, audience, ref(session), held.connection_ref, watch.root, held.transaction_ref
@@ -136,7 +118,9 @@ def suppose(
         claim.is_supposed = True
 
 
-def complete(claim: OpenClaim, held: GuardedTransaction, completion: Completion | BatchCompletion | Refusing) -> None:
+def complete(
+    claim: OpenClaim, held: GuardedTransaction, completion: Completion | BatchCompletion | RefusalCompletion
+) -> None:
     """Note that the block has ended with a result, which the COMMIT will write and prove."""
     _leave_block(claim)
     claim.completion, claim.savepoints_at_end = completion, len(held.savepoints.names)
@@ -190,14 +174,27 @@ def _watch_of(session: Session, known: GuardedTransaction | None = None) -> Sess
     root = session.get_transaction()
     assert root is not None  # a connection was asked for, which begins one
     if current is None or current.root() is not root:
+        open_guarded.note(session)
         current = session.info[_INFO_KEY] = SessionWatch(ref(root))
         for connection in connections_of(root):
             if known is None or known.connection_ref() is not connection:
-                guard_transaction(connection).join(current)
+                _guarded(connection).join(current)
             else:
                 known.join(current)
-        open_guarded.note(session)
     return current
+
+
+def _guarded(connection: Connection) -> GuardedTransaction:
+    """Return what the connection's transaction must prove, and begin to guard it where it is not guarded yet."""
+    transaction = connection.get_transaction()
+    assert transaction is not None  # the session has begun one
+    held: GuardedTransaction | None = connection.info.get(KEY)
+    if held is None or held.transaction_ref() is not transaction:
+        install(connection.dialect)
+        claims: dict[uuid.UUID, OpenClaim] = {}
+        savepoints = Savepoints(connection, claims)
+        held = connection.info[KEY] = GuardedTransaction(ref(connection), ref(transaction), claims, savepoints)
+    return held
 
 
 def _take_up(claim: OpenClaim, session: Session) -> SessionWatch:
@@ -231,7 +228,7 @@ def _after_begin(session: Session, _transaction: SessionTransaction, connection:
                 held.join(taken_up)
     current = _current_watch(session)
     if current is not None:
-        guard_transaction(connection).join(current)
+        _guarded(connection).join(current)
 
 
 def _before_commit(session: Session) -> None:
@@ -246,10 +243,13 @@ def _before_commit(session: Session) -> None:
         return
     current.refuse_lost()
     root: Any = current.root()
-    for connection in {claim.connection_ref() for claim in current.claims}:
+    asked: set[GuardedTransaction] = set()
+    for each in list(current.claims):
+        connection = each.connection_ref()
         held = None if connection is None else transaction_of(connection)
-        if connection is None or held is None:
+        if connection is None or held is None or held in asked:
             continue
+        asked.add(held)
         # Read here, without a function for it: this is on the way of every COMMIT.
         _, transaction, is_owner, _ = root._connections.get(connection, _OUTER)  # noqa: SLF001 - no other way to know
         is_joined = not is_owner or transaction is not held.transaction_ref()

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from .._inspection import database
-from .._inspection.waits import Load
+from .._inspection import health
+from .._inspection.pool_health import Load
 from .._settings import DEFAULT_WAIT_TIMEOUT
 from ..models import TABLE_NAME
 from ._console import in_sentences, out
@@ -60,7 +60,7 @@ def doctor(
         seconds, load = time_limit if is_deep else None, Load(pool, concurrency, wait_timeout)
         with bar("looking at every row", 1.0, is_shown=is_deep) as show:
             around = list(look_around(engine))
-            findings = [*database.examine(connection, model, load=load, seconds=seconds, on_progress=show), *around]
+            findings = [*health.examine(connection, model, load=load, seconds=seconds, on_progress=show), *around]
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Table
 
 from .._inspection import estimates
-from .._inspection.database import examine
+from .._inspection.health import examine
 from .._request.ids import Key
 from .._settings import Settings
 from ..events import Recorder

@@ -11,7 +11,7 @@ from typing import Any
 from celery import Task, current_app, current_task, signals
 from celery.exceptions import Ignore, Reject, Retry
 
-from ._tasks import GuardedTask, Message, Options, RequestId, is_wrapped_in, result_of
+from ._queue_tasks import GuardedTask, Message, Options, RequestId, is_wrapped_in, result_of
 from .messages import Disposition, Outcome, RedeliveryWarning
 
 

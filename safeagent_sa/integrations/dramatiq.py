@@ -14,7 +14,7 @@ from dramatiq.errors import ActorNotFound, Retry
 from dramatiq.middleware import CurrentMessage, Retries
 
 from ..errors import SetupError
-from ._tasks import GuardedTask, Message, Options, RequestId, is_wrapped_in, result_of
+from ._queue_tasks import GuardedTask, Message, Options, RequestId, is_wrapped_in, result_of
 from .messages import Disposition, Outcome
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from faststream import AckPolicy, Context, StreamMessage
 from faststream.exceptions import NackMessage, RejectMessage
 
-from ._tasks import GuardedTask, Message, Options, RequestId, result_of, with_parameter
+from ._queue_tasks import GuardedTask, Message, Options, RequestId, result_of, with_parameter
 from .messages import Disposition, RedeliveryWarning
 
 

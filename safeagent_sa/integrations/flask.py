@@ -9,7 +9,7 @@ from uuid import UUID
 
 from flask import Response, current_app, g, make_response, request
 
-from ._owned import answer
+from ._owned_transaction import answer
 from .http import SAFE_METHODS, HttpPolicy, HttpRequest, HttpResponse, refuse_stream
 
 

@@ -12,7 +12,7 @@ from procrastinate import JobContext
 from procrastinate.exceptions import JobAborted
 
 from ..errors import MisuseError, SetupError
-from ._tasks import GuardedTask, Message, Options, RequestId, is_wrapped_in
+from ._queue_tasks import GuardedTask, Message, Options, RequestId, is_wrapped_in
 from .messages import Disposition, Outcome
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from taskiq import Context, TaskiqDepends
 from taskiq.exceptions import NoResultError
 
-from ._tasks import GuardedTask, Message, Options, RequestId, result_of, with_parameter
+from ._queue_tasks import GuardedTask, Message, Options, RequestId, result_of, with_parameter
 from .messages import Disposition
 
 

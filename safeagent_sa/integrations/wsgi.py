@@ -11,7 +11,7 @@ from uuid import UUID
 
 from .._request.refusals import Refusal
 from ..errors import MisuseError
-from ._owned import answer
+from ._owned_transaction import answer
 from .http import HttpPolicy, HttpRequest, HttpResponse, refuse_stream
 
 

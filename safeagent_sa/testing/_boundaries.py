@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from .._transaction.installation import install
+from .._transaction.guarded_engine import install
 from ._effects import EffectRecorder
 
 

@@ -18,7 +18,7 @@ ACQUIRE, BLOCK, COMPLETE = "_claim/acquire.py", "_claim/block.py", "_claim/compl
 BATCH, EACH, OUTCOME = "_claim/batch.py", "_claim/each.py", "_claim/outcome.py"
 GUARD, GUARDED = "_transaction/commit_guard.py", "_transaction/guarded_transaction.py"
 OPEN, WATCH = "_transaction/open_claim.py", "_transaction/session_watch.py"
-REFUSING = "_transaction/refusing.py"
+REFUSING = "_transaction/refusal_completion.py"
 SAVEPOINTS, RUN = "_transaction/savepoints.py", "_transaction/run.py"
 BASE, STEPS, SQLITE = "_dialects/base.py", "_dialects/steps.py", "_dialects/sqlite.py"
 DRIVERS = "_dialects/drivers.py"
@@ -34,7 +34,7 @@ DOUBT, FLOW, RELAY = "_effects/doubt.py", "_effects/flow.py", "_effects/relaying
 IDS, JSON_TEXT, RESULTS = "_request/ids.py", "_request/json_text.py", "_request/results.py"
 OWN_RESULTS = "_request/own_results.py"
 SIGNATURE, ARGUMENTS, TEMPLATE = "_request/signature.py", "_request/arguments.py", "_request/template.py"
-MESSAGES, TASKS = "integrations/messages.py", "integrations/_tasks.py"
+MESSAGES, TASKS = "integrations/messages.py", "integrations/_queue_tasks.py"
 HTTP, ASGI = "integrations/http.py", "integrations/_asgi_responses.py"
 FASTAPI, FASTAPI_BLOCK = "integrations/fastapi.py", "integrations/_fastapi_block.py"
 WEBHOOKS, PROVIDERS = "integrations/webhooks.py", "integrations/_webhook_providers.py"
@@ -475,7 +475,7 @@ COMPLETING = {
     ),
     "an error in place of a COMMIT's answer is not settled": Mutant(
         RUN,
-        "is_unanswered = self._is_committing and may_have_committed(error)",
+        "is_unanswered = self.is_committing and may_have_committed(error)",
         "is_unanswered = False",
         "test_an_error_in_place_of_the_answer_of_a_commit_is_settled",
     ),
@@ -541,12 +541,12 @@ COMPLETING = {
     ),
     "a replay names itself as its original": Mutant(
         ACQUIRE,
-        "    audience.replayed(stored.token)\n",
-        "    audience.replayed(audience.rows[0].token)\n",
+        "        audience.replayed(stored.token)\n",
+        "        audience.replayed(audience.rows[0].token)\n",
         "test_a_new_execution_and_its_replay test_opentelemetry",
     ),
     "a refusal is stored as a result": Mutant(
-        COMPLETE, "        if execution.is_refused:\n", "        if False:\n", "test_refusal.py"
+        COMPLETE, "        if is_refused:\n", "        if False:\n", "test_refusal.py"
     ),
     "a refusal of a batch is stored as a result": Mutant(
         BATCH,
@@ -637,7 +637,7 @@ LAST_WORD = {
         WATCH, "        held.refuse_early(connection, is_joined=is_joined)\n", "", "test_misuse.py test_claim_many.py"
     ),
     "the engine's COMMIT is not guarded": Mutant(
-        "_transaction/installation.py",
+        "_transaction/guarded_engine.py",
         '_STEPS = (\n    "do_commit",\n',
         "_STEPS = (\n",
         "test_commit_of_the_connection_is_refused_too",
@@ -722,13 +722,13 @@ LAST_WORD = {
     ),
     "a second database that joins later is not looked at": Mutant(
         WATCH,
-        "    if current is not None:\n        guard_transaction(connection).join(current)",
+        "    if current is not None:\n        _guarded(connection).join(current)",
         "    if current is not None:\n        pass",
         "test_a_second_database_that_a_hook_writes_to_is_refused test_other_writes.py",
     ),
     "a second database that was there before is not looked at": Mutant(
         WATCH,
-        "                guard_transaction(connection).join(current)\n            else:",
+        "                _guarded(connection).join(current)\n            else:",
         "                pass\n            else:",
         "test_business_rows_in_another_database_are_refused_before_anything_is_committed test_sharded.py",
     ),
@@ -916,7 +916,7 @@ AS_TEXT = {
         "test_a_statement_behind_a_rollback_as_text_is_not_sent",
     ),
     "a claim behind a ROLLBACK as text is sent": Mutant(
-        WATCH,
+        "_claim/binding.py",
         "        held.refuse_ended_as_text()\n        return",
         "        return",
         "test_a_statement_behind_a_rollback_as_text_is_not_sent",
@@ -2265,7 +2265,7 @@ WEB = {
         "integrations/_keys.py", "if len(values) > 1:", "if False:", "test_one_header_is_a_key_and_two_are_not"
     ),
     "the transaction of a view is not committed": Mutant(
-        "integrations/_owned.py", "        session.commit()\n", "", "test_flask.py test_wsgi.py"
+        "integrations/_owned_transaction.py", "        session.commit()\n", "", "test_flask.py test_wsgi.py"
     ),
     "the transaction of an ASGI app is not committed": Mutant(
         ASGI,

@@ -28,7 +28,7 @@ LIMIT = 160
 # frameworks that leave the COMMIT to the app, and those of a person who looks or records a verdict.
 OWNERS = {"_transaction/run.py", "_effects/notifications.py", "_claim/contain.py"}
 OWNERS |= {
-    "integrations/_owned.py",
+    "integrations/_owned_transaction.py",
     "integrations/_asgi_responses.py",
     "integrations/wsgi.py",
     "integrations/litestar.py",

@@ -17,7 +17,7 @@ from support.visits import Visits
 
 from safeagent_sa import ExecutionGuard, ExecutionRequest, SchemaError, make_model, metadata, schema
 from safeagent_sa._inspection import estimates, stretches
-from safeagent_sa._inspection.database import examine
+from safeagent_sa._inspection.health import examine
 from safeagent_sa.dashboard import Dashboard, _server
 
 

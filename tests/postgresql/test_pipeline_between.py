@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from support.app import Port, asked, deliver, pay
 
 from safeagent_sa import ExecutionGuard, NotInDoubtError, RequestConflictError, TransactionAbortedError
-from safeagent_sa._transaction.installation import install
+from safeagent_sa._transaction.guarded_engine import install
 from safeagent_sa.aio import AsyncExecutionGuard
 from safeagent_sa.effects import succeeded
 

@@ -19,7 +19,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from safeagent_sa import ExecutionGuard
 from safeagent_sa._dialects.postgresql.pipeline import Pipeline
-from safeagent_sa._transaction.installation import install
+from safeagent_sa._transaction.guarded_engine import install
 from support.aio import Facade
 from support.app import asked, deliver, pay
 from support.patience import PATIENCE

@@ -290,11 +290,12 @@ def test_what_only_pydantic_can_write_is_refused_without_it(without_pydantic):
         canonical_json(Unseen())
 
 
-def test_a_flat_payload_costs_five_calls_of_python():
+def test_a_flat_payload_costs_four_calls_of_python():
     make, payload, calls = Fingerprinter().make, {"amount": 100, "to": "bob"}, []
 
     def note(frame, event, _):
-        if event == "call":
+        # Not those of a garbage collection, which may come at any time.
+        if event == "call" and frame.f_globals["__name__"].startswith("safeagent_sa."):
             calls.append(frame.f_code.co_name)
 
     before = sys.getprofile()
@@ -303,7 +304,7 @@ def test_a_flat_payload_costs_five_calls_of_python():
         make(payload)
     finally:
         sys.setprofile(before)
-    assert calls == ["make", "canonical_json", "text_of", "text_of", "_plain"]
+    assert calls == ["make", "canonical_json", "text_of", "text_of"]
 
 
 # What the caller sent

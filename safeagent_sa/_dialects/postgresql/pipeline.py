@@ -23,7 +23,7 @@ from psycopg.generators import fetch_many, send
 from sqlalchemy import Connection
 from sqlalchemy.util import await_only
 
-from ..drivers import DEALLOCATED, begin_of, driver_of
+from ..drivers import DEALLOCATED, begin_of
 from .prepared import Names, Prepared, Text, Texts, Use
 
 
@@ -63,7 +63,7 @@ class Pipeline:
     @classmethod
     def of(cls, connection: Connection) -> Pipeline | None:
         """Return the pipeline of a connection, or None where its driver or its state allows none."""
-        driver = driver_of(connection.connection)
+        driver: Any = getattr(adapted := connection.connection.dbapi_connection, "driver_connection", adapted)
         # A proxy, a class of a tool's, or a tool's cursors may want to see what is sent.
         cursors = _OF_PSYCOPG.get(type(driver))
         if cursors is None or driver.cursor_factory is not cursors:

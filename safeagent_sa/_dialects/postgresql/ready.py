@@ -11,7 +11,8 @@ Only attributes that are not public show whether anything listens; if they are m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from operator import attrgetter, methodcaller
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, CursorResult, Dialect
@@ -19,11 +20,12 @@ from sqlalchemy import Connection, CursorResult, Dialect
 from ..drivers import is_closed
 
 
-FoundT = TypeVar("FoundT")
-
 _ON_CONNECTIONS = ("before_cursor_execute", "after_cursor_execute")
 _ON_DIALECTS = ("do_execute", "handle_error")
 """The events of a statement that is sent as text, with one set of parameters."""
+
+# What is read from a cursor.
+_FIRST, _ROWCOUNT = methodcaller("fetchone"), attrgetter("rowcount")
 
 
 class Ready:
@@ -49,15 +51,16 @@ class Ready:
         """Execute the statement, and return its first row or None."""
         if not self._is_plain or not is_unheard(connection) or is_translated(connection):
             return self.run(connection, parameters).first()
-        return self._on_cursor(connection, parameters, _first)
+        return self._on_cursor(connection, parameters, _FIRST)
 
     def rowcount(self, connection: Connection, parameters: dict[str, Any]) -> int:
         """Execute the statement, and return the number of rows that it has written."""
         if not self._is_plain or not is_unheard(connection) or is_translated(connection):
             return self.run(connection, parameters).rowcount
-        return self._on_cursor(connection, parameters, _rowcount)
+        count: int = self._on_cursor(connection, parameters, _ROWCOUNT)
+        return count
 
-    def _on_cursor(self, connection: Connection, parameters: dict[str, Any], read: Callable[[Any], FoundT]) -> FoundT:
+    def _on_cursor(self, connection: Connection, parameters: dict[str, Any], read: Callable[[Any], Any]) -> Any:
         sql, values = self._sent(connection, parameters)
         dialect = connection.dialect
         cursor: Any = None
@@ -124,12 +127,3 @@ def _has_any(target: Any, events: Sequence[str]) -> bool:
 def is_translated(connection: Connection) -> bool:
     """Return whether SQLAlchemy puts another schema into each statement."""
     return "schema_translate_map" in connection.get_execution_options()
-
-
-def _first(cursor: Any) -> Any:
-    return cursor.fetchone()
-
-
-def _rowcount(cursor: Any) -> int:
-    count: int = cursor.rowcount
-    return count

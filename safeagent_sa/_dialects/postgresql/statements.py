@@ -51,6 +51,9 @@ _LOCK_SEED: Any = literal_column("7233173001")
 # evaluated on replays too, and each would burn a transaction id.
 _PROOF = cast(func.pg_current_xact_id(), Text)
 
+# Built once, since the statements of effects are built at each call.
+_DURABILITY: Any = func.current_setting(constant("synchronous_commit"))
+
 IS_SAME = cast(func.pg_current_xact_id_if_assigned(), Text) == bindparam("proof", type_=Text)
 """Holds in the transaction of a claim alone."""
 
@@ -214,8 +217,7 @@ class Statements:
         # As a suffix of the SELECT: SQLAlchemy 2.0 compiles its own `on_conflict_do_nothing` again on every call.
         source = source.suffix_with("ON CONFLICT (scope, request_id) DO NOTHING")
         inserted = insert(self._table).from_select([*self._names, *further], source, include_defaults=False)
-        durability = func.current_setting(constant("synchronous_commit"))
-        return inserted.returning(self._table.c.request_id, _PROOF.label("proof"), durability.label("durability"))
+        return inserted.returning(self._table.c.request_id, _PROOF.label("proof"), _DURABILITY.label("durability"))
 
     def _complete(self, *which: Any, result: Any) -> Any:
         is_same = bindparam("proof", type_=Text) == _PROOF
@@ -299,7 +301,7 @@ def durable(is_forced: Any) -> Any:
 
     It is part of the statement that completes, since the setting may change until then (manual, section 20.5).
     """
-    is_losable = func.current_setting(constant("synchronous_commit")).in_(map(constant, sorted(LOSABLE)))
+    is_losable = _DURABILITY.in_(map(constant, sorted(LOSABLE)))
     turned_on = func.set_config(constant("synchronous_commit"), constant("on"), literal_column("true"))
     return case((and_(is_forced, is_losable), turned_on), else_=constant("as it is")).is_not(None)
 

@@ -12,9 +12,9 @@ from ..errors import SchemaError
 from ..models import ExecutionRequestMixin
 from ..schema import verify
 from .finding import Finding
+from .pool_health import Load, waits_of
 from .replication import replication_of
-from .requests import findings_of
-from .waits import Load, waits_of
+from .request_health import findings_of
 
 
 # An index on one of these costs every completion a write to it (manual, section 73.7: heap-only tuples).

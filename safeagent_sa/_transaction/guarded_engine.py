@@ -1,19 +1,13 @@
-"""Puts a CommitGuard in front of the steps of an engine's dialect, and a transaction under guard, at the first claim of each."""
+"""Puts a CommitGuard in front of the steps of an engine's dialect, at the engine's first claim."""
 
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Iterable
 from typing import Any
-from weakref import ref
-
-from sqlalchemy import Connection
 
 from .commit_guard import CommitGuard
-from .guarded_transaction import KEY, GuardedTransaction, transaction_of
-from .open_claim import OpenClaim
-from .savepoints import Savepoints
+from .guarded_transaction import KEY
 
 
 _INSTALLING = threading.Lock()
@@ -57,16 +51,3 @@ def install(dialect: Any) -> CommitGuard:
 def _bare(dialect: Any, steps: Iterable[str]) -> list[str]:
     kind = type(dialect)
     return [name for name in steps if getattr(getattr(dialect, name), "__func__", None) is getattr(kind, name)]
-
-
-def guard_transaction(connection: Connection) -> GuardedTransaction:
-    """Return what the connection's transaction must prove, and begin to guard it where it is not guarded yet."""
-    held = transaction_of(connection)
-    if held is None:
-        install(connection.dialect)
-        transaction = connection.get_transaction()
-        assert transaction is not None  # the session has begun one
-        claims: dict[uuid.UUID, OpenClaim] = {}
-        savepoints = Savepoints(connection, claims)
-        held = connection.info[KEY] = GuardedTransaction(ref(connection), ref(transaction), claims, savepoints)
-    return held

@@ -1,4 +1,4 @@
-"""Stores refusals beside results at COMMIT: one extra statement, which ordinary results do not pay for."""
+"""A completion whose results are refusals, or some of them: one extra statement at COMMIT, which ordinary results do not pay for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..execution import ExecutionStatus
 
 
 @dataclass(frozen=True, slots=True)
-class Refusing:
+class RefusalCompletion:
     """A completion, and which of its results are refusals."""
 
     completion: Any
