@@ -318,8 +318,12 @@ def test_a_commit_of_the_driver_behind_the_block_leaves_the_id_in_doubt(port, go
     assert [port.payments(name) for name in ("order-1", "after")] == [1, 0]
 
 
-@pytest.mark.parametrize("on_postgresql", ["postgresql", "psycopg_async", "asyncpg"], indirect=True)
-@pytest.mark.parametrize("execute", [execute, execute_in_a_batch])
+@pytest.mark.parametrize(
+    ("on_postgresql", "execute"),
+    [(port, way) for port in ("postgresql", "psycopg_async", "asyncpg") for way in (execute, execute_in_a_batch)]
+    + [("pipelined", execute), ("pipelined_async", execute)],  # a batch is not pipelined
+    indirect=["on_postgresql"],
+)
 def test_a_receipt_of_another_transaction_covers_nothing(on_postgresql, execute):
     """A read before the COMMIT writes the result; a COMMIT on the driver's connection then ends the claim's transaction."""
     with on_postgresql.sessions() as session:
