@@ -1191,6 +1191,24 @@ PIPELINES = {
         "cursors = next((_OF_PSYCOPG[kind] for kind in _OF_PSYCOPG if isinstance(driver, kind)), None)",
         "test_cursors_and_connections_of_a_tool_see_both",
     ),
+    "why the server has ended the connection is lost in a batch": Mutant(
+        PIPELINE,
+        "        if not any(result.status == _FAILED for result in results):\n            raise\n",
+        "        raise\n",
+        "test_why_the_server_has_ended_the_connection_is_raised test_so_it_is_in_async_mode",
+    ),
+    "a claim is sent again over a connection that is gone": Mutant(
+        FAST_PATH,
+        "loaded_dbapi.Error) or is_closed(connection.connection):",
+        "loaded_dbapi.Error):",
+        "test_why_the_server_has_ended_the_connection_is_raised",
+    ),
+    "a COMMIT that is answered with ROLLBACK counts as done": Mutant(
+        PIPELINE,
+        'return bool(results[-1].command_status == b"COMMIT")',
+        "return True",
+        "test_a_commit_that_the_server_answers_with_rollback_is_no_commit",
+    ),
     "the pipeline commits what psycopg would refuse to": Mutant(
         PIPELINE,
         'if getattr(driver, "_num_transactions", _UNKNOWN) or getattr(driver, "_tpc", _UNKNOWN):',
