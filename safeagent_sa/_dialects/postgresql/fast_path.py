@@ -155,9 +155,8 @@ def _module() -> ModuleType | None:
 
 def may_repeat(connection: Connection, error: Any) -> bool:
     """Return whether a batch with BEGIN that has raised this may run again on the plain path."""
-    if not isinstance(error, connection.dialect.loaded_dbapi.Error) or is_closed(connection.connection):
-        return False  # an interruption; a connection on which nothing can run
-    return error.sqlstate not in _NOT_AGAIN
+    is_driver_s = isinstance(error, connection.dialect.loaded_dbapi.Error)  # and no interruption
+    return is_driver_s and not is_closed(connection.connection) and error.sqlstate not in _NOT_AGAIN
 
 
 def _is_lost(error: Any) -> bool:
