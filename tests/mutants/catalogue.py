@@ -1185,6 +1185,18 @@ PIPELINES = {
         "if cursors is None:",
         "test_cursors_and_connections_of_a_tool_see_both",
     ),
+    "the pipeline passes by methods that a tool has replaced": Mutant(
+        PIPELINE,
+        'type(function) is not FunctionType or not function.__globals__["__name__"].startswith("psycopg.")',
+        "type(function) is not FunctionType",
+        "test_a_method_that_is_replaced_on_the_class_of_the_cursors_sees_both test_a_commit_that_is_replaced_is_called",
+    ),
+    "the pipeline passes by methods behind a proxy": Mutant(
+        PIPELINE,
+        'type(function) is not FunctionType or not function.__globals__["__name__"].startswith("psycopg.")',
+        'not function.__globals__["__name__"].startswith("psycopg.")',
+        "test_a_method_that_is_replaced_on_the_class_of_the_cursors_sees_both",
+    ),
     "the pipeline passes by connections of a tool": Mutant(
         PIPELINE,
         "cursors = _OF_PSYCOPG.get(type(driver))",

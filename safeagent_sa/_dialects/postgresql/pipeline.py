@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from functools import partial
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
@@ -74,7 +75,7 @@ class Pipeline:
             return None
         found = _PIPELINES.get(driver)
         if found is None:
-            if not capabilities.has_pipeline():
+            if not capabilities.has_pipeline() or _is_replaced(driver, cursors):
                 return None
             found = _PIPELINES[driver] = cls(driver)
         return found if driver.pgconn.pipeline_status == _OFF else None
@@ -196,6 +197,16 @@ class Pipeline:
                 driver.pgconn.finish()
             raise
         return found
+
+
+def _is_replaced(driver: Any, cursors: Any) -> bool:
+    """Return whether a tool has replaced a method of psycopg's that the plain path calls, on the class or this connection."""
+    for method in (driver.cursor, driver.commit, cursors.execute):
+        function = getattr(method, "__func__", method)
+        # A wrapper may carry the name and the module of what it wraps, but not its globals.
+        if type(function) is not FunctionType or not function.__globals__["__name__"].startswith("psycopg."):
+            return True
+    return False
 
 
 async def _wait_async(driver: Any, batch: Batch) -> list[Any]:
