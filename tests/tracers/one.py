@@ -1,4 +1,4 @@
-"""Claims once under one tracer, in a process of its own, since tracers patch for good; prints what the tracer has shown.
+"""Claims once under one tracer, in a separate process, since tracers patch for good; prints what the tracer has shown.
 
 Called by `run.py` with the set-up (a cell of the table in docs/logs.md, or "nothing"), the driver, the path and the server's URL.
 """
