@@ -1186,13 +1186,13 @@ PIPELINES = {
         "test_cursors_and_connections_of_a_tool_see_both",
     ),
     "the pipeline passes by methods that a tool has replaced": Mutant(
-        PIPELINE,
+        DRIVERS,
         'type(function) is not FunctionType or not function.__globals__["__name__"].startswith("psycopg.")',
         "type(function) is not FunctionType",
         "test_a_method_that_is_replaced_on_the_class_of_the_cursors_sees_both test_a_commit_that_is_replaced_is_called",
     ),
     "the pipeline passes by methods behind a proxy": Mutant(
-        PIPELINE,
+        DRIVERS,
         'type(function) is not FunctionType or not function.__globals__["__name__"].startswith("psycopg.")',
         'not function.__globals__["__name__"].startswith("psycopg.")',
         "test_a_method_that_is_replaced_on_the_class_of_the_cursors_sees_both",
@@ -1295,7 +1295,7 @@ PIPELINES = {
         "test_an_older_psycopg_takes_the_plain_path",
     ),
     "the client's encoding is not looked at": Mutant(
-        PIPELINE,
+        DRIVERS,
         'return "utf-8" if encoding == "ascii" else encoding',
         'return "utf-8"',
         "test_the_current_encoding_is_used test_a_connection_in_another_encoding_is_pipelined_as_well",

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from functools import partial
-from types import FunctionType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
@@ -24,7 +23,7 @@ from psycopg.generators import fetch_many, send
 from sqlalchemy import Connection
 from sqlalchemy.util import await_only
 
-from ..drivers import DEALLOCATED, begin_of
+from ..drivers import DEALLOCATED, are_replaced, begin_of, encoding_of
 from .prepared import Names, Prepared, Text, Texts, Use
 
 
@@ -75,7 +74,7 @@ class Pipeline:
             return None
         found = _PIPELINES.get(driver)
         if found is None:
-            if not capabilities.has_pipeline() or _is_replaced(driver, cursors):
+            if not capabilities.has_pipeline() or are_replaced(driver, cursors):
                 return None
             found = _PIPELINES[driver] = cls(driver)
         return found if driver.pgconn.pipeline_status == _OFF else None
@@ -94,7 +93,7 @@ class Pipeline:
             psycopg.Error: As the server or the driver raised it. On the server a transaction may be open, in error.
         """
         driver = self._driver
-        pgconn, encoding = driver.pgconn, _encoding_of(driver)
+        pgconn, encoding = driver.pgconn, encoding_of(driver)
         names, use = self._prepared.names_in_begin(driver, texts)
         # BEGIN is the first one: what is prepared before it would settle the isolation level (SQLSTATE 25001).
         commands: list[Command] = [partial(pgconn.send_query_params, begin_of(driver), None)]
@@ -127,7 +126,7 @@ class Pipeline:
             psycopg.Error: As the server or the driver raised it. On the server a transaction may be open, in error.
         """
         driver = self._driver
-        pgconn, encoding = driver.pgconn, _encoding_of(driver)
+        pgconn, encoding = driver.pgconn, encoding_of(driver)
         commands: list[Command] = [partial(pgconn.send_query_params, begin_of(driver), None)] if begins else []
         for sql, values in statements:
             encoded = [None if value is None else str(value).encode(encoding) for value in values]
@@ -155,7 +154,7 @@ class Pipeline:
             psycopg.Error: As the server or the driver raised it. On the server a transaction may be open, in error.
         """
         driver = self._driver
-        pgconn, encoding = driver.pgconn, _encoding_of(driver)
+        pgconn, encoding = driver.pgconn, encoding_of(driver)
         commands: list[Command] = []
         for each in completions:
             # By name only what is known to be there: no other statement could be tried once this one has failed.
@@ -199,16 +198,6 @@ class Pipeline:
         return found
 
 
-def _is_replaced(driver: Any, cursors: Any) -> bool:
-    """Return whether a tool has replaced a method of psycopg's that the plain path calls, on the class or this connection."""
-    for method in (driver.cursor, driver.commit, cursors.execute):
-        function = getattr(method, "__func__", method)
-        # A wrapper may carry the name and the module of what it wraps, but not its globals.
-        if type(function) is not FunctionType or not function.__globals__["__name__"].startswith("psycopg."):
-            return True
-    return False
-
-
 async def _wait_async(driver: Any, batch: Batch) -> list[Any]:
     async with driver.lock:
         found: list[Any] = await driver.wait(batch)
@@ -229,14 +218,6 @@ def _rows(driver: Any, result: Any) -> list[tuple[Any, ...]]:
     transformer = Transformer(driver)
     transformer.set_pgresult(result)
     return transformer.load_rows(0, result.ntuples, tuple)
-
-
-def _encoding_of(driver: Any) -> str:
-    if driver.pgconn.parameter_status(b"client_encoding") == b"UTF8":  # as nearly always
-        return "utf-8"
-    # As psycopg does: SQL_ASCII is no encoding, the server takes the bytes as they are.
-    encoding: str = driver.info.encoding
-    return "utf-8" if encoding == "ascii" else encoding
 
 
 def _batch(pgconn: Any, commands: Sequence[Command]) -> Batch:
