@@ -28,9 +28,10 @@ QUEUES_READY := .venv-queues/.ready
 ARQ_READY := .venv-arq/.ready
 OLDEST_READY := .venv-fastapi-oldest/.ready
 DOCS_READY := .venv-docs/.ready
+TRACERS_READY := .venv-tracers/.ready
 SITE := build/docs
 
-.PHONY: help demo demo-agents dashboard test test-all coverage engine citus check hosting words aio format changelog bench bench-full bench-instructions bench-large field stress pgbouncer failover roads frameworks start test-agents test-recipes test-http test-queues test-browser screenshots docs test-docs diagrams picture mutants matrix release-check release-extras nightly clean
+.PHONY: help demo demo-agents dashboard test test-all coverage engine citus check hosting words aio format changelog bench bench-full bench-instructions bench-large field stress pgbouncer failover roads frameworks start test-agents test-recipes test-http test-queues test-tracers test-browser screenshots docs test-docs diagrams picture mutants matrix release-check release-extras nightly clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -135,6 +136,9 @@ test-http: $(HTTP_READY) $(OLDEST_READY)  ## HTTP adapters and webhooks: real se
 test-queues: $(QUEUES_READY) $(ARQ_READY)  ## real queues whose workers and brokers are killed; the brokers must be installed
 	SAFEAGENT_ARQ_PYTHON=$(CURDIR)/.venv-arq/bin/python .venv-queues/bin/python -m pytest -m queues tests/queues $(ARGS)
 
+test-tracers: $(TRACERS_READY)  ## what OpenTelemetry, Sentry, Datadog and Elastic show of the guard's statements
+	.venv-tracers/bin/python tests/tracers/run.py $(ARGS)
+
 test-browser: $(READY)  ## the dashboard in a real Chromium, which must be installed
 	$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
 
@@ -198,7 +202,8 @@ $(QUEUES_READY): GROUPS := --group queues
 $(ARQ_READY): GROUPS := --group arq
 $(OLDEST_READY): GROUPS := --group fastapi-oldest
 $(DOCS_READY): GROUPS := --group docs
-$(READY) $(BENCH_READY) $(AGENTS_READY) $(HTTP_READY) $(OLDEST_READY) $(QUEUES_READY) $(ARQ_READY) $(DOCS_READY) .venv-recipes/.ready .venv-crewai/.ready: pyproject.toml
+$(TRACERS_READY): GROUPS := --group tracers
+$(READY) $(BENCH_READY) $(AGENTS_READY) $(HTTP_READY) $(OLDEST_READY) $(QUEUES_READY) $(ARQ_READY) $(DOCS_READY) $(TRACERS_READY) .venv-recipes/.ready .venv-crewai/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade pip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
+from types import FunctionType
 from typing import Any
 from weakref import WeakSet
 
@@ -59,6 +60,25 @@ def begin_of(driver: Any) -> bytes:
     if driver.deferrable is not None:
         parts.append("DEFERRABLE" if driver.deferrable else "NOT DEFERRABLE")
     return " ".join(parts).encode()
+
+
+def encoding_of(driver: Any) -> str:
+    """Return the name of the encoding of what psycopg sends and gets, as Python knows it."""
+    if driver.pgconn.parameter_status(b"client_encoding") == b"UTF8":  # as nearly always
+        return "utf-8"
+    # As psycopg does: SQL_ASCII is no encoding, the server takes the bytes as they are.
+    encoding: str = driver.info.encoding
+    return "utf-8" if encoding == "ascii" else encoding
+
+
+def are_replaced(driver: Any, cursors: Any) -> bool:
+    """Return whether a tool has replaced methods of psycopg's that send statements, on its classes or on this connection."""
+    for method in (driver.cursor, driver.commit, cursors.execute):
+        function = getattr(method, "__func__", method)
+        # A wrapper may carry the name and the module of what it wraps, but not its globals.
+        if type(function) is not FunctionType or not function.__globals__["__name__"].startswith("psycopg."):
+            return True
+    return False
 
 
 def note_rollback(pooled: Any) -> None:

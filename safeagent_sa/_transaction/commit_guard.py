@@ -28,7 +28,7 @@ from sqlalchemy.engine.default import DefaultDialect
 from .._dialects.drivers import is_closed, is_open, note_deallocation, note_local_commits, note_rollback
 from .._dialects.steps import FIRST_LETTERS, Verb, may_hold_another, step_of
 from .guarded_transaction import KEY, GuardedTransaction, transaction_of
-from .open_claim import OpenClaim, durability_unknown, known_durability
+from .open_claim import OpenClaim, aborted, durability_unknown, known_durability
 
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ class CommitGuard:
         """Send the COMMIT, in one batch with the completions that travel with it."""
         if travelling:
             pipeline = travelling[0].pipeline  # that of the one connection
-            pipeline.commit(travelling)
+            if not pipeline.commit(travelling):
+                raise aborted()
         else:
             self._do_commit(pooled)
 

@@ -23,6 +23,7 @@ from safeagent_sa import (
     metadata,
     schema,
 )
+from safeagent_sa.events import Claimed, Completed, Replayed
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -250,9 +251,9 @@ def test_verify_recognises_a_table_of_another_library(engine):
     assert "fingerprint" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["100%", "%(x)s", "a:b", 'quo"ted', "%%"])
+@pytest.mark.parametrize("name", ["100%", "%(x)s", "%(request_id)s", "$1", "a:b", 'quo"ted', "%%"])
 def test_a_schema_may_have_any_name(new_database, name):
-    """The steps send SQL as text, in which a percent sign and a colon have a meaning."""
+    """SQL as text, and statements with numbered parameters, give a percent sign, a colon and a dollar a meaning."""
 
     class Base(DeclarativeBase):
         pass
@@ -264,10 +265,15 @@ def test_a_schema_may_have_any_name(new_database, name):
         schema.upgrade(operations(connection), schema=name)
         schema.add_commit_check(operations(connection), schema=name)
     schema.verify(engine, model=model)
-    # SQLAlchemy 2.0.30 cannot number the parameters of a statement where a name looks like one, as a pipelined claim has them.
-    guard = ExecutionGuard(model=model, pipeline="off")
-    with Session(engine) as session, session.begin():
-        assert not guard.execute(session, "order-1", lambda _: "done", action="pay").is_replay
+    seen = []
+    for pipeline in ("off", "auto"):
+        guard = ExecutionGuard(model=model, pipeline=pipeline, listeners=[seen.append])
+        for is_replay in (False, True):
+            with Session(engine) as session, session.begin():
+                execution = guard.execute(session, f"order-{pipeline}", lambda _: "done", action="pay")
+                assert execution.is_replay is is_replay
+    paths = [event.is_pipelined for event in seen if isinstance(event, (Claimed, Completed, Replayed))]
+    assert paths == [False] * 3 + [True] * 3
     with engine.begin() as connection:
         fillfactor = "SELECT reloptions FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace"
         where = "relname = 'execution_requests' AND nspname = :name"

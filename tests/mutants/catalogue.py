@@ -1185,11 +1185,41 @@ PIPELINES = {
         "if cursors is None:",
         "test_cursors_and_connections_of_a_tool_see_both",
     ),
+    "the pipeline passes by methods that a tool has replaced": Mutant(
+        DRIVERS,
+        'type(function) is not FunctionType or not function.__globals__["__name__"].startswith("psycopg.")',
+        "type(function) is not FunctionType",
+        "test_a_method_that_is_replaced_on_the_class_of_the_cursors_sees_both test_a_commit_that_is_replaced_is_called",
+    ),
+    "the pipeline passes by methods behind a proxy": Mutant(
+        DRIVERS,
+        'type(function) is not FunctionType or not function.__globals__["__name__"].startswith("psycopg.")',
+        'not function.__globals__["__name__"].startswith("psycopg.")',
+        "test_a_method_that_is_replaced_on_the_class_of_the_cursors_sees_both",
+    ),
     "the pipeline passes by connections of a tool": Mutant(
         PIPELINE,
         "cursors = _OF_PSYCOPG.get(type(driver))",
         "cursors = next((_OF_PSYCOPG[kind] for kind in _OF_PSYCOPG if isinstance(driver, kind)), None)",
         "test_cursors_and_connections_of_a_tool_see_both",
+    ),
+    "why the server has ended the connection is lost in a batch": Mutant(
+        PIPELINE,
+        "        if not any(result.status == _FAILED for result in results):\n            raise\n",
+        "        raise\n",
+        "test_why_the_server_has_ended_the_connection_is_raised test_so_it_is_in_async_mode",
+    ),
+    "a claim is sent again over a connection that is gone": Mutant(
+        FAST_PATH,
+        " and not is_closed(connection.connection)",
+        "",
+        "test_why_the_server_has_ended_the_connection_is_raised",
+    ),
+    "a COMMIT that is answered with ROLLBACK counts as done": Mutant(
+        PIPELINE,
+        'return bool(results[-1].command_status == b"COMMIT")',
+        "return True",
+        "test_a_commit_that_the_server_answers_with_rollback_is_no_commit",
     ),
     "the pipeline commits what psycopg would refuse to": Mutant(
         PIPELINE,
@@ -1265,7 +1295,7 @@ PIPELINES = {
         "test_an_older_psycopg_takes_the_plain_path",
     ),
     "the client's encoding is not looked at": Mutant(
-        PIPELINE,
+        DRIVERS,
         'return "utf-8" if encoding == "ascii" else encoding',
         'return "utf-8"',
         "test_the_current_encoding_is_used test_a_connection_in_another_encoding_is_pipelined_as_well",

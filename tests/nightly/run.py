@@ -22,6 +22,7 @@ TARGETS = [
     "test-agents",
     "test-recipes",
     "test-queues",
+    "test-tracers",
     "release-check",
     "release-extras",
     "matrix",

@@ -6,6 +6,8 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from functools import wraps
+from types import MethodType
 
 import psycopg
 import pytest
@@ -168,6 +170,83 @@ def test_cursors_and_connections_of_a_tool_see_both(postgresql, driver, what):
         asyncio.run(main())
 
     assert both(seen)
+
+
+class Proxy:
+    """A method behind an object that shows everything of it but its type, as wrapt makes them."""
+
+    def __init__(self, method, note):
+        self._method, self._note = method, note
+
+    def __getattr__(self, name):
+        return getattr(self._method, name)
+
+    def __get__(self, instance, _owner=None):
+        return self if instance is None else Proxy(MethodType(self._method, instance), self._note)
+
+    def __call__(self, *arguments, **options):
+        self._note(*arguments)
+        return self._method(*arguments, **options)
+
+
+def wrapped(method, note):
+    @wraps(method)
+    def traced(*arguments, **options):
+        note(*arguments)
+        return method(*arguments, **options)
+
+    return traced
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg_async"])
+@pytest.mark.parametrize("wrap", [wrapped, Proxy])
+def test_a_method_that_is_replaced_on_the_class_of_the_cursors_sees_both(postgresql, monkeypatch, driver, wrap):
+    seen = []
+    cursors = psycopg.Cursor if driver == "psycopg" else psycopg.AsyncCursor
+
+    def note(*arguments):
+        seen.extend(each for each in arguments if isinstance(each, str))
+
+    monkeypatch.setattr(cursors, "execute", wrap(cursors.execute, note))
+    url = make_url(postgresql.url).set(drivername=f"postgresql+{driver}")
+    if driver == "psycopg":
+        engine = create_engine(url)
+        deliver(through(engine), "order-1", ExecutionGuard())
+        engine.dispose()
+    else:
+
+        async def main():
+            engine = create_async_engine(url)
+            for name in ("order-1", "order-2"):
+                async with AsyncSession(engine) as session, session.begin():
+                    async with AsyncExecutionGuard().claim(session, name, action="pay") as execution:
+                        execution.complete(await session.run_sync(pay, name))
+            await engine.dispose()
+
+        asyncio.run(main())
+
+    assert both(seen)
+
+
+@pytest.mark.parametrize("where", ["on the class", "on the connection"])
+def test_a_commit_that_is_replaced_is_called(postgresql, monkeypatch, where):
+    seen, engine = [], create_engine(postgresql.url)
+    if where == "on the class":
+        commit = wrapped(psycopg.Connection.commit, lambda _: seen.append("COMMIT"))
+        monkeypatch.setattr(psycopg.Connection, "commit", commit)
+    else:
+
+        @event.listens_for(engine, "connect")
+        def replace(connection, _record):
+            connection.commit = wrapped(connection.commit, lambda: seen.append("COMMIT"))
+
+    port = through(engine)
+    seen.clear()
+    deliver(port, "order-1", ExecutionGuard())
+    engine.dispose()
+
+    assert seen == ["COMMIT"]
+    assert postgresql.requests() == [("order-1", "completed")]
 
 
 @pytest.mark.parametrize("when", ["before the first claim", "after it"])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import Connection
 
 from ..base import Begun, NewClaim, StoredRequest
+from ..drivers import is_closed
 from .answers import found, inserted_or_found
 from .ready import is_translated, is_unheard, raise_as_sqlalchemy
 from .statements import (
@@ -154,7 +155,8 @@ def _module() -> ModuleType | None:
 
 def may_repeat(connection: Connection, error: Any) -> bool:
     """Return whether a batch with BEGIN that has raised this may run again on the plain path."""
-    return isinstance(error, connection.dialect.loaded_dbapi.Error) and error.sqlstate not in _NOT_AGAIN
+    is_driver_s = isinstance(error, connection.dialect.loaded_dbapi.Error)  # and no interruption
+    return is_driver_s and not is_closed(connection.connection) and error.sqlstate not in _NOT_AGAIN
 
 
 def _is_lost(error: Any) -> bool:

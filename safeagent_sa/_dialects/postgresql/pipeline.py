@@ -23,7 +23,7 @@ from psycopg.generators import fetch_many, send
 from sqlalchemy import Connection
 from sqlalchemy.util import await_only
 
-from ..drivers import DEALLOCATED, begin_of
+from ..drivers import DEALLOCATED, are_replaced, begin_of, encoding_of
 from .prepared import Names, Prepared, Text, Texts, Use
 
 
@@ -39,6 +39,7 @@ _OF_PSYCOPG: dict[type, type] = {
 """The connections and the cursors that are psycopg's own."""
 _UNKNOWN = True
 _OFF = pq.PipelineStatus.OFF
+_FAILED = pq.ExecStatus.FATAL_ERROR
 _SKIPPED = pq.ExecStatus.PIPELINE_ABORTED
 """The status of what the server has not executed behind a failure."""
 
@@ -73,7 +74,7 @@ class Pipeline:
             return None
         found = _PIPELINES.get(driver)
         if found is None:
-            if not capabilities.has_pipeline():
+            if not capabilities.has_pipeline() or are_replaced(driver, cursors):
                 return None
             found = _PIPELINES[driver] = cls(driver)
         return found if driver.pgconn.pipeline_status == _OFF else None
@@ -92,7 +93,7 @@ class Pipeline:
             psycopg.Error: As the server or the driver raised it. On the server a transaction may be open, in error.
         """
         driver = self._driver
-        pgconn, encoding = driver.pgconn, _encoding_of(driver)
+        pgconn, encoding = driver.pgconn, encoding_of(driver)
         names, use = self._prepared.names_in_begin(driver, texts)
         # BEGIN is the first one: what is prepared before it would settle the isolation level (SQLSTATE 25001).
         commands: list[Command] = [partial(pgconn.send_query_params, begin_of(driver), None)]
@@ -111,7 +112,7 @@ class Pipeline:
         if use is Use.LOOK and len(results) > at + 1:  # a look that has failed finds nothing, and is not tried again
             found = results[-1]
             self._prepared.learn(pgconn.backend_pid, {found.get_value(row, 0) for row in range(found.ntuples)})
-        self._raise_failure(results)
+        self._raise_failure(results, encoding)
         answer = results[at]
         if answer.ntuples == 0:
             return None, names
@@ -125,13 +126,13 @@ class Pipeline:
             psycopg.Error: As the server or the driver raised it. On the server a transaction may be open, in error.
         """
         driver = self._driver
-        pgconn, encoding = driver.pgconn, _encoding_of(driver)
+        pgconn, encoding = driver.pgconn, encoding_of(driver)
         commands: list[Command] = [partial(pgconn.send_query_params, begin_of(driver), None)] if begins else []
         for sql, values in statements:
             encoded = [None if value is None else str(value).encode(encoding) for value in values]
             commands.append(partial(pgconn.send_query_params, sql.encode(encoding), encoded))
         results = self._wait(driver, _batch(pgconn, commands))
-        self._raise_failure(results)
+        self._raise_failure(results, encoding)
         return [_rows(driver, result) for result in (results[1:] if begins else results)]
 
     def give_up(self) -> None:
@@ -143,15 +144,17 @@ class Pipeline:
             if self._is_async:
                 await_only(rolled_back)
 
-    def commit(self, completions: Sequence[PipelinedCompletion]) -> None:
-        """Send completions and the COMMIT in one batch.
+    def commit(self, completions: Sequence[PipelinedCompletion]) -> bool:
+        """Send completions and the COMMIT in one batch; return whether the server has committed.
+
+        A server answers a COMMIT that it turns into a ROLLBACK without an error, by the name of what it did.
 
         Raises:
             Exception: What a completion names, where it had nothing to complete.
             psycopg.Error: As the server or the driver raised it. On the server a transaction may be open, in error.
         """
         driver = self._driver
-        pgconn, encoding = driver.pgconn, _encoding_of(driver)
+        pgconn, encoding = driver.pgconn, encoding_of(driver)
         commands: list[Command] = []
         for each in completions:
             # By name only what is known to be there: no other statement could be tried once this one has failed.
@@ -160,12 +163,13 @@ class Pipeline:
         commands.append(partial(pgconn.send_query_params, b"COMMIT", None))
         results = self._wait(driver, _batch(pgconn, commands))
         try:
-            self._raise_failure(results)
+            self._raise_failure(results, encoding)
         except psycopg.Error as error:
             failed = len(results) - 1  # the server executes nothing behind it
             if failed < len(completions) and completions[failed].is_lost(error):
                 raise completions[failed].lost() from None
             raise
+        return bool(results[-1].command_status == b"COMMIT")
 
     @property
     def _driver(self) -> Any:
@@ -173,9 +177,9 @@ class Pipeline:
         assert driver is not None
         return driver
 
-    def _raise_failure(self, results: list[Any]) -> None:
-        if results[-1].status == pq.ExecStatus.FATAL_ERROR:
-            error = psycopg.errors.error_from_result(results[-1])
+    def _raise_failure(self, results: list[Any], encoding: str) -> None:
+        if results[-1].status == _FAILED:
+            error = psycopg.errors.error_from_result(results[-1], encoding=encoding)
             self._prepared.hear(error.sqlstate)
             raise error
 
@@ -216,26 +220,23 @@ def _rows(driver: Any, result: Any) -> list[tuple[Any, ...]]:
     return transformer.load_rows(0, result.ntuples, tuple)
 
 
-def _encoding_of(driver: Any) -> str:
-    if driver.pgconn.parameter_status(b"client_encoding") == b"UTF8":  # as nearly always
-        return "utf-8"
-    # As psycopg does: SQL_ASCII is no encoding, the server takes the bytes as they are.
-    encoding: str = driver.info.encoding
-    return "utf-8" if encoding == "ascii" else encoding
-
-
 def _batch(pgconn: Any, commands: Sequence[Command]) -> Batch:
     """Send commands with one Sync behind them."""
+    results: list[Any] = []
     try:
         pgconn.enter_pipeline_mode()
         for command in commands:
             command()
         pgconn.pipeline_sync()
         yield from send(pgconn)
-        results: list[Any] = []
         for _ in commands:
             results += yield from fetch_many(pgconn)
         yield from fetch_many(pgconn)  # the Sync's own
+    except psycopg.OperationalError:
+        # A server that ends a connection says why before it does: that is the answer to a command, and the error to raise.
+        if not any(result.status == _FAILED for result in results):
+            raise
+        pgconn.finish()
     finally:
         with suppress(psycopg.OperationalError):  # interrupted; see `_wait`
             pgconn.exit_pipeline_mode()

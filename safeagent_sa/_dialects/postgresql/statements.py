@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -109,11 +110,16 @@ def completion_parameters(
 
 
 def numbered(statement: Any) -> tuple[str, tuple[str, ...]]:
-    """Return a statement as the server sees it, with numbered parameters, and their names in order."""
+    """Return a statement as the server sees it, with numbered parameters, and their names in order.
+
+    SQLAlchemy's own numbers come into names, too: a schema may be called `%(scope)s`. Named ones leave each other percent sign
+    doubled, as Python's formatting wants it.
+    """
     from sqlalchemy.dialects import postgresql  # noqa: PLC0415 - takes a tenth of a second, for guards that pipeline
 
-    compiled = statement.compile(dialect=postgresql.dialect(paramstyle="numeric_dollar"))  # type: ignore[no-untyped-call]
-    return compiled.string, tuple(compiled.positiontup)
+    compiled = statement.compile(dialect=postgresql.dialect(paramstyle="pyformat"))  # type: ignore[no-untyped-call]
+    numbers: defaultdict[str, str] = defaultdict(lambda: f"${len(numbers) + 1}")
+    return compiled.string % numbers, tuple(numbers)
 
 
 class _TableId(ColumnElement[int]):
