@@ -190,17 +190,3 @@ def is_wrapped_in(run: Callable[..., Any], fn: Callable[..., Any]) -> bool:
         return getattr(each, "__func__", each) is run
 
     return is_run(inspect.unwrap(fn, stop=is_run))
-
-
-def with_parameter(wrapper: Callable[..., Any], name: str, annotation: Any) -> Callable[..., Any]:
-    """Return the wrapper with one more keyword in its signature, which the framework fills."""
-    wrapper.__signature__ = _extended(inspect.signature(wrapper), name, annotation)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {**wrapper.__annotations__, name: annotation}
-    return wrapper
-
-
-def _extended(signature: inspect.Signature, name: str, annotation: Any) -> inspect.Signature:
-    added = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
-    parameters = list(signature.parameters.values())
-    last = parameters[-1:] if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else []
-    return signature.replace(parameters=[*parameters[: len(parameters) - len(last)], added, *last])
