@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import NoneType
 from typing import Any, Unpack
 
 from fastmcp.exceptions import ToolError
@@ -12,11 +13,12 @@ from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools import ToolResult
 from fastmcp.tools.function_parsing import ParsedFunction
 from mcp.server.auth.provider import principal_components
-from mcp_types import CallToolRequestParams, TextContent
+from mcp_types import CallToolRequestParams
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import SafeAgentError
 from . import agents, mcp
+from ._mcp_results import UNKNOWN, Results, refuse_results
 from .agents import EffectOptions, Key, Shown, ToolAnswer, ToolOptions
 from .agents._keys import from_caller, key_of_caller
 from .mcp import IDEMPOTENCY, KEY, IdempotencyExtension
@@ -238,24 +240,24 @@ class GuardMiddleware(Middleware):
 def _channel(result_type: Any) -> Shown:
     if result_type is Any:
         return Shown(_result, ToolResult, _masked)
+    refuse_results(result_type)
 
     def like_the_tool() -> Any: ...
 
     like_the_tool.__annotations__["return"] = result_type
-    schema = ParsedFunction.from_function(like_the_tool).output_schema
-    is_wrapped = None if schema is None else bool(schema.get("x-fastmcp-wrap-result"))
-    return Shown(lambda answer: _result(answer, is_wrapped=is_wrapped), None, _masked)
+    schema = None if result_type is NoneType else ParsedFunction.from_function(like_the_tool).output_schema
+    is_wrapped = bool((schema or {}).get("x-fastmcp-wrap-result"))
+    # FastMCP writes names as each model says.
+    results = Results(result_type, schema=schema, is_wrapped=is_wrapped, by_alias=None)
+    return Shown(lambda answer: _result(answer, results), None, _masked)
 
 
-def _result(answer: ToolAnswer, *, is_wrapped: bool | None = None) -> ToolResult:
-    texts = mcp.texts_of(answer)
-    structured = None
-    if is_wrapped is not None and not answer.is_error:
-        structured = {"result": answer.result} if is_wrapped else answer.result
+def _result(answer: ToolAnswer, results: Results = UNKNOWN) -> ToolResult:
+    named = results.named(answer)
     return ToolResult(
         # Objects, since a list of texts would become one block.
-        content=[TextContent(text=text) for text in texts],
-        structured_content=structured,
+        content=results.blocks(named, mcp.texts_of(named)),
+        structured_content=results.structured(named),
         meta=mcp.meta_of(answer),
         is_error=answer.is_error,
     )

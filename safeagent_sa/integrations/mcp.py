@@ -25,12 +25,12 @@ from mcp_types import (
     REQUEST_TIMEOUT,
     CallToolRequestParams,
     CallToolResult,
-    TextContent,
 )
 
 from .._request.ids import MAX_BYTES
 from ..errors import InvalidRequestIdError, InvalidScopeError
 from . import agents
+from ._mcp_results import UNKNOWN, Results, refuse_results, takes_aliases
 from .agents import AnswerStatus, EffectOptions, Key, Shown, ToolAnswer, ToolOptions
 from .agents._keys import from_caller, key_of_caller
 
@@ -325,22 +325,28 @@ async def call_tool(
 def _channel(result_type: Any) -> Shown:
     if result_type is Any:
         return Shown(_result, CallToolResult)
+    refuse_results(result_type)
 
     def like_the_tool() -> Any: ...
 
     like_the_tool.__annotations__["return"] = result_type
-    is_wrapped = func_metadata(like_the_tool).wrap_output
-    return Shown(lambda answer: _result(answer, is_wrapped=is_wrapped), Annotated[CallToolResult, result_type])
+    made = func_metadata(like_the_tool)
+    results = Results(
+        result_type,
+        schema=made.output_schema,
+        is_wrapped=made.wrap_output,
+        by_alias=takes_aliases(result_type, made.output_schema),
+    )
+    returns = CallToolResult if made.output_schema is None else Annotated[CallToolResult, result_type]
+    return Shown(lambda answer: _result(answer, results), returns)
 
 
-def _result(answer: ToolAnswer, *, is_wrapped: bool | None = None) -> CallToolResult:
+def _result(answer: ToolAnswer, results: Results = UNKNOWN) -> CallToolResult:
     """Return an answer as a tool result: the receipt as the first block and as structured content, what became of it behind."""
-    structured = None
-    if is_wrapped is not None and not answer.is_error:
-        structured = {"result": answer.result} if is_wrapped else answer.result
+    named = results.named(answer)
     return CallToolResult(
-        content=[TextContent(text=text) for text in texts_of(answer)],
-        structured_content=structured,
+        content=results.blocks(named, texts_of(named)),
+        structured_content=results.structured(named),
         is_error=answer.is_error,
         _meta=meta_of(answer),
     )
