@@ -21,10 +21,11 @@ from . import agents, mcp
 from ._mcp_results import UNKNOWN, Results, refuse_results
 from .agents import EffectOptions, Key, Shown, ToolAnswer, ToolOptions
 from .agents._keys import from_caller, key_of_caller
-from .mcp import IDEMPOTENCY, KEY, IdempotencyExtension
+from .mcp import GUARDED, IDEMPOTENCY, KEY, IdempotencyExtension
 
 
 __all__ = [
+    "GUARDED",
     "IDEMPOTENCY",
     "KEY",
     "GuardMiddleware",
