@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import NoneType
 from typing import Any, Unpack
 
 from fastmcp.exceptions import ToolError
 from fastmcp.server.context import Context
 from fastmcp.server.dependencies import get_access_token
+from fastmcp.server.extensions import ServerExtension, ToolCallContinuation, ToolCallOutcome
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools import ToolResult
 from fastmcp.tools.function_parsing import ParsedFunction
@@ -21,7 +22,7 @@ from . import agents, mcp
 from ._mcp_results import UNKNOWN, Results, refuse_results
 from .agents import EffectOptions, Key, Shown, ToolAnswer, ToolOptions
 from .agents._keys import from_caller, key_of_caller
-from .mcp import GUARDED, IDEMPOTENCY, KEY, IdempotencyExtension
+from .mcp import GUARDED, IDEMPOTENCY, KEY
 
 
 __all__ = [
@@ -211,6 +212,39 @@ def caller_key(ctx: Context) -> str:
     """
     request = ctx.request_context
     return from_caller(mcp.key_in(None if request is None else request.meta))
+
+
+class IdempotencyExtension(ServerExtension):
+    """Advertises that the server takes keys of callers, and refuses calls without one before the tool runs.
+
+    Example:
+        ```python
+        mcp.add_extension(IdempotencyExtension(wanted_by=["mail"], guarded=["pay"]))
+        ```
+    """
+
+    identifier = IDEMPOTENCY
+
+    def __init__(self, *, wanted_by: Collection[str] = (), guarded: Collection[str] = ()) -> None:
+        """Name the tools.
+
+        Args:
+            wanted_by: The guarded tools that want a key.
+            guarded: The other guarded tools, which clients may call again after a time-out.
+        """
+        self._sdk = mcp.IdempotencyExtension(wanted_by=wanted_by, guarded=guarded)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what is advertised: where the key goes, which tools want one, and which are guarded."""
+        return self._sdk.settings()
+
+    async def intercept_tool_call(
+        self, params: CallToolRequestParams, context: Context, call_next: ToolCallContinuation
+    ) -> ToolCallOutcome:
+        """Answer a call that has no key although its tool wants one."""
+        request = context.request_context
+        answer = self._sdk.refusal(params.name, None if request is None else request.meta)
+        return await call_next() if answer is None else _result(answer)
 
 
 class GuardMiddleware(Middleware):

@@ -274,12 +274,17 @@ class IdempotencyExtension(Extension):
         self, params: CallToolRequestParams, ctx: ServerRequestContext[Any, Any], call_next: CallNext
     ) -> HandlerResult:
         """Answer a call that has no key although its tool wants one."""
-        if params.name in self._wanted_by:
+        answer = self.refusal(params.name, ctx.meta)
+        return await call_next(ctx) if answer is None else _result(answer)
+
+    def refusal(self, tool: str, meta: Any) -> ToolAnswer | None:
+        """Return the answer to a call that lacks the key that its tool wants, else None."""
+        if tool in self._wanted_by:
             try:
-                key_in(ctx.meta)
+                key_in(meta)
             except InvalidRequestIdError as error:
-                return _result(_invalid(error))
-        return await call_next(ctx)
+                return _invalid(error)
+        return None
 
 
 async def call_tool(
