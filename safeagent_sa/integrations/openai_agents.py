@@ -155,7 +155,7 @@ def mcp_meta(key: Callable[[MCPToolMetaContext], str]) -> Callable[[MCPToolMetaC
         )
         ```
     """
-    core.refuse_unstable(key, request_id=key, scope="of the server")
+    core.refuse_unstable(key, request_id=key, scope="of the server", has_model=False)
     return lambda call: {CALLER_KEY: key(call)}
 
 
