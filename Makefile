@@ -106,9 +106,10 @@ bench-instructions: $(READY)  ## count the client's instructions under valgrind,
 bench-large: $(READY)  ## measure tables of 10^4, 10^6 and 10^7 receipts, in about half an hour and 15 GB
 	$(BIN)/python -m benchmarks.large --json docs/benchmarks/large.json $(ARGS)
 
-field: $(BENCH_READY)  ## compare with other libraries under races and crashes, and write docs/field.md
+field: $(BENCH_READY)  ## compare with other libraries under races, crashes and agents, and write both pages
 	$(BENCH_BIN)/python -m benchmarks.field --json build/field.json $(ARGS)
 	$(BENCH_BIN)/python -m benchmarks.field.page build/field.json > docs/field.md
+	$(BENCH_BIN)/python -m benchmarks.field.agents --page docs/agents/compared.md
 
 test-agents: $(AGENTS_READY)  ## tool calls of agents through the frameworks, with real servers
 	$(AGENTS_BIN)/mypy safeagent_sa/integrations/agents $(AGENTS_MODULES:%=safeagent_sa/integrations/%.py)
