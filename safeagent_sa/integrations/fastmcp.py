@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 from types import NoneType
 from typing import Any, Unpack
@@ -39,6 +40,8 @@ __all__ = [
     "principal",
 ]
 
+_log = logging.getLogger("safeagent_sa")
+
 _TECHNICAL = (
     "Unknown: a technical error stopped this call. It is safe to call it once more with exactly the same arguments, since it is done "
     "at most once. If that fails as well, inform the user."
@@ -54,7 +57,7 @@ def guarded_tool(
     """Return a decorator for a tool that writes to the database, to be put under `@mcp.tool`; each intent commits once.
 
     As `safeagent_sa.integrations.mcp.guarded_tool`. FastMCP shows the text of an exception to the model; the text of errors of the
-    database and of the guard is therefore replaced, and the server logs the cause.
+    database and of the guard is therefore replaced, and the logger `safeagent_sa` has the cause.
 
     Args:
         guard: An ExecutionGuard, or an AsyncExecutionGuard for a coroutine function.
@@ -298,5 +301,8 @@ def _result(answer: ToolAnswer, results: Results = UNKNOWN) -> ToolResult:
     )
 
 
-def _masked(_error: Exception) -> Exception:
+def _masked(error: Exception) -> Exception:
+    _log.error(
+        "a guarded tool has raised; the model gets a text without the cause", exc_info=error
+    )  # FastMCP logs none
     return ToolError(_TECHNICAL)

@@ -180,8 +180,9 @@ def test_the_extension_advertises_the_tools_and_refuses_a_call_without_its_key(s
     assert status(named) == "executed"
 
 
-def test_an_error_of_the_database_shows_no_sql_to_the_model(shop):
+def test_an_error_of_the_database_shows_no_sql_to_the_model_and_its_cause_to_the_server(shop, caplog):
     [answer] = call(shop, ("broken", {"order_id": "o1"}))
+    assert "SELECT 1 / 0 AS secret" in caplog.text
 
     assert answer.is_error
     assert words(answer).startswith("Unknown: a technical error stopped this call.")
