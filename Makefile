@@ -22,7 +22,7 @@ BENCH_READY := $(BENCH_VENV)/.ready
 AGENTS_VENV := .venv-agents$(PINNED)
 AGENTS_BIN := $(AGENTS_VENV)/bin
 AGENTS_READY := $(AGENTS_VENV)/.ready
-AGENTS_MODULES := _langchain fastmcp langgraph mcp openai_agents pydantic_ai
+AGENTS_MODULES := _langchain _mcp_results fastmcp langgraph mcp openai_agents pydantic_ai
 HTTP_READY := .venv-http/.ready
 QUEUES_READY := .venv-queues/.ready
 ARQ_READY := .venv-arq/.ready
@@ -107,9 +107,10 @@ bench-instructions: $(READY)  ## count the client's instructions under valgrind,
 bench-large: $(READY)  ## measure tables of 10^4, 10^6 and 10^7 receipts, in about half an hour and 15 GB
 	$(BIN)/python -m benchmarks.large --json docs/benchmarks/large.json $(ARGS)
 
-field: $(BENCH_READY)  ## compare with other libraries under races and crashes, and write docs/field.md
+field: $(BENCH_READY)  ## compare with other libraries under races, crashes and agents, and write both pages
 	$(BENCH_BIN)/python -m benchmarks.field --json build/field.json $(ARGS)
 	$(BENCH_BIN)/python -m benchmarks.field.page build/field.json > docs/field.md
+	$(BENCH_BIN)/python -m benchmarks.field.agents --page docs/agents/compared.md
 
 test-agents: $(AGENTS_READY)  ## tool calls of agents through the frameworks, with real servers
 	$(AGENTS_BIN)/mypy safeagent_sa/integrations/agents $(AGENTS_MODULES:%=safeagent_sa/integrations/%.py)

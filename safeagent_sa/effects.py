@@ -23,7 +23,8 @@ from sqlalchemy.util import await_only
 from ._claim import contain
 from ._effects.doubt import Doubt
 from ._effects.drive import Call, drive, drive_async, transact_async
-from ._effects.flow import EffectBase, EffectContext, RetryOn, WhenInDoubt
+from ._effects.flow import EffectBase, EffectContext, WhenInDoubt
+from ._effects.retries import RetryOn
 from ._effects.verdict import Answer, Verdict, executed_more_than_once, not_executed, succeeded, unknown
 from ._request.functions import name_of
 from ._transaction.run import AsyncSessionFactory, SessionFactory

@@ -82,7 +82,7 @@ def terminal(report: Report) -> str:
     table = rows(report, notes, " {}")
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-    lines += ["", *(f"{number:>3} {text}" for number, text in enumerate(notes.texts, 1)), "", _versions(report)]
+    lines += ["", *(f"{number:>3} {text}" for number, text in enumerate(notes.texts, 1)), "", versions(report)]
     return "\n".join(lines)
 
 
@@ -92,12 +92,12 @@ def markdown(report: Report) -> str:
     lines = [HEAD, "| scenario | what happens, and what must hold |", "|---|---|"]
     lines += [f"| {name} | {' '.join(text.split())} |" for name, text in report["scenarios"].items()]
     lines += ["", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    lines += ["| " + " | ".join(_bold(row)) + " |" for row in body]
+    lines += ["| " + " | ".join(bold(row)) + " |" for row in body]
     lines += ["", *(f"{number}. {text}" for number, text in enumerate(notes.texts, 1))]
     lines += [
         "",
         "A pass with a note is a pass; the note says what it leaves open. For `n/a`, the note says why. "
-        + _versions(report),
+        + versions(report),
     ]
     lines += ["", "| library | the adapter follows |", "|---|---|"]
     installed = [contestant for contestant in report["contestants"] if contestant["version"]]
@@ -105,11 +105,11 @@ def markdown(report: Report) -> str:
     return "\n".join(lines) + "\n" + TAIL
 
 
-def _bold(row: list[str]) -> list[str]:
+def bold(row: list[str]) -> list[str]:
     return [cell.replace("FAIL", "**FAIL**", 1) if cell.startswith("FAIL") else cell for cell in row]
 
 
-def _versions(report: Report) -> str:
+def versions(report: Report) -> str:
     return "Run with " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + "."
 
 

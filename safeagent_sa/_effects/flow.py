@@ -11,14 +11,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from sqlalchemy.orm import Session
 
@@ -36,6 +37,7 @@ from ..execution import Execution
 from . import lease as leases
 from .drive import Call, Flow, Step, transact
 from .lease import Lease, Terms
+from .retries import Retries, RetryOn
 from .verdict import Answer, NotDoneError, Verdict, without_proof
 
 
@@ -49,7 +51,6 @@ _HAPPENED = (
 )
 
 WhenInDoubt: TypeAlias = Literal["park", "retry"] | Callable[..., Any]
-RetryOn: TypeAlias = type[Exception] | Iterable[type[Exception]]
 
 
 @dataclass(slots=True)
@@ -145,20 +146,19 @@ class EffectBase:
         if when_in_doubt not in ("park", "retry") and not callable(when_in_doubt):
             raise ValueError(f"when_in_doubt is 'park', 'retry' or a probe, not {when_in_doubt!r}")
         self.action = validate_action(action)
-        # Checked now: a TypeError in the middle of a call would leave the effect in doubt.
-        self._retry_on = tuple(retry_on) if isinstance(retry_on, Iterable) else (retry_on,)
-        kinds: tuple[Any, ...] = self._retry_on
-        for kind in kinds:
-            if not (isinstance(kind, type) and issubclass(kind, Exception)):
-                raise TypeError(f"retry_on takes types of exceptions, not {kind!r}")
-        # What a framework raises in a call, before anything is sent, to make it later; its integration fills this in.
-        self._put_off_by: tuple[type[Exception], ...] = ()
+        self.retries = Retries.of(retry_on)
         self._settings = settings
         self._when_in_doubt = when_in_doubt
         self._on_success = on_success
         self._contain_commits = contain_commits
         self._result_type = result_type
         self.terms = Terms(settings, lease, takes_over_doubt=when_in_doubt != "park")
+
+    def put_off_by(self, *kinds: type[Exception]) -> Self:
+        """Return this effect for a framework that raises these in a call, before anything is sent, to make it later."""
+        made = copy.copy(self)
+        made.retries = replace(self.retries, put_off_by=kinds)
+        return made
 
     def request(
         self,
@@ -226,9 +226,11 @@ class EffectBase:
         except NotDoneError as error:
             yield partial(lease.fail, error=error.recorded)
             raise failed(request.key, error.recorded, lease.attempt) from (error.__cause__ or error.__context__)
-        except (*self._put_off_by, *self._retry_on) as error:
+        except self.retries.kinds as error:
             yield partial(
-                Lease.withdraw if isinstance(error, self._put_off_by) else retry_later, lease, error=recorded(error)
+                Lease.withdraw if isinstance(error, self.retries.put_off_by) else retry_later,
+                lease,
+                error=recorded(error),
             )
             raise
         except Exception as error:

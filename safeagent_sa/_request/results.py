@@ -105,7 +105,7 @@ class TypedResult(ResultType):
         try:
             # A model that is built by its aliases must be stored by them; one whose aliases are for output only must not.
             for by_alias in (True, False):
-                plain = self._plain(value, by_alias=by_alias)
+                plain = self.plain(value, by_alias=by_alias)
                 text = json_text.encode(plain, max_bytes=max_bytes)
                 try:
                     decoded = self.decode(text)
@@ -114,7 +114,7 @@ class TypedResult(ResultType):
                     continue
                 has_equality: bool = type(value).__eq__ is not object.__eq__  # type: ignore[comparison-overlap]
                 is_equal = decoded == value if has_equality else mapped_value_in(value) is None
-                again = self._plain(decoded, by_alias=by_alias)
+                again = self.plain(decoded, by_alias=by_alias)
                 if without_order(again) != without_order(plain) or not is_equal:
                     raise self._misfit("and would come back from JSON as another value")
                 return text, decoded
@@ -131,7 +131,8 @@ class TypedResult(ResultType):
             places = [".".join(map(str, entry["loc"][1:])) or "the result" for entry in error.errors(include_url=False)]
             raise MisfitError(tuple(dict.fromkeys(places))) from None
 
-    def _plain(self, value: Any, *, by_alias: bool) -> Any:
+    def plain(self, value: Any, *, by_alias: bool | None) -> Any:
+        """Return a value as plain JSON, by the aliases of models, by the names of their fields, or as each model says."""
         try:
             return self._adapter.dump_python((value,), mode="json", by_alias=by_alias, warnings="error")[0]
         except ValueError:  # pydantic's serialization errors, whose messages quote the value

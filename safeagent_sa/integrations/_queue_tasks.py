@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import inspect
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -69,8 +68,7 @@ class GuardedTask:
         self._is_effect = not hasattr(guard, "run_transaction")
         self._comes_again: tuple[type[Exception], ...] = ()
         if self._is_effect and comes_again is not None:
-            self._guard = copy.copy(guard)
-            self._guard._put_off_by = (comes_again,)  # noqa: SLF001 - as for tools of agents
+            self._guard = guard.put_off_by(comes_again)
             self._comes_again = (comes_again,)
         self._fn = fn
         signature = signature_of(fn)
@@ -142,7 +140,7 @@ class GuardedTask:
         unless `retry_on` names it, so it leaves the effect in doubt as it would without the queue.
         """
         behind = getattr(again, "exc", None) or again.__cause__ or again.__context__
-        return again if behind is None or isinstance(behind, self._guard._retry_on) else behind  # noqa: SLF001
+        return again if behind is None or isinstance(behind, self._guard.retries.on) else behind
 
     def _request(self, message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, dict[str, Any]]:
         call = self.plan.call(args, kwargs)
@@ -190,17 +188,3 @@ def is_wrapped_in(run: Callable[..., Any], fn: Callable[..., Any]) -> bool:
         return getattr(each, "__func__", each) is run
 
     return is_run(inspect.unwrap(fn, stop=is_run))
-
-
-def with_parameter(wrapper: Callable[..., Any], name: str, annotation: Any) -> Callable[..., Any]:
-    """Return the wrapper with one more keyword in its signature, which the framework fills."""
-    wrapper.__signature__ = _extended(inspect.signature(wrapper), name, annotation)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {**wrapper.__annotations__, name: annotation}
-    return wrapper
-
-
-def _extended(signature: inspect.Signature, name: str, annotation: Any) -> inspect.Signature:
-    added = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
-    parameters = list(signature.parameters.values())
-    last = parameters[-1:] if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else []
-    return signature.replace(parameters=[*parameters[: len(parameters) - len(last)], added, *last])

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Collection
+from types import NoneType
 from typing import Any, Unpack
 
 from fastmcp.exceptions import ToolError
 from fastmcp.server.context import Context
 from fastmcp.server.dependencies import get_access_token
+from fastmcp.server.extensions import ServerExtension, ToolCallContinuation, ToolCallOutcome
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools import ToolResult
 from fastmcp.tools.function_parsing import ParsedFunction
 from mcp.server.auth.provider import principal_components
-from mcp_types import CallToolRequestParams, TextContent
+from mcp_types import CallToolRequestParams
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import SafeAgentError
 from . import agents, mcp
+from ._mcp_results import UNKNOWN, Results, refuse_results
 from .agents import EffectOptions, Key, Shown, ToolAnswer, ToolOptions
 from .agents._keys import from_caller, key_of_caller
-from .mcp import IDEMPOTENCY, KEY, IdempotencyExtension
+from .mcp import GUARDED, IDEMPOTENCY, KEY
 
 
 __all__ = [
+    "GUARDED",
     "IDEMPOTENCY",
     "KEY",
     "GuardMiddleware",
@@ -34,6 +39,8 @@ __all__ = [
     "guarded_tool",
     "principal",
 ]
+
+_log = logging.getLogger("safeagent_sa")
 
 _TECHNICAL = (
     "Unknown: a technical error stopped this call. It is safe to call it once more with exactly the same arguments, since it is done "
@@ -50,7 +57,7 @@ def guarded_tool(
     """Return a decorator for a tool that writes to the database, to be put under `@mcp.tool`; each intent commits once.
 
     As `safeagent_sa.integrations.mcp.guarded_tool`. FastMCP shows the text of an exception to the model; the text of errors of the
-    database and of the guard is therefore replaced, and the server logs the cause.
+    database and of the guard is therefore replaced, and the logger `safeagent_sa` has the cause.
 
     Args:
         guard: An ExecutionGuard, or an AsyncExecutionGuard for a coroutine function.
@@ -210,6 +217,39 @@ def caller_key(ctx: Context) -> str:
     return from_caller(mcp.key_in(None if request is None else request.meta))
 
 
+class IdempotencyExtension(ServerExtension):
+    """Advertises that the server takes keys of callers, and refuses calls without one before the tool runs.
+
+    Example:
+        ```python
+        mcp.add_extension(IdempotencyExtension(wanted_by=["mail"], guarded=["pay"]))
+        ```
+    """
+
+    identifier = IDEMPOTENCY
+
+    def __init__(self, *, wanted_by: Collection[str] = (), guarded: Collection[str] = ()) -> None:
+        """Name the tools.
+
+        Args:
+            wanted_by: The guarded tools that want a key.
+            guarded: The other guarded tools, which clients may call again after a time-out.
+        """
+        self._sdk = mcp.IdempotencyExtension(wanted_by=wanted_by, guarded=guarded)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what is advertised: where the key goes, which tools want one, and which are guarded."""
+        return self._sdk.settings()
+
+    async def intercept_tool_call(
+        self, params: CallToolRequestParams, context: Context, call_next: ToolCallContinuation
+    ) -> ToolCallOutcome:
+        """Answer a call that has no key although its tool wants one."""
+        request = context.request_context
+        answer = self._sdk.refusal(params.name, None if request is None else request.meta)
+        return await call_next() if answer is None else _result(answer)
+
+
 class GuardMiddleware(Middleware):
     """Answers for tools that call the guard themselves and let its errors escape, and hides SQL; nothing commits here.
 
@@ -238,28 +278,31 @@ class GuardMiddleware(Middleware):
 def _channel(result_type: Any) -> Shown:
     if result_type is Any:
         return Shown(_result, ToolResult, _masked)
+    refuse_results(result_type)
 
     def like_the_tool() -> Any: ...
 
     like_the_tool.__annotations__["return"] = result_type
-    schema = ParsedFunction.from_function(like_the_tool).output_schema
-    is_wrapped = None if schema is None else bool(schema.get("x-fastmcp-wrap-result"))
-    return Shown(lambda answer: _result(answer, is_wrapped=is_wrapped), None, _masked)
+    schema = None if result_type is NoneType else ParsedFunction.from_function(like_the_tool).output_schema
+    is_wrapped = bool((schema or {}).get("x-fastmcp-wrap-result"))
+    # FastMCP writes names as each model says.
+    results = Results(result_type, schema=schema, is_wrapped=is_wrapped, by_alias=None)
+    return Shown(lambda answer: _result(answer, results), None, _masked)
 
 
-def _result(answer: ToolAnswer, *, is_wrapped: bool | None = None) -> ToolResult:
-    texts = mcp.texts_of(answer)
-    structured = None
-    if is_wrapped is not None and not answer.is_error:
-        structured = {"result": answer.result} if is_wrapped else answer.result
+def _result(answer: ToolAnswer, results: Results = UNKNOWN) -> ToolResult:
+    named = results.named(answer)
     return ToolResult(
         # Objects, since a list of texts would become one block.
-        content=[TextContent(text=text) for text in texts],
-        structured_content=structured,
+        content=results.blocks(named, mcp.texts_of(named)),
+        structured_content=results.structured(named),
         meta=mcp.meta_of(answer),
         is_error=answer.is_error,
     )
 
 
-def _masked(_error: Exception) -> Exception:
+def _masked(error: Exception) -> Exception:
+    _log.error(
+        "a guarded tool has raised; the model gets a text without the cause", exc_info=error
+    )  # FastMCP logs none
     return ToolError(_TECHNICAL)

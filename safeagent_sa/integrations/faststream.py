@@ -11,7 +11,8 @@ from typing import Annotated, Any
 from faststream import AckPolicy, Context, StreamMessage
 from faststream.exceptions import NackMessage, RejectMessage
 
-from ._queue_tasks import GuardedTask, Message, Options, RequestId, result_of, with_parameter
+from ._parameters import with_parameter
+from ._queue_tasks import GuardedTask, Message, Options, RequestId, result_of
 from .messages import Disposition, RedeliveryWarning
 
 

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Unpack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Unpack, get_args, get_origin
 from uuid import UUID
 
 from langchain_core.messages import ToolMessage
 from langchain_core.tools import InjectedToolCallId
 from langgraph.errors import GraphInterrupt
-from langgraph.prebuilt.tool_node import ToolCallRequest
+from langgraph.prebuilt.tool_node import ToolCallRequest, ToolRuntime
 from langgraph.types import Command
 
-from .._request.annotations import annotations_of, signature_of
-from ..errors import SafeAgentError
+from .._request.annotations import annotations_of, parameter_types, signature_of
+from .._request.results import annotation_of
+from ..errors import SafeAgentError, UnsupportedFunctionError
 from . import agents
-from .agents import EffectOptions, Key, Shown, ToolAnswer, ToolOptions
+from ._parameters import with_parameter
+from .agents import AnswerStatus, EffectOptions, Key, Shown, ToolAnswer, ToolOptions
 
 
 if TYPE_CHECKING:
@@ -39,7 +43,11 @@ __all__ = [
     "tool_call_wrapper",
 ]
 
-_CALL = "guarded_call_id"
+# By this name LangChain also fills it in where `@tool(args_schema=...)` does not have it.
+_CALL = "tool_call_id"
+
+ResponseFormat: TypeAlias = Literal["content", "content_and_artifact"]
+"""The `response_format` of LangChain's `@tool`."""
 
 # The graph stops there, and runs the tool again when it resumes.
 _PUT_OFF_BY = (GraphInterrupt,)
@@ -54,7 +62,14 @@ def __getattr__(name: str) -> Any:
 
 
 def guarded_tool(
-    guard: Any, session_factory: Any, *, request_id: Key, action: str, scope: Any, **options: Unpack[ToolOptions]
+    guard: Any,
+    session_factory: Any,
+    *,
+    request_id: Key,
+    action: str,
+    scope: Any,
+    response_format: ResponseFormat | None = None,
+    **options: Unpack[ToolOptions],
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator for a tool that writes to the database, to be put under `@tool`; each intent commits once.
 
@@ -67,6 +82,8 @@ def guarded_tool(
         request_id: What names the intent: a template over the arguments, or a function of them and of the runtime's context.
         action: What is done.
         scope: The authenticated principal, such as `lambda runtime: runtime.context.user_id`.
+        response_format: That of `@tool`. With "content_and_artifact" the function returns both, and the artifact stays out of the
+            model's sight; the status is then in `response_metadata["safeagent_sa"]`.
         **options: As in the core.
 
     Returns:
@@ -74,6 +91,8 @@ def guarded_tool(
 
     Raises:
         ValueError: At the decoration: a key or a scope that changes between attempts, or no scope.
+        UnsupportedFunctionError: At the decoration: it returns a tuple, and no `response_format` says what that is. At a call: LangChain
+            fills in no id of the call, since the `args_schema` of `@tool` is a dict.
         Exception: At the decoration or a call: as in the core.
 
     Example:
@@ -93,11 +112,17 @@ def guarded_tool(
     core = agents.guarded_tool(
         guard, session_factory, request_id=request_id, action=action, scope=scope, channel=_plain, **options
     )
-    return lambda fn: _with_call_id(core(fn))
+    return lambda fn: _with_call_id(core, fn, response_format)
 
 
 def guarded_effect(
-    effect: Any, session_factory: Any, *, request_id: Key, scope: Any, **options: Unpack[EffectOptions]
+    effect: Any,
+    session_factory: Any,
+    *,
+    request_id: Key,
+    scope: Any,
+    response_format: ResponseFormat | None = None,
+    **options: Unpack[EffectOptions],
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator for a tool that calls another system; only the rows of `on_success` commit with the outcome.
 
@@ -108,6 +133,7 @@ def guarded_effect(
         session_factory: Makes a session for each of the short transactions.
         request_id: What names the intent, as in `guarded_tool`.
         scope: The authenticated principal, as in `guarded_tool`.
+        response_format: That of `@tool`, as in `guarded_tool`.
         **options: As in the core.
 
     Returns:
@@ -115,6 +141,7 @@ def guarded_effect(
 
     Raises:
         ValueError: At the decoration: a key or a scope that changes between attempts, or no scope.
+        UnsupportedFunctionError: As in `guarded_tool`.
         Exception: At the decoration or a call: as in the core.
 
     Example:
@@ -128,7 +155,7 @@ def guarded_effect(
     core = agents.guarded_effect(
         effect, session_factory, request_id=request_id, scope=scope, channel=_plain, put_off_by=_PUT_OFF_BY, **options
     )
-    return lambda fn: _with_call_id(core(fn))
+    return lambda fn: _with_call_id(core, fn, response_format)
 
 
 def answered(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -152,7 +179,7 @@ def answered(fn: Callable[..., Any]) -> Callable[..., Any]:
             return transfers.commit(handle, scope=runtime.context.user)
         ```
     """
-    return _with_call_id(agents.answered(_plain)(fn))
+    return _with_call_id(agents.answered(_plain), fn, "content")
 
 
 def guarded_node(
@@ -288,30 +315,76 @@ def _plain(_result_type: Any) -> Shown:
     return Shown(lambda answer: answer)
 
 
-def _with_call_id(core: Callable[..., Any]) -> Callable[..., Any]:
-    """Let LangChain fill in the id of the call, which the message needs and nothing else reads."""
-    name = core.__name__
+def _message_and_artifact(answer: ToolAnswer, call_id: str, name: str) -> tuple[ToolMessage, Any]:
+    """Return what LangChain wants of a tool with artifacts: the model sees the content, and the app its own artifact."""
+    artifact = None
+    match answer.result:
+        case [content, own] if answer.status is not AnswerStatus.REFUSED:
+            # Also of an earlier receipt, whose artifact is no more the model's.
+            answer, artifact = replace(answer, result=content), None if answer.is_error else own
+    message = _message(answer, call_id, name)
+    if answer.has_result and not answer.is_error:
+        content = answer.result if isinstance(answer.result, str) else json.dumps(answer.result, ensure_ascii=False)
+        message.content = content if answer.status is AnswerStatus.EXECUTED else f"{answer.message}\n{content}"
+    message.artifact = artifact
+    message.response_metadata = {"safeagent_sa": answer.meta}
+    return message, artifact
+
+
+def _with_call_id(
+    decorate: Callable[[Callable[..., Any]], Callable[..., Any]],
+    fn: Callable[..., Any],
+    response_format: ResponseFormat | None,
+) -> Callable[..., Any]:
+    """Let LangChain fill in the id of the call, which the message needs, and which names no intent."""
+    core, name = decorate(fn), fn.__name__
+    show = _shown_as(response_format, fn)
+    kinds = parameter_types(core, signature_of(core))
+    passes_on = _CALL in kinds
+    if passes_on and InjectedToolCallId not in get_args(kinds[_CALL]):
+        raise UnsupportedFunctionError(
+            f"{name}() has a parameter {_CALL!r} that is not Annotated[str, InjectedToolCallId]. LangChain fills in the id of the call "
+            "by this name, so give yours another name."
+        )
+
+    def call_id(kwargs: dict[str, Any]) -> str:
+        if _CALL in kwargs:
+            return str(kwargs[_CALL] if passes_on else kwargs.pop(_CALL))
+        runtime = next((each for each in kwargs.values() if isinstance(each, ToolRuntime)), None)
+        if runtime is None:
+            raise UnsupportedFunctionError(
+                f"{name}() was called without the id of the tool call. LangChain fills it in where args_schema of @tool is a pydantic "
+                "class or is left out. For a dict, give the tool a parameter `runtime: ToolRuntime`; the model does not see it. Called "
+                "directly, the tool wants a whole tool call: tool.invoke({'type': 'tool_call', ...}). Nothing was executed."
+            )
+        return str(runtime.tool_call_id)
+
     if inspect.iscoroutinefunction(core):
 
         @functools.wraps(core)
         async def tool(*args: Any, **kwargs: Any) -> Any:
-            call_id = kwargs.pop(_CALL)
-            return _message(await core(*args, **kwargs), call_id, name)
+            own_id = call_id(kwargs)
+            return show(await core(*args, **kwargs), own_id, name)
 
     else:
 
         @functools.wraps(core)
         def tool(*args: Any, **kwargs: Any) -> Any:
-            call_id = kwargs.pop(_CALL)
-            return _message(core(*args, **kwargs), call_id, name)
+            own_id = call_id(kwargs)
+            return show(core(*args, **kwargs), own_id, name)
 
-    kind = Annotated[str, InjectedToolCallId]
-    signature = signature_of(core)
-    injected = inspect.Parameter(_CALL, inspect.Parameter.KEYWORD_ONLY, annotation=kind)
     decorated: Any = tool
-    decorated.__signature__ = signature.replace(
-        parameters=[*signature.parameters.values(), injected], return_annotation=ToolMessage
-    )
-    decorated.__annotations__ = {**annotations_of(core), _CALL: kind, "return": ToolMessage}
-    found: Callable[..., Any] = decorated
-    return found
+    decorated.__signature__ = signature_of(core).replace(return_annotation=ToolMessage)
+    decorated.__annotations__ = {**annotations_of(core), "return": ToolMessage}
+    return decorated if passes_on else with_parameter(decorated, _CALL, Annotated[str, InjectedToolCallId])
+
+
+def _shown_as(response_format: ResponseFormat | None, fn: Callable[..., Any]) -> Callable[[ToolAnswer, str, str], Any]:
+    returned = annotation_of(fn, is_final=False)
+    is_pair = returned is tuple or (get_origin(returned) is tuple and get_args(returned)[1:] not in ((), (...,)))
+    if response_format is None and is_pair:
+        raise UnsupportedFunctionError(
+            f'{fn.__name__}() returns a tuple. If its @tool has response_format="content_and_artifact", name that here as well: the '
+            'decorator cannot see it, and LangChain would refuse the answer behind the COMMIT. Else name response_format="content".'
+        )
+    return _message_and_artifact if response_format == "content_and_artifact" else _message

@@ -25,17 +25,19 @@ from mcp_types import (
     REQUEST_TIMEOUT,
     CallToolRequestParams,
     CallToolResult,
-    TextContent,
+    Tool,
 )
 
 from .._request.ids import MAX_BYTES
 from ..errors import InvalidRequestIdError, InvalidScopeError
 from . import agents
+from ._mcp_results import UNKNOWN, Results, refuse_results, takes_aliases
 from .agents import AnswerStatus, EffectOptions, Key, Shown, ToolAnswer, ToolOptions
 from .agents._keys import from_caller, key_of_caller
 
 
 __all__ = [
+    "GUARDED",
     "IDEMPOTENCY",
     "KEY",
     "IdempotencyExtension",
@@ -61,6 +63,14 @@ KEY = agents.CALLER_KEY
 
 IDEMPOTENCY = f"{_PREFIX}idempotency"
 """The extension that a server advertises if it takes such keys."""
+
+_GUARDED = f"{_PREFIX}guarded"
+
+# The fewest seconds in which a server may say which of its tools are guarded.
+_LISTING = 5.0
+
+GUARDED = {_GUARDED: True}
+"""Marks a guarded tool for clients: `@server.tool(meta=GUARDED)`. `call_tool` repeats such a tool after a time-out."""
 
 _MISSING = (
     f"this tool wants a key of the caller, which names the intent and is the same on every attempt: send it in _meta as {KEY!r}, "
@@ -240,34 +250,41 @@ class IdempotencyExtension(Extension):
 
     Example:
         ```python
-        server = MCPServer("shop", extensions=[IdempotencyExtension(wanted_by=["mail"])])
+        server = MCPServer("shop", extensions=[IdempotencyExtension(wanted_by=["mail"], guarded=["pay"])])
         ```
     """
 
     identifier = IDEMPOTENCY
 
-    def __init__(self, *, wanted_by: Collection[str] = ()) -> None:
+    def __init__(self, *, wanted_by: Collection[str] = (), guarded: Collection[str] = ()) -> None:
         """Name the tools.
 
         Args:
-            wanted_by: The tools that want a key.
+            wanted_by: The guarded tools that want a key.
+            guarded: The other guarded tools, which clients may call again after a time-out.
         """
         self._wanted_by = frozenset(wanted_by)
+        self._guarded = self._wanted_by.union(guarded)
 
     def settings(self) -> dict[str, Any]:
-        """Return what is advertised: where the key goes, and which tools want one."""
-        return {"meta": KEY, "wantedBy": sorted(self._wanted_by)}
+        """Return what is advertised: where the key goes, which tools want one, and which are guarded."""
+        return {"meta": KEY, "wantedBy": sorted(self._wanted_by), "guarded": sorted(self._guarded)}
 
     async def intercept_tool_call(
         self, params: CallToolRequestParams, ctx: ServerRequestContext[Any, Any], call_next: CallNext
     ) -> HandlerResult:
         """Answer a call that has no key although its tool wants one."""
-        if params.name in self._wanted_by:
+        answer = self.refusal(params.name, ctx.meta)
+        return await call_next(ctx) if answer is None else _result(answer)
+
+    def refusal(self, tool: str, meta: Any) -> ToolAnswer | None:
+        """Return the answer to a call that lacks the key that its tool wants, else None."""
+        if tool in self._wanted_by:
             try:
-                key_in(ctx.meta)
+                key_in(meta)
             except InvalidRequestIdError as error:
-                return _result(_invalid(error))
-        return await call_next(ctx)
+                return _invalid(error)
+        return None
 
 
 async def call_tool(
@@ -281,7 +298,8 @@ async def call_tool(
 ) -> CallToolResult:
     """Call a tool, and call it again under the same key after a time-out or while the request is running; nothing commits here.
 
-    It repeats a call only where the server advertises the extension; elsewhere a second call could be a second execution.
+    It repeats only a tool that is marked as guarded: by `GUARDED` in its `_meta`, by the server's IdempotencyExtension, or by the hints
+    `idempotentHint` and `readOnlyHint`. A second call of another tool could be a second execution, so its time-out says that it was not repeated.
 
     Args:
         client: A connected client.
@@ -295,8 +313,8 @@ async def call_tool(
         The result: of this execution, or the receipt of an earlier one.
 
     Raises:
-        mcp.shared.exceptions.MCPError: The last call timed out, or the connection is closed. It may have happened: connect, and
-            call with the same key.
+        mcp.shared.exceptions.MCPError: The last call timed out, or that of a tool that is not marked as guarded, or the connection is
+            closed. It may have happened: connect, and call a guarded tool with the same key.
         ValueError: `attempts` is less than 1.
 
     Example:
@@ -306,8 +324,7 @@ async def call_tool(
     """
     if attempts < 1:
         raise ValueError(f"attempts must be at least 1, not {attempts}")
-    advertised = client.server_capabilities.extensions or {}
-    left = attempts if IDEMPOTENCY in advertised else 1
+    left = attempts
     while True:
         left -= 1
         try:
@@ -315,6 +332,7 @@ async def call_tool(
         except MCPError as error:
             if error.code != REQUEST_TIMEOUT or left == 0:
                 raise
+            await _refuse_unguarded(client, name, error, max(timeout, _LISTING))
             continue
         meta = result.meta or {}
         if meta.get(f"{_PREFIX}status") != AnswerStatus.IN_PROGRESS.value or left == 0:
@@ -322,25 +340,62 @@ async def call_tool(
         await anyio.sleep(float(meta.get(f"{_PREFIX}retry-after", 1.0)))
 
 
+async def _refuse_unguarded(client: Client, name: str, error: MCPError, seconds: float) -> None:
+    """Raise the time-out of a tool that is not marked as guarded, and say that the call was not repeated."""
+    if name in (client.server_capabilities.extensions or {}).get(IDEMPOTENCY, {}).get("guarded", ()):
+        return
+    tool = None
+    with anyio.move_on_after(seconds):
+        tool = await _listed(client, name)
+    hints = tool and tool.annotations
+    if tool and (tool.meta or {}).get(_GUARDED) is True:
+        return
+    if hints and (hints.idempotent_hint or hints.read_only_hint):
+        return
+    raise MCPError(
+        error.code,
+        f"{error.message}. The tool {name!r} may have been executed, and was not called again: the server does not mark it as guarded, "
+        "so a second call could be a second execution. Find out what became of it. A server marks its guarded tools with "
+        "@server.tool(meta=GUARDED), or names them in IdempotencyExtension(guarded=[...]), of safeagent_sa.integrations.mcp.",
+        error.data,
+    ) from error
+
+
+async def _listed(client: Client, name: str) -> Tool | None:
+    cursor: str | None = None
+    while True:
+        page = await client.list_tools(cursor=cursor)
+        found = next((each for each in page.tools if each.name == name), None)
+        cursor = page.next_cursor
+        if found is not None or cursor is None:
+            return found
+
+
 def _channel(result_type: Any) -> Shown:
     if result_type is Any:
         return Shown(_result, CallToolResult)
+    refuse_results(result_type)
 
     def like_the_tool() -> Any: ...
 
     like_the_tool.__annotations__["return"] = result_type
-    is_wrapped = func_metadata(like_the_tool).wrap_output
-    return Shown(lambda answer: _result(answer, is_wrapped=is_wrapped), Annotated[CallToolResult, result_type])
+    made = func_metadata(like_the_tool)
+    results = Results(
+        result_type,
+        schema=made.output_schema,
+        is_wrapped=made.wrap_output,
+        by_alias=takes_aliases(result_type, made.output_schema),
+    )
+    returns = CallToolResult if made.output_schema is None else Annotated[CallToolResult, result_type]
+    return Shown(lambda answer: _result(answer, results), returns)
 
 
-def _result(answer: ToolAnswer, *, is_wrapped: bool | None = None) -> CallToolResult:
+def _result(answer: ToolAnswer, results: Results = UNKNOWN) -> CallToolResult:
     """Return an answer as a tool result: the receipt as the first block and as structured content, what became of it behind."""
-    structured = None
-    if is_wrapped is not None and not answer.is_error:
-        structured = {"result": answer.result} if is_wrapped else answer.result
+    named = results.named(answer)
     return CallToolResult(
-        content=[TextContent(text=text) for text in texts_of(answer)],
-        structured_content=structured,
+        content=results.blocks(named, texts_of(named)),
+        structured_content=results.structured(named),
         is_error=answer.is_error,
         _meta=meta_of(answer),
     )

@@ -5,6 +5,7 @@ The SDK's own text for an error asks the model to try again, and contains the er
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -123,10 +124,8 @@ def tool_error(ctx: RunContextWrapper[Any], error: Exception) -> str:  # noqa: A
         ```
     """
     # The SDK raises this before it calls the tool; the text is about what the model itself has sent.
-    if isinstance(error, ModelBehaviorError) and str(error).startswith(_MISFIT):
-        return ToolAnswer(
-            AnswerStatus.INVALID, f"Not executed. Send arguments that fit the schema. {str(error)[:_LONGEST_MISFIT]}"
-        ).text
+    if _is_misfit(error):
+        return _misfit(str(error)[:_LONGEST_MISFIT])
     answer = core.answer_to(error)
     if answer is None:
         raise error
@@ -155,10 +154,40 @@ def mcp_meta(key: Callable[[MCPToolMetaContext], str]) -> Callable[[MCPToolMetaC
         )
         ```
     """
-    core.refuse_unstable(key, request_id=key, scope="of the server")
+    core.refuse_unstable(key, request_id=key, scope="of the server", has_model=False)
     return lambda call: {CALLER_KEY: key(call)}
 
 
 def _tool(fn: Callable[..., Any], options: dict[str, Any]) -> FunctionTool:
-    made: FunctionTool = function_tool(**{"failure_error_function": tool_error, **options})(fn)
+    def on_failure(ctx: RunContextWrapper[Any], error: Exception) -> str:
+        if not _is_misfit(error):
+            return tool_error(ctx, error)
+        wrong = _wrong_names(made.params_json_schema, getattr(ctx, "tool_arguments", ""))
+        return _misfit(f"{str(error)[:_LONGEST_MISFIT]}.{wrong}")
+
+    made: FunctionTool = function_tool(**{"failure_error_function": on_failure, **options})(fn)
     return made
+
+
+def _is_misfit(error: Exception) -> bool:
+    return isinstance(error, ModelBehaviorError) and str(error).startswith(_MISFIT)
+
+
+def _misfit(problem: str) -> str:
+    return ToolAnswer(AnswerStatus.INVALID, f"Not executed. Send arguments that fit the schema. {problem}").text
+
+
+def _wrong_names(schema: dict[str, Any], arguments: str) -> str:
+    """Return what is wrong with the names of arguments: the SDK itself keeps everything about them from its errors."""
+    try:
+        given = json.loads(arguments)
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        return " They are no JSON object."
+    missing = [name for name in schema.get("required", ()) if name not in given]
+    unknown = [name for name in given if name not in schema.get("properties", {})]
+    said = (f" Missing: {', '.join(missing)}." if missing else "") + (
+        f" Unknown: {', '.join(unknown)}." if unknown else ""
+    )
+    return said or " The names are right; look at the types."

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 from taskiq import Context, TaskiqDepends
 from taskiq.exceptions import NoResultError
 
-from ._queue_tasks import GuardedTask, Message, Options, RequestId, result_of, with_parameter
+from ._parameters import with_parameter
+from ._queue_tasks import GuardedTask, Message, Options, RequestId, result_of
 from .messages import Disposition
 
 

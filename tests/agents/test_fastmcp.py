@@ -17,8 +17,10 @@ from safeagent_sa.aio import AsyncExecutionGuard
 from safeagent_sa.effects import EffectContext
 from safeagent_sa.integrations.agents import PreparedIntents
 from safeagent_sa.integrations.fastmcp import (
+    IDEMPOTENCY,
     KEY,
     GuardMiddleware,
+    IdempotencyExtension,
     answered,
     caller_key,
     guarded_effect,
@@ -160,8 +162,27 @@ def test_a_key_of_the_caller_is_wanted_and_names_the_intent(shop, rows):
     assert rows("bob") == [0]
 
 
-def test_an_error_of_the_database_shows_no_sql_to_the_model(shop):
+def test_the_extension_advertises_the_tools_and_refuses_a_call_without_its_key(shop, rows):
+    shop.add_extension(IdempotencyExtension(wanted_by=["mail", "count"], guarded=["pay"]))
+
+    async def scenario():
+        async with Client(shop) as client:
+            without, named = [
+                await client.call_tool("count", {"key": "k"}, raise_on_error=False, meta=meta)
+                for meta in (None, {KEY: "k"})
+            ]
+            return client.server_capabilities.extensions[IDEMPOTENCY], without, named
+
+    settings, without, named = asyncio.run(scenario())
+    assert settings == {"meta": KEY, "wantedBy": ["count", "mail"], "guarded": ["count", "mail", "pay"]}
+    assert (status(without), without.is_error) == ("invalid", True)
+    assert KEY in words(without)
+    assert status(named) == "executed"
+
+
+def test_an_error_of_the_database_shows_no_sql_to_the_model_and_its_cause_to_the_server(shop, caplog):
     [answer] = call(shop, ("broken", {"order_id": "o1"}))
+    assert "SELECT 1 / 0 AS secret" in caplog.text
 
     assert answer.is_error
     assert words(answer).startswith("Unknown: a technical error stopped this call.")

@@ -15,18 +15,20 @@ from langchain.tools import ToolRuntime, tool
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import InjectedToolCallId
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Command, interrupt
+from pydantic import BaseModel, Field
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from support.shop import insert
 
-from safeagent_sa import ExecutionGuard
+from safeagent_sa import ExecutionGuard, UnsupportedFunctionError
 from safeagent_sa.aio import AsyncExecutionGuard
-from safeagent_sa.effects import EffectContext
+from safeagent_sa.effects import AsyncEffectContext, EffectContext
 from safeagent_sa.integrations.agents import PreparedIntents, has_receipt
 from safeagent_sa.integrations.langgraph import (
     GuardMiddleware,
@@ -446,3 +448,161 @@ def test_an_effect_that_interrupts_for_an_approval_leaves_no_doubt_and_is_made_o
     resumed = graph.invoke(Command(resume="yes"), config)["messages"][-1]
     assert json.loads(resumed.content) == {"answer": "yes"}
     assert sent == ["o1"]
+
+
+# The forms of LangChain's @tool
+
+
+class Arguments(BaseModel):
+    order_id: str = Field(description="The order.")
+    amount: int = 5
+
+
+def paying(postgresql, **options):
+    return guarded_tool(
+        ExecutionGuard(), postgresql.sessions, request_id="order:{order_id}:pay", action="pay", scope="s", **options
+    )
+
+
+def test_a_tool_with_a_schema_of_its_own_is_guarded(postgresql, rows):
+    @tool(args_schema=Arguments)
+    @paying(postgresql)
+    def pay(session: Session, order_id: str, amount: int) -> dict[str, object]:
+        """Pay an order."""
+        return insert(session, order_id, amount)
+
+    graph = graph_of(ToolNode([pay]))
+    found = [answers(graph, asked(args, turn=turn))[0] for turn, args in enumerate([{"order_id": "o1"}, ORDER])]
+
+    assert [each.artifact["status"] for each in found] == ["executed", "replayed"]
+    assert [each.tool_call_id for each in found] == ["call_0_0", "call_1_0"]
+    assert set(pay.tool_call_schema.model_json_schema()["properties"]) == {"order_id", "amount"}
+    assert rows("o1") == [5]
+
+
+def test_a_tool_with_a_json_schema_is_guarded_where_it_has_the_runtime_and_refused_else(postgresql, rows):
+    def decorated(fn):
+        return graph_of(ToolNode([tool("pay", args_schema=Arguments.model_json_schema())(paying(postgresql)(fn))]))
+
+    def with_runtime(session: Session, runtime: ToolRuntime, order_id: str, amount: int) -> dict[str, object]:
+        """Pay an order."""
+        return insert(session, order_id, amount)
+
+    def without(session: Session, order_id: str, amount: int) -> dict[str, object]:
+        """Pay an order."""
+        return insert(session, order_id, amount)
+
+    with pytest.raises(UnsupportedFunctionError, match=r"without\(\) was called without the id .*runtime: ToolRuntime"):
+        answers(decorated(without), asked(ORDER))
+    assert (rows("o1"), postgresql.requests()) == ([], [])
+
+    found = [answers(decorated(with_runtime), asked(ORDER, turn=turn))[0] for turn in (1, 2)]
+    assert [(each.artifact["status"], each.tool_call_id) for each in found] == [
+        ("executed", "call_1_0"),
+        ("replayed", "call_2_0"),
+    ]
+    assert rows("o1") == [5]
+
+
+def test_a_tool_that_takes_any_keyword_is_guarded_and_these_are_payload(postgresql, rows):
+    @tool
+    @paying(postgresql)
+    def pay(session: Session, order_id: str, amount: int, **kwargs: object) -> dict[str, object]:
+        """Pay an order."""
+        return insert(session, order_id, amount) | {"more": kwargs["kwargs"]}
+
+    graph = graph_of(ToolNode([pay]))
+    found = [
+        answers(graph, asked(ORDER | {"kwargs": {"memo": memo}}))[0] for memo in ("for Bob", "for Bob", "for Carol")
+    ]
+
+    assert [each.artifact["status"] for each in found] == ["executed", "replayed", "conflict"]
+    assert json.loads(found[0].content)["more"] == {"memo": "for Bob"}
+    assert rows("o1") == [5]
+
+
+def test_a_tool_that_reads_the_id_of_its_call_gets_it(postgresql, rows):
+    @tool
+    @paying(postgresql)
+    def pay(
+        session: Session, order_id: str, amount: int, tool_call_id: Annotated[str, InjectedToolCallId]
+    ) -> dict[str, object]:
+        """Pay an order."""
+        return insert(session, order_id, amount) | {"by": tool_call_id}
+
+    graph = graph_of(ToolNode([pay]))
+    found = [answers(graph, asked(ORDER, turn=turn))[0] for turn in (1, 2)]
+
+    assert [each.artifact["status"] for each in found] == ["executed", "replayed"]
+    assert json.loads(found[0].content)["by"] == "call_1_0"
+    assert rows("o1") == [5]
+
+
+def test_a_parameter_by_the_name_of_the_calls_id_is_refused(postgresql):
+    with pytest.raises(UnsupportedFunctionError, match=r"pay\(\) has a parameter 'tool_call_id'"):
+
+        @paying(postgresql)
+        def pay(session: Session, order_id: str, tool_call_id: str) -> None: ...
+
+
+def test_an_artifact_stays_with_the_app_and_is_the_same_at_a_replay(postgresql, rows):
+    @tool(response_format="content_and_artifact")
+    @paying(postgresql, response_format="content_and_artifact")
+    def pay(session: Session, order_id: str, amount: int) -> tuple[str, dict[str, object]]:
+        """Pay an order."""
+        return "It is paid.", insert(session, order_id, amount)
+
+    graph = graph_of(ToolNode([pay]))
+    first, second, drifted = (
+        answers(graph, asked(args, turn=turn))[0] for turn, args in enumerate([ORDER, ORDER, ORDER | {"amount": 6}])
+    )
+
+    assert (first.content, first.status) == ("It is paid.", "success")
+    assert second.content.startswith("Already done at 2")
+    assert second.content.endswith("\nIt is paid.")
+    assert first.artifact == second.artifact
+    assert first.artifact["receipt"].startswith("rcpt_")
+    assert (drifted.status, drifted.artifact) == ("error", None)
+    assert 'earlier_result: "It is paid."' in drifted.content
+    assert "rcpt_" not in first.content + second.content + drifted.content
+    statuses = [each.response_metadata["safeagent_sa"]["status"] for each in (first, second, drifted)]
+    assert statuses == ["executed", "replayed", "conflict"]
+    assert rows("o1") == [5]
+
+
+def test_an_async_tool_with_artifacts_gets_the_same_answers(awaited, rows):
+    @tool(response_format="content_and_artifact")
+    @guarded_effect(
+        AsyncExecutionGuard().effect("mail"),
+        awaited.async_sessions,
+        request_id="order:{order_id}:mail",
+        scope="s",
+        response_format="content_and_artifact",
+    )
+    async def mail(effect: AsyncEffectContext, order_id: str) -> tuple[dict[str, str], str]:
+        """Send a mail."""
+        return {"sent": order_id}, effect.idempotency_key
+
+    graph = graph_of(ToolNode([mail]))
+    first, second = (
+        awaited.run(graph.ainvoke({"messages": [asked({"order_id": "o1"}, name="mail", turn=turn)]}))["messages"][-1]
+        for turn in (1, 2)
+    )
+    assert json.loads(first.content) == {"sent": "o1"}
+    assert first.artifact == second.artifact
+    assert second.response_metadata["safeagent_sa"]["status"] == "replayed"
+
+
+@pytest.mark.parametrize("returned", [tuple[str, dict[str, object]], tuple])
+def test_a_tuple_is_refused_until_its_format_is_named(postgresql, returned):
+    def pay(session: Session, order_id: str):
+        """Pay an order."""
+        return "paid", {}
+
+    pay.__annotations__["return"] = returned
+    with pytest.raises(UnsupportedFunctionError, match=r"pay\(\) returns a tuple.*response_format=\"content_and_artif"):
+        paying(postgresql)(pay)
+
+    graph = graph_of(ToolNode([tool(paying(postgresql, response_format="content")(pay))]))
+    [answer] = answers(graph, asked({"order_id": "o1"}))
+    assert json.loads(answer.content) == ["paid", {}]

@@ -17,6 +17,7 @@ from mcp.server.auth.middleware.auth_context import auth_context_var
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 from mcp.shared.exceptions import MCPError, UrlElicitationRequiredError
+from mcp_types import PaginatedRequestParams, ToolAnnotations
 from sqlalchemy import text
 from support.patience import PATIENCE
 from support.shop import AFTER_COMMIT, BEFORE_COMMIT, Shop, serving
@@ -24,7 +25,7 @@ from support.shop import AFTER_COMMIT, BEFORE_COMMIT, Shop, serving
 from safeagent_sa import ExecutionGuard, InvalidScopeError
 from safeagent_sa.effects import EffectContext
 from safeagent_sa.integrations import fastmcp, mcp
-from safeagent_sa.integrations.mcp import IDEMPOTENCY, KEY, call_tool, guarded_tool
+from safeagent_sa.integrations.mcp import GUARDED, IDEMPOTENCY, KEY, IdempotencyExtension, call_tool, guarded_tool
 from safeagent_sa.testing import explore_faults
 
 
@@ -213,7 +214,7 @@ def test_a_key_of_the_caller_is_beside_the_arguments_and_wanted(shop, rows):
     assert words(without).startswith("Not executed.")
     assert KEY in words(without)
     assert [status(answer) for answer in answers] == ["executed", "replayed", "executed"]
-    assert extensions[IDEMPOTENCY] == {"meta": KEY, "wantedBy": ["mail"]}
+    assert extensions[IDEMPOTENCY] == {"meta": KEY, "wantedBy": ["mail"], "guarded": ["mail"]}
     assert len(rows("bob")) == 2
 
 
@@ -405,23 +406,74 @@ def test_the_client_repeats_under_its_key_until_it_has_the_receipt(postgresql, r
     assert status(answer) in ("executed", "replayed")
 
 
-def test_the_client_repeats_nothing_where_the_server_takes_no_keys():
+def slow_server(calls, name="slow", extensions=(), **options):
+    """A server whose tool answers its second call alone, behind a tool that is never called."""
     from mcp.server.mcpserver import MCPServer
 
-    server, calls = MCPServer("plain"), []
+    server = MCPServer("slow", extensions=extensions)
+    server.tool(name="other")(lambda: "")
 
-    @server.tool()
+    @server.tool(name=name, **options)
     async def slow() -> str:
         calls.append(1)
-        await anyio.sleep_forever()
-        return ""
+        if len(calls) == 1:
+            await anyio.sleep_forever()
+        return "done"
+
+    return server
+
+
+@pytest.mark.parametrize("extensions", [[], [IdempotencyExtension(wanted_by=["other"], guarded=["another"])]])
+def test_the_client_repeats_no_tool_that_is_not_marked_and_says_so(extensions):
+    calls = []
 
     async def scenario():
-        async with Client(server) as client:
-            with pytest.raises(MCPError, match=r"[Tt]imed out"):
+        async with Client(slow_server(calls, extensions=extensions)) as client:
+            with pytest.raises(
+                MCPError, match=r"[Tt]imed out.*'slow' may have been executed, and was not called again"
+            ):
                 await call_tool(client, "slow", key="k", timeout=0.05)
             with pytest.raises(ValueError, match="attempts"):
                 await call_tool(client, "slow", key="k", attempts=0)
+
+    run(scenario())
+    assert calls == [1]
+
+
+MARKS = {
+    "extension": {"extensions": [IdempotencyExtension(guarded=["slow"])]},
+    "wanted key": {"extensions": [IdempotencyExtension(wanted_by=["slow"])]},
+    "meta": {"meta": GUARDED},
+    "idempotent hint": {"annotations": ToolAnnotations(idempotent_hint=True)},
+    "read-only hint": {"annotations": ToolAnnotations(read_only_hint=True)},
+}
+
+
+@pytest.mark.parametrize("marks", MARKS.values(), ids=MARKS)
+def test_the_client_repeats_a_tool_that_is_marked_as_guarded(marks):
+    calls = []
+
+    async def scenario():
+        async with Client(slow_server(calls, **marks)) as client:
+            return await call_tool(client, "slow", key="k", timeout=SOON, attempts=99)
+
+    assert run(scenario()).content[0].text == "done"
+    assert len(calls) >= 2
+
+
+def test_a_server_that_cannot_list_its_tools_in_time_gets_no_second_call():
+    calls = []
+    server = slow_server(calls, meta=GUARDED)
+
+    async def never(*_):
+        await anyio.sleep_forever()
+
+    server._lowlevel_server.add_request_handler("tools/list", PaginatedRequestParams, never)
+
+    async def scenario():
+        async with Client(server) as client:
+            with anyio.fail_after(PATIENCE), pytest.raises(MCPError, match="was not called again"):
+                await call_tool(client, "slow", key="k", timeout=0.05)
 
     run(scenario())
     assert calls == [1]

@@ -285,3 +285,18 @@ def test_an_app_can_answer_errors_itself(postgresql):
     [answer] = run(tool, ORDER | {"amount": "ten"})
 
     assert answer == {"status": "of the app"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"order_id": "o1", "sum": 5}, "Missing: amount, memo. Unknown: sum."),
+        ({"order_id": "o1", "amount": "ten", "memo": ""}, "The names are right; look at the types."),
+    ],
+)
+def test_a_model_learns_which_names_are_wrong_and_no_value_is_repeated(pay, arguments, expected):
+    [misfit] = run(pay, arguments)
+
+    assert misfit["status"] == "invalid"
+    assert misfit["message"].endswith(expected)
+    assert "ten" not in misfit["message"]

@@ -369,6 +369,37 @@ def test_a_key_that_each_attempt_makes_for_itself_is_refused_at_the_decoration(r
         guarded_tool(ExecutionGuard(), None, request_id=request_id, action="pay", scope="s")(tool_of_every_kind)
 
 
+def tool_of_business_ids(session: Session, ctx: Context, session_id: str, run_id: str, call: dict) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "request_id",
+    [
+        "session:{session_id}:book",
+        "run:{run_id}:pay",
+        "{call[call_id]}",
+        lambda session_id, run_id: f"{session_id}:{run_id}",
+        lambda call: call["call_id"],
+    ],
+)
+def test_an_id_of_the_business_may_have_the_name_of_one_of_a_call(request_id):
+    guarded_tool(ExecutionGuard(), None, request_id=request_id, action="book", scope="s")(tool_of_business_ids)
+
+
+@pytest.mark.parametrize(
+    "request_id",
+    [
+        "{ctx.session_id}:{session_id}",
+        lambda ctx, session_id: f"{ctx.session_id}:{session_id}",
+        lambda **arguments: arguments["ctx"].run_id,
+        lambda session_id: f"{session_id}:{uuid.uuid4()}",
+    ],
+)
+def test_a_key_of_the_context_is_refused_beside_one_of_the_business(request_id):
+    with pytest.raises(ValueError, match="request_id is made of"):
+        guarded_tool(ExecutionGuard(), None, request_id=request_id, action="book", scope="s")(tool_of_business_ids)
+
+
 def test_the_id_of_a_message_is_refused_in_a_function_of_the_context():
     def key(ctx: Context) -> str:
         return ctx.request_id
@@ -920,6 +951,27 @@ def test_a_receipt_is_a_reason_not_to_ask(place):
     assert not has_receipt(guard, place.sessions, "order:o1:pay", "bob")
 
 
+@pytest.mark.parametrize(
+    ("when_in_doubt", "is_settled"), [("park", True), ("retry", False), (lambda _: not_executed(), False)]
+)
+def test_a_person_is_asked_again_before_an_effect_in_doubt_is_executed_again(sqlite, when_in_doubt, is_settled):
+    sent = []
+
+    def lost(effect):
+        sent.append(effect.attempt)
+        raise TimeoutError
+
+    effect = ExecutionGuard().effect("charge", when_in_doubt=when_in_doubt)
+    key = (sqlite.sessions, "order:o1:charge", "alice")
+    assert not has_receipt(effect, *key)
+    assert charge_tool(sqlite, lost, when_in_doubt=when_in_doubt)("alice", "o1", 5)["status"] == "in_doubt"
+
+    assert has_receipt(effect, *key) == is_settled
+    assert has_receipt(ExecutionGuard(), *key)  # which does not know what the effect does about a doubt
+    charge_tool(sqlite, lost, when_in_doubt=when_in_doubt)("alice", "o1", 5)
+    assert sent == ([1] if is_settled else [1, 2])
+
+
 def test_an_outcome_without_a_receipt_is_a_reason_not_to_ask(sqlite):
     def lost(effect):
         raise TimeoutError
@@ -1191,6 +1243,31 @@ def test_a_tool_that_commits_an_intent_is_answered(place):
 def test_a_tool_that_returns_no_execution_is_a_mistake():
     with pytest.raises(errors.MisuseError, match="returned a str and no execution"):
         answered()(lambda: "done")()
+
+
+@pytest.mark.parametrize(("helper", "error"), INSIDE.values(), ids=INSIDE)
+def test_an_error_of_another_request_in_a_commit_is_no_answer_to_it(sqlite, helper, error):
+    claimed(sqlite, "welcome")
+    purge_all(sqlite)
+    claimed(sqlite, "ledger", scope="internal", payload=1)
+    with sqlite.sessions() as session, session.begin():
+        with ExecutionGuard().claim(session, "refused", action="other", scope="alice") as execution:
+            execution.refuse("SECRET", type="no")
+
+    def transfer(session: Session, reference: str, amount: int) -> dict[str, object]:
+        done = pay(session, reference, amount)
+        helper(session)
+        return done
+
+    transfers = PreparedIntents(ExecutionGuard(), sqlite.sessions, transfer, action="transfer")
+    intent = transfers.prepare(ARGUMENTS, scope="alice", intent_id="message-17")
+    transfers.approve(intent.handle, scope="alice", by="a person")
+    commit = answered()(lambda: transfers.commit(intent.handle, scope="alice"))
+
+    with pytest.raises(error) as raised:
+        commit()
+    assert "not the outcome of the tool's own request" in raised.value.__notes__[0]
+    assert sqlite.payments("bob") == 0
 
 
 async def test_an_async_intent_is_committed_once(async_place):

@@ -12,7 +12,8 @@ from support.app import Payment
 from safeagent_sa import ExecutionGuard, errors
 from safeagent_sa.aio import AsyncExecutionGuard
 from safeagent_sa.effects import EffectContext
-from safeagent_sa.integrations._queue_tasks import GuardedTask, Message, Options, with_parameter
+from safeagent_sa.integrations._parameters import with_parameter
+from safeagent_sa.integrations._queue_tasks import GuardedTask, Message, Options
 
 
 guard = ExecutionGuard()

@@ -1690,7 +1690,7 @@ EFFECTS = {
     ),
     "an unknown error frees the request": Mutant(
         FLOW,
-        "except (*self._put_off_by, *self._retry_on) as error:",
+        "except self.retries.kinds as error:",
         "except Exception as error:",
         "test_every_other_error_is_in_doubt_and_not_fired_again",
     ),
@@ -2084,6 +2084,24 @@ TOOLS_OF_AGENTS = {
         "return key",
         "test_a_key_of_the_caller_is_no_other_id_and_another_one_for_each_action",
     ),
+    "an id of a call passes for one of the business": Mutant(
+        AGENTS + "_keys.py",
+        "is_of_the_business = not reads_context and shown.issuperset(parameters)",
+        "is_of_the_business = True",
+        "test_a_key_of_the_context_is_refused_beside_one_of_the_business",
+    ),
+    "an effect in doubt is repeated without a question": Mutant(
+        AGENTS + "_calls.py",
+        "return not (is_effect and guard.terms.takes_over_doubt)",
+        "return True",
+        "test_a_person_is_asked_again_before_an_effect_in_doubt_is_executed_again",
+    ),
+    "an error of another request answers a commit": Mutant(
+        AGENTS + "_calls.py",
+        "            self.refuse_from_inside(error)\n",
+        "            pass\n",
+        "test_an_error_of_another_request_in_a_commit_is_no_answer_to_it",
+    ),
     "a model names the scope": Mutant(
         AGENTS + "_keys.py",
         "    if guessed:\n",
@@ -2092,8 +2110,8 @@ TOOLS_OF_AGENTS = {
     ),
     "what puts a call off makes doubt": Mutant(
         "_effects/flow.py",
-        "except (*self._put_off_by, *self._retry_on) as error:",
-        "except self._retry_on as error:",
+        "except self.retries.kinds as error:",
+        "except self.retries.on as error:",
         "test_a_call_that_the_framework_puts_off_leaves_nothing_and_comes_again",
     ),
     "a call that is put off forgets the doubt of an earlier one": Mutant(

@@ -25,6 +25,7 @@ from safeagent_sa.aio import AsyncExecutionGuard
 from safeagent_sa.effects import AsyncEffectContext, EffectContext
 from safeagent_sa.integrations.agents import PreparedIntents
 from safeagent_sa.integrations.mcp import (
+    GUARDED,
     IdempotencyExtension,
     answered,
     caller_key,
@@ -132,7 +133,7 @@ class Shop:
                 raise effect.not_done("card declined")
             return {"charge": effect.idempotency_key}
 
-        @server.tool()
+        @server.tool(meta=GUARDED)
         @guarded_effect(
             AsyncExecutionGuard().effect("send"), self.async_sessions, request_id="order:{order_id}:send", scope=scope
         )

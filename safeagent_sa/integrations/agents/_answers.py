@@ -44,6 +44,9 @@ FROM_INSIDE = "raised by the code of the tool, so it is not the outcome of the t
 _LONGEST_REASON = 500
 
 
+# json.dumps would make an encoder for each answer.
+_text_of = json.JSONEncoder(ensure_ascii=False).encode
+
 _UNTIL_APPROVED = {
     "unknown": "There is no such prepared intent. Prepare it, and use the handle that this returns.",
     "missing": "It is not approved yet. A person or a policy must approve it first; inform the user.",
@@ -102,7 +105,7 @@ class ToolAnswer:
     @property
     def result_text(self) -> str:
         """The result as JSON text: byte for byte the same for the first call and every repetition."""
-        return json.dumps(self.result, ensure_ascii=False)
+        return _text_of(self.result)
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -122,7 +125,7 @@ class ToolAnswer:
         shown: dict[str, Any] = {"message": self.message}
         if self.has_result:
             shown[_NAMES.get(self.status, "result")] = self.result
-        return json.dumps(shown | self.meta, ensure_ascii=False)
+        return _text_of(shown | self.meta)
 
     @property
     def lines(self) -> str:

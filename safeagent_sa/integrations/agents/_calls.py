@@ -21,7 +21,9 @@ from ..._claim import block as blocks
 from ..._effects.drive import Call as Asked
 from ..._effects.drive import Flow, drive, drive_async
 from ..._request.annotations import annotations_of, signature_of
+from ..._request.functions import name_of
 from ..._request.ids import Key
+from ..._request.results import annotation_of
 from ...errors import (
     ExecutionInDoubtError,
     ExecutionInProgressError,
@@ -65,7 +67,9 @@ def text(_result_type: Any) -> Shown:
 def answered(channel: Channel = text) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator for a tool that returns an execution: outcomes become answers; nothing commits here.
 
-    For tools that call a verb themselves, such as `intents.commit(handle, scope=...)`.
+    For tools that call a verb themselves, such as `intents.commit(handle, scope=...)`. It answers for whatever request an error is about
+    that leaves the tool, since it does not know which one the tool means: a tool that also claims other requests handles their errors
+    itself, or is a `guarded_tool`, which knows its own. What the function of an intent claims in a commit is known, and raised.
 
     Args:
         channel: How the framework shows an answer; by default as JSON text.
@@ -99,19 +103,21 @@ def answered(channel: Channel = text) -> Callable[[Callable[..., Any]], Callable
 
 
 def has_receipt(guard: Any, session_factory: Any, request_id: str | UUID | int, scope: str | UUID | int) -> Any:
-    """Return whether a request has an outcome, so that a call would execute nothing; nothing is claimed or written.
+    """Return whether a request has an outcome that the next call gets, so that it executes nothing; nothing is claimed or written.
 
-    Ask for an approval only where it returns False: a finished payment is then answered without a question.
+    Ask for an approval only where it returns False: a finished payment is then answered without a question. An effect in doubt is
+    executed by its next call where `when_in_doubt` is `"retry"` or a probe. Only the effect knows that: given a guard, a doubt is an
+    outcome, and no person is asked; given the effect, a person is asked again before that attempt.
 
     Args:
-        guard: An ExecutionGuard, or an AsyncExecutionGuard.
+        guard: An ExecutionGuard or an AsyncExecutionGuard, or the effect of a `guarded_effect`.
         session_factory: Makes the session to read with.
         request_id: The id of the request.
         scope: The scope of the request.
 
     Returns:
-        Whether it was executed, has failed for good, or is in doubt; with an AsyncExecutionGuard an awaitable of that. The next call of
-        an effect in doubt is one more attempt where `when_in_doubt` is `"retry"`, under the same key and the same approval.
+        Whether it was executed, refused, has failed for good, or is in doubt for the next call as well; with an async guard or effect an
+        awaitable of that.
 
     Raises:
         InvalidInputError: The id or the scope cannot be stored; nothing was sent.
@@ -123,15 +129,18 @@ def has_receipt(guard: Any, session_factory: Any, request_id: str | UUID | int, 
             return not has_receipt(guard, SessionLocal, f"order:{order_id}:pay", "alice")
         ```
     """
+    is_effect = hasattr(guard, "terms")
 
     def flow() -> Flow[bool]:
         try:
             found = yield _reads(guard._settings, request_id, scope)  # noqa: SLF001
-        except OutcomeError:  # failed, in doubt, or its receipt is gone
+        except ExecutionInDoubtError:
+            return not (is_effect and guard.terms.takes_over_doubt)
+        except OutcomeError:  # failed, refused, or its receipt is gone
             return True
         return found is not None
 
-    if is_async_verb(guard.run_transaction):
+    if is_async_verb(guard.execute):
         return drive_async(flow(), session_factory)
     return drive(flow(), session_factory)
 
@@ -167,6 +176,21 @@ class Own:
         except Exception as error:
             self._raised.append(error)
             raise
+
+    def named_after(self, fn: Callable[..., Any]) -> Callable[[Any], Any]:
+        """Return the function of the request with the name and the result type of the one that it calls."""
+        self.fn.__name__ = self.fn.__qualname__ = name_of(fn)
+        self.fn.__annotations__["return"] = annotation_of(fn)
+        return self.fn
+
+    def asked(self, call: Asked) -> Flow[Any]:
+        """Make the call; an error of another request is raised with a note."""
+        try:
+            done = yield call
+        except SafeAgentError as error:
+            self.refuse_from_inside(error)
+            raise
+        return done
 
     def refuse_from_inside(self, error: SafeAgentError) -> None:
         """Raise an error that is not about this request, with a note that says so."""

@@ -29,6 +29,7 @@ from ..._request.results import annotation_of
 from ..._settings import USE_DEFAULT, ConfiguredGuard
 from ...errors import InvalidPayloadError, NotApprovedError, OutcomeError, ReceiptExpiredError
 from ...execution import Execution, Receipt, ResultT
+from ._calls import Own
 from ._shield import shielded
 
 
@@ -139,8 +140,9 @@ class _Intents(Generic[ResultT]):
         if intent.is_purged:  # another attempt at an effect in doubt would have no arguments
             execution = yield partial(self._replayed, handle, scope)
             return execution
-        fn = partial(self._fn, **intent.arguments)
-        execution = yield Asked(attempt, (f"{handle}/{_COMMIT}", fn, scope), {})
+        key, fn = validate_key(scope, f"{handle}/{_COMMIT}"), partial(self._fn, **intent.arguments)
+        own = Own(self._settings, key, fn, is_async=inspect.iscoroutinefunction(self._fn), settles_doubt=False)
+        execution = yield from own.asked(Asked(attempt, (key.request_id, own.named_after(self._fn), scope), {}))
         return execution
 
     def _replayed(self, handle: str, scope: str | UUID | int, session: Session) -> Execution[Any]:

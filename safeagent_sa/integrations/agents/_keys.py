@@ -43,6 +43,10 @@ _UNSTABLE = {
     "progresstoken": _PER_MESSAGE,
     "jsonrpcid": _PER_MESSAGE,
 }
+# Of a framework's object these are ids of a call. As an argument that the model fills in they are ids of the business: a booked
+# session, a payroll run, a telephone call.
+_ALSO_OF_THE_BUSINESS = {"callid", "runid", "invocationid", "sessionid"}
+
 _NEVER_TWICE = dict.fromkeys(
     ("uuid1", "uuid4", "uuid7", "tokenhex", "tokenurlsafe", "tokenbytes", "timens", "monotonic"), _RANDOM
 )
@@ -105,16 +109,16 @@ def refuse_unstable(fn: Callable[..., Any], *, request_id: Any, scope: Any, has_
         raise ValueError(
             f"scope={scope!r}: every caller would share one scope, and get the receipts of others. {_PRINCIPAL}"
         )
-    context = context_of(fn)
-    for word in _words(request_id, context):
+    context, hidden = context_of(fn), filled_in(fn)
+    shown = set(signature_of(fn).parameters) - hidden if has_model else set[str]()
+    for word in _words(request_id, context, shown):
         why = (_UNSTABLE | _NEVER_TWICE).get(_plain(word))
         if why is not None:
             raise ValueError(f"request_id is made of {word!r}, which is {why}. {_INSTEAD}")
-    for word in _words(scope, context):
+    for word in _words(scope, context, set()):
         why = (_UNSTABLE | _NEVER_TWICE | _UNTRUSTED).get(_plain(word))
         if why is not None:
             raise ValueError(f"scope is made of {word!r}, which is {why}. {_PRINCIPAL}")
-    hidden = filled_in(fn)
     guessed = sorted(names_of(scope, fn) - hidden - {"self", "cls"}) if has_model else []
     if guessed:
         raise ValueError(
@@ -143,21 +147,25 @@ def names_of(made: Any, fn: Callable[..., Any]) -> set[str]:
     return {root_of(field) for field in _fields(made)} & set(names)
 
 
-def _words(made: Any, context: str | None) -> Iterator[str]:
-    """Yield the names that a template or the code of a function contains."""
+def _words(made: Any, context: str | None, shown: set[str]) -> Iterator[str]:
+    """Yield the names that a template or the code of a function contains, without ids of the business in arguments that are shown."""
     if callable(made):
-        code = _code_of(made)
-        yield from _words_of_code(code, reads_context=context_of(made) is not None)
-        if code is not None and context in signature_of(made).parameters:
+        code, parameters = _code_of(made), signature_of(made).parameters
+        reads_context = context_of(made) is not None
+        is_of_the_business = not reads_context and shown.issuperset(parameters)
+        for word in _words_of_code(code, reads_context=reads_context):
+            if not (is_of_the_business and _plain(word) in _ALSO_OF_THE_BUSINESS):
+                yield word
+        if code is not None and context in parameters:
             yield from map(_of_context, code.co_names[:1])
         return
     for field in _fields(made):
-        first, *rest = field.replace("[", ".").replace("]", "").split(".")
-        yield first
+        first, *rest = words = field.replace("[", ".").replace("]", "").split(".")
         if first == context:
             yield from map(_of_context, rest[:1])
-        for word in rest:
-            yield "jsonrpc_id" if first == context and _plain(word) == "requestid" else word
+        for word in words:
+            if not (first in shown and _plain(word) in _ALSO_OF_THE_BUSINESS):
+                yield "jsonrpc_id" if first == context and _plain(word) == "requestid" else word
 
 
 def _of_context(word: str) -> str:

@@ -39,6 +39,9 @@ class Repeated(Event):
 class RepeatedIntents:
     """Warns of calls that repeat an intent under another id, or refuses them; it sends nothing to the database.
 
+    It knows the calls of one process alone. Where replicas share the calls, a repetition on another one goes unnoticed: this finds
+    keys that each attempt makes for itself, it does not stop them. What holds across processes is the key.
+
     Two calls are the same where scope, action, payload and the arguments that the id is made of are equal. An id of a business
     object makes two intents two calls; a key that each attempt makes for itself does not.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -192,8 +191,7 @@ def guarded_effect(
         ```
     """
     is_async = is_async_verb(effect.execute)
-    making = copy.copy(effect)
-    making._put_off_by = put_off_by  # noqa: SLF001
+    making = effect.put_off_by(*put_off_by)
 
     def attempt(call: Call, own: Own) -> Any:
         own.fn.__annotations__["return"] = call.options["result_type"]
