@@ -170,6 +170,12 @@ WAITING = {
         "        return False, there",
         "test_a_waiter_that_was_overtaken_waits_again",
     ),
+    "the limit of a wait is a number of the driver's": Mutant(
+        SQL,
+        'return shown.label("limit_ms"), caller,',
+        'return cast(shown, BigInteger).label("limit_ms"), caller,',
+        "test_a_wait_reads_no_number_that_an_app_may_load_in_its_way",
+    ),
     "a waiter of a pipelined guard looks before it waits": Mutant(
         FAST_PATH,
         "(self._statements.prepare_wait, WAIT, self._statements.look)",
