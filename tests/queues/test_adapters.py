@@ -8,6 +8,7 @@ import queue
 import warnings
 from contextlib import nullcontext, suppress
 from types import SimpleNamespace
+from typing import Annotated
 
 import dramatiq
 import pytest
@@ -29,7 +30,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 from support.app import Payment
 from support.patience import PATIENCE
-from taskiq import InMemoryBroker
+from taskiq import InMemoryBroker, TaskiqDepends
 
 from safeagent_sa import ExecutionGuard, errors
 from safeagent_sa.aio import AsyncExecutionGuard
@@ -206,6 +207,33 @@ class TestTaskiq:
 
         assert asyncio.run(main()) == (1, 1)
         assert postgresql.payments("order-1") == 1
+
+    def test_a_message_must_not_replace_a_dependency(self, postgresql):
+        """taskiq puts the arguments of a message over what it resolves, and the payload has no dependency."""
+        broker = InMemoryBroker()
+
+        def tenant() -> str:
+            return "shop"
+
+        @broker.task
+        @taskiq.guarded(guard, postgresql.sessions, request_id="order:{order_id}")
+        def by_key(session: Session, order_id: int, of: Annotated[str, TaskiqDepends(tenant)]) -> str:
+            pay(session, order_id)
+            return of
+
+        async def main():
+            for replacing in ({}, {"of": "rival"}, {}):
+                sent = await by_key.kiq(order_id=1, **replacing)
+                yield await sent.wait_result(timeout=PATIENCE)
+
+        async def results():
+            return [each async for each in main()]
+
+        first, replaced, again = asyncio.run(results())
+        assert first.return_value == again.return_value == "shop"
+        assert isinstance(replaced.error, errors.InvalidPayloadError)
+        assert "rival" not in str(replaced.error)
+        assert replaced.error.path == "$.of"
 
 
 class TestDramatiq:
@@ -507,9 +535,11 @@ class TestFastStream:
         batch = KafkaAckableMessage(raw_message=(kafka().raw_message,) * 2, body=b"[]", consumer=FAKE_CONSUMER)
         assert faststream.message_id(batch) is None
 
-    def handle(self, handler, message, policy=AckPolicy.NACK_ON_ERROR, **body):
-        subscriber = SimpleNamespace(ack_policy=policy)
-        return asyncio.run(handler(safeagent_message=message, safeagent_handler=subscriber, **body))
+    def handle(self, handler, message, policy=AckPolicy.NACK_ON_ERROR, *, subscriber=None, **body):
+        subscriber = subscriber or SimpleNamespace(ack_policy=policy)
+        delivery = faststream.BadInputMiddleware(message.raw_message, context=None)
+        given = {"safeagent_message": message, "safeagent_handler": subscriber, "safeagent_ready": delivery}
+        return asyncio.run(handler(**given, **body))
 
     def test_two_partitions_with_one_offset_are_two_messages(self, postgresql):
         handler = faststream.guarded(guard, postgresql.sessions)(pay)
@@ -563,7 +593,7 @@ class TestFastStream:
         )
         expected = pytest.warns(RedeliveryWarning, match="max_deliver=3") if most == 3 else nullcontext()
         with expected:
-            assert asyncio.run(handler(safeagent_message=nats(), safeagent_handler=subscriber, order_id=1)) == 1
+            assert self.handle(handler, nats(), subscriber=subscriber, order_id=1) == 1
 
     def test_a_handler_that_is_called_as_a_function_needs_a_business_key(self, postgresql):
         with pytest.raises(errors.InvalidRequestIdError, match="publish it"):
