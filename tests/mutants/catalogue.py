@@ -491,6 +491,18 @@ COMPLETING = {
         "worth_it = False",
         "test_a_server_that_cannot_be_reached_is_tried_again",
     ),
+    "the time without a server uses attempts up": Mutant(
+        RUN,
+        "counts = self._is_connected or not self._is_timed",
+        "counts = True",
+        "test_a_server_that_cannot_be_reached_is_tried_again",
+    ),
+    "without a limit of time a server is waited for for ever": Mutant(
+        RUN,
+        "counts = self._is_connected or not self._is_timed",
+        "counts = self._is_connected",
+        "test_attempts_to_reach_a_server_are_bounded",
+    ),
     "the system's errors of connecting are the caller's": Mutant(
         SERVER,
         "isinstance(error, OSError) or",
@@ -1764,7 +1776,10 @@ RUNNING = {
         "test_a_connection_that_is_lost_in_the_function_is_replaced",
     ),
     "attempts are not bounded": Mutant(
-        RUN, "or self._left == 0 or", "or", "test_attempts_are_bounded_and_the_last_error_is_the_databases_own"
+        RUN,
+        "or (counts and self._left == 0) or",
+        "or",
+        "test_attempts_are_bounded_and_the_last_error_is_the_databases_own",
     ),
 }
 
