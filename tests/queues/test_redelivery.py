@@ -24,7 +24,7 @@ SYSTEMS = {
     "celery-redis": (CeleryRedis, "redis"),
     "celery-rabbitmq": (CeleryRabbitMQ, "rabbitmq"),
     "dramatiq-rabbitmq": (DramatiqRabbitMQ, "rabbitmq"),
-    "dramatiq-redis": (DramatiqRedis, "redis"),
+    "dramatiq-redis": (DramatiqRedis, "snapshotredis"),
     "taskiq-redis": (TaskiqRedis, "redis"),
     "procrastinate": (Procrastinate, None),
     "faststream-rabbitmq": (FastStreamRabbitMQ, "rabbitmq"),
@@ -140,12 +140,10 @@ def test_an_error_of_the_function_is_retried_by_the_queue_under_the_same_id(syst
 
 @guarded_or_not
 def test_a_broker_that_loses_its_power(system, hub, postgresql, is_guarded):
-    """The row is committed, and the acknowledgement finds no broker."""
+    """The row is committed, and the acknowledgement finds no broker, or one that forgets it."""
     system.work(is_guarded=is_guarded, gates="committed")
     system.send("pay", 1)
-    acknowledging = hub.wait("committed")
-    system.restart()
-    acknowledging.release()
+    system.restart(hub.wait("committed"))
     system.recover(is_guarded=is_guarded, gates="committed")
     if system.forgets_acknowledgements:
         if is_guarded:
