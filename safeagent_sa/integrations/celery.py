@@ -86,6 +86,7 @@ def guarded(
             message = _message(task, fn, run)
             if message.id is not None:
                 _warn_of_early_acks(task)
+                _warn_of_a_hard_time_limit(task)
             outcome = guarded_task.deliver(message, args, kwargs)
             return result_of(outcome) if message.id is None else _answer(task, outcome)
 
@@ -128,6 +129,19 @@ def _warn_of_early_acks(task: Any) -> None:
         warnings.warn(
             f"the task {task.name} acknowledges its messages before it runs, so a worker that dies loses them, and no guard can "
             "help. Write @app.task(bind=True, acks_late=True, reject_on_worker_lost=True).",
+            RedeliveryWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_a_hard_time_limit(task: Any) -> None:
+    limit = (task.request.timelimit or (None,))[0] or task.time_limit
+    acks = getattr(task, "acks_on_timeout", None)  # of Celery 5.7
+    if limit and (task.acks_on_failure_or_timeout if acks is None else acks):
+        warnings.warn(
+            f"the task {task.name} has a hard time limit of {limit} s. Celery kills a process that exceeds it, and acknowledges the "
+            "message, whose transaction was rolled back: it is lost, and no guard can help. Write @app.task(..., "
+            "acks_on_failure_or_timeout=False), or from Celery 5.7 acks_on_timeout=False, or take a soft_time_limit, which raises.",
             RedeliveryWarning,
             stacklevel=3,
         )

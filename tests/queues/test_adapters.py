@@ -66,6 +66,19 @@ class TestCelery:
             assert early.apply((1,)).get() == 1
         assert late.apply((1,)).get() == 1
 
+    @pytest.mark.parametrize(
+        ("options", "warns"),
+        [
+            ({"time_limit": 5}, True),
+            ({"time_limit": 5, "acks_on_failure_or_timeout": False}, False),
+            ({"soft_time_limit": 5}, False),
+        ],
+    )
+    def test_a_hard_time_limit_that_loses_the_message_warns(self, app, postgresql, options, warns):
+        task = app.task(name="limited", acks_late=True, **options)(celery.guarded(guard, postgresql.sessions)(pay))
+        with pytest.warns(RedeliveryWarning, match="hard time limit of 5 s") if warns else nullcontext():
+            assert task.apply((1,)).get() == 1
+
     def test_a_countdown_beyond_the_visibility_time_out_warns(self, app, postgresql):
         task = app.task(name="late", acks_late=True)(celery.guarded(guard, postgresql.sessions)(pay))
         plain = app.task(name="plain", acks_late=True)(idle)

@@ -3,9 +3,12 @@
 Workers are killed with SIGKILL, brokers lose their power, networks break; nothing is simulated.
 """
 
+import os
 import time
+from contextlib import suppress
 
 import pytest
+from queues.hub import PATIENCE
 from queues.systems import (
     CeleryRabbitMQ,
     CeleryRedis,
@@ -157,3 +160,31 @@ def test_a_broker_that_loses_its_power(system, hub, postgresql, is_guarded):
     hub.wait("committed").release()
     end(system)
     assert rows(postgresql, 2) == 1
+
+
+def wait_for_the_end_of(pid):
+    limit = time.monotonic() + PATIENCE
+    with suppress(ProcessLookupError):
+        while True:
+            os.kill(pid, 0)
+            assert time.monotonic() < limit, f"process {pid} still runs after {PATIENCE} s"
+            time.sleep(0.1)  # it is no child of this process
+
+
+@pytest.mark.parametrize("acks", ["1", "0"], ids=["acknowledged", "comes again"])
+def test_a_task_of_celery_that_its_hard_time_limit_kills(rabbitmq, hub, postgresql, tmp_path, acks):
+    """Acknowledged, as by default, its message is lost: the guard can only warn. Else it comes again, and is executed once."""
+    system = CeleryRabbitMQ(rabbitmq, postgresql.url, hub, tmp_path)
+    try:
+        system.work(gates="running", TIME_LIMIT="8", ACKS=acks)
+        system.send("pay", 1)
+        wait_for_the_end_of(hub.wait("running").pid)
+        if acks == "1":
+            system.send("pay", 2)
+        hub.wait("running").release()
+        hub.wait("committed")
+        end(system)
+        assert (rows(postgresql), rows(postgresql, 2)) == ((0, 1) if acks == "1" else (1, 0))
+        assert "Hard time limit" in system.logs()
+    finally:
+        system.close()
