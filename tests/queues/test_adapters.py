@@ -328,8 +328,12 @@ class TestDramatiqCalls:
 
     @pytest.mark.parametrize(
         "options",
-        [{"max_retries": 0}, {"retry_when": lambda retries, error: isinstance(error, ConnectionError)}],
-        ids=["max_retries", "retry_when"],
+        [
+            {"max_retries": 0},
+            {"retry_when": lambda retries, error: isinstance(error, ConnectionError)},
+            {"throws": (Exception,)},
+        ],
+        ids=["max_retries", "retry_when", "throws"],
     )
     @pytest.mark.parametrize("is_of_broker", [False, True], ids=["actor", "broker"])
     def test_a_message_beside_a_running_one_comes_again(self, broker, postgresql, options, is_of_broker):
@@ -356,6 +360,17 @@ class TestDramatiqCalls:
         assert seen == [0, 0]  # no retry is used up
         assert broker.dead_letters == []
         assert postgresql.payments("order-1") == 1
+
+    def test_what_an_actor_throws_is_for_the_dead_letters(self, broker, postgresql):
+        def fail(session: Session, order_id: int):
+            raise KeyError(order_id)
+
+        actor = dramatiq.actor(actor_name="fail", throws=KeyError, max_retries=5)(
+            dramatiq_adapter.guarded(guard, postgresql.sessions)(fail)
+        )
+        sent = actor.send(1)
+        handled(broker)
+        assert [each.message_id for each in broker.dead_letters] == [sent.message_id]
 
     def test_a_broker_without_retries_is_refused(self, postgresql):
         made = StubBroker(middleware=[dramatiq.middleware.CurrentMessage()])
