@@ -25,7 +25,7 @@ _MARK = "__safeagent_guarded__"
 _CALLED = "It was called as a function: use delay()."
 
 
-class _Final(Reject, Ignore):  # type: ignore[misc] # Celery has no types
+class _Rejected(Reject, Ignore):  # type: ignore[misc] # Celery has no types
     """Rejects a message, and is no error that `autoretry_for=(Exception,)` sends again: Celery leaves an Ignore alone."""
 
 
@@ -119,9 +119,15 @@ def _answer(task: Any, outcome: Outcome) -> Any:
     if outcome.disposition is Disposition.COME_AGAIN:
         # Not by retry(), which counts, and which an unlimited task ends after its own three.
         again = task.signature_from_request(countdown=outcome.retry_after, retries=task.request.retries)
-        again.apply_async()
+        try:
+            again.apply_async()
+        except Exception as error:
+            if task.request.is_eager:
+                raise
+            # Celery acknowledges what raises, and nothing else has this message.
+            raise _Rejected(str(error), requeue=True) from error
         raise Ignore(str(outcome.error))
-    raise _Final(outcome.error, requeue=False) from outcome.error
+    raise _Rejected(outcome.error, requeue=False) from outcome.error
 
 
 def _warn_of_early_acks(task: Any) -> None:

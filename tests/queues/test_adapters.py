@@ -201,6 +201,45 @@ class TestCelery:
         assert sorted(calls) == [(1, 0), (1, 1), (2, 0)]  # a time-out behind it proves nothing
         assert dict(postgresql.requests()) == {"order:1:charge": "completed", "order:2:charge": "in_doubt"}
 
+    @pytest.mark.filterwarnings("ignore")  # of Celery's use of redis-py
+    def test_a_message_that_cannot_be_sent_again_stays_with_its_broker(self, redis, postgresql):
+        """Another broker is written to than read from, and cannot be reached."""
+        started, ended = queue.Queue(), queue.Queue()
+
+        def made(**options):
+            app = Celery("again", broker=redis.url, set_as_current=False)
+            app.conf.update(task_default_queue="again", task_publish_retry=False, **options)
+            task = app.task(name="pay", acks_late=True, reject_on_worker_lost=True, autoretry_for=(Exception,))(
+                celery.guarded(guard, postgresql.sessions, request_id="order:{order_id}", action="pay")(pay)
+            )
+            return app, task
+
+        def note_start(**_):
+            started.put(1)
+
+        def note_end(state, **_):
+            if state == "SUCCESS":
+                ended.put(state)
+
+        def leave_logging_alone(**_):
+            """As above."""
+
+        (_, sender), (app, _) = made(), made(broker_read_url=redis.url)
+        signals.setup_logging.connect(leave_logging_alone)
+        signals.task_prerun.connect(note_start)
+        signals.task_postrun.connect(note_end)
+        with suppress(KeyError), postgresql.sessions() as session, session.begin():  # another delivery
+            with guard.claim(session, "order:1", action="pay", payload={"order_id": 1}):
+                with start_worker(app, perform_ping_check=False, pool="solo"):
+                    app.conf.broker_write_url = "redis://127.0.0.1:1/0"
+                    sender.delay(1)
+                    for _ in range(2):
+                        started.get(timeout=PATIENCE)
+                    session.rollback()
+                    assert ended.get(timeout=PATIENCE) == "SUCCESS"
+                raise KeyError("it fails")
+        assert postgresql.payments("order-1") == 1
+
 
 class TestTaskiq:
     def test_a_task_that_is_called_as_a_function_needs_a_business_key(self, postgresql):
