@@ -310,7 +310,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         result_type: type[ResultT] | None = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
-        timeout: float = 30.0,
+        timeout: float | None = 30.0,
         contain_commits: bool = False,
         **kwargs: Any,
     ) -> Execution[ResultT]: ...
@@ -329,7 +329,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         result_type: Any,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
-        timeout: float = 30.0,
+        timeout: float | None = 30.0,
         contain_commits: bool = False,
         **kwargs: Any,
     ) -> Execution[Any]: ...
@@ -347,7 +347,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         result_type: Any = None,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
-        timeout: float = 30.0,
+        timeout: float | None = 30.0,
         contain_commits: bool = False,
         **kwargs: Any,
     ) -> Execution[Any]:
@@ -355,8 +355,8 @@ class AsyncExecutionGuard(ConfiguredGuard):
 
         It runs the whole transaction again after a serialization failure, a deadlock, a lost connection, a server that cannot
         be reached or a prepared statement that a migration has outdated, with growing pauses. When the answer of COMMIT is lost,
-        or is an error that is not the server's own, the next attempt finds the receipt, or executes. For a failover, give it
-        attempts and time: `max_attempts=100, timeout=60`.
+        or is an error that is not the server's own, the next attempt finds the receipt, or executes. An attempt that reaches
+        no server is bounded by `timeout` alone. For a failover, give it time: `timeout=60`.
 
         Args:
             session_factory: Makes a new session for each attempt, such as `async_sessionmaker(engine)`.
@@ -369,8 +369,8 @@ class AsyncExecutionGuard(ConfiguredGuard):
             scope: The tenant or namespace; as in `claim`.
             result_type: The type of the result; None for the return annotation of `fn`.
             wait_timeout: Seconds that each attempt waits for another claim of the same request; as in `claim`.
-            max_attempts: The most attempts, including the first one.
-            timeout: Seconds after which no further attempt begins.
+            max_attempts: The most attempts, including the first one. One that reaches no server does not count.
+            timeout: Seconds after which no further attempt begins; None for no limit, and then every attempt counts.
             contain_commits: Give `fn` a second session of the factory whose `commit()` releases a savepoint, for services
                 that commit. Their `after_commit` hooks run early, and locks are held until this returns.
             **kwargs: Keyword arguments of `fn`. A parameter of `fn` must not have the name of an option of this verb,
@@ -439,7 +439,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         session_factory: AsyncSessionFactory,
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         max_attempts: int = 5,
-        timeout: float = 30.0,
+        timeout: float | None = 30.0,
         contain_commits: bool = False,
     ) -> OpensSession[AsyncSession]: ...
 
@@ -456,7 +456,7 @@ class AsyncExecutionGuard(ConfiguredGuard):
         wait_timeout: float | UseDefault | None = USE_DEFAULT,
         savepoint: bool = False,
         max_attempts: int = 5,
-        timeout: float = 30.0,
+        timeout: float | None = 30.0,
         contain_commits: bool = False,
     ) -> Any:
         """Return a decorator: each call is a request; its writes and result commit with the session's transaction.
@@ -482,7 +482,8 @@ class AsyncExecutionGuard(ConfiguredGuard):
             wait_timeout: Seconds to wait for another claim of the same request; as in `claim`.
             savepoint: Run each call in a SAVEPOINT, as in `claim`; not with `session_factory`.
             max_attempts: The most attempts, as in `run_transaction`; with `session_factory`.
-            timeout: Seconds after which no further attempt begins, as in `run_transaction`; with `session_factory`.
+            timeout: Seconds after which no further attempt begins, or None, as in `run_transaction`; with
+                `session_factory`.
             contain_commits: For functions that commit, as in `run_transaction`; with `session_factory`.
 
         Returns:

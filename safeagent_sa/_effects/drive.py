@@ -49,8 +49,10 @@ Step: TypeAlias = Callable[[Session], Any]
 _ValueT = TypeVar("_ValueT")
 Flow: TypeAlias = Generator[Step | Call, Any, _ValueT]
 
-# Attempts at one of the short transactions, and seconds for all of them.
-_ATTEMPTS = (5, 30.0)
+# Attempts at one of the short transactions, and seconds for all of them. What an effect has done is worth the wait for a server
+# that is away; a relay that looks for work, and a heartbeat, give up after their attempts.
+_OF_A_FLOW = (5, 30.0)
+_ALONE = (5, None)
 
 
 def drive(flow: Flow[_ValueT], session_factory: SessionFactory) -> _ValueT:
@@ -63,7 +65,7 @@ def drive(flow: Flow[_ValueT], session_factory: SessionFactory) -> _ValueT:
                     with step.running():
                         value = step.fn(*step.args, **step.kwargs)
                 else:
-                    value = run.run(session_factory, step, Attempts(*_ATTEMPTS))
+                    value = run.run(session_factory, step, Attempts(*_OF_A_FLOW))
             except Exception as error:  # noqa: BLE001 - the flow decides
                 step = flow.throw(error)
             else:
@@ -84,7 +86,7 @@ async def drive_async(flow: Flow[_ValueT], session_factory: AsyncSessionFactory)
                         value = step.fn(*step.args, **step.kwargs)
                         value = await value if inspect.isawaitable(value) else value
                 else:
-                    value = await run.run_async(session_factory, methodcaller("run_sync", step), Attempts(*_ATTEMPTS))
+                    value = await run.run_async(session_factory, methodcaller("run_sync", step), Attempts(*_OF_A_FLOW))
             except Exception as error:  # noqa: BLE001 - the flow decides
                 step = flow.throw(error)
             else:
@@ -96,9 +98,9 @@ async def drive_async(flow: Flow[_ValueT], session_factory: AsyncSessionFactory)
 
 def transact(session_factory: SessionFactory, step: Step) -> Any:
     """Run a step in its own transaction."""
-    return run.run(session_factory, step, Attempts(*_ATTEMPTS))
+    return run.run(session_factory, step, Attempts(*_ALONE))
 
 
 async def transact_async(session_factory: AsyncSessionFactory, step: Step) -> Any:
     """Run a step in its own transaction, through an async driver."""
-    return await run.run_async(session_factory, methodcaller("run_sync", step), Attempts(*_ATTEMPTS))
+    return await run.run_async(session_factory, methodcaller("run_sync", step), Attempts(*_ALONE))

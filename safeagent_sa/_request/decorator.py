@@ -44,7 +44,7 @@ def decorator(
     wait_timeout: Any,
     savepoint: bool,
     max_attempts: int,
-    timeout: float,
+    timeout: float | None,
     contain_commits: bool,
     is_async: bool,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

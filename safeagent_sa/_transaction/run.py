@@ -7,6 +7,7 @@ It ends transactions, because it begins them: effects, relays and purges run thr
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -48,15 +49,20 @@ class AsyncSessionFactory(Protocol):
 
 
 class Attempts:
-    """Counts the attempts of one call; `pause_after` decides whether there is another one."""
+    """Counts the attempts of one call; `pause_after` decides whether there is another one.
 
-    def __init__(self, max_attempts: int, timeout: float) -> None:
+    An attempt that has reached no server says nothing of the transaction, and a server may be away for longer than attempts
+    last. So it does not count: the time alone bounds these. Without a limit of time it counts, since it would never end.
+    """
+
+    def __init__(self, max_attempts: int, timeout: float | None) -> None:
         if max_attempts < 1:
             raise ValueError(f"max_attempts must be at least 1, not {max_attempts}")
-        if not timeout > 0:
-            raise ValueError(f"timeout must be more than 0, not {timeout}")
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout must be more than 0, or None for no limit of time, not {timeout}")
         self._left = max_attempts - 1
-        self._deadline = time.monotonic() + timeout
+        self._is_timed = timeout is not None
+        self._deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         self._pause = _FIRST_PAUSE
         self._is_commit_unknown = False
         self._is_connected = True
@@ -85,9 +91,10 @@ class Attempts:
             # After a lost connection it may be our own earlier attempt: the server may not have noticed yet that it is gone.
             worth_it = self._is_commit_unknown and isinstance(error, ExecutionInProgressError)
         pause = random.uniform(self._pause / 2, self._pause)  # noqa: S311 - spreads load, keeps no secret
-        if not worth_it or self._left == 0 or time.monotonic() + pause > self._deadline:
+        counts = self._is_connected or not self._is_timed
+        if not worth_it or (counts and self._left == 0) or time.monotonic() + pause > self._deadline:
             return None
-        self._left -= 1
+        self._left -= counts
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         return pause
 

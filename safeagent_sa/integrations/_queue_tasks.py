@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -14,7 +14,7 @@ from .._request.annotations import parameter_types, signature_of
 from .._request.results import annotation_of
 from .._request.signature import Call, Plan
 from .._request.supplied import EFFECT_CONTEXT, SESSION
-from ..errors import InvalidInputError, InvalidRequestIdError
+from ..errors import InvalidInputError, InvalidPayloadError, InvalidRequestIdError
 from .messages import Outcome, adeliver, deliver, outcome_of
 
 
@@ -30,6 +30,8 @@ class Message(NamedTuple):
     """The id that is the same on every redelivery; None where the queue has none."""
     missing: str = ""
     """What to do where there is none."""
+    replaced: Collection[str] = ()
+    """The dependencies of the function in whose place the message has a value."""
 
     @property
     def name(self) -> str:
@@ -73,8 +75,8 @@ class GuardedTask:
         self._fn = fn
         signature = signature_of(fn)
         kinds = parameter_types(fn, signature)
-        parameters = signature.parameters.values()
-        self.filled_in = [each.name for each in parameters if is_supplied(each.replace(annotation=kinds[each.name]))]
+        parameters = (each.replace(annotation=kinds[each.name]) for each in signature.parameters.values())
+        self.filled_in = {each.name: each for each in parameters if is_supplied(each)}
         self.plan = Plan(
             fn,
             request_id=options.request_id or (lambda: ""),  # then the message's own
@@ -143,6 +145,14 @@ class GuardedTask:
         return again if behind is None or isinstance(behind, self._guard.retries.on) else behind
 
     def _request(self, message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, dict[str, Any]]:
+        if message.replaced:
+            names = ", ".join(sorted(message.replaced))
+            raise InvalidPayloadError(
+                f"a message for {message.task} has a value for {names}, which the function gets from a dependency. The queue puts "
+                "that value in the place of the dependency, and the payload leaves both out, so a replay could answer another "
+                "request. Nothing was sent to the database. Send it without, or rename the parameter of the function.",
+                path=f"$.{min(message.replaced)}",
+            )
         call = self.plan.call(args, kwargs)
         given: Any = call.request_id
         if self._options.request_id is None:

@@ -25,7 +25,7 @@ _MARK = "__safeagent_guarded__"
 _CALLED = "It was called as a function: use delay()."
 
 
-class _Final(Reject, Ignore):  # type: ignore[misc] # Celery has no types
+class _Rejected(Reject, Ignore):  # type: ignore[misc] # Celery has no types
     """Rejects a message, and is no error that `autoretry_for=(Exception,)` sends again: Celery leaves an Ignore alone."""
 
 
@@ -86,6 +86,7 @@ def guarded(
             message = _message(task, fn, run)
             if message.id is not None:
                 _warn_of_early_acks(task)
+                _warn_of_a_hard_time_limit(task)
             outcome = guarded_task.deliver(message, args, kwargs)
             return result_of(outcome) if message.id is None else _answer(task, outcome)
 
@@ -118,9 +119,15 @@ def _answer(task: Any, outcome: Outcome) -> Any:
     if outcome.disposition is Disposition.COME_AGAIN:
         # Not by retry(), which counts, and which an unlimited task ends after its own three.
         again = task.signature_from_request(countdown=outcome.retry_after, retries=task.request.retries)
-        again.apply_async()
+        try:
+            again.apply_async()
+        except Exception as error:
+            if task.request.is_eager:
+                raise
+            # Celery acknowledges what raises, and nothing else has this message.
+            raise _Rejected(str(error), requeue=True) from error
         raise Ignore(str(outcome.error))
-    raise _Final(outcome.error, requeue=False) from outcome.error
+    raise _Rejected(outcome.error, requeue=False) from outcome.error
 
 
 def _warn_of_early_acks(task: Any) -> None:
@@ -128,6 +135,19 @@ def _warn_of_early_acks(task: Any) -> None:
         warnings.warn(
             f"the task {task.name} acknowledges its messages before it runs, so a worker that dies loses them, and no guard can "
             "help. Write @app.task(bind=True, acks_late=True, reject_on_worker_lost=True).",
+            RedeliveryWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_a_hard_time_limit(task: Any) -> None:
+    limit = (task.request.timelimit or (None,))[0] or task.time_limit
+    acks = getattr(task, "acks_on_timeout", None)  # of Celery 5.7
+    if limit and (task.acks_on_failure_or_timeout if acks is None else acks):
+        warnings.warn(
+            f"the task {task.name} has a hard time limit of {limit} s. Celery kills a process that exceeds it, and acknowledges the "
+            "message, whose transaction was rolled back: it is lost, and no guard can help. Write @app.task(..., "
+            "acks_on_failure_or_timeout=False), or from Celery 5.7 acks_on_timeout=False, or take a soft_time_limit, which raises.",
             RedeliveryWarning,
             stacklevel=3,
         )

@@ -35,6 +35,16 @@ class _RetryWhen:
         return isinstance(error, _ComeAgain) or self.decide(retries, error)
 
 
+@dataclass(frozen=True)
+class _Throws:
+    """The `throws` of an actor, which names errors of its function alone; the second argument of an isinstance()."""
+
+    classes: Any
+
+    def __instancecheck__(self, error: Any) -> bool:
+        return isinstance(error, self.classes) and not isinstance(error, _ComeAgain)
+
+
 # The message that a guarded function handles: what that function calls in turn is not its delivery.
 _TAKEN: ContextVar[Any] = ContextVar("safeagent_taken", default=None)
 
@@ -146,6 +156,9 @@ def _let_it_come_again(broker: Any, actor: Any) -> None:
     decide = actor.options.get("retry_when", retries.retry_when)
     if decide is not None and not isinstance(decide, _RetryWhen):
         actor.options["retry_when"] = _RetryWhen(decide)
+    throws = actor.options.get("throws")
+    if throws and not isinstance(throws, _Throws):
+        actor.options["throws"] = _Throws(throws)
 
 
 def _name_of(run: Callable[..., Any]) -> str:

@@ -217,7 +217,7 @@ def deliver(
         ClaimLostError, TransactionAbortedError: The function swallowed an error that ended its transaction.
         UnsupportedFunctionError: `action` is missing for a guard, or given for an effect; or `fn` is of the wrong kind.
         ExecutionInDoubtError: An effect that is called again after doubt may have happened; the next delivery calls it.
-        sqlalchemy.exc.DBAPIError: The database failed, and five attempts did not help.
+        sqlalchemy.exc.DBAPIError: The database failed, and five attempts did not help; or it could not be reached for 30 s.
         Exception: What `fn` raises. Nothing is stored, and the next delivery executes.
 
     Example:

@@ -77,7 +77,9 @@ def guarded(
             if context is None:
                 message = Message(f"{fn.__module__}:{fn.__name__}", None, "It was called as a function: use kiq().")
                 return result_of(await guarded_task.either(message, args, kwargs))
-            message = Message(context.message.task_name, context.message.task_id)
+            # taskiq lets an argument of the message replace a dependency.
+            replaced = context.message.kwargs.keys() & guarded_task.filled_in.keys()
+            message = Message(context.message.task_name, context.message.task_id, replaced=replaced)
             outcome = await guarded_task.either(message, args, kwargs)
             if outcome.disposition is Disposition.ACKNOWLEDGE:
                 return outcome.result

@@ -223,6 +223,19 @@ def test_a_connection_that_is_lost_in_the_function_is_replaced(postgresql):
     assert postgresql.payments("order-1") == 1
 
 
+def test_without_a_limit_of_time_the_attempts_are_the_bound(postgresql):
+    tries = []
+
+    def always_fail(session):
+        tries.append(1)
+        session.execute(text("DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40001'; END $$"))
+
+    with pytest.raises(DBAPIError):
+        guard.run_transaction(postgresql.sessions, "order-1", always_fail, action="pay", max_attempts=3, timeout=None)
+
+    assert len(tries) == 3
+
+
 def test_after_a_lost_connection_it_may_be_our_own_attempt():
     lost = OperationalError("COMMIT", {}, Exception("gone"), connection_invalidated=True)
     busy = ExecutionInProgressError("busy")

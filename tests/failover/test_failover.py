@@ -3,21 +3,26 @@
 Chosen by `-m failover` (`make failover`): PostgreSQL's own programs, pg_basebackup, pg_promote and pg_rewind.
 """
 
+import asyncio
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import NullPool
 from support.app import Port, pay
 from support.clusters import Cluster, until
+from support.patience import PATIENCE
 
 from safeagent_sa import ExecutionGuard
+from safeagent_sa.aio import AsyncExecutionGuard
 
 
 pytestmark = [pytest.mark.failover, pytest.mark.timeout(900)]
@@ -34,10 +39,10 @@ EVERY_DRIVER = [
 
 
 @contextmanager
-def cluster(synchronous):
-    """Three servers with the tables of guard and business."""
+def cluster(synchronous, names="abc"):
+    """Servers, three if not named, with the tables of guard and business."""
     try:
-        made = Cluster(synchronous=synchronous)
+        made = Cluster(names, synchronous=synchronous)
     except RuntimeError as error:
         pytest.fail(str(error), pytrace=False)
     try:
@@ -241,3 +246,38 @@ def test_an_old_primary_that_comes_back_acknowledges_nothing(tmp_path):
         receipts, _, payments = stored(old)
         assert payments == {"order-1": 1}
         assert receipts == stored(new)[0]
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "asyncpg"])
+def test_a_server_that_is_down_for_longer_than_the_attempts_last(driver):
+    """The time that it is away is bounded by `timeout` alone."""
+    bounds = {"action": "pay", "max_attempts": 2, "timeout": PATIENCE}
+    refused = []
+
+    def call(url):
+        engine = create_engine(url, poolclass=NullPool)
+        event.listen(engine, "do_connect", lambda *_: refused.append(1))
+        return ExecutionGuard().run_transaction(sessionmaker(engine), "order-1", pay, "order-1", **bounds)
+
+    async def call_async(url):
+        engine = create_async_engine(url, poolclass=NullPool)
+        event.listen(engine.sync_engine, "do_connect", lambda *_: refused.append(1))
+
+        async def pay_async(session):
+            return await session.run_sync(pay, "order-1")
+
+        return await AsyncExecutionGuard().run_transaction(async_sessionmaker(engine), "order-1", pay_async, **bounds)
+
+    def work(url):
+        return asyncio.run(call_async(url)) if driver == "asyncpg" else call(url)
+
+    with cluster(None, names="a") as made, ThreadPoolExecutor(1) as pool:
+        (node,) = made.nodes
+        node.kill()
+        done = pool.submit(work, node.url.set(drivername=f"postgresql+{driver}"))
+        until("more refusals than attempts", lambda: len(refused) > 5 or done.done())
+        assert not done.done(), done.exception()
+        node.start()
+        assert not done.result(timeout=PATIENCE).is_replay
+        with port_of(node) as port:
+            assert port.payments("order-1") == 1

@@ -170,6 +170,12 @@ WAITING = {
         "        return False, there",
         "test_a_waiter_that_was_overtaken_waits_again",
     ),
+    "the limit of a wait is a number of the driver's": Mutant(
+        SQL,
+        'return shown.label("limit_ms"), caller,',
+        'return cast(shown, BigInteger).label("limit_ms"), caller,',
+        "test_a_wait_reads_no_number_that_an_app_may_load_in_its_way",
+    ),
     "a waiter of a pipelined guard looks before it waits": Mutant(
         FAST_PATH,
         "(self._statements.prepare_wait, WAIT, self._statements.look)",
@@ -484,6 +490,18 @@ COMPLETING = {
         "worth_it = is_unreachable(error)",
         "worth_it = False",
         "test_a_server_that_cannot_be_reached_is_tried_again",
+    ),
+    "the time without a server uses attempts up": Mutant(
+        RUN,
+        "counts = self._is_connected or not self._is_timed",
+        "counts = True",
+        "test_a_server_that_cannot_be_reached_is_tried_again",
+    ),
+    "without a limit of time a server is waited for for ever": Mutant(
+        RUN,
+        "counts = self._is_connected or not self._is_timed",
+        "counts = self._is_connected",
+        "test_attempts_to_reach_a_server_are_bounded",
     ),
     "the system's errors of connecting are the caller's": Mutant(
         SERVER,
@@ -1758,7 +1776,10 @@ RUNNING = {
         "test_a_connection_that_is_lost_in_the_function_is_replaced",
     ),
     "attempts are not bounded": Mutant(
-        RUN, "or self._left == 0 or", "or", "test_attempts_are_bounded_and_the_last_error_is_the_databases_own"
+        RUN,
+        "or (counts and self._left == 0) or",
+        "or",
+        "test_attempts_are_bounded_and_the_last_error_is_the_databases_own",
     ),
 }
 

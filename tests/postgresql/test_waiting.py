@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from psycopg.adapt import Loader
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
@@ -154,6 +155,39 @@ def test_a_wait_leaves_the_statement_timeout_alone(postgresql, holder):
         settings = "SELECT current_setting('statement_timeout'), current_setting('lock_timeout')"
         assert tuple(session.execute(text(settings)).one()) == ("2min", "0")
 
+    assert postgresql.payments("order-1") == 1
+
+
+class _Numbers(Loader):
+    """Loads bigint as something else, as an app may ask of psycopg."""
+
+    def load(self, data):
+        return f"{bytes(data).decode()} pieces"
+
+
+@pytest.mark.parametrize("pipeline", ["off", "auto"])
+@pytest.mark.parametrize("locking", ["advisory", "key"])
+def test_a_wait_reads_no_number_that_an_app_may_load_in_its_way(postgresql, holder, pipeline, locking):
+    engine = asked(create_engine(postgresql.url))
+    event.listen(engine, "connect", lambda driver, _: driver.adapters.register_loader("int8", _Numbers))
+    engine.dispose()
+    own = Port("own", postgresql.url, engine)
+    with own.sessions() as session, session.begin():
+        assert session.scalar(text("SELECT 7::bigint")) == "7 pieces"
+        session.rollback()
+    options = {"pipeline": pipeline, "locking": locking}
+    with own.sessions() as session, session.begin():
+        with pytest.raises(ExecutionInProgressError):
+            ExecutionGuard(**options).execute(session, "order-1", pay, action="pay", wait_timeout=0.05)
+        assert session.scalar(text("SHOW lock_timeout")) == "0"
+    caller = Caller(own, "order-1", wait_timeout=PATIENCE, **options)
+    wait_until(lambda: a_caller_waits(postgresql))
+    holder.commit()
+    caller.join()
+    own.dispose()
+
+    assert caller.error is None
+    assert caller.execution.is_replay
     assert postgresql.payments("order-1") == 1
 
 

@@ -8,6 +8,7 @@ import subprocess
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from support.patience import PATIENCE
@@ -88,14 +89,21 @@ class Redis(Broker):
     def url(self):
         return f"redis://127.0.0.1:{self.port}/0"
 
+    durability: ClassVar = {"appendonly": "yes", "appendfsync": "always"}
+
     def command(self):
         options = {"port": self.port, "bind": "127.0.0.1", "dir": self.folder, "save": ""}
-        durable = {"appendonly": "yes", "appendfsync": "always"}
-        given = [str(word) for name, value in (options | durable).items() for word in (f"--{name}", value)]
+        given = [str(word) for name, value in (options | self.durability).items() for word in (f"--{name}", value)]
         return [program("redis-server", "redis-server"), *given]
 
     def is_ready(self):
         return accepts(self.port, b"PING\r\n", b"+PONG")
+
+
+class SnapshotRedis(Redis):
+    """As Redis is configured by default: it starts again with its last snapshot, which the test takes."""
+
+    durability: ClassVar = {"appendonly": "no"}
 
 
 class Nats(Broker):

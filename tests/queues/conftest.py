@@ -1,7 +1,7 @@
 """Brokers for the whole run, and a line to the workers of each test."""
 
 import pytest
-from queues.brokers import Nats, RabbitMQ, Redis
+from queues.brokers import Nats, RabbitMQ, Redis, SnapshotRedis
 from queues.hub import Hub
 
 
@@ -20,7 +20,7 @@ def _broker(kind):
     return broker
 
 
-redis, rabbitmq, nats = map(_broker, (Redis, RabbitMQ, Nats))
+redis, snapshotredis, rabbitmq, nats = map(_broker, (Redis, SnapshotRedis, RabbitMQ, Nats))
 
 
 @pytest.fixture

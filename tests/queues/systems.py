@@ -120,9 +120,10 @@ class System:
     def resume(self, running):
         """End what `redeliver` began."""
 
-    def restart(self):
-        """Take the broker's power, and start it again."""
+    def restart(self, acknowledging):
+        """Take the broker's power, and start it again, in front of an acknowledgement."""
         self.broker.restart()
+        acknowledging.release()
 
     def recover(self, **options):
         """Do what an operator must do after that."""
@@ -213,8 +214,25 @@ class DramatiqRabbitMQ(OnRabbitMQ):
 
 class DramatiqRedis(OnRedis):
     name = "dramatiq"
-    forgets_acknowledgements = False  # they are commands that the client sends again
     command = DramatiqRabbitMQ.command
+
+    def restart(self, acknowledging):
+        """Let the broker start again with a snapshot of the time before the acknowledgement.
+
+        The power alone is not enough: an acknowledgement is a command that the client sends again.
+        """
+        self.client.save()
+        acknowledging.release()
+        limit = time.monotonic() + PATIENCE
+        while self.left():
+            assert time.monotonic() < limit, "the worker acknowledges nothing"
+            time.sleep(0.05)
+        self.broker.restart()
+
+    def recover(self, **options):
+        """Start the worker again: what a worker holds comes back when it is gone."""
+        self.workers[-1].kill()
+        self.work(**options)
 
     def left(self):
         names = [f"dramatiq:{queue}" for queue in ("payments", "payments.DQ")]
@@ -267,7 +285,9 @@ class TaskiqRedis(OnRedis):
 
 class Procrastinate(System):
     name = "procrastinate"
-    forgets_acknowledgements = False  # they are statements that the worker sends again
+    # They are statements that the worker sends again, to the database of the rows: what a crash or a backup keeps of one, it keeps
+    # of the other.
+    forgets_acknowledgements = False
     command = ("-m", "procrastinate", "--app", "procrastinate_app.app", "worker", "--concurrency", "1")
 
     def prepare(self):
@@ -282,9 +302,10 @@ class Procrastinate(System):
     def dead_letters(self):
         return int(self._manage("count_dead"))
 
-    def restart(self):
+    def restart(self, acknowledging):
         """End every connection of the worker, as a restart of PostgreSQL does."""
         self._manage("end_connections")
+        acknowledging.release()
 
     def _manage(self, name):
         return self.run(f"import sending; sending.procrastinate_{name}()")

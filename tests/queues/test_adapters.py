@@ -8,6 +8,7 @@ import queue
 import warnings
 from contextlib import nullcontext, suppress
 from types import SimpleNamespace
+from typing import Annotated
 
 import dramatiq
 import pytest
@@ -29,7 +30,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 from support.app import Payment
 from support.patience import PATIENCE
-from taskiq import InMemoryBroker
+from taskiq import InMemoryBroker, TaskiqDepends
 
 from safeagent_sa import ExecutionGuard, errors
 from safeagent_sa.aio import AsyncExecutionGuard
@@ -64,6 +65,19 @@ class TestCelery:
         with pytest.warns(RedeliveryWarning, match="acks_late=True, reject_on_worker_lost=True"):
             assert early.apply((1,)).get() == 1
         assert late.apply((1,)).get() == 1
+
+    @pytest.mark.parametrize(
+        ("options", "warns"),
+        [
+            ({"time_limit": 5}, True),
+            ({"time_limit": 5, "acks_on_failure_or_timeout": False}, False),
+            ({"soft_time_limit": 5}, False),
+        ],
+    )
+    def test_a_hard_time_limit_that_loses_the_message_warns(self, app, postgresql, options, warns):
+        task = app.task(name="limited", acks_late=True, **options)(celery.guarded(guard, postgresql.sessions)(pay))
+        with pytest.warns(RedeliveryWarning, match="hard time limit of 5 s") if warns else nullcontext():
+            assert task.apply((1,)).get() == 1
 
     def test_a_countdown_beyond_the_visibility_time_out_warns(self, app, postgresql):
         task = app.task(name="late", acks_late=True)(celery.guarded(guard, postgresql.sessions)(pay))
@@ -187,6 +201,45 @@ class TestCelery:
         assert sorted(calls) == [(1, 0), (1, 1), (2, 0)]  # a time-out behind it proves nothing
         assert dict(postgresql.requests()) == {"order:1:charge": "completed", "order:2:charge": "in_doubt"}
 
+    @pytest.mark.filterwarnings("ignore")  # of Celery's use of redis-py
+    def test_a_message_that_cannot_be_sent_again_stays_with_its_broker(self, redis, postgresql):
+        """Another broker is written to than read from, and cannot be reached."""
+        started, ended = queue.Queue(), queue.Queue()
+
+        def made(**options):
+            app = Celery("again", broker=redis.url, set_as_current=False)
+            app.conf.update(task_default_queue="again", task_publish_retry=False, **options)
+            task = app.task(name="pay", acks_late=True, reject_on_worker_lost=True, autoretry_for=(Exception,))(
+                celery.guarded(guard, postgresql.sessions, request_id="order:{order_id}", action="pay")(pay)
+            )
+            return app, task
+
+        def note_start(**_):
+            started.put(1)
+
+        def note_end(state, **_):
+            if state == "SUCCESS":
+                ended.put(state)
+
+        def leave_logging_alone(**_):
+            """As above."""
+
+        (_, sender), (app, _) = made(), made(broker_read_url=redis.url)
+        signals.setup_logging.connect(leave_logging_alone)
+        signals.task_prerun.connect(note_start)
+        signals.task_postrun.connect(note_end)
+        with suppress(KeyError), postgresql.sessions() as session, session.begin():  # another delivery
+            with guard.claim(session, "order:1", action="pay", payload={"order_id": 1}):
+                with start_worker(app, perform_ping_check=False, pool="solo"):
+                    app.conf.broker_write_url = "redis://127.0.0.1:1/0"
+                    sender.delay(1)
+                    for _ in range(2):
+                        started.get(timeout=PATIENCE)
+                    session.rollback()
+                    assert ended.get(timeout=PATIENCE) == "SUCCESS"
+                raise KeyError("it fails")
+        assert postgresql.payments("order-1") == 1
+
 
 class TestTaskiq:
     def test_a_task_that_is_called_as_a_function_needs_a_business_key(self, postgresql):
@@ -206,6 +259,33 @@ class TestTaskiq:
 
         assert asyncio.run(main()) == (1, 1)
         assert postgresql.payments("order-1") == 1
+
+    def test_a_message_must_not_replace_a_dependency(self, postgresql):
+        """taskiq puts the arguments of a message over what it resolves, and the payload has no dependency."""
+        broker = InMemoryBroker()
+
+        def tenant() -> str:
+            return "shop"
+
+        @broker.task
+        @taskiq.guarded(guard, postgresql.sessions, request_id="order:{order_id}")
+        def by_key(session: Session, order_id: int, of: Annotated[str, TaskiqDepends(tenant)]) -> str:
+            pay(session, order_id)
+            return of
+
+        async def main():
+            for replacing in ({}, {"of": "rival"}, {}):
+                sent = await by_key.kiq(order_id=1, **replacing)
+                yield await sent.wait_result(timeout=PATIENCE)
+
+        async def results():
+            return [each async for each in main()]
+
+        first, replaced, again = asyncio.run(results())
+        assert first.return_value == again.return_value == "shop"
+        assert isinstance(replaced.error, errors.InvalidPayloadError)
+        assert "rival" not in str(replaced.error)
+        assert replaced.error.path == "$.of"
 
 
 class TestDramatiq:
@@ -287,8 +367,12 @@ class TestDramatiqCalls:
 
     @pytest.mark.parametrize(
         "options",
-        [{"max_retries": 0}, {"retry_when": lambda retries, error: isinstance(error, ConnectionError)}],
-        ids=["max_retries", "retry_when"],
+        [
+            {"max_retries": 0},
+            {"retry_when": lambda retries, error: isinstance(error, ConnectionError)},
+            {"throws": (Exception,)},
+        ],
+        ids=["max_retries", "retry_when", "throws"],
     )
     @pytest.mark.parametrize("is_of_broker", [False, True], ids=["actor", "broker"])
     def test_a_message_beside_a_running_one_comes_again(self, broker, postgresql, options, is_of_broker):
@@ -315,6 +399,17 @@ class TestDramatiqCalls:
         assert seen == [0, 0]  # no retry is used up
         assert broker.dead_letters == []
         assert postgresql.payments("order-1") == 1
+
+    def test_what_an_actor_throws_is_for_the_dead_letters(self, broker, postgresql):
+        def fail(session: Session, order_id: int):
+            raise KeyError(order_id)
+
+        actor = dramatiq.actor(actor_name="fail", throws=KeyError, max_retries=5)(
+            dramatiq_adapter.guarded(guard, postgresql.sessions)(fail)
+        )
+        sent = actor.send(1)
+        handled(broker)
+        assert [each.message_id for each in broker.dead_letters] == [sent.message_id]
 
     def test_a_broker_without_retries_is_refused(self, postgresql):
         made = StubBroker(middleware=[dramatiq.middleware.CurrentMessage()])
@@ -507,9 +602,11 @@ class TestFastStream:
         batch = KafkaAckableMessage(raw_message=(kafka().raw_message,) * 2, body=b"[]", consumer=FAKE_CONSUMER)
         assert faststream.message_id(batch) is None
 
-    def handle(self, handler, message, policy=AckPolicy.NACK_ON_ERROR, **body):
-        subscriber = SimpleNamespace(ack_policy=policy)
-        return asyncio.run(handler(safeagent_message=message, safeagent_handler=subscriber, **body))
+    def handle(self, handler, message, policy=AckPolicy.NACK_ON_ERROR, *, subscriber=None, **body):
+        subscriber = subscriber or SimpleNamespace(ack_policy=policy)
+        delivery = faststream.BadInputMiddleware(message.raw_message, context=None)
+        given = {"safeagent_message": message, "safeagent_handler": subscriber, "safeagent_ready": delivery}
+        return asyncio.run(handler(**given, **body))
 
     def test_two_partitions_with_one_offset_are_two_messages(self, postgresql):
         handler = faststream.guarded(guard, postgresql.sessions)(pay)
@@ -563,7 +660,7 @@ class TestFastStream:
         )
         expected = pytest.warns(RedeliveryWarning, match="max_deliver=3") if most == 3 else nullcontext()
         with expected:
-            assert asyncio.run(handler(safeagent_message=nats(), safeagent_handler=subscriber, order_id=1)) == 1
+            assert self.handle(handler, nats(), subscriber=subscriber, order_id=1) == 1
 
     def test_a_handler_that_is_called_as_a_function_needs_a_business_key(self, postgresql):
         with pytest.raises(errors.InvalidRequestIdError, match="publish it"):

@@ -3,7 +3,9 @@
 Workers are killed with SIGKILL, brokers lose their power, networks break; nothing is simulated.
 """
 
+import os
 import time
+from contextlib import suppress
 
 import pytest
 from queues.systems import (
@@ -24,7 +26,7 @@ SYSTEMS = {
     "celery-redis": (CeleryRedis, "redis"),
     "celery-rabbitmq": (CeleryRabbitMQ, "rabbitmq"),
     "dramatiq-rabbitmq": (DramatiqRabbitMQ, "rabbitmq"),
-    "dramatiq-redis": (DramatiqRedis, "redis"),
+    "dramatiq-redis": (DramatiqRedis, "snapshotredis"),
     "taskiq-redis": (TaskiqRedis, "redis"),
     "procrastinate": (Procrastinate, None),
     "faststream-rabbitmq": (FastStreamRabbitMQ, "rabbitmq"),
@@ -48,9 +50,9 @@ def rows(postgresql, order_id=1):
     return postgresql.payments(f"order-{order_id}")
 
 
-def check_rows(postgresql, is_guarded):
+def check_rows(postgresql, is_one):
     """One row with the guard; without it two, or more where a loaded machine makes the broker deliver once more."""
-    assert rows(postgresql) == 1 if is_guarded else rows(postgresql) >= 2
+    assert rows(postgresql) == 1 if is_one else rows(postgresql) >= 2
 
 
 def end(system):
@@ -140,22 +142,48 @@ def test_an_error_of_the_function_is_retried_by_the_queue_under_the_same_id(syst
 
 @guarded_or_not
 def test_a_broker_that_loses_its_power(system, hub, postgresql, is_guarded):
-    """The row is committed, and the acknowledgement finds no broker."""
+    """The row is committed, and the acknowledgement finds no broker, or one that forgets it."""
     system.work(is_guarded=is_guarded, gates="committed")
     system.send("pay", 1)
-    acknowledging = hub.wait("committed")
-    system.restart()
-    acknowledging.release()
+    system.restart(hub.wait("committed"))
     system.recover(is_guarded=is_guarded, gates="committed")
     if system.forgets_acknowledgements:
         if is_guarded:
             hub.wait("Replayed")
         hub.wait("committed").release()  # of a replay as well, whose transaction ends in order
     end(system)
-    assert rows(postgresql) == (2 if system.forgets_acknowledgements and not is_guarded else 1)
+    check_rows(postgresql, is_guarded or not system.forgets_acknowledgements)
 
     system.work(is_guarded=is_guarded)
     system.send("pay", 2)  # the queue goes on
     hub.wait("committed").release()
     end(system)
     assert rows(postgresql, 2) == 1
+
+
+def wait_for_the_end_of(pid):
+    limit = time.monotonic() + PATIENCE
+    with suppress(ProcessLookupError):
+        while True:
+            os.kill(pid, 0)
+            assert time.monotonic() < limit, f"process {pid} still runs after {PATIENCE} s"
+            time.sleep(0.1)  # it is no child of this process
+
+
+@pytest.mark.parametrize("acks", ["1", "0"], ids=["acknowledged", "comes again"])
+def test_a_task_of_celery_that_its_hard_time_limit_kills(rabbitmq, hub, postgresql, tmp_path, acks):
+    """Acknowledged, as by default, its message is lost: the guard can only warn. Else it comes again, and is executed once."""
+    system = CeleryRabbitMQ(rabbitmq, postgresql.url, hub, tmp_path)
+    try:
+        system.work(gates="running", TIME_LIMIT="8", ACKS=acks)
+        system.send("pay", 1)
+        wait_for_the_end_of(hub.wait("running").pid)
+        if acks == "1":
+            system.send("pay", 2)
+        hub.wait("running").release()
+        hub.wait("committed")
+        end(system)
+        assert (rows(postgresql), rows(postgresql, 2)) == ((0, 1) if acks == "1" else (1, 0))
+        assert "Hard time limit" in system.logs()
+    finally:
+        system.close()

@@ -78,13 +78,13 @@ class FastPath:
 
     def wait(
         self, connection: Connection, lock: dict[str, Any], claim: NewClaim
-    ) -> tuple[int, StoredRequest | None] | None:
+    ) -> tuple[str, StoredRequest | None] | None:
         """Send the wait for a request, and the look at its row, in one batch; None where they must go one by one.
 
         A statement of a batch has a snapshot of its time, like any other, so that the look sees what the wait was for.
 
         Returns:
-            The limit of the wait in milliseconds, or 0; and the row.
+            The limit of the wait in milliseconds, or 0, as text; and the row.
         """
         statements = self._statements
         pipeline = self._pipeline(connection)

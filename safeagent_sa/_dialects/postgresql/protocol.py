@@ -125,7 +125,7 @@ class PostgreSQL(OnPostgreSQL):
             if sqlstate_of(error) in _NO_PLPGSQL:
                 error.add_note(_WITHOUT_PLPGSQL)
             raise
-        limit, there = answers
+        limit, there = int(answers[0]), answers[1]
         return limit == 0 or time.monotonic() - began < limit / 1000, there
 
     def complete(

@@ -151,7 +151,7 @@ class Statements:
 
     Attributes:
         insert_or_find: Claim one row if its lock is free; where that inserts nothing, read the row that is there.
-        prepare_wait: Name the lock to WAIT for, and limit the wait; the first value is the limit in milliseconds, or 0.
+        prepare_wait: Name the lock to WAIT for, and limit the wait; the first value is the limit in milliseconds, or 0, as text.
         look: Read the row that is there.
         complete: Store one result.
         complete_or_fail: The same, or find it done; raise LOST where there is no row.
@@ -291,7 +291,8 @@ def limits(milliseconds: Any) -> tuple[Any, ...]:
     """Return what limits the wait for a lock: at most so many milliseconds, and less than the session's statement_timeout.
 
     The clock of statement_timeout runs already, so the lock's time must be a little shorter to end first. The caller's own
-    lock_timeout is kept beside ours, for the end of the wait.
+    lock_timeout is kept beside ours, for the end of the wait. The limit is a text, as every value that is read here: an app
+    may load the driver's numbers as a type of its choice.
     """
     statement_timeout: Any = literal_column("extract(epoch FROM current_setting('statement_timeout')::interval) * 900")
     limit = func.least(
@@ -299,7 +300,7 @@ def limits(milliseconds: Any) -> tuple[Any, ...]:
     )
     shown = cast(func.greatest(func.coalesce(limit, literal_column("0")), literal_column("0")), Text)
     caller = kept("lock_timeout", func.current_setting(constant("lock_timeout"))).label("caller_lock_timeout")
-    return cast(shown, BigInteger).label("limit_ms"), caller, func.set_config(constant("lock_timeout"), shown, true())
+    return shown.label("limit_ms"), caller, func.set_config(constant("lock_timeout"), shown, true())
 
 
 def durable(is_forced: Any) -> Any:

@@ -39,7 +39,7 @@ class ToolOptions(TypedDict, total=False):
     result_type: Any
     wait_timeout: float | None
     max_attempts: int
-    timeout: float
+    timeout: float | None
     contain_commits: bool
     repeats: RepeatedIntents | None
 
@@ -66,7 +66,7 @@ def guarded_tool(
     result_type: Any = None,
     wait_timeout: float | None = 20.0,
     max_attempts: int = 5,
-    timeout: float = 30.0,
+    timeout: float | None = 30.0,
     contain_commits: bool = False,
     repeats: RepeatedIntents | None = None,
     channel: Channel = text,
@@ -90,7 +90,7 @@ def guarded_tool(
         result_type: The type of the result; None for the function's return annotation.
         wait_timeout: Seconds to wait for another call of the same request, since a model cannot wait.
         max_attempts: The most attempts, as in `run_transaction`.
-        timeout: Seconds after which no further attempt begins.
+        timeout: Seconds after which no further attempt begins, or None, as in `run_transaction`.
         contain_commits: For functions that commit, as in `run_transaction`.
         repeats: Notices keys that each attempt makes for itself.
         channel: How the framework shows an answer; by default the tool returns it as JSON text.

@@ -1,5 +1,7 @@
 """Celery, on Redis or RabbitMQ."""
 
+import os
+
 from celery import Celery
 from common import BROKER_URL, IS_GUARDED, SessionLocal, guard, pay, pay_unguarded
 from kombu import Exchange, Queue
@@ -15,6 +17,8 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     worker_cancel_long_running_tasks_on_connection_loss=False,
 )
+if "TIME_LIMIT" in os.environ:
+    app.conf.update(task_time_limit=int(os.environ["TIME_LIMIT"]), task_acks_on_timeout=os.environ["ACKS"] == "1")
 if BROKER_URL.startswith("redis"):
     app.conf.update(
         result_backend=BROKER_URL,

@@ -7,10 +7,10 @@ from faststream import AckPolicy, FastStream
 from faststream.rabbit import ExchangeType, RabbitBroker, RabbitExchange, RabbitQueue
 from sqlalchemy.orm import Session
 
-from safeagent_sa.integrations.faststream import guarded
+from safeagent_sa.integrations.faststream import BadInputMiddleware, guarded
 
 
-broker = RabbitBroker(BROKER_URL)
+broker = RabbitBroker(BROKER_URL, middlewares=[BadInputMiddleware])
 app = FastStream(broker)
 DEAD = RabbitExchange("dead", type=ExchangeType.FANOUT, durable=True)
 
