@@ -369,7 +369,8 @@ class AsyncExecutionGuard(ConfiguredGuard):
             scope: The tenant or namespace; as in `claim`.
             result_type: The type of the result; None for the return annotation of `fn`.
             wait_timeout: Seconds that each attempt waits for another claim of the same request; as in `claim`.
-            max_attempts: The most attempts, including the first one. One that reaches no server does not count.
+            max_attempts: The most attempts, including the first one; 1 for no repetition. One that reaches no server does
+                not count, unless it is the only one.
             timeout: Seconds after which no further attempt begins; None for no limit, and then every attempt counts.
             contain_commits: Give `fn` a second session of the factory whose `commit()` releases a savepoint, for services
                 that commit. Their `after_commit` hooks run early, and locks are held until this returns.

@@ -52,7 +52,8 @@ class Attempts:
     """Counts the attempts of one call; `pause_after` decides whether there is another one.
 
     An attempt that has reached no server says nothing of the transaction, and a server may be away for longer than attempts
-    last. So it does not count: the time alone bounds these. Without a limit of time it counts, since it would never end.
+    last. So it does not count: the time alone bounds these. Without a limit of time it counts, since it would never end; and
+    a caller who asks for one attempt gets one.
     """
 
     def __init__(self, max_attempts: int, timeout: float | None) -> None:
@@ -61,7 +62,7 @@ class Attempts:
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout must be more than 0, or None for no limit of time, not {timeout}")
         self._left = max_attempts - 1
-        self._is_timed = timeout is not None
+        self._counts_all = timeout is None or max_attempts == 1
         self._deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         self._pause = _FIRST_PAUSE
         self._is_commit_unknown = False
@@ -91,7 +92,7 @@ class Attempts:
             # After a lost connection it may be our own earlier attempt: the server may not have noticed yet that it is gone.
             worth_it = self._is_commit_unknown and isinstance(error, ExecutionInProgressError)
         pause = random.uniform(self._pause / 2, self._pause)  # noqa: S311 - spreads load, keeps no secret
-        counts = self._is_connected or not self._is_timed
+        counts = self._is_connected or self._counts_all
         if not worth_it or (counts and self._left == 0) or time.monotonic() + pause > self._deadline:
             return None
         self._left -= counts

@@ -493,13 +493,13 @@ COMPLETING = {
     ),
     "the time without a server uses attempts up": Mutant(
         RUN,
-        "counts = self._is_connected or not self._is_timed",
+        "counts = self._is_connected or self._counts_all",
         "counts = True",
         "test_a_server_that_cannot_be_reached_is_tried_again",
     ),
     "without a limit of time a server is waited for for ever": Mutant(
         RUN,
-        "counts = self._is_connected or not self._is_timed",
+        "counts = self._is_connected or self._counts_all",
         "counts = self._is_connected",
         "test_attempts_to_reach_a_server_are_bounded",
     ),
