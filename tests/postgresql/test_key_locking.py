@@ -19,7 +19,6 @@ from safeagent_sa._dialects.postgresql.by_key import ByKeyOnCitus
 from safeagent_sa._dialects.postgresql.pipeline import Pipeline
 
 
-guard = ExecutionGuard()
 LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
 
@@ -28,8 +27,14 @@ def port(postgresql_key):
     return postgresql_key
 
 
+@pytest.fixture(params=["auto", "off"])
+def guard(request):
+    """In one message, and in a statement for each step."""
+    return ExecutionGuard(pipeline=request.param)
+
+
 @pytest.fixture
-def holder(port):
+def holder(port, guard):
     """A transaction that has claimed order-1 and is not finished."""
     with port.sessions() as session:
         with guard.claim(session, "order-1", action="pay", payload={"amount": 100}) as execution:
@@ -57,7 +62,7 @@ def settings_of(session):
 
 
 @pytest.mark.parametrize("wait_timeout", [0, 0.05])
-def test_a_claim_that_is_held_elsewhere_leaves_the_transaction_usable(port, holder, wait_timeout):
+def test_a_claim_that_is_held_elsewhere_leaves_the_transaction_usable(port, holder, wait_timeout, guard):
     with port.sessions() as session, session.begin():
         session.execute(text("SET LOCAL lock_timeout = '7s'"))
         pay(session, "before")
@@ -73,7 +78,7 @@ def test_a_claim_that_is_held_elsewhere_leaves_the_transaction_usable(port, hold
     assert port.payments("order-1") == 0
 
 
-def test_a_claim_and_a_replay_leave_the_lock_timeout_alone(port):
+def test_a_claim_and_a_replay_leave_the_lock_timeout_alone(port, guard):
     for _ in range(2):
         with port.sessions() as session, session.begin():
             session.execute(text("SET LOCAL lock_timeout = '7s'"))
@@ -82,7 +87,7 @@ def test_a_claim_and_a_replay_leave_the_lock_timeout_alone(port):
                 execution.is_replay or execution.complete(1)
 
 
-def test_a_statement_timeout_bounds_the_wait_without_aborting(port, holder):
+def test_a_statement_timeout_bounds_the_wait_without_aborting(port, holder, guard):
     with port.sessions() as session, session.begin():
         session.execute(text("SET LOCAL statement_timeout = '1s'"))
         with pytest.raises(ExecutionInProgressError):
@@ -112,7 +117,7 @@ def test_one_of_many_waiters_executes_when_the_holder_rolls_back(port, holder):
     assert port.payments("order-1") == 1
 
 
-def test_a_deadlock_between_waiters_is_not_swallowed(port):
+def test_a_deadlock_between_waiters_is_not_swallowed(port, guard):
     def claim_both(first, second):
         with port.sessions() as session, session.begin(), guard.claim(session, first, action="pay") as one:
             barrier.wait(PATIENCE)
@@ -131,7 +136,7 @@ def test_a_deadlock_between_waiters_is_not_swallowed(port):
 
 @pytest.mark.parametrize("level", LEVELS[1:])
 @pytest.mark.parametrize("wait_timeout", [0, PATIENCE])
-def test_above_read_committed_a_receipt_that_the_snapshot_does_not_show_is_40001(port, level, wait_timeout):
+def test_above_read_committed_a_receipt_that_the_snapshot_does_not_show_is_40001(port, level, wait_timeout, guard):
     engine = asked(create_engine(port.url, isolation_level=level))
     with Session(engine) as session:
         session.execute(text("SELECT 1"))  # takes the snapshot
@@ -146,7 +151,7 @@ def test_above_read_committed_a_receipt_that_the_snapshot_does_not_show_is_40001
 
 
 @pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
-def test_a_completion_in_another_transaction_is_refused(port, end):
+def test_a_completion_in_another_transaction_is_refused(port, end, guard):
     """The proof is the time of the transaction; the driver's own connection has ended it unseen."""
     with port.sessions() as session:
         with pytest.raises(ClaimLostError):
@@ -159,7 +164,7 @@ def test_a_completion_in_another_transaction_is_refused(port, end):
     assert port.requests() == ([("order-1", "claimed")] if end == "COMMIT" else [])
 
 
-def test_a_batch_in_another_transaction_is_refused(port):
+def test_a_batch_in_another_transaction_is_refused(port, guard):
     with port.sessions() as session:
         with pytest.raises(ClaimLostError):
             with guard.claim_many(session, {"a": 1, "b": 2}, action="pay") as batch:
@@ -184,7 +189,7 @@ def test_a_batch_that_was_completed_early_in_another_transaction_is_not_counted(
 
 
 @pytest.mark.parametrize("busy", [{0}, {49}, {99}, {3, 4, 70}, set(range(100))])
-def test_a_busy_id_makes_no_other_one_busy(port, busy):
+def test_a_busy_id_makes_no_other_one_busy(port, busy, guard):
     names = [f"m-{number:03}" for number in range(100)]
     with port.sessions() as holding, port.sessions() as session:
         with guard.claim_many(holding, {names[each]: None for each in busy}, action="pay") as held:
@@ -200,7 +205,7 @@ def test_a_busy_id_makes_no_other_one_busy(port, busy):
     assert port.requests() == [(name, "completed") for name in names]
 
 
-def test_a_busy_id_costs_statements_by_the_logarithm_of_the_batch(port, holder):
+def test_a_busy_id_costs_statements_by_the_logarithm_of_the_batch(port, holder, guard):
     names = [f"m-{number:03}" for number in range(127)] + ["order-1"]
     sent = []
     event.listen(port.engine, "before_cursor_execute", lambda *arguments: sent.append(arguments[2]))
@@ -234,7 +239,7 @@ def test_a_commit_that_could_be_lost_is_made_durable(port, setting):
         connection.rollback()
 
 
-def test_an_effect_that_is_held_elsewhere_is_in_progress(port):
+def test_an_effect_that_is_held_elsewhere_is_in_progress(port, guard):
     calls, effect = [], guard.effect("charge", lease=60.0)
     with port.engine.connect() as connection:
         protocol = choose_protocol(connection, ExecutionRequest.__table__, "auto")

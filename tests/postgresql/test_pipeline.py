@@ -110,26 +110,27 @@ def test_it_adds_no_round_trip_in_async_mode(async_url):
 
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
 def test_begin_carries_the_settings_of_the_session(postgresql, guard, paths_seen, level):
+    """In the first transaction of a connection, in the one that prepares, and in the one that uses the names."""
     engine = asked(create_engine(postgresql.url)).execution_options(
         isolation_level=level, postgresql_deferrable=True, postgresql_readonly=False
     )
-    with Session(engine) as session, session.begin():
-        with guard.claim(session, "order-1", action="pay") as execution:
-            shown = [
-                session.scalar(text(f"SHOW transaction_{name}")) for name in ("isolation", "deferrable", "read_only")
-            ]
-            execution.complete(pay(session, "order-1"))
+    names = ("isolation", "deferrable", "read_only")
+    for request_id in ("order-1", "order-2", "order-3"):
+        with Session(engine) as session, session.begin():
+            with guard.claim(session, request_id, action="pay") as execution:
+                shown = [session.scalar(text(f"SHOW transaction_{name}")) for name in names]
+                execution.complete(pay(session, request_id))
+        assert shown == [level.lower(), "on", "off"]
     engine.dispose()
 
-    assert shown == [level.lower(), "on", "off"]
-    assert paths_seen == PIPELINED
-    assert postgresql.requests() == [("order-1", "completed")]
+    assert paths_seen == 3 * PIPELINED
+    assert postgresql.requests() == [(f"order-{number}", "completed") for number in (1, 2, 3)]
 
 
 def test_a_read_only_transaction_is_named_as_on_the_plain_path(postgresql, guard):
     from safeagent_sa import ReadOnlyTransactionError
 
-    engine = create_engine(postgresql.url).execution_options(postgresql_readonly=True)
+    engine = asked(create_engine(postgresql.url)).execution_options(postgresql_readonly=True)
     with Session(engine) as session, pytest.raises(ReadOnlyTransactionError):
         with guard.claim(session, "order-1", action="pay"):
             pytest.fail("the block must not run")
@@ -402,16 +403,21 @@ def test_a_savepoint_that_is_rolled_back_after_complete(one, guard, paths_seen):
     assert [one.payments(name) for name in ("order-1", "rolled back", "kept")] == [1, 0, 1]
 
 
-def test_a_foreign_deallocate_all_costs_a_detour(one, guard, paths_seen):
-    deliver(one, "order-1", guard)
+def test_a_foreign_deallocate_all_costs_one_detour(one, guard, paths_seen):
+    """Then the connection goes without names: behind a pooler that is not known as one they would vanish again and again."""
+    for number in (1, 2, 3):  # the last one by name
+        deliver(one, f"order-{number}", guard)
     with one.sessions() as session:
         session.connection().connection.driver_connection.execute("DEALLOCATE ALL")  # past SQLAlchemy
         session.commit()
-    deliver(one, "order-2", guard)
-    deliver(one, "order-3", guard)
+    for number in (4, 5, 6, 7):
+        deliver(one, f"order-{number}", guard)
 
-    assert paths_seen == [*PIPELINED, ("Claimed", False), ("Completed", True), *PIPELINED]
-    assert one.requests() == [(f"order-{number}", "completed") for number in (1, 2, 3)]
+    assert paths_seen == [*3 * PIPELINED, ("Claimed", False), ("Completed", True), *3 * PIPELINED]
+    assert one.requests() == [(f"order-{number}", "completed") for number in range(1, 8)]
+    with one.sessions() as session:
+        names = "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'safeagent_sa%'"
+        assert session.scalar(text(names)) == 0
 
 
 # Between the two batches
@@ -600,11 +606,13 @@ def test_a_connection_that_is_gone_raises_and_is_replaced(one, postgresql, guard
     assert postgresql.requests() == [("order-1", "completed")]
 
 
-def test_nothing_of_a_transaction_is_kept_with_the_connection(one, guard):
+@pytest.mark.parametrize("reset", ["rollback", None])
+def test_nothing_of_a_transaction_is_kept_with_the_connection(postgresql, guard, reset):
     """The connection goes back to the pool and may live for hours; sessions must not live with it."""
+    engine = asked(create_engine(postgresql.url, pool_size=1, max_overflow=0, pool_reset_on_return=reset))
 
     def once(name, end):
-        with one.sessions() as session:
+        with Session(engine) as session:
             guard.execute(session, name, pay, name, action="pay")
             getattr(session, end)()
         return ref(session)
@@ -616,3 +624,4 @@ def test_nothing_of_a_transaction_is_kept_with_the_connection(one, guard):
         assert [once("order-1", "commit")(), once("order-2", "rollback")()] == [None, None]
     finally:
         gc.enable()
+        engine.dispose()

@@ -102,5 +102,4 @@ class Prepared:
         if sqlstate in (_NO_SUCH_STATEMENT, _NOT_SUPPORTED):
             # A DEALLOCATE was not seen, the table was changed, or the server's connection is another one. Names are of no
             # use here any more; new ones each time would pile up on the server.
-            self._there.clear()
             self._may_prepare = False
