@@ -1508,7 +1508,7 @@ STORED = {
     "a tuple stays one for the first caller": Mutant(
         JSON_TEXT,
         "    if kind is not list:\n",
-        "    if kind not in (list, tuple):\n",
+        "    if kind is tuple:\n        return value\n    if kind is not list:\n",
         "test_what_json_changes_is_changed_for_the_first_caller_too",
     ),
     "one key twice is read": Mutant(
@@ -1682,11 +1682,11 @@ EFFECTS = {
         'values, LEASED, IN_DOUBT, "completed"):\n            return True',
         "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
     ),
-    "a relay takes what is not due": Mutant(
-        RELAY,
-        "columns.lease_expires_at <= rows.protocol.began(),",
-        "",
-        "test_fence.py test_between.py test_durability.py test_outbox.py test_effects.py",
+    "a lease that has not ended is taken over": Mutant(
+        ROWS,
+        "(self.protocol.age_of(columns.lease_expires_at) >= 0)",
+        "columns.lease_expires_at.is_not(None)",
+        "test_a_takeover_trusts_no_earlier_read",
     ),
     "a lease never ends": Mutant(
         ROWS,
