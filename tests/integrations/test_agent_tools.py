@@ -883,6 +883,16 @@ def test_an_answer_is_data_for_programs_and_keeps_the_result_out_of_logs(sqlite)
     assert ToolAnswer(AnswerStatus.CONFLICT, "No.", has_result=True, result=[1]).lines.endswith("earlier_result: [1]")
 
 
+def test_a_replay_is_no_error_to_the_model(sqlite):
+    def answered():
+        with sqlite.sessions() as session, session.begin():
+            return answer_of(ExecutionGuard().execute(session, "r", lambda _: 1, action="a"))
+
+    answers = answered(), answered()
+
+    assert [(answer.status, answer.is_error) for answer in answers] == [("executed", False), ("replayed", False)]
+
+
 def purge_all(place):
     with place.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE execution_requests SET status = 'expired', result = NULL, error = NULL")

@@ -2049,7 +2049,7 @@ TOOLS_OF_AGENTS = {
         AGENTS + "_answers.py",
         "return self.status not in (AnswerStatus.EXECUTED, AnswerStatus.REPLAYED)",
         "return self.status is not AnswerStatus.EXECUTED",
-        "test_a_repetition_gets_the_same_receipt_and_the_words_that_nothing_was_done_again test_every_outcome_has_an_answer_and_every_mistake_is_raised",
+        "test_a_replay_is_no_error_to_the_model",
     ),
     "a purged request is called done": Mutant(
         AGENTS + "_answers.py",
