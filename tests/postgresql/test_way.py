@@ -31,11 +31,12 @@ class Way(NamedTuple):
     files: int
 
 
+# Where another test of the process has ever listened to all engines, SQLAlchemy asks for more: one call for each statement.
 LIMITS = {
-    "new": Way(106, 50, 27),
-    "replay": Way(57, 23, 20),
-    "new, pipelined": Way(121, 63, 29),
-    "replay, pipelined": Way(69, 31, 23),
+    "new": Way(108, 50, 27),
+    "replay": Way(58, 23, 20),
+    "new, pipelined": Way(123, 63, 29),
+    "replay, pipelined": Way(70, 31, 23),
     "effect": Way(120, 47, 20),
 }
 

@@ -119,5 +119,4 @@ def test_the_controller_ends_a_run_whose_workers_do_not_end(run, where):
     status, output = run(source, conftest=CONFTEST + conftest, limits=["faulthandler_timeout=16"])
     assert status == 1, output
     assert "No worker has sent a message for 24 seconds" in output
-    assert said in output
-    assert "20 passed" in output
+    assert said in output  # the end is bounded, too: a slow machine may not come to the summary
