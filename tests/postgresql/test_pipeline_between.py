@@ -156,7 +156,7 @@ def test_names_do_not_pile_up_where_claims_fail_with_0a000(postgresql, one):
         deliver(one, f"order-{number}", guard)
     body = "BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '0A000'; END"
     trigger = "BEFORE INSERT ON execution_requests FOR EACH ROW EXECUTE FUNCTION refuse_it()"
-    with postgresql.engine.begin() as elsewhere:  # psycopg would deallocate its names after a DROP of its own
+    with postgresql.engine.begin() as elsewhere:  # psycopg would deallocate its names after its own DROP
         elsewhere.execute(text(f"CREATE FUNCTION refuse_it() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$"))
         elsewhere.execute(text(f"CREATE TRIGGER no_row {trigger}"))
     try:
