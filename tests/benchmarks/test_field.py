@@ -26,6 +26,7 @@ def outcomes(contestant, url, scenarios=SCENARIOS):
     return {name: judge(stage, name) for name in scenarios}
 
 
+@pytest.mark.thorough
 def test_ours_passes_every_scenario_without_a_note(new_database):
     for name, verdict in outcomes(SafeagentSa, new_database()).items():
         assert (verdict.outcome, verdict.note) == ("pass", ""), name

@@ -260,6 +260,7 @@ def test_list_takes_an_asynchronous_url(request, driver):
     assert "order-1" in run("list", "--url", url).output
 
 
+@pytest.mark.thorough
 def test_the_demo_on_sqlite():
     done = run("demo", DATABASE_URL="")
     assert done.exit_code == 0, done.output

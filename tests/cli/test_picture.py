@@ -4,6 +4,8 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
+
 
 ROOT = Path(__file__).resolve().parents[2]
 tool = runpy.run_path(str(ROOT / "tools" / "picture.py"))
@@ -16,6 +18,7 @@ def words(drawn):
     return sorted(re.findall(r"\w+", shown.replace("&#160;", " ")))
 
 
+@pytest.mark.thorough
 def test_the_picture_shows_what_the_demo_prints_and_loads_nothing():
     committed = tool["PICTURE"].read_text()
     assert words(tool["draw"]()) == words(committed), "run `make picture`"

@@ -76,6 +76,7 @@ def test_an_effect_inside_the_transaction_is_found(project):
     assert status == 0, output
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("project", ["postgresql"], indirect=True)
 def test_each_worker_has_its_own_database(project):
     fix(project)

@@ -67,6 +67,7 @@ def test_postgresql_passes_and_leaves_no_table(new_database):
     engine.dispose()
 
 
+@pytest.mark.thorough
 def test_a_table_in_partitions_keeps_the_core_of_the_promise(new_database):
     code, found, said = verdict(shown(new_database()), "--partitions", "8", "--only", "once", "batches", "retention")
     assert (code, set(found.values()), len(found)) == (0, {"passed"}, 3), said
@@ -78,6 +79,7 @@ def test_sqlite_offers_what_one_writer_can(tmp_path):
     assert found == {"waiting": "passed", "fail-fast": "not offered", "commit-check": "not offered"}
 
 
+@pytest.mark.thorough
 def test_a_role_without_advisory_locks_is_offered_all_but_the_one_statement(new_database):
     url = new_database()
     role = f"{url.database}_role"
@@ -115,6 +117,7 @@ def test_an_engine_that_the_guard_refuses_offers_nothing(new_database):
     assert "docs/engines.md" in said
 
 
+@pytest.mark.thorough
 def test_no_verdict_where_it_would_mean_nothing(new_database):
     url = new_database()
     assert "this is PostgreSQL, not Citus" in verdict(shown(url), "--expect", "Citus")[2]

@@ -19,6 +19,7 @@ def driver(url, page):
     return {"sqlite": "sqlite+aiosqlite"}.get(name, name) if page == "litestar.md" else name
 
 
+@pytest.mark.thorough
 @ports("sqlite", among=["sqlite", "postgresql"], argument="empty_url")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_app_of_the_page_works_with_its_own_tests(page, empty_url, tmp_path):

@@ -14,6 +14,9 @@ import pytest
 from support.once import once
 
 
+# `make test-all` has them, and `make release-check` looks at the packages, too.
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # folders at the top of the repository that are installed inside the package
@@ -133,7 +136,6 @@ def test_the_installed_wheel_needs_no_extra(fresh, tmp_path):
     )
 
 
-@pytest.mark.thorough
 def test_pytest_finds_the_plugin_of_the_installed_wheel(dist, tmp_path):
     """The extra `testing` installs all that the fixture needs; only pytest loads the entry point."""
     python = environment(tmp_path / "venv", f"{next(dist.glob('*.whl'))}[testing]")

@@ -36,6 +36,7 @@ def test_pyright_agrees_strictly(strict):
     assert "0 errors" in check("pyright", "--project", str(strict), "--pythonpath", sys.executable)
 
 
+@pytest.mark.thorough
 def test_both_report_a_wrong_type(strict, tmp_path):
     wrong = tmp_path / "wrong.py"
     text = (HERE / "verbs.py").read_text()
