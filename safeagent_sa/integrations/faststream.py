@@ -96,9 +96,8 @@ class BadInputMiddleware(BaseMiddleware[Any, Any]):
         match self.stage:
             case _Stage.UNREAD:  # by the parser, a filter or the decoder
                 return isinstance(error, (ValueError, TypeError, LookupError))
-            case (
-                _Stage.READ
-            ):  # where the body is no list of arguments; else by a dependency, or a handler without the guard
+            case _Stage.READ:
+                # Where the body is no list of arguments; others are raised by a dependency, or a handler without the guard.
                 return type(error) in (ValueError, TypeError) and _raised_in(error) in ("faststream", "fast_depends")
             case _Stage.READY:  # by whatever validates, which has classes for that
                 return isinstance(error, Exception) and not isinstance(error, (OSError, FastStreamException))
