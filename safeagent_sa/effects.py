@@ -104,8 +104,7 @@ class Effect(EffectBase, Generic[ResultT]):
             EngineNotConfiguredError: This SQLite engine was not set up by `safeagent_sa.sqlite.configure`.
             UnsupportedDialectError: The guard has no protocol for this database.
             sqlalchemy.exc.DBAPIError: The database failed and five attempts did not help, or it could not be reached for 30 s.
-                After the call has begun, the
-                request is in doubt once its lease has ended.
+                After the call has begun, the request is in doubt once its lease has ended.
             Exception: An error that `retry_on` names, as the call raised it: the request is free for the next attempt. An
                 error that a probe or `on_success` raised: the request is in doubt.
 

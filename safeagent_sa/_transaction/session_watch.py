@@ -186,10 +186,10 @@ def _watch_of(session: Session, known: GuardedTransaction | None = None) -> Sess
 
 def _guarded(connection: Connection) -> GuardedTransaction:
     """Return what the connection's transaction must prove, and begin to guard it where it is not guarded yet."""
-    transaction = connection.get_transaction()
-    assert transaction is not None  # the session has begun one
-    held: GuardedTransaction | None = connection.info.get(KEY)
-    if held is None or held.transaction_ref() is not transaction:
+    held = transaction_of(connection)
+    if held is None:
+        transaction = connection.get_transaction()
+        assert transaction is not None  # the session has begun one
         install(connection.dialect)
         claims: dict[uuid.UUID, OpenClaim] = {}
         savepoints = Savepoints(connection, claims)

@@ -166,14 +166,19 @@ INSIDE = {
 }
 
 
-@pytest.mark.parametrize(("helper", "error"), INSIDE.values(), ids=INSIDE)
-def test_an_error_of_another_request_in_the_body_is_no_answer_to_the_call(sqlite, helper, error):
+def store_others(sqlite):
+    """The requests that the helpers meet: a purged one, one of another tenant, and a refused one."""
     claimed(sqlite, "welcome")
     purge_all(sqlite)
     claimed(sqlite, "ledger", scope="internal", payload=1)
     with sqlite.sessions() as session, session.begin():
         with ExecutionGuard().claim(session, "refused", action="other", scope="alice") as execution:
             execution.refuse("SECRET", type="no")
+
+
+@pytest.mark.parametrize(("helper", "error"), INSIDE.values(), ids=INSIDE)
+def test_an_error_of_another_request_in_the_body_is_no_answer_to_the_call(sqlite, helper, error):
+    store_others(sqlite)
 
     @guarded_tool(ExecutionGuard(), sqlite.sessions, request_id="{order_id}", action="pay", scope="alice")
     def tool(session: Session, order_id: str) -> None:
@@ -1257,12 +1262,7 @@ def test_a_tool_that_returns_no_execution_is_a_mistake():
 
 @pytest.mark.parametrize(("helper", "error"), INSIDE.values(), ids=INSIDE)
 def test_an_error_of_another_request_in_a_commit_is_no_answer_to_it(sqlite, helper, error):
-    claimed(sqlite, "welcome")
-    purge_all(sqlite)
-    claimed(sqlite, "ledger", scope="internal", payload=1)
-    with sqlite.sessions() as session, session.begin():
-        with ExecutionGuard().claim(session, "refused", action="other", scope="alice") as execution:
-            execution.refuse("SECRET", type="no")
+    store_others(sqlite)
 
     def transfer(session: Session, reference: str, amount: int) -> dict[str, object]:
         done = pay(session, reference, amount)

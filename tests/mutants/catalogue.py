@@ -645,12 +645,6 @@ LAST_WORD = {
         "may_be_open=is_joined)\n",
         "test_last_word.py test_commit.py test_savepoints.py test_unseen.py",
     ),
-    "a claim joins what a dropped session has left": Mutant(
-        WATCH,
-        "if held is None or held.transaction_ref() is not transaction:",
-        "if held is None:",
-        "test_a_dropped_session_in_a_pool_that_resets_nothing_stores_nothing",
-    ),
     "another transaction's claims are taken for this one's": Mutant(
         GUARDED,
         "return held if held is not None and held.transaction_ref() is connection.get_transaction() else None",

@@ -8,12 +8,11 @@ from weakref import ref
 
 import pytest
 from sqlalchemy import Text, TypeDecorator, create_engine, event, make_url, text
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from support.aio import AsyncPort, Facade, like
 from support.app import Payment, Port, asked, deliver, pay
-from support.processes import end_backend
 from support.wire import MessageProxy
 
 from safeagent_sa import AutocommitError, ExecutionGuard, ExecutionRequestMixin, make_model
@@ -583,27 +582,6 @@ def test_a_serialization_failure_reaches_the_caller(postgresql, guard):
 
     assert caught.value.orig.sqlstate == "40001"
     assert postgresql.requests() == [("a", "completed")]
-
-
-@pytest.mark.parametrize("where", ["before the claim", "before the commit"])
-def test_a_connection_that_is_gone_raises_and_is_replaced(one, postgresql, guard, where):
-    def kill(session):
-        driver = session.connection().connection.driver_connection
-        with postgresql.engine.connect() as other:
-            end_backend(other, driver.info.backend_pid)
-
-    with one.sessions() as session:
-        with pytest.raises(DBAPIError) as caught:
-            if where == "before the claim":
-                kill(session)
-            guard.execute(session, "order-1", pay, "order-1", action="pay")
-            kill(session)
-            session.commit()
-        session.rollback()
-    assert caught.value.connection_invalidated
-
-    assert deliver(one, "order-1", guard).is_replay is False
-    assert postgresql.requests() == [("order-1", "completed")]
 
 
 @pytest.mark.parametrize("reset", ["rollback", None])

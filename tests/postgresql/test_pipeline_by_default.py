@@ -120,6 +120,15 @@ def test_a_listener_of_the_transaction_hears_it_and_changes_nothing(postgresql, 
     assert paths_seen == [("Claimed", True), ("Completed", True)]
 
 
+async def deliver_two(engine):
+    """Deliver two requests through an async engine, and dispose of it."""
+    for name in ("order-1", "order-2"):
+        async with AsyncSession(engine) as session, session.begin():
+            async with AsyncExecutionGuard().claim(session, name, action="pay") as execution:
+                execution.complete(await session.run_sync(pay, name))
+    await engine.dispose()
+
+
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg_async"])
 @pytest.mark.parametrize("what", ["cursors", "connection"])
 def test_cursors_and_connections_of_a_tool_see_both(postgresql, driver, what):
@@ -160,12 +169,7 @@ def test_cursors_and_connections_of_a_tool_see_both(postgresql, driver, what):
             return await psycopg.AsyncConnection.connect(plain, cursor_factory=AsyncTraced)
 
         async def main():
-            engine = create_async_engine(postgresql.url, async_creator=connect)
-            for name in ("order-1", "order-2"):
-                async with AsyncSession(engine) as session, session.begin():
-                    async with AsyncExecutionGuard().claim(session, name, action="pay") as execution:
-                        execution.complete(await session.run_sync(pay, name))
-            await engine.dispose()
+            await deliver_two(create_async_engine(postgresql.url, async_creator=connect))
 
         asyncio.run(main())
 
@@ -216,12 +220,7 @@ def test_a_method_that_is_replaced_on_the_class_of_the_cursors_sees_both(postgre
     else:
 
         async def main():
-            engine = create_async_engine(url)
-            for name in ("order-1", "order-2"):
-                async with AsyncSession(engine) as session, session.begin():
-                    async with AsyncExecutionGuard().claim(session, name, action="pay") as execution:
-                        execution.complete(await session.run_sync(pay, name))
-            await engine.dispose()
+            await deliver_two(create_async_engine(url))
 
         asyncio.run(main())
 

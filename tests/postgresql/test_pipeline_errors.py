@@ -43,7 +43,8 @@ def test_why_the_server_has_ended_the_connection_is_raised(one, postgresql, wher
 
     assert caught.value.orig.sqlstate == "57P01"
     assert caught.value.connection_invalidated
-    assert deliver(one, "order-3", guard).is_replay is False
+    assert deliver(one, "order-3", guard).is_replay is False  # on a new connection
+    assert postgresql.requests() == [(f"order-{number}", "completed") for number in (1, 2, 3)]
 
 
 def test_so_it_is_in_async_mode(postgresql):
