@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import inspect
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,6 +50,13 @@ def pytest_configure_node(node: Any) -> None:
     if isinstance(found := _server(), Server):
         node.workerinput["postgresql"] = found.url.render_as_string(hide_password=False)
         node.workerinput["postgresql_outlives_the_run"] = found.outlives_the_run
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Keep thousands of collected tests out of each search for garbage: they stay to the end anyhow."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
@@ -104,9 +113,8 @@ def server() -> Server:
     return found
 
 
-@pytest.fixture(scope="session")
-def new_database(server: Server) -> Iterator[Callable[[], URL]]:
-    """Make empty databases; at the end of the run they go with their server, or are dropped where it stays."""
+@contextmanager
+def _databases(server: Server, *, dropped: bool) -> Iterator[Callable[[], URL]]:
     admin = create_engine(server.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     names: list[str] = []
 
@@ -118,14 +126,29 @@ def new_database(server: Server) -> Iterator[Callable[[], URL]]:
         return server.url.set(database=name)
 
     yield make
-    with admin.connect() as connection:
-        for name in names if server.outlives_the_run else ():
-            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    if dropped and names:
+        with admin.connect() as connection:
+            for name in names:
+                connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def new_database(server: Server) -> Iterator[Callable[[], URL]]:
+    """Make empty databases for one test."""
+    with _databases(server, dropped=True) as make:
+        yield make
 
 
 @pytest.fixture(scope="session")
-def _shared_postgresql(new_database: Callable[[], URL]) -> Iterator[Port]:
-    url = new_database()
+def lasting_database(server: Server) -> Iterator[Callable[[], URL]]:
+    """Make empty databases for many tests; at the end of the run they go with their server, or are dropped where it stays."""
+    with _databases(server, dropped=server.outlives_the_run) as make:
+        yield make
+
+
+@pytest.fixture(scope="session")
+def _shared_postgresql(lasting_database: Callable[[], URL]) -> Iterator[Port]:
+    url = lasting_database()
     engine = make_engine(url, pool_size=40)
     port = Port("postgresql", url.render_as_string(hide_password=False), engine)
     port.create_tables()
@@ -144,8 +167,8 @@ def postgresql(_shared_postgresql: Port) -> Iterator[Port]:
 
 
 @pytest.fixture(scope="session")
-def _shared_postgresql_key(server: Server, new_database: Callable[[], URL]) -> Iterator[Port]:
-    owner = make_engine(new_database(), poolclass=NullPool)
+def _shared_postgresql_key(server: Server, lasting_database: Callable[[], URL]) -> Iterator[Port]:
+    owner = make_engine(lasting_database(), poolclass=NullPool)
     role = f"safeagent_test_{uuid.uuid4().hex[:12]}"
     create_role_without_advisory_locks(owner, role)
     url = owner.url.set(username=role, password="x")
@@ -188,11 +211,20 @@ def given(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Port]:
     assert shared.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
-@pytest.fixture
-def sqlite(tmp_path: Path) -> Iterator[Port]:
-    url = f"sqlite:///{tmp_path / 'test.db'}"
-    port = Port("sqlite", url, make_engine(url))
+@pytest.fixture(scope="session")
+def _sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sqlite") / "new.db"
+    port = Port("sqlite", f"sqlite:///{path}", make_engine(f"sqlite:///{path}"))
     port.create_tables()
+    port.dispose()
+    return path
+
+
+@pytest.fixture
+def sqlite(_sqlite_file: Path, tmp_path: Path) -> Iterator[Port]:
+    path = shutil.copyfile(_sqlite_file, tmp_path / "test.db")
+    port = Port("sqlite", f"sqlite:///{path}", make_engine(f"sqlite:///{path}"))
+    port.ask()
     yield port
     assert port.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     port.engine.dispose()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Awaitable, Callable, Collection
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlencode
@@ -259,6 +259,7 @@ class _See(Exception):  # noqa: N818 - another page has the answer
     pass
 
 
+@cache
 def _environment() -> Environment:
     found = Environment(
         loader=FileSystemLoader(_FOLDER / "templates"),

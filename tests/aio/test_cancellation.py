@@ -99,7 +99,7 @@ async def nothing_is_open(port):
 
 
 @pytest.mark.parametrize("delivery", [deliver, deliver_whole])
-@pytest.mark.parametrize("points", [60, pytest.param(1000, marks=[pytest.mark.stress, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("points", [30, pytest.param(1000, marks=[pytest.mark.stress, pytest.mark.timeout(1800)])])
 async def test_a_task_cancelled_at_a_random_point_leaves_nothing_open(async_port, points, delivery):
     chance = random.Random(SEED)
     usual = await waits_of(partial(delivery, async_port))
@@ -124,7 +124,7 @@ async def test_a_task_cancelled_at_a_random_point_leaves_nothing_open(async_port
 @ports(
     "aiosqlite", "psycopg_async", "asyncpg", among=ASYNC, argument="async_port"
 )  # a lease is not claimed by the pipeline
-@pytest.mark.parametrize("points", [40, pytest.param(500, marks=[pytest.mark.stress, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("points", [20, pytest.param(500, marks=[pytest.mark.stress, pytest.mark.timeout(1800)])])
 async def test_an_effect_cancelled_at_a_random_point_is_called_at_most_once(async_port, points):
     """An effect that was cancelled after its start mark is in doubt, and a later delivery makes no second call."""
     chance = random.Random(SEED)

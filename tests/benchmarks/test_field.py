@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.ports import usual
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -64,7 +65,7 @@ FAILING = {
 }
 
 
-@pytest.mark.parametrize("control", FAILING)
+@usual("control", [Unguarded], among=FAILING)
 def test_guards_that_do_not_guard_fail(new_database, control):
     expected = FAILING[control]
     verdicts = outcomes(control, new_database(), expected)

@@ -55,9 +55,9 @@ def served(app: Any) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def shop(new_database: Any) -> Iterator[SimpleNamespace]:
+def shop(lasting_database: Any) -> Iterator[SimpleNamespace]:
     """The dashboard twice: for alice, or whom `user` names, at /ops, and for people who may only look at /read-only."""
-    url = new_database().render_as_string(hide_password=False)
+    url = lasting_database().render_as_string(hide_password=False)
     engine = make_engine(url, pool_size=20, connect_args={"application_name": "shop-api"})
     port = Port("postgresql", url, engine)
     port.create_tables()

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import create_engine, func, inspect, make_url, update
 from support.app import deliver
 from support.patience import PATIENCE
-from support.ports import before_any_sql, on_each_kind
+from support.ports import before_any_sql, ports
 from typer.testing import CliRunner
 
 from safeagent_sa import ExecutionGuard, ExecutionRequest, __version__
@@ -320,7 +320,7 @@ def make_old(port, request_id):
         )
 
 
-@on_each_kind
+@ports("sqlite", "postgresql")
 def test_a_purge_on_a_schedule_goes_on_until_it_is_stopped(port):
     make_old(port, "order-1")
     purge = [sys.executable, "-m", "safeagent_sa", "purge", "--url", port.url, "--older-than", "90d", "--every", "1s"]

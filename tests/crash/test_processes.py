@@ -2,7 +2,7 @@
 
 import pytest
 from support.app import deliver
-from support.ports import ports
+from support.ports import ports, usual
 from support.worker import STEPS
 
 
@@ -11,8 +11,8 @@ DRIVERS = ["sqlite", "postgresql", "asyncpg", "pipelined", "pipelined_async"]
 
 
 @ports("pipelined", among=DRIVERS)
-def test_processes_that_race_for_one_id_execute_it_once(port, worker):
-    callers = 16
+@usual("callers", [6], among=[6, 16])
+def test_processes_that_race_for_one_id_execute_it_once(port, worker, callers):
     workers = [worker(port, "hot", stop_at="start") for _ in range(callers)]
     for each in workers:
         each.wait_until_stopped()

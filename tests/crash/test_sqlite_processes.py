@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.app import deliver
 from support.patience import PATIENCE
+from support.ports import usual
 
 
 CLIENT = Path(__file__).resolve().parents[1] / "support" / "client.py"
@@ -68,7 +69,7 @@ def check(port, tmp_path):
     return acknowledged, len(stored)
 
 
-@pytest.mark.parametrize("processes", [8, pytest.param(16, marks=pytest.mark.thorough)])
+@usual("processes", [4], among=[4, 8, 16])
 def test_processes_with_kills(sqlite, tmp_path, processes):
     kills = run(sqlite, tmp_path, rounds=1, ids=12, processes=processes)
     acknowledged, ids = check(sqlite, tmp_path)

@@ -57,6 +57,7 @@ def test_own_history(app):
     assert receipts(app) == 1
 
 
+@pytest.mark.thorough
 def test_own_history_with_real_processes(tmp_path):
     """The other tests run the commands in this process."""
     app = App(tmp_path / "app", f"sqlite:///{tmp_path / 'app.db'}", starts_processes=True)

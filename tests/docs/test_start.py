@@ -9,9 +9,8 @@ import pytest
 from frameworks.follow import Follower
 
 
-@pytest.mark.parametrize(
-    "page", ["start/first-transaction.md", pytest.param("start/your-app.md", marks=pytest.mark.thorough)]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("page", ["start/first-transaction.md", "start/your-app.md"])
 def test_the_page_works_as_written(page, tmp_path):
     Follower(tmp_path / "app", "", here=True).follow(page)
 

@@ -56,6 +56,7 @@ def change(url, *statements):
     engine.dispose()
 
 
+@pytest.mark.thorough
 def test_postgresql_passes_and_leaves_no_table(new_database):
     url = new_database()
     chosen = ["fail-fast", "bounded", "waiting", "crash", "statement", "commit-check"]

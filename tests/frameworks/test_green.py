@@ -6,16 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from sqlalchemy import make_url
 from support.patience import PATIENCE
+from support.ports import usual_pairs
 
 
 TESTS = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-@pytest.mark.parametrize("kind", ["gevent", "eventlet"])
+@usual_pairs(
+    ("kind", "driver"),
+    lambda *pair: pair in (("gevent", "psycopg"), ("eventlet", "psycopg2")),
+    ["gevent", "eventlet"],
+    ["psycopg", "psycopg2"],
+)
 def test_green_threads_wait_for_each_other_and_not_for_the_process(kind, driver, postgresql):
     url = make_url(postgresql.url).set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
     wait = {"PSYCOPG_WAIT_FUNC": "wait_selector"} if (kind, driver) == ("eventlet", "psycopg") else {}

@@ -6,19 +6,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from sqlalchemy import make_url
+from support.ports import usual_pairs
 
 
 TESTS = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("options", [[], ["dispose"]], ids=["as it is", "with dispose(close=False)"])
-@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_forked_workers_share_no_connection_and_execute_once(driver, options, postgresql):
+@usual_pairs(
+    ("driver", "way"),
+    lambda *pair: pair in (("psycopg", "dispose"), ("psycopg2", "as it is")),
+    ["psycopg", "psycopg2"],
+    ["as it is", "dispose"],
+)
+def test_forked_workers_share_no_connection_and_execute_once(driver, way, postgresql):
     url = make_url(postgresql.url).set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", TESTS / "frameworks" / "preload.py", url, *options],
+        [sys.executable, "-W", "ignore", TESTS / "frameworks" / "preload.py", url, way],
         env={**os.environ, "PYTHONPATH": str(TESTS)},
         capture_output=True,
         text=True,

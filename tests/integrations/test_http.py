@@ -105,13 +105,12 @@ def test_a_strict_policy_takes_quoted_keys_only():
 def test_the_time_of_a_parse_is_linear(hostile):
     def seconds(n):
         began = time.process_time()
-        for _ in range(5):
-            with pytest.raises(InvalidRequestIdError):
-                parse_key([hostile(n)])
+        with pytest.raises(InvalidRequestIdError):
+            parse_key([hostile(n)])
         return time.process_time() - began
 
     small, large = min(seconds(20_000) for _ in range(3)), min(seconds(200_000) for _ in range(3))
-    assert large < 40 * small + 0.05  # ten times the text; a quadratic parser takes a hundred times as long
+    assert large < 40 * small + 0.01  # ten times the text; a quadratic parser takes a hundred times as long
 
 
 def same(one, other):

@@ -5,6 +5,7 @@ import inspect
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -69,10 +70,16 @@ def every_module(test):
     return pytest.mark.parametrize("path", MODULES, ids=name_of)(test)
 
 
-def docstrings(tree):
+@cache
+def nodes_of(path):
+    """Everything that a module says, as the parser reads it."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+def docstrings(nodes):
     """The statements that are docstrings."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    return {node.body[0] for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)}
+    return {node.body[0] for node in nodes if isinstance(node, documented) and ast.get_docstring(node)}
 
 
 def test_the_public_names_are_these():
@@ -87,18 +94,18 @@ def test_the_public_names_are_these():
 @every_module
 def test_modules_hold_one_idea(path):
     """Counted in statements, since lines would count comments and docstrings as well."""
-    tree = ast.parse(path.read_text())
-    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    nodes = nodes_of(path)
+    functions = [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
     overloads = [node for node in functions if any(ast.unparse(name) == "overload" for name in node.decorator_list)]
-    not_counted = docstrings(tree) | {node for overload in overloads for node in ast.walk(overload)}
-    statements = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and node not in not_counted]
+    not_counted = docstrings(nodes) | {node for overload in overloads for node in ast.walk(overload)}
+    statements = [node for node in nodes if isinstance(node, ast.stmt) and node not in not_counted]
     assert len(statements) <= LIMIT, f"{len(statements)} statements: look for the second idea in it"
 
 
-def endings(source):
+def endings(nodes):
     """Return what ends a transaction: calls of commit(), rollback() or close(), and blocks with begin()."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes:
         if isinstance(node, (ast.With, ast.AsyncWith)):
             calls, ends = [item.context_expr for item in node.items], {"begin", "begin_twophase"}
         else:
@@ -117,7 +124,8 @@ def endings(source):
 @every_module
 def test_modules_end_no_transaction_of_the_caller(path):
     if not PROGRAMS & set(path.parts):
-        assert bool(endings(path.read_text())) == (name_of(path) in OWNERS), endings(path.read_text())
+        found = endings(nodes_of(path))
+        assert bool(found) == (name_of(path) in OWNERS), found
 
 
 @pytest.mark.parametrize(
@@ -133,15 +141,13 @@ def test_modules_end_no_transaction_of_the_caller(path):
     ],
 )
 def test_every_way_to_end_a_transaction_is_found(source):
-    assert len(endings(source)) == 1
-    assert endings("with session.begin_nested(): cursor.close()") == []
+    assert len(endings(ast.walk(ast.parse(source)))) == 1
+    assert endings(ast.walk(ast.parse("with session.begin_nested(): cursor.close()"))) == []
 
 
 def test_a_base_class_has_several_subclasses():
     """A base class with one subclass only means "the rest of that file"."""
-    classes = [
-        node for path in MODULES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)
-    ]
+    classes = [node for path in MODULES for node in nodes_of(path) if isinstance(node, ast.ClassDef)]
     bases = [base for each in classes for base in {ast.unparse(base).partition("[")[0] for base in each.bases}]
     once = {each.name for each in classes if bases.count(each.name) == 1}
     assert once == set(ONE_SUBCLASS)
@@ -152,10 +158,9 @@ def test_states_have_names(path):
     """A search for a state misses those that are written as text; the frozen steps of the schema may have them."""
     if path.parent.name == "schema":
         return
-    tree = ast.parse(path.read_text())
-    documentation = {node.value for node in docstrings(tree)}
+    documentation = {node.value for node in docstrings(nodes_of(path))}
     states = {status.value for status in safeagent_sa.ExecutionStatus}
-    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node not in documentation]
+    texts = [node for node in nodes_of(path) if isinstance(node, ast.Constant) and node not in documentation]
     found = [
         f"line {node.lineno}: {node.value}"
         for node in texts

@@ -33,8 +33,8 @@ FROM generate_series(-200, 200) AS n, (VALUES ('leased'), ('in_doubt')) AS s (st
 
 
 @pytest.fixture(scope="module")
-def large(new_database):
-    url = new_database().render_as_string(hide_password=False)
+def large(lasting_database):
+    url = lasting_database().render_as_string(hide_password=False)
     port = Port("postgresql", url, make_engine(url))
     port.create_tables()
     with port.engine.begin() as connection:

@@ -18,6 +18,7 @@ from pathlib import Path
 from unittest import mock
 
 import alembic.config
+import typer.main
 from alembic.config import Config
 
 import safeagent_sa
@@ -68,10 +69,16 @@ def _main(program, arguments):
     if program == "alembic":
         return alembic.config.main(arguments, prog="alembic")
     if program == "safeagent-sa":
-        return app(arguments, prog_name="safeagent-sa")
+        return _safeagent_sa()(arguments, prog_name="safeagent-sa")
     with warnings.catch_warnings():  # what frameworks warn of is theirs
         warnings.simplefilter("ignore")
         return getattr(importlib.import_module(MAINS[program][0]), MAINS[program][1])(arguments)
+
+
+@functools.cache
+def _safeagent_sa():
+    """Our command, made once; each call of the app reads the annotations of all options again."""
+    return typer.main.get_command(app)
 
 
 _init = Config.__init__
@@ -125,4 +132,5 @@ def _loggers_restored():
     finally:
         for each, disabled, level, propagate, handlers in before:
             each.disabled, each.propagate, each.handlers[:] = disabled, propagate, handlers
-            each.setLevel(level)
+            if each.level != level:  # each call empties the caches of all loggers
+                each.setLevel(level)

@@ -31,8 +31,8 @@ shift
 : "${POSTGRES_USER:=postgres}" "${POSTGRES_DB:=$POSTGRES_USER}"
 if [ ! -e "$PGDATA/PG_VERSION" ]; then
   printf '%s\\n' "${POSTGRES_PASSWORD:?is not set}" | initdb --username="$POSTGRES_USER" --pwfile=/dev/stdin \\
-    --no-sync --encoding=UTF8 --locale=C.UTF-8 --auth-local=trust --auth-host=scram-sha-256
-  echo 'host all all all scram-sha-256' >>"$PGDATA/pg_hba.conf"
+    --no-sync --encoding=UTF8 --locale=C.UTF-8 --auth-local=trust ${POSTGRES_INITDB_ARGS:-}
+  echo 'host all all all md5' >>"$PGDATA/pg_hba.conf"
   [ "$POSTGRES_DB" = postgres ] || echo "CREATE DATABASE \\"$POSTGRES_DB\\"" | postgres --single -D "$PGDATA" postgres
 fi
 exec postgres -c listen_addresses='*' "$@"

@@ -8,10 +8,12 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +57,13 @@ class NotHere(RuntimeError):
 def start(*, durable: bool = False, own: bool = False, room: str = ROOM) -> Server:
     """Start or find a server; raise RuntimeError with the remedies if there is none.
 
-    By default the server is fast and not durable, with room for many connections. A durable one without `room` has
-    PostgreSQL's own defaults. With `own`, the URL of the environment is ignored, so that the test may kill and configure the
-    server.
+    By default the server is fast and not durable, in memory where it is a container, with room for many connections. A durable
+    one without `room` has PostgreSQL's own defaults. With `own`, the URL of the environment is ignored, so that the test may
+    kill and configure the server.
     """
     options = f"{DURABLE if durable else FAST} {room}"
-    ways = {"docker": _from_docker, "local": _from_local, "wheel": _from_wheel}
+    in_memory = not (durable or own)
+    ways = {"docker": partial(_from_docker, in_memory=in_memory), "local": _from_local, "wheel": _from_wheel}
     if not own:
         ways = {"url": _from_url} | ways
     forced = os.environ.get("SAFEAGENT_TEST_PG")
@@ -83,7 +86,7 @@ def _from_url(_options: str) -> Server:
     return Server(make_url(url), "SAFEAGENT_TEST_DATABASE_URL", lambda: None, outlives_the_run=True)
 
 
-def _from_docker(options: str) -> Server:
+def _from_docker(options: str, *, in_memory: bool) -> Server:
     # Read when testcontainers is imported. A shorter poll needs more tries for the same time-out.
     os.environ.setdefault("TC_POOLING_INTERVAL", "0.1")
     os.environ.setdefault("TC_MAX_TRIES", str(10 * PATIENCE))
@@ -97,31 +100,44 @@ def _from_docker(options: str) -> Server:
     except DockerException as error:
         raise NotHere(f"no Docker engine answers: {str(error)[:80]}") from None
     image = os.environ.get("SAFEAGENT_PG_IMAGE") or _image(client)
+    no_proxy = _shares_loopback(client)
     client.close()
     if image == images.LOCAL:  # there is no image for the reaper either; stop() stops the container
         os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 
     from testcontainers.community.postgres import PostgresContainer
 
-    # On a loaded machine an engine takes minutes to stop a container.
-    client_options = {"timeout": 10 * PATIENCE}
-    container = PostgresContainer(image, driver="psycopg", docker_client_kw=client_options).with_command(
-        f"postgres {options}"
-    )
     with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    container.ports[5432] = ("127.0.0.1", port)  # a free port, the same after a restart, on loopback only
+        port = probe.getsockname()[1]  # a free port, the same after a restart, on loopback only
+    # On a loaded machine an engine takes minutes to stop a container.
+    container = PostgresContainer(image, docker_client_kw={"timeout": 10 * PATIENCE})
+    # The usual method hashes each password 4,096 times, in each new connection of the suite.
+    container.with_env("POSTGRES_INITDB_ARGS", "--auth-host=md5")
+    if no_proxy:
+        options += " -c listen_addresses=127.0.0.1"
+        container.with_kwargs(network_mode="host").with_env("PGPORT", str(port)).ports.clear()
+    else:
+        container.ports[5432] = ("127.0.0.1", port)
+    if in_memory:  # a new database takes a tenth of the time, but is gone with the first stop
+        container.with_tmpfs_mount("/memory").with_env("PGDATA", "/memory/data")
     try:
-        container.start()
+        container.with_command(f"postgres {options}").start()
     except DockerException as error:
         raise NotHere(f"the image {image} does not start: {str(error)[:200]}") from None
-    url = make_url(container.get_connection_url()).set(host="127.0.0.1")
+    url = URL.create("postgresql+psycopg", container.username, container.password, "127.0.0.1", port, container.dbname)
 
     def restart() -> None:
         container.get_wrapped_container().kill()  # SIGKILL for every process of the server
         container.get_wrapped_container().start()
 
     return Server(url, f"testcontainers, image {image}", container.stop, restart)
+
+
+def _shares_loopback(client: Any) -> bool:
+    """Return whether a container can listen on this machine's loopback, where an engine's proxy would double each round trip."""
+    engine = client.info()
+    is_rootless = any("rootless" in option for option in engine["SecurityOptions"])
+    return sys.platform == "linux" and engine["Name"] == socket.gethostname() and not is_rootless
 
 
 def _image(client: Any) -> str:

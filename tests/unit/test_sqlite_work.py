@@ -17,22 +17,22 @@ guard = ExecutionGuard()
 
 MANY_RECEIPTS = """
 INSERT INTO execution_requests (scope, request_id, action, fingerprint, status, token, result)
-WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 300000)
+WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 100000)
 SELECT '', 'receipt-' || n, 'pay', 'f', 'completed', lower(hex(randomblob(16))), '1' FROM numbers
 """
 
 
 @pytest.fixture
 def steps_of_sqlite(sqlite):
-    """The steps that SQLite has taken in loops, where work grows."""
+    """The steps that SQLite has taken in loops, where work grows, counted in twenties over all runs of a statement."""
     count = [0]
 
     def step():
-        count[0] += 1
+        count[0] += 20
         return 0
 
     def watch(driver, *_):
-        driver.set_progress_handler(step, 1)
+        driver.set_progress_handler(step, 20)
 
     event.listen(sqlite.engine, "checkout", watch)
     yield count
@@ -121,7 +121,7 @@ def test_the_work_of_a_purge_per_row_does_not_grow(sqlite, steps_of_sqlite):
     def work(size, scope):
         with sqlite.engine.begin() as connection:
             connection.execute(text("DELETE FROM execution_requests"))
-            connection.execute(text(MANY_RECEIPTS.replace("300000", str(size))))
+            connection.execute(text(MANY_RECEIPTS.replace("100000", str(size))))
             connection.execute(text("UPDATE execution_requests SET completed_at = '2020-01-01'"))
         steps_of_sqlite[0] = 0
         assert purge(sqlite.sessions, older_than=dt.timedelta(days=1), scope=scope, batch_size=100) == size
