@@ -71,6 +71,7 @@ def test_the_page_shows_the_picture_that_the_report_draws(project):
     assert output == (DOCS / "fault-explorer.svg").read_text()
 
 
+@pytest.mark.thorough
 def test_an_effect_inside_the_transaction_is_found(project):
     status, output = project("-m", "pytest", "test_charges.py")
     assert status == 0, output

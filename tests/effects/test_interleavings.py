@@ -180,7 +180,7 @@ def random_schedules(port, policy, count):
     indirect=["port"],
 )
 def test_some_interleavings_of_three_workers(port, policy):
-    random_schedules(port, policy, 100)
+    random_schedules(port, policy, 50)
 
 
 @pytest.mark.stress

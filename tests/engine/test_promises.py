@@ -177,7 +177,7 @@ class Client:
         self.process.communicate()
 
 
-@ports("postgresql", among=["sqlite", "postgresql", "postgresql_key", *GIVEN])
+@ports(among=["sqlite", "postgresql", "postgresql_key", *GIVEN])
 @pytest.mark.timeout(2 * PATIENCE)
 def test_nothing_acknowledged_is_lost_where_clients_are_killed(port, tmp_path):
     gone, kills = threading.Event(), 6

@@ -105,7 +105,7 @@ def test_all_interleavings_of_three_callers(explorer, driver):
 def test_some_interleavings_of_three_callers(explorer, driver):
     chance = random.Random(SEED)
     found = explorer(callers=3)
-    found.explore(limit=60, choose=chance.choice)
+    found.explore(limit=30, choose=chance.choice)
     print(f"\n{driver}, three callers: seed {SEED}, {found.report.schedules} schedules")
 
     assert found.report.violations == []

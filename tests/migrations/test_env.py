@@ -173,6 +173,7 @@ def test_offline_sql_creates_the_schema_too(new_database):
     assert tables(url, "safe agent") == TABLES
 
 
+@pytest.mark.thorough
 def test_two_upgrades_at_once_both_succeed(new_database):
     """Both wait for the lock when it is released; without it, both would create the table."""
     url = new_database()
