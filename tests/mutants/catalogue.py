@@ -1733,6 +1733,24 @@ EFFECTS = {
 }
 
 RUNNING = {
+    "a purge of one scope on SQLite walks all of it for each batch": Mutant(
+        RETENTION,
+        "and_(key[0] == self.scope, key[1] > after[1])",
+        "and_(key[0] == self.scope, is_next)",
+        "test_the_work_of_a_purge_per_row_does_not_grow",
+    ),
+    "a replayed batch on SQLite walks its scope": Mutant(
+        SQLITE,
+        "columns.request_id.in_(",
+        '(columns.request_id + "").in_(',
+        "test_the_work_for_an_id_grows_with_neither_the_batch_nor_the_table",
+    ),
+    "each completion on SQLite walks its scope": Mutant(
+        SQLITE,
+        ".where(*self._owned, columns.status",
+        '.where(self._owned[0], columns.request_id + "" == bindparam("key_request_id"), self._owned[2], columns.status',
+        "test_the_work_for_an_id_grows_with_neither_the_batch_nor_the_table",
+    ),
     "a purge waits for locked rows": Mutant(
         RETENTION,
         ".with_for_update(skip_locked=True)",
