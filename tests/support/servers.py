@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, create_engine, make_url
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
 
 from support import images
 from support.patience import PATIENCE
@@ -129,8 +132,24 @@ def _from_docker(options: str, *, in_memory: bool) -> Server:
     def restart() -> None:
         container.get_wrapped_container().kill()  # SIGKILL for every process of the server
         container.get_wrapped_container().start()
+        _wait_for(url)  # as pg_ctl does for local programs
 
     return Server(url, f"testcontainers, image {image}", container.stop, restart)
+
+
+def _wait_for(url: URL) -> None:
+    """Return when the server answers; raise its last error where it does not."""
+    engine = create_engine(url, poolclass=NullPool)
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            engine.connect().close()
+        except OperationalError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def _shares_loopback(client: Any) -> bool:
