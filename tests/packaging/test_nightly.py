@@ -24,6 +24,13 @@ def test_it_passes_if_all_targets_pass(tmp_path):
     assert run.main(["good"], tmp_path) == 0
 
 
+def test_the_names_of_the_targets_are_for_the_run_alone(tmp_path, monkeypatch):
+    """`make nightly ARGS=first` handed "first" to the program of each target, too."""
+    (tmp_path / "Makefile").write_text("first:\n\ttest -z '$(ARGS)' && test '$(SQLALCHEMY)' = 2.0\n")
+    monkeypatch.setenv("MAKEFLAGS", " -- ARGS=first SQLALCHEMY=2.0")  # as make sets it
+    assert run.main(["first"], tmp_path) == 0
+
+
 def test_its_targets_exist():
     there = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(run.TARGETS) <= set(there)
