@@ -96,11 +96,13 @@ def choose():
     parser.add_argument("words", nargs="*", help="run only mutants whose name or file contains one of them")
     parser.add_argument("-n", type=int, default=2, help="how many run at once")
     given = parser.parse_args()
-    words = given.words
+    for word in given.words:
+        if not any(word in name + mutant.file for name, mutant in MUTANTS.items()):
+            parser.error(f"no mutant's name or file contains {word!r}")
     return {
         name: mutant
         for name, mutant in MUTANTS.items()
-        if not words or any(word in name + mutant.file for word in words)
+        if not given.words or any(word in name + mutant.file for word in given.words)
     }, given.n
 
 
