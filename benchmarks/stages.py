@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -92,18 +92,17 @@ class Watching:
         self._labels: list[str] = []
         self._stack: list[str] | None = None
 
-    def count(self, opened: Callable[[], AbstractContextManager[Callable[[int], None]]], times: int) -> list[str]:
+    def count(self, contestant: Callable[[int], None], times: int) -> list[str]:
         """Run a contestant; return the label of each mark, with a slash where a stage ends."""
         nothing = self._wrapped(WRAPPER, lambda: None)
-        with opened() as contestant:
-            self._stack = [WRAPPER]
-            self._note(WRAPPER)
-            for _ in range(CALIBRATION):
-                nothing()
-            self._stack = [OUTSIDE]
-            contestant(times)
-            self._note(OUTSIDE)
-            self._stack = None
+        self._stack = [WRAPPER]
+        self._note(WRAPPER)
+        for _ in range(CALIBRATION):
+            nothing()
+        self._stack = [OUTSIDE]
+        contestant(times)
+        self._note(OUTSIDE)
+        self._stack = None
         return self._labels
 
     def _note(self, label: str) -> None:

@@ -163,16 +163,16 @@ def caught_by(mutant, url):
         shutil.copytree(ROOT / "safeagent_sa", package)
         path = package / mutant.file
         path.write_text(path.read_text().replace(mutant.old, mutant.new))
-        found = failure_of(package, url, nodes_of(mutant))
+        found, note = failure_of(package, url, nodes_of(mutant)), ""
         if found is None:
+            note = ", which it does not name"
             with _ONE_AT_A_TIME:
                 found = failure_of(package, url, SUITE, "-n", "2", "--dist", "loadfile")
-            found = found and f"{found}, which it does not name"
-        return found
+        return found and found.partition(" - ")[0] + note
 
 
 def failure_of(package, url, tests, *options):
-    """Return the first test that fails with a package, or None."""
+    """Return the first test that fails with a package, and why, or None."""
     # -P: the working directory, which contains the unchanged package, does not come first
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-rfE", "--tb=no", "--timeout=60"]
     command += ["-p", "no:cacheprovider", *options, *tests]
@@ -186,7 +186,7 @@ def failure_of(package, url, tests, *options):
         return None
     if re.search(r"^\++ Timeout \++$", done.stdout + done.stderr, re.MULTILINE):
         return "the time-out"  # which ends the process if nothing else works
-    found = re.search(r"^(?:FAILED|ERROR) \S*?/(test_\w+\.py::.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    found = re.search(r"^(?:FAILED|ERROR) \S*?/(test_\w+\.py::.*)$", done.stdout, re.MULTILINE)
     # 2: several processes stopped at the first failure. A mutant that cannot be imported, say, proves nothing.
     if done.returncode not in (1, 2) or found is None:
         sys.exit(f"pytest could not run the tests:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
