@@ -1213,7 +1213,7 @@ PIPELINES = {
         PIPELINE,
         "cursors = _OF_PSYCOPG.get(type(driver))",
         "cursors = next((_OF_PSYCOPG[kind] for kind in _OF_PSYCOPG if isinstance(driver, kind)), None)",
-        "test_cursors_and_connections_of_a_tool_see_both",
+        "test_a_class_of_connections_that_is_not_psycopgs_takes_the_plain_path",
     ),
     "why the server has ended the connection is lost in a batch": Mutant(
         PIPELINE,

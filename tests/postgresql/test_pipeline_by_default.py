@@ -176,6 +176,20 @@ def test_cursors_and_connections_of_a_tool_see_both(postgresql, driver, what):
     assert both(seen)
 
 
+def test_a_class_of_connections_that_is_not_psycopgs_takes_the_plain_path(postgresql, guard, paths_seen):
+    """Whatever it replaces: only of psycopg's own class is it known which methods send."""
+
+    class Connection(psycopg.Connection):
+        pass
+
+    plain = make_url(postgresql.url).set(drivername="postgresql").render_as_string(hide_password=False)
+    engine = create_engine(postgresql.url, creator=lambda: Connection.connect(plain))
+    deliver(through(engine), "order-1", guard)
+    engine.dispose()
+
+    assert paths_seen == [("Claimed", False), ("Completed", False)]
+
+
 class Proxy:
     """A method behind an object that shows everything of it but its type, as wrapt makes them."""
 
