@@ -22,7 +22,7 @@ AT_ONCE, SIZE = 7, 1_000
 @pytest.fixture(scope="module")
 def default_server() -> Iterator[Port]:
     """A separate server: a full lock table fails every transaction of a server."""
-    server = start(room="")
+    server = start(own=True, room="")
     admin = create_engine(server.url, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
         connection.execute(text("CREATE DATABASE lock_table"))
