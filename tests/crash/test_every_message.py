@@ -39,8 +39,7 @@ def through(database, way):
     port.ask()
     port.proxy = proxy
     port.guard_options = {"pipeline": "auto" if mode else "off"}
-    with pipelined_claims() as port.claims_with_begin:
-        yield port
+    yield port
     port.dispose()
     proxy.close()
 
@@ -60,13 +59,13 @@ def cuts(through, direction, run):
 @pytest.mark.parametrize("direction", ["client", "server"])
 @pytest.mark.parametrize("savepoint", [False, pytest.param(True, marks=pytest.mark.stress)])
 def test_a_cut_at_every_message_is_settled_by_a_retry(database, through, direction, savepoint):
-    acknowledged = []
+    acknowledged, with_begin = [], []
     guard = ExecutionGuard(wait_timeout=PATIENCE)
 
     def run(number):
         name, answer = f"order-{number}", None
         try:
-            with through.sessions() as session, session.begin():
+            with pipelined_claims(with_begin), through.sessions() as session, session.begin():
                 with guard.claim(
                     session, name, action="pay", payload={"amount": 100}, savepoint=savepoint
                 ) as execution:
@@ -84,18 +83,19 @@ def test_a_cut_at_every_message_is_settled_by_a_retry(database, through, directi
     points = cuts(through, direction, run)
     print(f"\n{direction}: {points} messages, each cut once; acknowledged all the same: {acknowledged}")
 
-    assert bool(through.claims_with_begin) is (through.is_pipelined and not savepoint)
+    assert bool(with_begin) is (through.is_pipelined and not savepoint)
     assert points > 10
     assert database.requests() == sorted((f"order-{number}", "completed") for number in range(points + 1))
 
 
 @pytest.mark.parametrize("direction", ["client", pytest.param("server", marks=pytest.mark.stress)])
 def test_run_transaction_settles_every_cut_alone(database, through, direction):
-    guard = ExecutionGuard(wait_timeout=PATIENCE)
+    guard, with_begin = ExecutionGuard(wait_timeout=PATIENCE), []
 
     def run(number):
         name = f"order-{number}"
-        execution = guard.run_transaction(through.sessions, name, pay, name, action="pay")
+        with pipelined_claims(with_begin):
+            execution = guard.run_transaction(through.sessions, name, pay, name, action="pay")
         assert database.payments(name) == 1
         with database.sessions() as session:
             assert guard.get(session, name).result == execution.result
@@ -103,7 +103,7 @@ def test_run_transaction_settles_every_cut_alone(database, through, direction):
     points = cuts(through, direction, run)
     print(f"\n{direction}: {points} messages, each cut once")
 
-    assert bool(through.claims_with_begin) is through.is_pipelined
+    assert bool(with_begin) is through.is_pipelined
     assert points > 10
 
 
