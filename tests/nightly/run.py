@@ -34,7 +34,7 @@ def main(targets: list[str], folder: Path = ROOT) -> int:
     for target in targets:
         print(f"\nmake {target}", flush=True)
         begun = time.monotonic()
-        # make hands the ARGS of its own command line to every make below it.
+        # make hands the ARGS of its command line to every make below it.
         is_good = subprocess.run(["make", target, "ARGS="], check=False, cwd=folder).returncode == 0
         rows.append((target, "passed" if is_good else "FAILED", f"{(time.monotonic() - begun) / 60:.1f}"))
     print()
