@@ -13,9 +13,8 @@ READY := $(VENV)/.ready
 # Compiled code is kept, whatever the shell says: the suite starts hundreds of processes.
 export PYTHONDONTWRITEBYTECODE :=
 # Workers take single tests, so that a worker that dies loses one test and no file.
-# More processes than a small machine has cores, since tests wait for servers and programs; on a busy machine they get a larger
-# share, too.
-SUITE = $(BIN)/python -m pytest -n 6 --dist worksteal
+# More processes than a small machine has cores, since tests wait for servers and programs.
+SUITE = $(BIN)/python -m pytest -n 4 --dist worksteal
 EVERYWHERE = not stress and not pgbouncer and not failover and not agents and not recipes and not queues and not http and not browser and not site
 BENCH_VENV := .venv-bench$(PINNED)
 BENCH_BIN := $(BENCH_VENV)/bin
