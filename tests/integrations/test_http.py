@@ -110,7 +110,11 @@ def test_the_time_of_a_parse_is_linear(hostile):
         return time.process_time() - began
 
     small, large = min(seconds(20_000) for _ in range(3)), min(seconds(200_000) for _ in range(3))
-    assert large < 40 * small + 0.01  # ten times the text; a quadratic parser takes a hundred times as long
+    for _ in range(30):  # what else the machine does goes, and what the parser takes stays
+        if large < 40 * small + 0.01:  # ten times the text; a quadratic parser takes a hundred times as long
+            return
+        small, large = min(small, seconds(20_000)), min(large, seconds(200_000))
+    pytest.fail(f"{large} seconds for ten times the text of {small} seconds")
 
 
 def same(one, other):
