@@ -21,6 +21,7 @@ from mcp_types import PaginatedRequestParams, ToolAnnotations
 from sqlalchemy import text
 from support.patience import PATIENCE
 from support.shop import AFTER_COMMIT, BEFORE_COMMIT, Shop, serving
+from support.waiting import async_until
 
 from safeagent_sa import ExecutionGuard, InvalidScopeError
 from safeagent_sa.effects import EffectContext
@@ -85,12 +86,6 @@ def held(postgresql, gate):
         finally:
             connection.execute(text("SELECT pg_advisory_unlock(:n)"), {"n": gate})
             connection.commit()
-
-
-async def until(condition):
-    with anyio.fail_after(PATIENCE):
-        while not condition():
-            await anyio.sleep(0.01)
 
 
 ORDER = {"order_id": "o1", "amount": 5}
@@ -189,9 +184,9 @@ def test_a_call_that_is_running_is_waited_out_in_the_tool(shop, rows, postgresql
             with held(postgresql, BEFORE_COMMIT):
                 shop.gates["before"] = "wait"
                 group.start_soon(call, one)
-                await until(lambda: waiting(postgresql) == 1)
+                await async_until("the first call to wait", lambda: waiting(postgresql) == 1)
                 group.start_soon(call, two)
-                await until(lambda: waiting(postgresql) == 2)
+                await async_until("both calls to wait", lambda: waiting(postgresql) == 2)
 
     run(scenario())
     assert sorted(map(status, answers)) == ["executed", "replayed"]
@@ -393,7 +388,7 @@ def test_the_client_repeats_under_its_key_until_it_has_the_receipt(postgresql, r
             async with anyio.create_task_group() as group:
                 with held(postgresql, AFTER_COMMIT):
                     group.start_soon(call)
-                    await until(lambda: leased(postgresql))
+                    await async_until("the lease of the effect", lambda: leased(postgresql))
                     await anyio.sleep(SOON * 3)  # the first attempt's time-out, which is what is tested
             return answers
 

@@ -3,7 +3,6 @@
 import asyncio
 import random
 import statistics
-import time
 from functools import partial
 
 import pytest
@@ -11,6 +10,7 @@ from sqlalchemy import select, text
 from support.app import Payment
 from support.patience import PATIENCE
 from support.ports import ASYNC, ports
+from support.waiting import async_until
 
 from safeagent_sa import ExecutionInDoubtError, ExecutionRequest
 from safeagent_sa.aio import AsyncExecutionGuard
@@ -86,16 +86,16 @@ async def waits_of(delivery):
 
 async def nothing_is_open(port):
     """Wait until every connection is returned; SQLAlchemy ends a cancelled session in another task."""
-    deadline = time.monotonic() + 30
-    while port.engine.pool.checkedout():
-        assert time.monotonic() < deadline, "a connection is still out"
-        await asyncio.sleep(0)
+    await async_until("the pool to have every connection back", lambda: not port.engine.pool.checkedout())
     if port.name == "postgresql":
         with port.twin.engine.connect() as connection:
             query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
-            while connection.scalar(text(query)):  # the server ends a transaction a moment later
-                assert time.monotonic() < deadline, "a transaction is still open"
+
+            def none_is_open():
                 connection.rollback()
+                return not connection.scalar(text(query))
+
+            await async_until("the server to end every transaction", none_is_open)
 
 
 @pytest.mark.parametrize("delivery", [deliver, deliver_whole])
@@ -181,18 +181,16 @@ def test_a_cancelled_waiter_stops_waiting(request, driver):
     async def cancel_a_waiter():
         async with port.async_sessions() as holder, guard.claim(holder, "order-1", action="pay") as execution:
             task = asyncio.create_task(deliver(port, "order-1"))
-            while not waiting():
-                await asyncio.sleep(0)
+            await async_until("the second task to wait", waiting)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            while waiting():
-                await asyncio.sleep(0)
+            await async_until("the wait to end", lambda: not waiting())
             execution.complete({"receipt": 0})
             await holder.flush()
         await nothing_is_open(port)
 
-    port.runner.run(asyncio.wait_for(cancel_a_waiter(), 60))
+    port.runner.run(cancel_a_waiter())
 
     assert port.requests() == []
 

@@ -7,7 +7,8 @@ import pytest
 from sqlalchemy import URL, create_engine
 from sqlalchemy.pool import NullPool
 from support.app import Port
-from support.clusters import Cluster, until
+from support.clusters import Cluster
+from support.waiting import until
 from typer.testing import CliRunner
 
 from safeagent_sa.cli._app import app as command_line

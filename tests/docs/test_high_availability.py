@@ -10,8 +10,9 @@ from sqlalchemy import create_engine, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, sessionmaker
 from support.app import Payment, Port, pay
-from support.clusters import Cluster, until
+from support.clusters import Cluster
 from support.pages import ROOT, blocks
+from support.waiting import until
 
 from safeagent_sa import ExecutionGuard
 from safeagent_sa.cli._app import app as command_line

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 from support.patience import PATIENCE
+from support.waiting import until
 
 from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionInProgressError, ExecutionRequest
 from safeagent_sa.testing import expire_lease
@@ -93,13 +94,17 @@ def test_a_lease_ends_by_the_databases_clock(port, tmp_path):
     assert worker.line() == "called"
     worker.process.send_signal(signal.SIGKILL)
     worker.end()
-    while True:
+
+    def is_in_doubt():
         try:
             attempt(port)
-        except ExecutionInProgressError:
-            time.sleep(0.01)
         except ExecutionInDoubtError:
-            return
+            return True
+        except ExecutionInProgressError:
+            return False
+        pytest.fail("the effect was called again")
+
+    until("the end of the lease", is_in_doubt)
 
 
 def test_the_clocks_of_the_apps_do_not_matter(port, monkeypatch):

@@ -18,8 +18,9 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import NullPool
 from support.app import Port, pay
-from support.clusters import Cluster, until
+from support.clusters import Cluster
 from support.patience import PATIENCE
+from support.waiting import until
 
 from safeagent_sa import ExecutionGuard
 from safeagent_sa.aio import AsyncExecutionGuard

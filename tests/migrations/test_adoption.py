@@ -16,6 +16,7 @@ from sqlalchemy import create_engine, inspect, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from support import commands
+from support.waiting import until
 from typer.testing import CliRunner
 
 from safeagent_sa import (
@@ -268,10 +269,13 @@ def test_a_record_that_is_written_during_the_migration_is_not_lost(new_database)
         migration = threading.Thread(target=case.migrate, args=(schema.adopt_safeagent,))
         migration.start()
         with psycopg.connect(case.dsn, autocommit=True) as observer:
-            while not observer.execute(
-                "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-            ).fetchone():
+
+            def waits():
                 assert migration.is_alive()
+                query = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                return observer.execute(query).fetchone()
+
+            until("the migration to wait for the writer", waits)
         writer.commit()
         migration.join()
     assert case.ours()["late"]["status"] == "in_doubt"

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from support.aio import another_way
 from support.app import asked, deliver, pay
 from support.patience import PATIENCE
+from support.waiting import until
 from support.wire import MessageProxy
 
 from safeagent_sa import ClaimLostError, ExecutionGuard, ExecutionInProgressError, ExecutionRequest
@@ -53,8 +54,7 @@ def waits(port):
 
 
 def wait_for_waiters(port, count=1):
-    while waits(port) < count:
-        pass
+    until(f"{count} callers to wait for a lock", lambda: waits(port) >= count)
 
 
 def settings_of(session):

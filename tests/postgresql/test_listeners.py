@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 from support.app import Payment, asked
+from support.waiting import async_until
 
 from safeagent_sa import ExecutionGuard, ReadOnlyTransactionError
 from safeagent_sa._dialects.postgresql import ready
@@ -280,8 +281,7 @@ def test_a_cancelled_task_leaves_no_connection_that_waits_for_an_answer(postgres
             waits = text(
                 "SELECT count(*) FROM pg_locks WHERE relation = 'execution_requests'::regclass AND NOT granted"
             )
-            while not locker.scalar(waits):
-                await asyncio.sleep(0)
+            await async_until("the claim to wait for the table", lambda: locker.scalar(waits))
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task

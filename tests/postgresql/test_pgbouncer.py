@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 from support.app import Port, deliver, pay
 from support.patience import PATIENCE
+from support.waiting import until
 from typer.testing import CliRunner
 
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError
@@ -80,12 +80,14 @@ def pooled(postgresql, request):
     through = url.set(host="127.0.0.1", port=listen).difference_update_query(["host"])
     # What docs/databases.md says: psycopg must not prepare statements, which belong to one server connection.
     engine = create_engine(through, pool_size=32, connect_args={"prepare_threshold": None})
-    deadline = time.monotonic() + PATIENCE
-    while True:
+
+    def listens():
         assert process.poll() is None, (folder / "log").read_text()
         with suppress(OSError), socket.create_connection(("127.0.0.1", listen), timeout=1):
-            break
-        assert time.monotonic() < deadline
+            return True
+        return False
+
+    until("PgBouncer to listen", listens)
     port = Port("pooled", through.render_as_string(hide_password=False), engine, {"pipeline": pipeline})
     port.server_connections = size
     yield port

@@ -8,6 +8,7 @@ from sqlalchemy import create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from support.app import Port, asked, deliver, pay
+from support.waiting import async_until
 
 from safeagent_sa import ExecutionGuard, NotInDoubtError, RequestConflictError, TransactionAbortedError
 from safeagent_sa._transaction.guarded_engine import install
@@ -206,8 +207,7 @@ def test_a_task_that_is_cancelled_in_the_first_batch(postgresql):
             blocker.execute(text("LOCK TABLE execution_requests IN ACCESS EXCLUSIVE MODE"))
             waiting = asyncio.create_task(call("order-1", is_first=True))
             others = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'execution_requests'::regclass"
-            while not blocker.scalar(text(others)):
-                await asyncio.sleep(0)
+            await async_until("the claim to wait for the table", lambda: blocker.scalar(text(others)))
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting

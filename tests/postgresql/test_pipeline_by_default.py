@@ -18,8 +18,8 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from support.app import Port, asked, deliver, pay
-from support.patience import PATIENCE
 from support.pipelining import pipelined_claims
+from support.waiting import until
 from support.wire import MessageProxy, PoolerProxy
 
 from safeagent_sa import AutocommitError, ClaimLostError, ExecutionGuard
@@ -490,9 +490,7 @@ def interrupt_the_wait(admin):
     def watch():
         try:
             with admin.connect().execution_options(isolation_level="AUTOCOMMIT") as watcher:
-                watcher.execute(text(f"SET statement_timeout = {int(PATIENCE * 1000)}"))
-                while not watcher.scalar(waits):
-                    pass
+                until("a statement to wait for a table", lambda: watcher.scalar(waits))
         except BaseException as error:  # noqa: BLE001 - shown by the assertion
             failures.append(error)
         os.kill(os.getpid(), signal.SIGINT)

@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from support.app import Port, asked, deliver, pay
 from support.processes import end_backend
+from support.waiting import async_until
 from support.wire import MessageProxy
 
 from safeagent_sa import ExecutionGuard, TransactionAbortedError
@@ -157,8 +158,7 @@ def test_a_commit_that_is_cancelled_with_its_task_is_settled_by_a_retry(postgres
             seen = text(
                 f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 22 AND NOT granted AND {here}"
             )
-            while not holder.scalar(seen):
-                await asyncio.sleep(0)
+            await async_until("the COMMIT to wait", lambda: holder.scalar(seen))
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task

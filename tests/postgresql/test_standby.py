@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 from support import servers
 from support.app import Port, pay
+from support.waiting import until
 
 from safeagent_sa import DurabilityUnknownError, ExecutionGuard
 from safeagent_sa.aio import AsyncExecutionGuard
@@ -33,8 +34,7 @@ def waiting():
         with engine.begin() as connection:
             connection.execute(text("INSERT INTO payments (reference, amount) VALUES ('first', 1)"))
 
-    while not cancel_the_wait(port, write)[1]:
-        pass
+    until("a COMMIT to wait for the standby that is missing", lambda: cancel_the_wait(port, write)[1])
     yield port
     engine.dispose()
     server.stop()

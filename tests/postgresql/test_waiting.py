@@ -1,7 +1,6 @@
 """The claim is held elsewhere: wait, or do not, and in either case keep a usable transaction."""
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
 from support.app import Port, asked, deliver, pay
 from support.patience import PATIENCE
+from support.waiting import until
 from support.wire import MessageProxy
 
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError
@@ -37,10 +37,12 @@ class Caller(threading.Thread):
 
     def is_waiting(self):
         """Wait until the server shows a session that waits for a lock."""
-        deadline = time.monotonic() + PATIENCE
-        while not a_caller_waits(self.port):
-            assert time.monotonic() < deadline, "no session waits"
+
+        def waits():
             assert self.is_alive(), (self.execution, self.error)
+            return a_caller_waits(self.port)
+
+        until("a session to wait for a lock", waits)
         return True
 
 
@@ -59,17 +61,15 @@ def waiters(port):
         return connection.scalar(text(query))
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
+def until_they_wait(port, count=1):
+    until(f"{count} callers to wait for the request", lambda: waiters(port) == count)
 
 
 def roll_back_once_a_caller_waits(port, holder):
-    deadline = time.monotonic() + PATIENCE
-    while not a_caller_waits(port) and time.monotonic() < deadline:
-        pass
-    holder.rollback()
+    try:
+        until("a caller to wait", lambda: a_caller_waits(port))
+    finally:
+        holder.rollback()
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_a_wait_reads_no_number_that_an_app_may_load_in_its_way(postgresql, hold
             ExecutionGuard(**options).execute(session, "order-1", pay, action="pay", wait_timeout=0.05)
         assert session.scalar(text("SHOW lock_timeout")) == "0"
     caller = Caller(own, "order-1", wait_timeout=PATIENCE, **options)
-    wait_until(lambda: a_caller_waits(postgresql))
+    until("a caller to wait", lambda: a_caller_waits(postgresql))
     holder.commit()
     caller.join()
     own.dispose()
@@ -291,7 +291,7 @@ def test_the_lock_is_handed_on_without_the_waiters_clients(postgresql, holder):
     thread.start()
     Caller.is_waiting(_Watched(postgresql, thread))
     other = Caller(postgresql, "order-1", wait_timeout=PATIENCE)
-    wait_until(lambda: waiters(postgresql) == 2)
+    until_they_wait(postgresql, 2)
     holder.commit()
     assert stalled.wait(PATIENCE)
     other.join()
@@ -306,7 +306,7 @@ def test_the_lock_is_handed_on_without_the_waiters_clients(postgresql, holder):
 def test_one_of_many_waiters_executes_when_the_holder_rolls_back(postgresql, holder):
     """They leave the wait together, and those that were overtaken wait again."""
     callers = [Caller(postgresql, "order-1", wait_timeout=PATIENCE) for _ in range(6)]
-    wait_until(lambda: waiters(postgresql) == 6)
+    until_they_wait(postgresql, 6)
     holder.rollback()
     for caller in callers:
         caller.join()
@@ -335,9 +335,9 @@ def test_a_waiter_that_was_overtaken_waits_again(postgresql, holder):
 
     with ThreadPoolExecutor() as pool:
         called = pool.submit(call)
-        wait_until(lambda: waiters(postgresql) == 1)
+        until_they_wait(postgresql)
         holder.rollback()
-        wait_until(lambda: overtaken and waiters(postgresql) == 1)
+        until("the caller to be overtaken and to wait again", lambda: overtaken and waiters(postgresql) == 1)
         overtaken[0].__exit__(None, None, None)
         second.commit()
         execution = called.result(PATIENCE)
@@ -519,7 +519,7 @@ def test_a_pipelined_waiter_costs_one_round_trip(postgresql, holder, pipeline, t
     before = proxy.round_trips
     with ThreadPoolExecutor() as pool:
         called = pool.submit(deliver, through, "order-1", waiting)
-        wait_until(lambda: waiters(postgresql) == 1)
+        until_they_wait(postgresql)
         holder.commit()
         execution = called.result(PATIENCE)
     found = proxy.round_trips - before
@@ -541,7 +541,7 @@ def test_a_cancelled_wait_is_the_database_s_own_error(postgresql, holder, pipeli
                 pytest.fail("the block must not run")
 
         called = pool.submit(call)
-        wait_until(lambda: waiters(postgresql) == 1)
+        until_they_wait(postgresql)
         with postgresql.engine.connect() as other:
             here = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
             waiting = (

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import pika
 import redis as redis_client
 from queues.hub import PATIENCE
+from support.waiting import until
 
 
 GRACE = 15  # seconds
@@ -223,10 +225,7 @@ class DramatiqRedis(OnRedis):
         """
         self.client.save()
         acknowledging.release()
-        limit = time.monotonic() + PATIENCE
-        while self.left():
-            assert time.monotonic() < limit, "the worker acknowledges nothing"
-            time.sleep(0.05)
+        until("the acknowledgement of the worker", lambda: not self.left())
         self.broker.restart()
 
     def recover(self, **options):
@@ -256,8 +255,8 @@ class TaskiqRedis(OnRedis):
 
     def redeliver(self, running=None):
         """Wait for the time-out of the app, and send another message: taskiq-redis looks only after one."""
-        while not self.client.xpending_range("payments", "taskiq", "-", "+", 1, idle=1500):
-            time.sleep(0.1)
+        pending = partial(self.client.xpending_range, "payments", "taskiq", "-", "+", 1, idle=1500)
+        until("a message that no worker has acknowledged for 1.5 s", pending)
         self.send("nudge", 0)
 
     def recover(self, **options):

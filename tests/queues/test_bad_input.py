@@ -11,6 +11,7 @@ from faststream.rabbit import RabbitBroker, RabbitQueue
 from queues.hub import PATIENCE
 from sqlalchemy.orm import Session
 from support.app import Payment
+from support.waiting import async_until
 
 from safeagent_sa import ExecutionGuard
 from safeagent_sa.integrations.faststream import BadInputMiddleware, guarded
@@ -54,11 +55,7 @@ async def within(waited_for, awaitable):
 
 
 async def payment_of(port, reference="shop-1"):
-    async def look():
-        while not port.payments(reference):
-            await asyncio.sleep(0.05)  # the database has no event for it
-
-    await within("payment", look())
+    await async_until(f"payment {reference}", lambda: port.payments(reference))
 
 
 class OnRabbitMQ:

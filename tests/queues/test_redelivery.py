@@ -5,7 +5,6 @@ Workers are killed with SIGKILL, brokers lose their power, networks break; nothi
 
 import os
 import time
-from contextlib import suppress
 
 import pytest
 from queues.systems import (
@@ -18,6 +17,7 @@ from queues.systems import (
     TaskiqRedis,
 )
 from support.patience import PATIENCE
+from support.waiting import until
 
 
 pytestmark = pytest.mark.queues
@@ -162,12 +162,14 @@ def test_a_broker_that_loses_its_power(system, hub, postgresql, is_guarded):
 
 
 def wait_for_the_end_of(pid):
-    limit = time.monotonic() + PATIENCE
-    with suppress(ProcessLookupError):
-        while True:
+    def has_ended():  # it is no child of this process
+        try:
             os.kill(pid, 0)
-            assert time.monotonic() < limit, f"process {pid} still runs after {PATIENCE} s"
-            time.sleep(0.1)  # it is no child of this process
+        except ProcessLookupError:
+            return True
+        return False
+
+    until(f"the end of process {pid}", has_ended)
 
 
 @pytest.mark.parametrize("acks", ["1", "0"], ids=["acknowledged", "comes again"])

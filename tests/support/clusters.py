@@ -9,8 +9,7 @@ import os
 import random
 import signal
 import socket
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from typing import Any
 from sqlalchemy import URL, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from support.patience import PATIENCE
 from support.servers import NotHere, Programs, local_programs, wheel_programs
+from support.waiting import until
 
 
 REMEDIES = """\
@@ -41,15 +40,6 @@ max_connections = 100
 wal_keep_size = 512MB
 wal_retrieve_retry_interval = 100ms
 """
-
-
-def until(what: str, look: Callable[[], Any]) -> Any:
-    """Look until there is something, and return it; say what was waited for where it never comes."""
-    deadline = time.monotonic() + PATIENCE
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"waited {PATIENCE} s for {what}"
-        time.sleep(0.02)  # between two looks; what is waited for is an event of another process
-    return found
 
 
 class Node:

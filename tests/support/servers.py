@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from sqlalchemy.pool import NullPool
 
 from support import images
 from support.patience import PATIENCE
+from support.waiting import until
 
 
 REMEDIES = """\
@@ -132,24 +132,17 @@ def _from_docker(options: str, *, in_memory: bool) -> Server:
     def restart() -> None:
         container.get_wrapped_container().kill()  # SIGKILL for every process of the server
         container.get_wrapped_container().start()
-        _wait_for(url)  # as pg_ctl does for local programs
+        until(f"the restarted server of {image} to answer", partial(_answers, url))  # as pg_ctl does for local programs
 
     return Server(url, f"testcontainers, image {image}", container.stop, restart)
 
 
-def _wait_for(url: URL) -> None:
-    """Return when the server answers; raise its last error where it does not."""
-    engine = create_engine(url, poolclass=NullPool)
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            engine.connect().close()
-        except OperationalError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.05)
-        else:
-            return
+def _answers(url: URL) -> bool:
+    try:
+        create_engine(url, poolclass=NullPool).connect().close()
+    except OperationalError:
+        return False
+    return True
 
 
 def _shares_loopback(client: Any) -> bool:
