@@ -65,7 +65,7 @@ def run(url: sa.URL, _settings: Settings) -> dict[str, Any]:
             staged = {name: counting.tell("stages", name, str(STAGED_TRANSACTIONS)) for name in STAGED}
         instructions = {name: counting.totals(dumps)[-1] / TRANSACTIONS for name, dumps in counted.items()}
         stages = {name: _stages(counting.totals(dumps), dumps) for name, dumps in staged.items()}
-    _compare(stages, instructions)
+    compare(stages, instructions)
     found: dict[str, Any] = {name: {"instructions": count} for name, count in instructions.items()}
     for name, other in AGAINST.items():
         found[name] |= {"against": other, "ratio": instructions[name] / instructions[other]}
@@ -151,7 +151,7 @@ def _stages(totals: list[int], dumps: Sequence[str]) -> dict[str, dict[str, floa
     }
 
 
-def _compare(stages: dict[str, dict[str, dict[str, float]]], instructions: dict[str, float]) -> None:
+def compare(stages: dict[str, dict[str, dict[str, float]]], instructions: dict[str, float]) -> None:
     """Exit where the stages of a contestant are those of another path: a guard that meets wrapped functions may avoid them."""
     for name, each in stages.items():
         ratio = sum(stage["instructions"] for stage in each.values()) / instructions[name]

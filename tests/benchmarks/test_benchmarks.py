@@ -107,6 +107,18 @@ assert {gate.mine for gate in GATES} <= AGAINST.keys()
     python("-c", script)
 
 
+@pytest.mark.parametrize(("whole", "is_another_path"), [(80, True), (95, False), (105, False), (125, True)])
+def test_stages_that_are_not_those_of_the_whole_end_the_run(whole, is_another_path):
+    """A guard that meets wrapped functions may take another path than the one that is shown."""
+    script = f"""
+from benchmarks.instructions import compare
+compare({{"pipelined": {{"claim": {{"instructions": 60}}, "driver": {{"instructions": 40}}}}}}, {{"pipelined": {whole}}})
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == is_another_path, done.stderr
+    assert ("the stages of pipelined are" in done.stderr) == is_another_path
+
+
 def test_the_page_of_the_docs_is_made_from_its_figures():
     figures = ROOT / "docs" / "benchmarks" / "results.json"
     page = (ROOT / "docs" / "benchmarks.md").read_text()

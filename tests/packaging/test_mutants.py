@@ -1,5 +1,8 @@
 """Every mutant still fits the code, so that `make mutants` breaks what it says; no mutant is run here."""
 
+import sys
+
+import pytest
 from mutants import run
 from mutants.catalogue import MUTANTS, Mutant
 
@@ -19,3 +22,16 @@ def test_each_kind_of_misfit_is_found():
         "unnamed": Mutant("errors.py", "class SafeAgentError(", "class SafeAgentMistake(", "test_no_such_promise"),
     }
     assert [problem.partition(":")[0] for problem in run.misfits(mutants)] == [*mutants][1:]
+
+
+def test_a_word_that_names_no_mutant_is_refused(monkeypatch, capsys):
+    """Otherwise nothing runs, which looks like a success."""
+    name = next(iter(MUTANTS))
+    monkeypatch.setattr(sys, "argv", ["run.py", name, "no such promise"])
+    with pytest.raises(SystemExit) as ended:
+        run.choose()
+    assert ended.value.code == 2
+    assert "'no such promise'" in capsys.readouterr().err
+
+    monkeypatch.setattr(sys, "argv", ["run.py", name])
+    assert name in run.choose()[0]
