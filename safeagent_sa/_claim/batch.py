@@ -30,6 +30,7 @@ from .._transaction.refusal_completion import RefusalCompletion
 from ..errors import (
     BatchTooLargeError,
     ExecutionInProgressError,
+    InvalidPayloadError,
     InvalidRequestIdError,
     NotCompletedError,
     OutcomeError,
@@ -61,6 +62,7 @@ def claim(
 ) -> BatchClaim:
     """Claim every id that is free, to commit with the caller, and sort the others by what became of them."""
     validate_action(action)
+    _refuse_unless_mapping(payloads)
     first_key = validate_key(scope, next(iter(payloads))) if payloads else None
     if first_key is not None:
         _refuse_more_than_fit(len(payloads), binding.expected_protocol(session, settings, first_key))
@@ -120,6 +122,15 @@ def claim(
             audience.notify("InProgress")
             batch.in_progress.append(in_progress(request.key, 0.0))
     return BatchClaim(batch, claims, open_claim)
+
+
+def _refuse_unless_mapping(payloads: object) -> None:
+    if not isinstance(payloads, Mapping):
+        raise InvalidPayloadError(
+            f"claim_many() takes a mapping from request_id to payload, and no {type(payloads).__name__}. Nothing was sent to the "
+            "database. Write {message.id: message.body for message in messages}, or dict.fromkeys(request_ids) for requests "
+            "without a payload."
+        )
 
 
 def _refuse_more_than_fit(size: int, protocol: ClaimProtocol) -> None:

@@ -221,6 +221,7 @@ def test_bad_input_is_refused_before_any_sql(port, statements):
         for names, error in (
             ({"good": 1, "": 1}, InvalidRequestIdError),
             ({"good": object()}, InvalidPayloadError),
+            (["good"], InvalidPayloadError),
             (dict.fromkeys(map(str, range(LIMITS[port.name] + 1))), BatchTooLargeError),
         ):
             with pytest.raises(error), guard.claim_many(session, names, action="pay"):
