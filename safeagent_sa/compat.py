@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy.orm import Session, scoped_session
 
 from . import schema
-from ._claim import acquire, complete, outcome
+from ._claim import acquire, binding, complete, outcome
 from ._request.ids import validate_action, validate_key
 from ._transaction import given_session, session_watch
 from .errors import NotCompletedError
@@ -59,9 +59,8 @@ class ExecutionStore:
             ExecutionStore(session).init_db()
             ```
         """
-        schema.verify(
-            self._session.connection(bind_arguments={"mapper": self._settings.model}), model=self._settings.model
-        )
+        arguments = binding.arguments(self._session, self._settings)
+        schema.verify(self._session.connection(bind_arguments=arguments), model=self._settings.model)
 
     def insert_if_not_exists(self, request_id: str | UUID | int, action: str) -> bool:
         """Claim a request_id (idempotency key) in your transaction; the claim commits or rolls back with it.

@@ -32,10 +32,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
+from ._claim import binding
 from ._claim.outcome import in_doubt, in_progress
-from ._claim.sharding import shard_of
 from ._dialects import protocol_for
-from ._request.ids import Key, validate_key, validate_scope
+from ._request.ids import validate_key, validate_scope
 from ._settings import seconds_of
 from ._transaction import given_session
 from ._transaction import run as transactions
@@ -231,7 +231,7 @@ def erase(
     key = validate_key(scope, request_id)
     session = given_session.plain_session(session)
     table: Table = model.__table__  # type: ignore[attr-defined]
-    connection = session.connection(bind_arguments=_arguments(session, model, key))
+    connection = session.connection(bind_arguments=binding.arguments_of(session, model, key))
     protocol_for(connection.dialect.name, table).ensure_transaction(connection)
     is_it = and_(table.c.scope == key.scope, table.c.request_id == key.request_id)
     has_ended = or_(*(table.c.status == status for status in _ENDED))
@@ -241,13 +241,6 @@ def erase(
     if status is None:
         return False
     raise in_doubt(key) if status == ExecutionStatus.IN_DOUBT else in_progress(key, 0.0)
-
-
-def _arguments(session: Session, model: type[ExecutionRequestMixin], *keys: Key) -> dict[str, Any]:
-    chosen: dict[str, Any] = {"mapper": model, "clause": update(model)}
-    if hasattr(session, "shard_chooser"):  # a ShardedSession
-        chosen["bind"] = shard_of(session, model, *keys)
-    return chosen
 
 
 # Attempts and seconds of one batch: what fails that often is not the bad luck of meeting a claim.
@@ -322,7 +315,7 @@ class _Plan:
     def cutoff(self, session: Session) -> dt.datetime:
         """Return the time before which an execution must have ended: one for all batches, so that the purge ends."""
         # Of a ShardedSession this is refused: a purge would see one shard of several.
-        now: dt.datetime | None = session.connection(bind_arguments=_arguments(session, self.model)).scalar(
+        now: dt.datetime | None = session.connection(bind_arguments=binding.arguments_of(session, self.model)).scalar(
             select(type_coerce(func.current_timestamp(), DateTime(timezone=True)))
         )
         assert now is not None
@@ -337,12 +330,12 @@ class _Plan:
         """Count the next batch, without a lock; the database sends only the count and the last key."""
         batch = self._chosen(cutoff, after, _MAX_BATCH).subquery()
         last = select(func.count().over(), *batch.c).order_by(*(column.desc() for column in batch.c)).limit(1)
-        row: Any = session.connection(bind_arguments={"mapper": self.model}).execute(last).first()
+        row: Any = session.connection(bind_arguments=binding.arguments_of(session, self.model)).execute(last).first()
         return _Batch(0, None) if row is None else _Batch(row[0], (row[1], row[2]))
 
     def purge(self, session: Session, cutoff: dt.datetime, after: tuple[str, str]) -> _Batch:
         """Purge the next batch, in the order of the key."""
-        connection = session.connection(bind_arguments=_arguments(session, self.model))
+        connection = session.connection(bind_arguments=binding.arguments_of(session, self.model))
         protocol_for(connection.dialect.name, self.table).ensure_transaction(connection)
         key = (self.table.c.scope, self.table.c.request_id)
         chosen = self._chosen(cutoff, after, self.batch_size)

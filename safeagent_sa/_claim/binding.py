@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Table
+from sqlalchemy import Connection, Table, update
 from sqlalchemy.orm import Session
 
 from .._dialects import PROTOCOLS, ClaimProtocol, choose_protocol, protocol_for
@@ -13,7 +13,8 @@ from .._settings import Settings
 from .._transaction.guarded_transaction import KEY, GuardedTransaction
 from .._transaction.open_claim import is_there
 from ..errors import UnsupportedSessionError
-from .sharding import shard_of
+from ..models import ExecutionRequestMixin
+from .sharding import with_shard
 
 
 def reach(session: Session, settings: Settings, *keys: Key) -> tuple[Connection, ClaimProtocol]:
@@ -39,10 +40,12 @@ def arguments(session: Session, settings: Settings, *keys: Key) -> dict[str, Any
     """Return what chooses the session's connection for some requests, or for the table."""
     # By mapper, so that sessions with several binds answer with the engine that the table is on; by a clause that
     # writes, so that sessions which split reads from writes answer with the primary.
-    found: dict[str, Any] = {"mapper": settings.mapper, "clause": settings.write}
-    if hasattr(session, "shard_chooser"):  # a ShardedSession
-        found["bind"] = shard_of(session, settings.model, *keys)
-    return found
+    return with_shard(session, settings.model, {"mapper": settings.mapper, "clause": settings.write}, *keys)
+
+
+def arguments_of(session: Session, model: type[ExecutionRequestMixin], *keys: Key) -> dict[str, Any]:
+    """Return the same where there is no guard, and so no Settings."""
+    return with_shard(session, model, {"mapper": model, "clause": update(model)}, *keys)
 
 
 def connect(session: Session, settings: Settings, *keys: Key) -> tuple[Connection, ClaimProtocol]:

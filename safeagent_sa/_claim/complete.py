@@ -72,7 +72,8 @@ def ready_to_complete(open_claim: OpenClaim) -> tuple[Connection, GuardedTransac
     """
     session, connection = open_claim.session_ref(), open_claim.connection_ref()
     if session is not None and not session.is_active:
-        session.connection()  # raises SQLAlchemy's own error about the failed flush
+        # Raises SQLAlchemy's own error about the failed flush; no engine is chosen, which some sessions cannot without a mapper.
+        session.connection(bind_arguments={"bind": connection})
     if session is not None and connection is not None and open_claim.is_same_transaction:
         # The business writes go first, so that one that fails raises in the block.
         session.flush()

@@ -48,7 +48,7 @@ def block(settings: Settings, session: Session, batch: Batch[Any], execution: Ex
                     yield
                 finally:
                     OPEN.set(shown_before)  # no reset(): as in the block of a single claim
-                _finish(session, savepoint, batch, execution)
+                _finish(session, connection, savepoint, batch, execution)
             except BaseException as error:
                 execution._close()  # noqa: SLF001 - the handles and the batch are one mechanism
                 execution._discard()  # noqa: SLF001
@@ -63,7 +63,13 @@ def block(settings: Settings, session: Session, batch: Batch[Any], execution: Ex
         batch._release(execution, error)  # noqa: SLF001
 
 
-def _finish(session: Session, savepoint: SessionTransaction, batch: Batch[Any], execution: Execution[Any]) -> None:
+def _finish(
+    session: Session,
+    connection: Connection,
+    savepoint: SessionTransaction,
+    batch: Batch[Any],
+    execution: Execution[Any],
+) -> None:
     """Flush what the block has written; raise where it must not stay."""
     if not _is_open(session, savepoint):
         message = (
@@ -75,7 +81,8 @@ def _finish(session: Session, savepoint: SessionTransaction, batch: Batch[Any], 
     if execution.request_id in batch.released:
         raise _Released
     if not session.is_active:
-        session.connection()  # raises SQLAlchemy's own error about a failed flush that the block has swallowed
+        # Raises SQLAlchemy's own error about a failed flush that the block has swallowed; no engine is chosen for it.
+        session.connection(bind_arguments={"bind": connection})
     session.flush()
 
 

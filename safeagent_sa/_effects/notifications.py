@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from sqlalchemy import Connection
 
+from .._claim import binding
 from .._claim.outbox import CHANNEL
 from .._settings import Settings
 from .._transaction.run import SessionFactory
@@ -37,7 +38,7 @@ class Notifications:
         if self._connection is not None:
             return
         with self._session_factory() as session:
-            engine: Any = session.get_bind(mapper=self._settings.model)
+            engine: Any = session.get_bind(**binding.arguments(session, self._settings))
         if engine.dialect.driver != "psycopg":
             return
         connection: Connection = engine.engine.connect().execution_options(isolation_level="AUTOCOMMIT")

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from procrastinate import JobContext
 from procrastinate.exceptions import JobAborted
+from sqlalchemy import insert, table
 
 from ..errors import MisuseError, SetupError
+from ..models import ExecutionRequest
 from ._queue_tasks import GuardedTask, Message, Options, RequestId, is_wrapped_in
 from .messages import Disposition, Outcome
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 __all__ = ["adefer", "defer", "guarded"]
+
+# A session with several engines puts a job on the one that it writes receipts to, not on one that it only reads from.
+_JOBS: dict[str, Any] = {"mapper": ExecutionRequest, "clause": insert(table("procrastinate_jobs"))}
 
 
 def guarded(
@@ -123,7 +128,8 @@ def defer(session: Session, task: Task[..., Any, Any], /, **task_kwargs: Any) ->
         ```
     """
     session.flush()
-    return task.configure(connection=_driver_connection(session.connection())).defer(**task_kwargs)
+    connection = _driver_connection(session.connection(bind_arguments=_JOBS))
+    return task.configure(connection=connection).defer(**task_kwargs)
 
 
 async def adefer(session: AsyncSession, task: Task[..., Any, Any], /, **task_kwargs: Any) -> int:
@@ -146,7 +152,7 @@ async def adefer(session: AsyncSession, task: Task[..., Any, Any], /, **task_kwa
         ```
     """
     await session.flush()
-    connection = _driver_connection((await session.connection()).sync_connection)
+    connection = _driver_connection((await session.connection(bind_arguments=_JOBS)).sync_connection)
     return await task.configure(connection=connection).defer_async(**task_kwargs)
 
 

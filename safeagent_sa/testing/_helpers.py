@@ -44,10 +44,11 @@ def assert_executed_once(
         assert_executed_once(session, "order-1")
         ```
     """
-    scope, request_id = validate_key(scope, request_id)
+    scope, request_id = key = validate_key(scope, request_id)
     query = select(model.status, model.attempt).where(model.scope == scope, model.request_id == request_id)
-    found = session.execute(query).one_or_none()
-    others = session.scalars(select(model.request_id).where(model.scope == scope).limit(5)).all()
+    connection = session.connection(bind_arguments=binding.arguments_of(session, model, key))
+    found = connection.execute(query).one_or_none()
+    others = connection.scalars(select(model.request_id).where(model.scope == scope).limit(5)).all()
     name = f"request_id {request_id!r} in scope {scope!r}"
     assert found is not None, f"{name} was never executed; there are {list(others)!r}"
     assert found.status == ExecutionStatus.COMPLETED, f"{name} is {found.status}, not completed"

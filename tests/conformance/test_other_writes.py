@@ -1,10 +1,8 @@
 """Writes that do not belong to the claim: pending ones from before it, and those in a second database."""
 
-import random
-
 import pytest
-from sqlalchemy import Delete, Insert, Update, create_engine, select
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import create_engine, select
+from sqlalchemy.orm import Session
 from support.app import Base, Payment, deliver, make_engine, pay
 from support.ports import on_each_kind
 
@@ -165,26 +163,3 @@ def test_two_phase_commit_covers_two_databases(postgresql, new_database):
     other.dispose()
 
     assert postgresql.requests() == [("order-1", "completed")]
-
-
-def test_a_session_that_splits_reads_from_writes_claims_on_the_primary(postgresql):
-    reader = create_engine(postgresql.url, connect_args={"options": "-c default_transaction_read_only=on"})
-
-    class Splitting(Session):
-        """The recipe of SQLAlchemy's documentation ("Custom Vertical Partitioning")."""
-
-        def get_bind(self, mapper=None, clause=None, **_):
-            if self._flushing or isinstance(clause, (Update, Delete, Insert)):
-                return postgresql.engine
-            return random.choice([reader])
-
-    sessions = sessionmaker(class_=Splitting)
-    for expected in (False, True):
-        with sessions() as session, session.begin():
-            session.scalars(select(Payment)).all()
-            with guard.claim(session, "order-1", action="pay") as execution:
-                execution.is_replay or execution.complete(pay(session, "order-1"))
-        assert execution.is_replay is expected
-    reader.dispose()
-
-    assert postgresql.payments("order-1") == 1

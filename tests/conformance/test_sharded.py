@@ -14,6 +14,7 @@ from support.app import Base, Payment, Port, make_engine, pay
 from safeagent_sa import ExecutionGuard, ExecutionRequest, SecondDatabaseError, UnsupportedSessionError
 from safeagent_sa.aio import AsyncExecutionGuard
 from safeagent_sa.retention import erase, purge
+from safeagent_sa.testing import assert_executed_once
 
 
 guard = ExecutionGuard()
@@ -206,6 +207,20 @@ def test_what_would_see_one_shard_of_several_is_refused_and_takes_one_shard(shar
     with pytest.raises(UnsupportedSessionError, match="one shard of several"):
         VERBS[verb](lambda: sharded(shards))
     assert not VERBS[verb](sessionmaker(shards["west"].engine))
+
+
+def test_a_relay_that_would_listen_on_one_shard_of_several_is_refused(shards):
+    with pytest.raises(UnsupportedSessionError, match="one shard of several"):
+        guard.relay(lambda: sharded(shards), {"mail": lambda effect, payload: None}).run()
+
+
+def test_an_assertion_looks_on_the_shard_of_the_request(shards):
+    with sharded(shards) as session, session.begin():
+        claim(session, "west:acme")
+    with sharded(shards) as session:
+        assert_executed_once(session, "order-1", scope="west:acme")
+        with pytest.raises(AssertionError, match="never executed"):
+            assert_executed_once(session, "order-1", scope="east:acme")
 
 
 def test_a_contained_service_needs_a_factory_of_one_shard(shards):

@@ -2,14 +2,16 @@
 
 import logging
 import threading
+from contextlib import contextmanager
 
 import psycopg
 import pytest
 from sqlalchemy import create_engine, event, select, text, update
-from support.app import Port, deliver, pay
+from support.app import Port, deliver, pay, splitting
 from support.effects import Died, die
 from support.patience import PATIENCE
 from support.ports import on_each_kind
+from support.waiting import until
 
 from safeagent_sa import (
     AlreadyCompletedError,
@@ -372,10 +374,18 @@ def test_a_payload_that_breaks_after_a_call_leaves_the_effect_in_doubt_under_eve
     assert mailer.sent == ["a@example.org"]
 
 
-def run_in_thread(found):
+@contextmanager
+def running(found):
+    """Run a relay in a thread, and stop it; otherwise the thread of a test that fails would never end."""
     thread = threading.Thread(target=found.run)
     thread.start()
-    return thread
+    try:
+        yield thread
+        found.stop()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    finally:
+        found.stop()
 
 
 def test_a_running_relay_fires_new_effects_until_it_is_stopped(sync_port):
@@ -383,37 +393,36 @@ def test_a_running_relay_fires_new_effects_until_it_is_stopped(sync_port):
     mailer = Mailer()
     mailer.after = lambda effect: sent.set()
     found = relay(sync_port, mailer, poll_interval=0.05)
-    thread = run_in_thread(found)
-    for number in range(3):
-        sent.clear()
-        order(sync_port, f"order-{number}")
-        assert sent.wait(PATIENCE)
-    found.stop()
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
+    with running(found):
+        for number in range(3):
+            sent.clear()
+            order(sync_port, f"order-{number}")
+            assert sent.wait(PATIENCE)
     assert len(mailer.sent) == 3
 
 
-def test_a_commit_wakes_the_relay(postgresql):
-    """Its next look would be in an hour."""
+@pytest.mark.parametrize("splits_reads", [False, True])
+def test_a_commit_wakes_the_relay(postgresql, new_database, splits_reads):
+    """Its next look would be in an hour. A database that is only read, such as a replica, has no notification of it."""
     sent = threading.Event()
     mailer = Mailer()
     mailer.after = lambda effect: sent.set()
-    found = relay(postgresql, mailer, poll_interval=3600.0)
-    thread = run_in_thread(found)
+    elsewhere = create_engine(new_database())
+    sessions = splitting(postgresql.engine, elsewhere) if splits_reads else postgresql.sessions
+    found = ExecutionGuard().relay(sessions, {"mail": mailer}, poll_interval=3600.0)
     engine = create_engine(postgresql.url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        query = text(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'"
-        )
-        while not connection.scalar(query):
+    with running(found) as thread, engine.connect() as connection:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'"
+
+        def listens():
             assert thread.is_alive()
-    engine.dispose()
-    order(postgresql)
-    assert sent.wait(PATIENCE)
-    found.stop()
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
+            return connection.scalar(text(query))
+
+        until("the relay to listen", listens)
+        order(postgresql)
+        assert sent.wait(PATIENCE)
+    for each in (engine, elsewhere):
+        each.dispose()
 
 
 def test_stop_waits_for_the_current_effect(sync_port):
@@ -440,23 +449,21 @@ def test_a_relay_survives_lost_connections(postgresql):
             raise psycopg.OperationalError("gone")
 
     found = relay(Port("postgresql", postgresql.url, engine), mailer, poll_interval=0.05)
-    thread = run_in_thread(found)
-    assert refused.wait(PATIENCE)
-    order(postgresql)
-    assert sent.wait(PATIENCE)
-    sent.clear()
-    with postgresql.engine.begin() as connection:  # of the connection that listens
-        killed = connection.execute(
-            text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND query LIKE 'LISTEN%'"
+    with running(found):
+        assert refused.wait(PATIENCE)
+        order(postgresql)
+        assert sent.wait(PATIENCE)
+        sent.clear()
+        with postgresql.engine.begin() as connection:  # of the connection that listens
+            killed = connection.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND query LIKE 'LISTEN%'"
+                )
             )
-        )
-        assert killed.all() == [(True,)]
-    order(postgresql, "order-2")
-    assert sent.wait(PATIENCE)
-    found.stop()
-    thread.join(PATIENCE)
+            assert killed.all() == [(True,)]
+        order(postgresql, "order-2")
+        assert sent.wait(PATIENCE)
     engine.dispose()
 
 

@@ -815,9 +815,42 @@ LAST_WORD = {
     ),
     "a receipt is erased on the shard of no request": Mutant(
         RETENTION,
-        "_arguments(session, model, key)",
-        "_arguments(session, model)",
+        "arguments_of(session, model, key)",
+        "arguments_of(session, model)",
         "test_a_receipt_is_erased_on_its_shard",
+    ),
+}
+
+SPLIT_READS = {
+    "a claim asks for the engine of a read": Mutant(
+        "_claim/binding.py",
+        '{"mapper": settings.mapper, "clause": settings.write}',
+        '{"mapper": settings.mapper}',
+        "test_a_session_that_splits_reads_from_writes_claims_on_the_primary",
+    ),
+    "what has no guard asks for the engine of a read": Mutant(
+        "_claim/binding.py",
+        '{"mapper": model, "clause": update(model)}',
+        '{"mapper": model}',
+        "test_every_verb_asks_the_primary",
+    ),
+    "a relay listens where the session reads": Mutant(
+        "_effects/notifications.py",
+        "session.get_bind(**binding.arguments(session, self._settings))",
+        "session.get_bind(mapper=self._settings.model)",
+        "test_a_commit_wakes_the_relay",
+    ),
+    "the store looks for its table where the session reads": Mutant(
+        "compat.py",
+        "arguments = binding.arguments(self._session, self._settings)",
+        'arguments = {"mapper": self._settings.model}',
+        "test_every_verb_asks_the_primary",
+    ),
+    "a test helper reads where the session reads": Mutant(
+        "testing/_helpers.py",
+        "binding.arguments_of(session, model, key)",
+        '{"mapper": model}',
+        "test_every_verb_asks_the_primary",
     ),
 }
 
@@ -2728,6 +2761,7 @@ MUTANTS = {
     **WAITING,
     **COMPLETING,
     **LAST_WORD,
+    **SPLIT_READS,
     **AS_TEXT,
     **ENGINES,
     **STANDBY,

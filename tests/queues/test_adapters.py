@@ -28,7 +28,7 @@ from procrastinate import App, PsycopgConnector
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
-from support.app import Payment
+from support.app import Payment, splitting
 from support.patience import PATIENCE
 from taskiq import InMemoryBroker, TaskiqDepends
 
@@ -508,6 +508,16 @@ class TestProcrastinate:
         assert self.stored(jobs) == [0, 0, 0]
         place()
         place()
+        assert self.stored(jobs) == [1, 1, 1]
+
+    def test_a_session_that_splits_reads_from_writes_stores_jobs_on_the_primary(self, jobs, new_database):
+        reader = create_engine(new_database())
+        with splitting(jobs.engine, reader)() as session, session.begin():
+            with guard.claim(session, "order:1", action="place") as execution:
+                pay(session, 1)
+                procrastinate.defer(session, jobs.task, order_id=1)
+                execution.complete()
+        reader.dispose()
         assert self.stored(jobs) == [1, 1, 1]
 
     def test_an_async_session_stores_jobs_too(self, jobs):
