@@ -121,7 +121,7 @@ test-recipes: .venv-recipes/.ready .venv-crewai/.ready  ## the recipes for frame
 	.venv-crewai/bin/python -m pytest -m recipes -W default tests/recipes -k crewai $(ARGS)
 
 stress: $(READY)  ## the long runs
-	$(BIN)/python -m pytest -m stress -o faulthandler_timeout=0 $(ARGS)
+	$(BIN)/python -m pytest -m stress $(ARGS)
 
 pgbouncer: $(READY)  ## the protocol through PgBouncer, which must be installed
 	$(BIN)/python -m pytest -m pgbouncer $(ARGS)

@@ -52,6 +52,13 @@ def test_hangs_for_signals():
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
     threading.Event().wait()
 """
+LONG = """
+import threading, pytest
+
+@pytest.mark.timeout(60)
+def test_long():
+    threading.Event().wait(9)
+"""
 HANGS_FOR_ALL = """
 import faulthandler, signal, threading
 
@@ -90,7 +97,7 @@ def run(tmp_path):
 
 def test_tests_that_die_or_hang_are_named_and_the_others_go_on(run):
     modules = (EXITS, KILLED, HANGS, HANGS_FOR_SIGNALS)
-    status, output = run(*modules, limits=("timeout=3", "faulthandler_timeout=12"))
+    status, output = run(*modules, limits=("timeout=10", "faulthandler_timeout=30"))
     assert status == 1, output
     for name in ("test_1.py::test_exits", "test_2.py::test_killed", "test_4.py::test_hangs_for_signals"):
         crashes = re.findall(rf"^worker '\w+' crashed while running '{name}'$", output, re.MULTILINE)
@@ -99,6 +106,13 @@ def test_tests_that_die_or_hang_are_named_and_the_others_go_on(run):
     assert "FAILED test_3.py::test_hangs - Failed: Timeout" in output
     assert "it has come this far" in output
     assert "4 failed, 20 passed" in output
+
+
+@pytest.mark.thorough
+def test_a_test_that_has_a_longer_limit_keeps_it(run):
+    status, output = run(LONG, limits=("timeout=6", "faulthandler_timeout=7"))
+    assert status == 0, output
+    assert "21 passed" in output
 
 
 STANDSTILLS = {

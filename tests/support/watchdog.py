@@ -2,17 +2,19 @@
 
 There are three limits, each for cases that the one before does not reach. A signal interrupts a test that takes too long, and
 the test fails with its output (`timeout` in pyproject.toml). If the signal does not get through, the worker prints the stack
-of each thread and ends (`faulthandler_timeout`); pytest-xdist names the test and starts another worker. If the controller
-hears from no worker for even longer, it ends the run: this module.
+of each thread and ends (`faulthandler_timeout`, longer where a test has a longer limit); pytest-xdist names the test and starts
+another worker. If the controller hears from no worker for even longer, it ends the run.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 from contextlib import suppress
 from typing import Any
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 
 class Watchdog:
@@ -87,6 +89,17 @@ class Watchdog:
     def pytest_unconfigure(self) -> None:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let a test with a longer limit than the usual one have it: pytest's second limit knows no marks."""
+    usual, second = (float(item.config.getini(name)) for name in ("timeout", "faulthandler_timeout"))
+    mark = item.get_closest_marker("timeout")
+    own = float(mark.args[0]) if mark else usual
+    if own > usual and second:
+        stderr = item.config.stash[fault_handler_stderr_fd_key]
+        faulthandler.dump_traceback_later(own + second - usual, file=stderr, exit=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
