@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 from nightly import run
+from support.clusters import state
+from support.waiting import until
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,6 +19,17 @@ def test_every_target_is_in_the_table_and_a_failure_stops_no_other(tmp_path, cap
     assert (tmp_path / "done").exists()
     assert [row[:2] for row in table] == [["target", "result"], ["bad", "FAILED"], ["good", "passed"]]
     assert all(float(minutes) >= 0 for _, _, minutes in table[1:])
+
+
+def test_a_target_without_an_end_stops_no_other(tmp_path, capsys):
+    (tmp_path / "Makefile").write_text("endless:\n\ttail -f /dev/null & echo $$! > child; wait\ngood:\n\ttouch done\n")
+    assert run.main(["endless", "good"], tmp_path, limit=3) == 1
+    table = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
+
+    assert (tmp_path / "done").exists()
+    assert [row[:3] for row in table] == [["endless", "TOO", "LONG"], ["good", "passed", "0.0"]]
+    child = int((tmp_path / "child").read_text())
+    until(f"the end of process {child}", lambda: state(child) in (None, "Z"))
 
 
 def test_it_passes_if_all_targets_pass(tmp_path):

@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from matrix import run as matrix
 from matrix.parts import SERVERS
 from nightly import run as nightly
@@ -17,6 +18,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 PAGE = (ROOT / "docs" / "support.md").read_text()
 CI = (ROOT / ".ci" / "run").read_text()
+WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
@@ -91,6 +93,9 @@ def test_every_target_is_run_where_the_page_says():
     assert set(rows) <= set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
     in_ci = set(re.findall(r"\bmake ([a-z-]+)", CI))
     assert {target for target, where in rows.items() if "each change" in where} <= in_ci
+    suite = yaml.safe_load(WORKFLOW.read_text())["jobs"]["suite"]["strategy"]["matrix"]["include"]
+    whole = {target for target, where in rows.items() if "each change" in where.split(", ")}
+    assert whole == {"check", *(row["target"] for row in suite)}
     assert {target for target, where in rows.items() if "nightly" in where} == set(nightly.TARGETS)
 
 

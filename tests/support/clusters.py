@@ -98,13 +98,13 @@ class Node:
         """End all of its processes at once, by SIGKILL: the server gets no chance to say anything."""
         postmaster = self.pid
         os.kill(postmaster, signal.SIGSTOP)  # so that it starts no further one
-        until(f"{self.name} to stop", lambda: _state(postmaster) in ("T", "Z", None))
+        until(f"{self.name} to stop", lambda: state(postmaster) in ("T", "Z", None))
         family = [*self._children(postmaster), postmaster]
         for pid in family:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for pid in family:
-            until(f"the end of process {pid} of {self.name}", lambda pid=pid: _state(pid) in (None, "Z"))
+            until(f"the end of process {pid} of {self.name}", lambda pid=pid: state(pid) in (None, "Z"))
         (self.data / "postmaster.pid").unlink()
 
     @property
@@ -124,10 +124,10 @@ class Node:
         for pid in senders:
             os.kill(pid, signal.SIGSTOP)
         for pid in senders:
-            until(f"walsender {pid} to stop", lambda pid=pid: _state(pid) == "T")
+            until(f"walsender {pid} to stop", lambda pid=pid: state(pid) == "T")
 
 
-def _state(pid: int) -> str | None:
+def state(pid: int) -> str | None:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
