@@ -90,7 +90,7 @@ def run(cell: Cell, *, short: bool) -> bool:
         if subprocess.run(command, check=False, cwd=ROOT).returncode != 0:
             raise UnavailableError("its environment cannot be created")
     tests = [*(SHORT if short else WHOLE), *cell.also]
-    command = [inside, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-n", "2", "--dist", "loadfile", *tests]
+    command = [inside, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-n", "2", "--dist", "worksteal", *tests]
     names = {"SAFEAGENT_TEST_PG": "local", "SAFEAGENT_PG_BIN": str(programs)}
     return subprocess.run(command, check=False, cwd=ROOT, env=os.environ | names).returncode == 0
 

@@ -2,11 +2,13 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.waiting import until
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,29 +77,31 @@ def run(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("COV", "PYTEST"))}
     environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
 
-    def run(*modules, conftest=CONFTEST, limits):
+    def run(*modules, conftest=CONFTEST, limits=(), meanwhile=lambda process: None):
         (tmp_path / "conftest.py").write_text(conftest)
         for number, source in enumerate((PASSING, *modules)):
             (tmp_path / f"test_{number}.py").write_text(source)
         settings = [word for limit in limits for word in ("-o", limit)]
         plugins = [word for name in PLUGINS for word in ("-p", name)]
         where = ["-c", ROOT / "pyproject.toml", "--rootdir", tmp_path]
-        done = subprocess.run(
+        with subprocess.Popen(
             [sys.executable, "-m", "pytest", *where, *settings, *plugins, "-n", "2", "--dist", "worksteal", tmp_path],
             env=environment,
             cwd=tmp_path,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            check=False,
-        )
-        return done.returncode, done.stdout + done.stderr
+        ) as process:
+            meanwhile(process)
+            output, _ = process.communicate()
+        return process.returncode, output
 
     return run
 
 
 def test_tests_that_die_or_hang_are_named_and_the_others_go_on(run):
     modules = (EXITS, KILLED, HANGS, HANGS_FOR_SIGNALS)
-    status, output = run(*modules, limits=("timeout=10", "faulthandler_timeout=30"))
+    status, output = run(*modules, limits=("timeout=6", "faulthandler_timeout=18"))
     assert status == 1, output
     for name in ("test_1.py::test_exits", "test_2.py::test_killed", "test_4.py::test_hangs_for_signals"):
         crashes = re.findall(rf"^worker '\w+' crashed while running '{name}'$", output, re.MULTILINE)
@@ -113,6 +117,17 @@ def test_a_test_that_has_a_longer_limit_keeps_it(run):
     status, output = run(LONG, limits=("timeout=6", "faulthandler_timeout=7"))
     assert status == 0, output
     assert "21 passed" in output
+
+
+def test_an_interrupted_run_names_the_tests_that_were_running(run, tmp_path):
+    def interrupt(process):
+        until("the test to run", lambda: process.poll() is not None or (tmp_path / "here").exists())
+        process.send_signal(signal.SIGINT)
+
+    touches = HANGS.replace("print(", "open('here', 'w')\n    print(")
+    status, output = run(touches, meanwhile=interrupt)
+    assert status == 2, output
+    assert "The run was interrupted. They were running: test_1.py::test_hangs" in output
 
 
 STANDSTILLS = {

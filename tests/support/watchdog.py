@@ -62,15 +62,20 @@ class Watchdog:
     def pytest_handlecrashitem(self, crashitem: str) -> None:
         self.ended.add(crashitem)
 
+    def pytest_keyboard_interrupt(self) -> None:
+        """Say where the workers were, such as for `.ci/run`, which interrupts what takes too long."""
+        self.verdict = self.verdict or f"The run was interrupted. {self._where_they_were()}"
+
     def _end_the_run(self, *_: object) -> None:
-        at = sorted(self.begun - self.ended)
-        self.verdict = f"No worker has sent a message for {self.limit} seconds. " + (
-            f"They were running: {', '.join(at)}"
-            if at
-            else "They were running no test: setting up, collecting or ending."
-        )
+        self.verdict = f"No worker has sent a message for {self.limit} seconds. {self._where_they_were()}"
         self._the_end_is_bounded()
         pytest.exit(self.verdict, returncode=1)
+
+    def _where_they_were(self) -> str:
+        at = sorted(self.begun - self.ended)
+        if at:
+            return f"They were running: {', '.join(at)}"
+        return "They were running no test: setting up, collecting or ending."
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
@@ -83,7 +88,7 @@ class Watchdog:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.verdict:
-            terminalreporter.section("the run hung")
+            terminalreporter.section("where the run has ended")
             terminalreporter.write_line(self.verdict)
 
     def pytest_unconfigure(self) -> None:
