@@ -10,7 +10,7 @@ from sqlalchemy import select, text
 from support.app import Payment
 from support.patience import PATIENCE
 from support.ports import ASYNC, ports
-from support.waiting import async_until
+from support.waiting import async_until, waiters
 
 from safeagent_sa import ExecutionInDoubtError, ExecutionRequest
 from safeagent_sa.aio import AsyncExecutionGuard
@@ -171,21 +171,14 @@ async def test_an_effect_cancelled_at_a_random_point_is_called_at_most_once(asyn
 def test_a_cancelled_waiter_stops_waiting(request, driver):
     port = request.getfixturevalue(driver)
 
-    def waiting():
-        with port.twin.engine.connect() as connection:
-            query = (
-                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-            )
-            return connection.scalar(text(query))
-
     async def cancel_a_waiter():
         async with port.async_sessions() as holder, guard.claim(holder, "order-1", action="pay") as execution:
             task = asyncio.create_task(deliver(port, "order-1"))
-            await async_until("the second task to wait", waiting)
+            await async_until("the second task to wait", lambda: waiters(port.twin.engine))
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await async_until("the wait to end", lambda: not waiting())
+            await async_until("the wait to end", lambda: not waiters(port.twin.engine))
             execution.complete({"receipt": 0})
             await holder.flush()
         await nothing_is_open(port)

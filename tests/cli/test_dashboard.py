@@ -11,6 +11,7 @@ import httpx
 import pytest
 from support.app import deliver
 from support.patience import PATIENCE
+from support.waiting import line_of
 from typer.testing import CliRunner
 
 from safeagent_sa.cli._app import app as command_line
@@ -28,7 +29,7 @@ def started(sqlite, tmp_path):
             [*command, *options], stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
         )
         processes.append(process)
-        return re.match(r"(http://127\.0\.0\.1:(\d+))/ \((.*)\)", process.stdout.readline()).groups()
+        return re.match(r"(http://127\.0\.0\.1:(\d+))/ \((.*)\)", line_of(process, "the address")).groups()
 
     yield start
     for process in processes:

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from support import commands
 from support.effects import Provider
 from support.patience import PATIENCE
+from support.waiting import line_of
 from typer.testing import CliRunner
 
 from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionRequest
@@ -145,10 +146,10 @@ def test_a_relay_of_the_app_runs_until_sigterm(port, tmp_path, relay):
     (tmp_path / "shop.py").write_text(APP.format(url=port.url))
     store(port, 1)
     process = relay("shop:relay")
-    assert "runs" in process.stdout.readline()
-    assert process.stdout.readline() == "sent 1\n"
+    assert "runs" in line_of(process, "the first line of the relay")
+    assert line_of(process, "the first effect") == "sent 1"
     store(port, 2)
-    assert process.stdout.readline() == "sent 2\n"
+    assert line_of(process, "the second effect") == "sent 2"
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=PATIENCE)[0] == "the relay has stopped\n"
     assert process.returncode == 0

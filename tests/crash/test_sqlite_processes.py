@@ -11,6 +11,7 @@ import pytest
 from support.app import deliver
 from support.patience import PATIENCE
 from support.ports import usual
+from support.waiting import line_of
 
 
 CLIENT = Path(__file__).resolve().parents[1] / "support" / "client.py"
@@ -41,7 +42,7 @@ def run(port, tmp_path, *, rounds, ids, processes):
             clients.append(start(port, order, tmp_path / f"{number}-{index}.log", **environment))
         for client in chance.sample(clients, processes // 4):
             for _ in range(chance.randrange(1, ids)):  # after so many answers, at any step of the next one
-                client.stdout.readline()
+                line_of(client, "an answer")
             client.kill()
             kills += 1
         for client in clients:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 from support.app import Payment
 from support.pages import blocks
 from support.patience import PATIENCE
-from support.waiting import WAITING
+from support.waiting import until, waiters
 from typer.testing import CliRunner
 
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError
@@ -105,9 +105,7 @@ def test_waiting_duplicates_take_the_connections_of_other_requests(postgresql):
         assert rush.claimed.wait(PATIENCE)
         rush.start(rush.duplicate)
         rush.start(rush.duplicate)
-        with postgresql.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as watcher:
-            while watcher.scalar(WAITING) < 2:
-                assert not rush.answers
+        until("both duplicates to wait", lambda: rush.answers or waiters(postgresql.engine) == 2)
         with pytest.raises(PoolTimeoutError):
             rush.engine.connect()
     finally:

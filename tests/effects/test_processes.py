@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 from support.patience import PATIENCE
-from support.waiting import until
+from support.waiting import line_of, until
 
 from safeagent_sa import ExecutionGuard, ExecutionInDoubtError, ExecutionInProgressError, ExecutionRequest
 from safeagent_sa.testing import expire_lease
@@ -31,7 +31,7 @@ class Process:
         )
 
     def line(self):
-        return self.process.stdout.readline().strip()
+        return line_of(self.process, "the word of the worker")
 
     def end(self):
         self.process.stdout.close()

@@ -232,7 +232,7 @@ def test_an_old_primary_that_comes_back_acknowledges_nothing(tmp_path):
         thread.start()
         end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
         until("the COMMIT on the old primary to wait", lambda: old.ask(end))
-        thread.join(timeout=60)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
         assert [error.connection_invalidated for error in raised] == [True]
         with port_of(new) as port:

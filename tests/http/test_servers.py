@@ -17,6 +17,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 from support.patience import PATIENCE
+from support.waiting import until
 
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -76,22 +77,23 @@ class Server:
         self.rest.join()
         self.process.stdout.close()
 
-    def post(self, key, reference="a", client=httpx, **options):
+    def post(self, key, reference="a", client=httpx, path="/pay", **options):
         headers = {"Idempotency-Key": key}
         return client.post(
-            f"{self.url}/pay", json={"reference": reference}, headers=headers, timeout=PATIENCE, **options
+            f"{self.url}{path}", json={"reference": reference}, headers=headers, timeout=PATIENCE, **options
         )
 
-    def post_until_answered(self, key, reference="a"):
+    def post_until_answered(self, key, reference="a", path="/pay"):
         """Send again while the first request is in progress, as its Retry-After says: the server notices a lost client late."""
-        deadline = threading.Event()
-        for _ in range(10 * PATIENCE):
-            answer = self.post(key, reference)
-            if answer.status_code != 409:
-                return answer
-            assert answer.headers["retry-after"] == "1"
-            deadline.wait(0.1)
-        raise AssertionError(answer.text)
+        answers = []
+
+        def is_answered():
+            answers.append(self.post(key, reference, path=path))
+            assert answers[-1].status_code != 409 or answers[-1].headers["retry-after"] == "1"
+            return answers[-1].status_code != 409
+
+        until("the end of the first request", is_answered)
+        return answers[-1]
 
 
 @pytest.fixture(params=APPS, scope="module")
@@ -188,16 +190,11 @@ def test_a_client_that_hangs_up_while_the_endpoint_runs_leaves_one_execution(web
         holder.execute(text("SELECT pg_advisory_lock(24)"))
         connection = raw(web, BODY, path="/pay?wait")
         waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 24 AND NOT granted")
-        while holder.scalar(waiting) == 0:
-            holder.rollback()
+        until("the endpoint to wait", lambda: (holder.rollback(), holder.scalar(waiting))[1])
         connection.close()
         assert web.port.payments("a") == 0
         holder.execute(text("SELECT pg_advisory_unlock(24)"))
-    for _ in range(10 * PATIENCE):
-        answer = httpx.post(f"{web.url}/pay?wait", content=BODY, timeout=PATIENCE, headers=HEADERS)
-        if answer.status_code != 409:
-            break
-    assert answer.status_code == 201
+    assert web.post_until_answered("k-1", path="/pay?wait").status_code == 201
     assert web.port.payments("a") == 1
 
 
@@ -206,8 +203,7 @@ HEADERS = {"Idempotency-Key": "k-1", "Content-Type": "application/json"}
 
 def test_a_client_that_hangs_up_before_it_reads_its_answer_gets_it_later(web):
     connection = raw(web, BODY)
-    while web.port.payments("a") == 0:
-        pass  # another connection sees the COMMIT
+    until("the COMMIT", lambda: web.port.payments("a"))
     connection.close()
     answer = web.post_until_answered("k-1")
     assert (answer.status_code, answer.headers["idempotent-replayed"]) == (201, "true")

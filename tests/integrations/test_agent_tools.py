@@ -5,15 +5,18 @@ import inspect
 import json
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from support.app import Payment
 from support.patience import PATIENCE
+from support.waiting import until, waiters
 
 import safeagent_sa
 from safeagent_sa import ExecutionGuard, NotApprovedError, Refusal, RequestConflictError, errors
@@ -229,12 +232,19 @@ def test_a_conflict_with_another_action_shows_no_receipt(place):
 
 
 def test_a_parallel_call_waits_inside_the_tool_for_the_receipt(postgresql):
-    tool, answers = payment_tool(postgresql), []
+    tool = payment_tool(postgresql, wait_timeout=PATIENCE)
+    with ThreadPoolExecutor() as pool, postgresql.sessions() as session:
+        with ExecutionGuard().claim(
+            session, "order:o1:pay", action="pay", payload={"amount": 5}, scope="alice"
+        ) as held:
+            called = pool.submit(tool, "alice", "o1", 5)
+            until("the call to wait for the claim", lambda: called.done() or waiters(postgresql.engine))
+            held.complete(pay(session, "o1", 5))
+        session.commit()
+        answer = called.result(PATIENCE)
 
-    postgresql.in_parallel([lambda: answers.append(tool("alice", "o1", 5))] * 2)
-
-    assert sorted(answer["status"] for answer in answers) == ["executed", "replayed"]
-    assert answers[0]["result"] == answers[1]["result"]
+    assert answer["status"] == "replayed"
+    assert answer["result"] == held.result
     assert postgresql.payments("o1") == 1
 
 
@@ -550,7 +560,7 @@ def test_old_calls_and_calls_beyond_the_size_are_forgotten():
 
 
 def charge_tool(place, calls, **options):
-    effect = ExecutionGuard().effect("charge", **options)
+    effect = ExecutionGuard(wait_timeout=PATIENCE).effect("charge", **options)
 
     @guarded_effect(
         effect, place.sessions, request_id="order:{order_id}:charge", scope="{ctx.user}", payload=["amount"]
@@ -705,17 +715,27 @@ def test_a_call_waits_inside_the_tool_for_the_outcome_of_an_effect(postgresql):
         assert go_on.wait(PATIENCE)
         return {"charge": "ch_1"}
 
-    tool, answers = charge_tool(postgresql, slow), []
-    first = threading.Thread(target=lambda: answers.append(tool("alice", "o1", 5)))
-    first.start()
-    assert begun.wait(PATIENCE)
-    second = threading.Thread(target=lambda: answers.append(tool("alice", "o1", 5)))
-    second.start()
-    go_on.set()
-    first.join()
-    second.join()
+    looks = []
 
-    assert sorted(answer["status"] for answer in answers) == ["executed", "replayed"]
+    @event.listens_for(postgresql.engine, "before_cursor_execute")
+    def note(_connection, _cursor, statement, *_):
+        if "WITH inserted" in statement:
+            looks.append(statement)
+
+    tool = charge_tool(postgresql, slow)
+    try:
+        with ThreadPoolExecutor() as pool:
+            first = pool.submit(tool, "alice", "o1", 5)
+            assert begun.wait(PATIENCE)
+            looks.clear()
+            second = pool.submit(tool, "alice", "o1", 5)
+            until("the second call to look again", lambda: second.done() or len(looks) >= 3)
+            go_on.set()
+            answers = [each.result(PATIENCE) for each in (first, second)]
+    finally:
+        event.remove(postgresql.engine, "before_cursor_execute", note)
+
+    assert [answer["status"] for answer in answers] == ["executed", "replayed"]
 
 
 def test_an_effect_that_runs_on_is_answered_when_the_wait_is_over(place):
@@ -1016,7 +1036,7 @@ def test_an_effect_that_is_proven_not_to_have_happened_is_made(sqlite):
 
 
 def transfers_of(place):
-    return PreparedIntents(ExecutionGuard(), place.sessions, pay, action="transfer")
+    return PreparedIntents(ExecutionGuard(wait_timeout=PATIENCE), place.sessions, pay, action="transfer")
 
 
 ARGUMENTS = {"reference": "bob", "amount": 5}

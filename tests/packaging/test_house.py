@@ -123,7 +123,7 @@ def endings(nodes):
 
 @every_module
 def test_modules_end_no_transaction_of_the_caller(path):
-    if not PROGRAMS & set(path.parts):
+    if not PROGRAMS & set(path.relative_to(ROOT).parts):
         found = endings(nodes_of(path))
         assert bool(found) == (name_of(path) in OWNERS), found
 

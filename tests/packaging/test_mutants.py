@@ -7,6 +7,7 @@ from mutants import run
 from mutants.catalogue import MUTANTS, Mutant
 
 
+@pytest.mark.thorough  # `make mutants` says it as well, and `make test` allows a rename
 def test_every_mutant_replaces_one_text_and_names_tests_of_the_suite():
     assert run.misfits(MUTANTS) == []
 

@@ -3,6 +3,7 @@
 import pytest
 from sqlalchemy import create_engine, event, text
 from support.app import Port, deliver, make_engine, pay
+from support.waiting import until
 from support.wire import MessageProxy
 
 from safeagent_sa import ExecutionGuard
@@ -90,8 +91,8 @@ def test_row_versions(own):
     )
     own.engine.dispose()  # a session that ends reports its counters
     with engine.connect() as connection:
-        while (found := connection.execute(query).one()).n_tup_upd < count:
-            pass
+        until("the counters of the sessions", lambda: connection.execute(query).one().n_tup_upd >= count)
+        found = connection.execute(query).one()
     engine.dispose()
     assert (found.n_tup_ins, found.n_tup_upd) == (count, count)
     assert found.n_tup_hot_upd >= 0.99 * count

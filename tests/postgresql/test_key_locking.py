@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from support.aio import another_way
 from support.app import asked, deliver, pay
 from support.patience import PATIENCE
-from support.waiting import until
+from support.waiting import until, waiters
 from support.wire import MessageProxy
 
 from safeagent_sa import ClaimLostError, ExecutionGuard, ExecutionInProgressError, ExecutionRequest
@@ -47,14 +47,8 @@ def claimed(request_id="order-1"):
     return NewClaim("", request_id, "pay", "f", uuid.uuid4())
 
 
-def waits(port):
-    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    with port.engine.connect() as connection:
-        return connection.scalar(text(query))
-
-
 def wait_for_waiters(port, count=1):
-    until(f"{count} callers to wait for a lock", lambda: waits(port) >= count)
+    until(f"{count} callers to wait for a lock", lambda: waiters(port.engine) >= count)
 
 
 def settings_of(session):

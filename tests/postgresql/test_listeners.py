@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 from support.app import Payment, asked
-from support.waiting import async_until
+from support.waiting import async_until, until
 
 from safeagent_sa import ExecutionGuard, ReadOnlyTransactionError
 from safeagent_sa._dialects.postgresql import ready
@@ -253,8 +253,8 @@ def test_a_lost_connection_is_replaced(engine, long_way, step):
                 with guard.claim(session, "order-1", action="pay") as execution:
                     execution.complete(1)
             other.execute(lose, {"pid": pid})
-            while other.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid}):
-                pass
+            left = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
+            until(f"the end of backend {pid}", lambda: not other.scalar(left, {"pid": pid}))
         with pytest.raises(OperationalError) as caught:
             if step == "claim":
                 with guard.claim(session, "order-1", action="pay"):

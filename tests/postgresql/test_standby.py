@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 from support import servers
 from support.app import Port, pay
+from support.patience import PATIENCE
 from support.waiting import until
 
 from safeagent_sa import DurabilityUnknownError, ExecutionGuard
@@ -52,14 +53,18 @@ def cancel_the_wait(port, work):
 
     thread = threading.Thread(target=call)
     thread.start()
-    was_waiting = False
-    cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    cancelled = []
+    cancel = text("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
     with port.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        while thread.is_alive() and not was_waiting:
-            was_waiting = bool(connection.execute(text(cancel)).all())
-    thread.join(timeout=60)
+
+        def waits_or_has_ended():
+            cancelled.extend(connection.scalars(cancel))
+            return cancelled or not thread.is_alive()
+
+        until("the COMMIT to wait for the standby", waits_or_has_ended)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
-    return raised, was_waiting
+    return raised, bool(cancelled)
 
 
 def check(port, request_id, cancelled):

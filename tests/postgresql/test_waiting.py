@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
 from support.app import Port, asked, deliver, pay
 from support.patience import PATIENCE
-from support.waiting import until
+from support.waiting import until, waiters
 from support.wire import MessageProxy
 
 from safeagent_sa import ExecutionGuard, ExecutionInProgressError
@@ -40,34 +40,19 @@ class Caller(threading.Thread):
 
         def waits():
             assert self.is_alive(), (self.execution, self.error)
-            return a_caller_waits(self.port)
+            return waiters(self.port.engine)
 
         until("a session to wait for a lock", waits)
         return True
 
 
-def a_caller_waits(port):
-    waiting = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    )
-    with port.engine.connect() as connection:
-        return connection.scalar(waiting) > 0
-
-
-def waiters(port):
-    query = "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
-    query += "WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()"
-    with port.engine.connect() as connection:
-        return connection.scalar(text(query))
-
-
 def until_they_wait(port, count=1):
-    until(f"{count} callers to wait for the request", lambda: waiters(port) == count)
+    until(f"{count} callers to wait for the request", lambda: waiters(port.engine) == count)
 
 
 def roll_back_once_a_caller_waits(port, holder):
     try:
-        until("a caller to wait", lambda: a_caller_waits(port))
+        until("a caller to wait", lambda: waiters(port.engine))
     finally:
         holder.rollback()
 
@@ -181,7 +166,7 @@ def test_a_wait_reads_no_number_that_an_app_may_load_in_its_way(postgresql, hold
             ExecutionGuard(**options).execute(session, "order-1", pay, action="pay", wait_timeout=0.05)
         assert session.scalar(text("SHOW lock_timeout")) == "0"
     caller = Caller(own, "order-1", wait_timeout=PATIENCE, **options)
-    until("a caller to wait", lambda: a_caller_waits(postgresql))
+    until("a caller to wait", lambda: waiters(postgresql.engine))
     holder.commit()
     caller.join()
     own.dispose()
@@ -337,7 +322,7 @@ def test_a_waiter_that_was_overtaken_waits_again(postgresql, holder):
         called = pool.submit(call)
         until_they_wait(postgresql)
         holder.rollback()
-        until("the caller to be overtaken and to wait again", lambda: overtaken and waiters(postgresql) == 1)
+        until("the caller to be overtaken and to wait again", lambda: overtaken and waiters(postgresql.engine) == 1)
         overtaken[0].__exit__(None, None, None)
         second.commit()
         execution = called.result(PATIENCE)

@@ -5,13 +5,12 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from support.patience import PATIENCE
+from support.waiting import until
 
 
 def program(name, package, *places):
@@ -30,11 +29,12 @@ def free_port():
 
 def wait_for(is_ready, process, log):
     """Wait until a server answers; there is no event to wait for in a server that is only starting."""
-    limit = time.monotonic() + PATIENCE
-    while not is_ready():
+
+    def look():
         assert process.poll() is None, Path(log).read_text()
-        assert time.monotonic() < limit, Path(log).read_text()
-        time.sleep(0.1)
+        return is_ready()
+
+    until(f"the server that logs to {log}", look)
 
 
 def accepts(port, hello=b"", answer=b""):

@@ -6,14 +6,12 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
 import pika
 import redis as redis_client
-from queues.hub import PATIENCE
 from support.waiting import until
 
 
@@ -133,6 +131,11 @@ class System:
     def close(self):
         for worker in self.workers:
             worker.end()
+
+    def wait(self):
+        """Wait until nothing is left that a worker has not acknowledged."""
+        log = self.folder / f"{self.name}.log"
+        until(f"the acknowledgement of every message, by workers that log to {log}", lambda: not self.left())
 
     def logs(self):
         return (self.folder / f"{self.name}.log").read_text()
@@ -265,9 +268,7 @@ class TaskiqRedis(OnRedis):
 
     def finish(self):
         """Wait until everything is acknowledged: a worker of taskiq-redis goes on listening after SIGTERM."""
-        limit = time.monotonic() + PATIENCE
-        while self.left() and time.monotonic() < limit:
-            time.sleep(0.1)
+        self.wait()
 
     def left(self):
         groups = self.client.xinfo_groups("payments") if self.client.exists("payments") else []

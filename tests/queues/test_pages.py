@@ -6,8 +6,8 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import nats
@@ -20,6 +20,7 @@ from queues.hub import PATIENCE
 from queues.systems import Worker
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
+from support.waiting import until
 
 from safeagent_sa import schema
 
@@ -83,10 +84,10 @@ class Page:
 
     def wait_for(self, order_id):
         """Wait until an order is paid; what was sent before it has been handled then, by the one worker."""
-        limit = time.monotonic() + PATIENCE
-        while not self.rows(order_id):
-            assert time.monotonic() < limit, self.logs()
-            time.sleep(0.1)
+        until(
+            f"the payment of order {order_id} by the worker that logs to {self.folder / 'log'}",
+            partial(self.rows, order_id),
+        )
 
     def close(self):
         for worker in self.workers:

@@ -4,7 +4,6 @@ Workers are killed with SIGKILL, brokers lose their power, networks break; nothi
 """
 
 import os
-import time
 
 import pytest
 from queues.systems import (
@@ -16,7 +15,6 @@ from queues.systems import (
     Procrastinate,
     TaskiqRedis,
 )
-from support.patience import PATIENCE
 from support.waiting import until
 
 
@@ -61,9 +59,7 @@ def end(system):
     A broker with a visibility time-out delivers a message once more where a loaded machine is slower than that, so the workers
     go on until there is none.
     """
-    limit = time.monotonic() + PATIENCE
-    while system.left() and time.monotonic() < limit:
-        time.sleep(0.1)
+    system.wait()
     system.finish()
     assert system.left() == 0, system.logs()
 

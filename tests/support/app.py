@@ -113,7 +113,7 @@ def pay(session: Session, reference: str, amount: int = 100) -> dict[str, Any]:
 
 def deliver(port: Port, request_id: str, guard: ExecutionGuard | None = None, amount: int = 100) -> Any:
     """Deliver one request as an app does, in a new transaction; return the execution."""
-    guard = guard or ExecutionGuard()
+    guard = guard or ExecutionGuard(wait_timeout=PATIENCE)
     with port.sessions() as session, session.begin():
         with guard.claim(session, request_id, action="pay", payload={"amount": amount}) as execution:
             if not execution.is_replay:

@@ -23,6 +23,7 @@ from safeagent_sa._transaction.guarded_engine import install
 from support.aio import Facade
 from support.app import asked, deliver, pay
 from support.patience import PATIENCE
+from support.waiting import until
 
 
 REQUEST = "order-1"
@@ -272,8 +273,8 @@ class Explorer:
         # in a new connection: the monitor belongs to the explorer's thread
         with self.monitor.engine.connect() as connection:
             connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
-            while connection.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid}):
-                pass
+            left = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
+            until(f"the end of backend {pid}", lambda: not connection.scalar(left, {"pid": pid}))
 
 
 def _next(taken, options):

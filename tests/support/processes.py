@@ -8,6 +8,7 @@ from pathlib import Path
 from sqlalchemy import text
 
 from support.patience import PATIENCE
+from support.waiting import line_of
 
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -23,8 +24,8 @@ class Worker:
         self.stop_at = stop_at
 
     def wait_until_stopped(self):
-        line = self.process.stdout.readline()
-        assert line == f"at {self.stop_at}\n", (line, self.process.stderr.read())
+        place = f"at {self.stop_at}"
+        assert line_of(self.process, place) == place
 
     def go_on(self):
         self.process.stdin.write("\n")

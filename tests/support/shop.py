@@ -35,6 +35,7 @@ from safeagent_sa.integrations.mcp import (
 )
 from support.app import Payment
 from support.oauth import AuthorizationServer
+from support.waiting import line_of
 
 
 AFTER_COMMIT, BEFORE_COMMIT = 4711, 4712
@@ -193,7 +194,7 @@ def serving(url: str, transport: str, *gates: str) -> Iterator[str]:
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}/mcp"
+        yield f"http://127.0.0.1:{int(line_of(process, 'the port'))}/mcp"
     finally:
         process.kill()
         process.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
 from subprocess import Popen
@@ -13,9 +14,9 @@ from sqlalchemy import Engine, text
 from support.patience import PATIENCE
 
 
-# Seconds between two looks.
-PAUSE = 0.01
-WAITING = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()")
+# Seconds between two looks: at first, and at most.
+FIRST, LONGEST = 0.001, 0.05
+WAITING = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
 
 
 def until(what: str, look: Callable[[], Any]) -> None:
@@ -31,19 +32,36 @@ async def async_until(what: str, look: Callable[[], Any]) -> None:
 
 
 def _pauses(what: str, look: Callable[[], Any]) -> Iterator[float]:
-    deadline = time.monotonic() + PATIENCE
+    deadline, pause = time.monotonic() + PATIENCE, FIRST
     while not look():
         assert time.monotonic() < deadline, f"waited {PATIENCE} s for {what}"
-        yield PAUSE
+        yield pause
+        pause = min(2 * pause, LONGEST)
+
+
+def line_of(process: Popen[str], what: str) -> str:
+    """Return the next line that a process prints; a process that prints none in time is killed."""
+    assert process.stdout is not None
+    timer = threading.Timer(PATIENCE, process.kill)
+    timer.start()
+    line = process.stdout.readline()
+    timer.cancel()
+    assert line, f"no line within {PATIENCE} s, or ever, where {what} was expected; the process: {process.args!r}"
+    return line.rstrip("\n")
+
+
+def waiters(engine: Engine) -> int:
+    """Return how many sessions of the engine's PostgreSQL database wait for a lock, as the server sees it."""
+    with engine.connect() as connection:
+        return connection.scalar(WAITING) or 0
 
 
 def wait_for_the_lock(engine: Engine, processes: list[Popen[str]]) -> None:
-    """Return when all processes wait for an advisory lock, as the server sees it; fail where one of them ends instead."""
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as watcher:
+    """Return when all processes wait for a lock; fail where one of them ends instead."""
 
-        def all_wait() -> bool:
-            for process in processes:
-                assert process.poll() is None, process.communicate()
-            return (watcher.scalar(WAITING) or 0) >= len(processes)
+    def all_wait() -> bool:
+        for process in processes:
+            assert process.poll() is None, process.communicate()
+        return waiters(engine) >= len(processes)
 
-        until(f"{len(processes)} processes to wait for the advisory lock", all_wait)
+    until(f"{len(processes)} processes to wait for the lock", all_wait)
