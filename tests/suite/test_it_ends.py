@@ -125,7 +125,10 @@ def test_an_interrupted_run_names_the_tests_that_were_running(run, tmp_path):
         process.send_signal(signal.SIGINT)
 
     touches = HANGS.replace("print(", "open('here', 'w')\n    print(")
-    status, output = run(touches, meanwhile=interrupt)
+    listens = (
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"  # a job in the background does not
+    )
+    status, output = run(touches, conftest=CONFTEST + listens, meanwhile=interrupt)
     assert status == 2, output
     assert "The run was interrupted. They were running: test_1.py::test_hangs" in output
 
