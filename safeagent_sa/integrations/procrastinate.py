@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["adefer", "defer", "guarded"]
 
-# A session with several engines puts a job on the one that it writes receipts to, not on one that it only reads from.
+# A session with several engines stores a job where it stores the receipts of the default model, and not where it only reads.
 _JOBS: dict[str, Any] = {"mapper": ExecutionRequest, "clause": insert(table("procrastinate_jobs"))}
 
 

@@ -520,6 +520,21 @@ class TestProcrastinate:
         reader.dispose()
         assert self.stored(jobs) == [1, 1, 1]
 
+    def test_an_async_session_that_splits_reads_does_so_too(self, jobs, new_database):
+        async def place():
+            primary, reader = create_async_engine(jobs.url), create_async_engine(new_database())
+            splits = splitting(primary.sync_engine, reader.sync_engine).class_
+            async with async_sessionmaker(sync_session_class=splits)() as session, session.begin():
+                async with AsyncExecutionGuard().claim(session, "order:1", action="place") as execution:
+                    await session.run_sync(pay, 1)
+                    await procrastinate.adefer(session, jobs.task, order_id=1)
+                    execution.complete()
+            for engine in (primary, reader):
+                await engine.dispose()
+
+        asyncio.run(place())
+        assert self.stored(jobs) == [1, 1, 1]
+
     def test_an_async_session_stores_jobs_too(self, jobs):
         guard = AsyncExecutionGuard()
 
