@@ -38,13 +38,14 @@ else:
 from sqlalchemy import create_engine, text  # noqa: E402
 from sqlalchemy.orm import sessionmaker  # noqa: E402
 from support.app import Payment  # noqa: E402
+from support.patience import PATIENCE  # noqa: E402
 
 from safeagent_sa import ExecutionGuard  # noqa: E402
 
 
 engine = create_engine(url, pool_size=12)
 sessions = sessionmaker(engine)
-guard = ExecutionGuard(wait_timeout=60, pipeline="auto")
+guard = ExecutionGuard(wait_timeout=PATIENCE, pipeline="auto")
 claimed, seen, fired, fire = Event(), Event(), Event(), Event()
 answers, effects = [], []
 
@@ -56,7 +57,7 @@ WAITING = text(
 
 def pay(session):
     claimed.set()
-    assert seen.wait(60)
+    assert seen.wait(PATIENCE)
     session.add(Payment(reference="order-1", amount=100))
     session.flush()
     return {"paid": 100}
@@ -69,7 +70,7 @@ def deliver():
 
 def watch():
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        claimed.wait(60)
+        claimed.wait(PATIENCE)
         while connection.scalar(WAITING) < 4:
             pass  # each round is a yield, if the driver yields
     seen.set()
@@ -77,7 +78,7 @@ def watch():
 
 def charge(effect):
     fire.set()
-    assert fired.wait(60)
+    assert fired.wait(PATIENCE)
     return {"key": effect.idempotency_key}
 
 

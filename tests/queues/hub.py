@@ -5,9 +5,7 @@ import socket
 from queue import Empty, Queue
 from threading import Thread
 
-
-# Seconds until a queue must have delivered; each delivers within ten on a machine that is not loaded.
-PATIENCE = 90
+from support.patience import PATIENCE
 
 
 class Event:

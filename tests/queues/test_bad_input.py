@@ -8,9 +8,9 @@ import pytest
 from faststream import AckPolicy, BaseMiddleware, Depends
 from faststream.nats import JStream, NatsBroker
 from faststream.rabbit import RabbitBroker, RabbitQueue
-from queues.hub import PATIENCE
 from sqlalchemy.orm import Session
 from support.app import Payment
+from support.patience import PATIENCE
 from support.waiting import async_until
 
 from safeagent_sa import ExecutionGuard

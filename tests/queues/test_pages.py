@@ -16,10 +16,10 @@ import pytest
 import redis
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
-from queues.hub import PATIENCE
 from queues.systems import Worker
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
+from support.patience import PATIENCE
 from support.waiting import until
 
 from safeagent_sa import schema
