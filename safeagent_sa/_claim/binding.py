@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Table, update
+from sqlalchemy import Connection, Table, Update, update
 from sqlalchemy.orm import Session
 
 from .._dialects import PROTOCOLS, ClaimProtocol, choose_protocol, protocol_for
@@ -14,7 +14,7 @@ from .._transaction.guarded_transaction import KEY, GuardedTransaction
 from .._transaction.open_claim import is_there
 from ..errors import UnsupportedSessionError
 from ..models import ExecutionRequestMixin
-from .sharding import with_shard
+from .sharding import shard_of
 
 
 def reach(session: Session, settings: Settings, *keys: Key) -> tuple[Connection, ClaimProtocol]:
@@ -36,16 +36,27 @@ def protocol_on(connection: Connection, table: Table) -> ClaimProtocol:
     return protocol_for(connection.dialect.name, table)
 
 
-def arguments(session: Session, settings: Settings, *keys: Key) -> dict[str, Any]:
+class _OfModel(NamedTuple):
+    """What Settings say of a table, where there is no guard."""
+
+    model: type[ExecutionRequestMixin]
+    mapper: type[ExecutionRequestMixin]
+    write: Update
+
+
+def arguments(session: Session, settings: Settings | _OfModel, *keys: Key) -> dict[str, Any]:
     """Return what chooses the session's connection for some requests, or for the table."""
     # By mapper, so that sessions with several binds answer with the engine that the table is on; by a clause that
     # writes, so that sessions which split reads from writes answer with the primary.
-    return with_shard(session, settings.model, {"mapper": settings.mapper, "clause": settings.write}, *keys)
+    found: dict[str, Any] = {"mapper": settings.mapper, "clause": settings.write}
+    if hasattr(session, "shard_chooser"):  # a ShardedSession
+        found["bind"] = shard_of(session, settings.model, *keys)
+    return found
 
 
 def arguments_of(session: Session, model: type[ExecutionRequestMixin], *keys: Key) -> dict[str, Any]:
     """Return the same where there is no guard, and so no Settings."""
-    return with_shard(session, model, {"mapper": model, "clause": update(model)}, *keys)
+    return arguments(session, _OfModel(model, model, update(model)), *keys)
 
 
 def connect(session: Session, settings: Settings, *keys: Key) -> tuple[Connection, ClaimProtocol]:

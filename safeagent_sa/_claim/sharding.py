@@ -15,22 +15,15 @@ from ..models import ExecutionRequestMixin
 PAGE = "docs/tenants-by-server.md"
 
 
-def with_shard(
-    session: Session, model: type[ExecutionRequestMixin], arguments: dict[str, Any], *keys: Key
-) -> dict[str, Any]:
-    """Return what chooses the session's connection; of a ShardedSession, with the one shard that the requests lie on.
+def shard_of(session: Session, model: type[ExecutionRequestMixin], *keys: Key) -> Any:
+    """Return the one shard that requests of a ShardedSession lie on, as an engine or a connection.
+
+    The chooser is asked twice, since one that takes turns or draws lots would let a retry run on another shard.
 
     Raises:
         UnsupportedSessionError: The requests lie on several shards, or on another one when asked again, or there are none:
             such a call would see one shard of several. Nothing was sent.
     """
-    if hasattr(session, "shard_chooser"):  # a ShardedSession
-        return arguments | {"bind": _shard_of(session, model, *keys)}
-    return arguments
-
-
-def _shard_of(session: Session, model: type[ExecutionRequestMixin], *keys: Key) -> Any:
-    """Return an engine or a connection; the chooser is asked twice, since one that draws lots would let a retry run elsewhere."""
     if not keys:
         raise UnsupportedSessionError(
             "a ShardedSession chooses a shard by a request, and this call has none, so it would see one shard of several. "

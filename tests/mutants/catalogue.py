@@ -830,8 +830,8 @@ SPLIT_READS = {
     ),
     "what has no guard asks for the engine of a read": Mutant(
         "_claim/binding.py",
-        '{"mapper": model, "clause": update(model)}',
-        '{"mapper": model}',
+        "_OfModel(model, model, update(model))",
+        "_OfModel(model, model, None)",
         "test_every_verb_asks_the_primary",
     ),
     "a relay listens where the session reads": Mutant(
