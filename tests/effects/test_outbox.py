@@ -408,6 +408,7 @@ def test_a_commit_wakes_the_relay(postgresql, new_database, splits_reads):
     mailer = Mailer()
     mailer.after = lambda effect: sent.set()
     elsewhere = create_engine(new_database())
+    event.listen(elsewhere, "do_connect", lambda *_: pytest.fail("the relay asked the database that is only read"))
     sessions = splitting(postgresql.engine, elsewhere) if splits_reads else postgresql.sessions
     found = ExecutionGuard().relay(sessions, {"mail": mailer}, poll_interval=3600.0)
     engine = create_engine(postgresql.url, isolation_level="AUTOCOMMIT")
