@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
 from weakref import WeakSet
 
-from sqlalchemy import Connection, Engine, Insert, Table, insert
+from sqlalchemy import Connection, Engine, Table, Update, update
 from sqlalchemy.orm import Mapper, class_mapper
 
 from ._dialects import ClaimProtocol, Locking
@@ -122,9 +122,12 @@ class Settings:
         return found
 
     @cached_property
-    def write(self) -> Insert:
-        """A statement that writes to the table; it chooses a bind and is never sent."""
-        return insert(self.model)
+    def write(self) -> Update:
+        """A statement that writes to the table; it chooses a bind and is never sent.
+
+        SQLAlchemy's recipe for sessions that split reads from writes knows Update and Delete only.
+        """
+        return update(self.model)
 
 
 class ConfiguredGuard:

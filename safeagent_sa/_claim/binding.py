@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, Update, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Mapper, Session, class_mapper
 
 from .._dialects import PROTOCOLS, ClaimProtocol, choose_protocol, protocol_for
 from .._request.ids import Key
@@ -40,7 +40,7 @@ class _OfModel(NamedTuple):
     """What Settings say of a table, where there is no guard."""
 
     model: type[ExecutionRequestMixin]
-    mapper: type[ExecutionRequestMixin]
+    mapper: Mapper[Any]
     write: Update
 
 
@@ -56,7 +56,7 @@ def arguments(session: Session, settings: Settings | _OfModel, *keys: Key) -> di
 
 def arguments_of(session: Session, model: type[ExecutionRequestMixin], *keys: Key) -> dict[str, Any]:
     """Return the same where there is no guard, and so no Settings."""
-    return arguments(session, _OfModel(model, model, update(model)), *keys)
+    return arguments(session, _OfModel(model, class_mapper(model, configure=False), update(model)), *keys)
 
 
 def connect(session: Session, settings: Settings, *keys: Key) -> tuple[Connection, ClaimProtocol]:

@@ -205,6 +205,13 @@ def _take_up(claim: OpenClaim, session: Session) -> SessionWatch:
     return current
 
 
+def claimed_connections(session: Session) -> list[Connection]:
+    """Return the connections of the session's transaction on which it has claimed requests."""
+    root = session.get_transaction()
+    found = () if root is None else connections_of(root)
+    return [each for each in found if (held := transaction_of(each)) is not None and held.claims]
+
+
 def _blocks(session: Session) -> dict[object, OpenClaim]:
     found: dict[object, OpenClaim] = session.info.get(open_guarded.BLOCKS_KEY, {})
     return found

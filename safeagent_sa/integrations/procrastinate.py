@@ -10,23 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from procrastinate import JobContext
 from procrastinate.exceptions import JobAborted
-from sqlalchemy import insert, table
+from sqlalchemy import table, update
 
+from .._transaction.session_watch import claimed_connections
 from ..errors import MisuseError, SetupError
-from ..models import ExecutionRequest
 from ._queue_tasks import GuardedTask, Message, Options, RequestId, is_wrapped_in
 from .messages import Disposition, Outcome
 
 
 if TYPE_CHECKING:
     from procrastinate.tasks import Task
+    from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
 
 __all__ = ["adefer", "defer", "guarded"]
-
-# A session with several engines stores a job where it stores the receipts of the default model, and not where it only reads.
-_JOBS: dict[str, Any] = {"mapper": ExecutionRequest, "clause": insert(table("procrastinate_jobs"))}
 
 
 def guarded(
@@ -128,7 +126,7 @@ def defer(session: Session, task: Task[..., Any, Any], /, **task_kwargs: Any) ->
         ```
     """
     session.flush()
-    connection = _driver_connection(session.connection(bind_arguments=_JOBS))
+    connection = _driver_connection(_connection_of(session))
     return task.configure(connection=connection).defer(**task_kwargs)
 
 
@@ -152,8 +150,16 @@ async def adefer(session: AsyncSession, task: Task[..., Any, Any], /, **task_kwa
         ```
     """
     await session.flush()
-    connection = _driver_connection((await session.connection(bind_arguments=_JOBS)).sync_connection)
+    connection = _driver_connection(await session.run_sync(_connection_of))
     return await task.configure(connection=connection).defer_async(**task_kwargs)
+
+
+def _connection_of(session: Session) -> Connection:
+    """Return the connection of the session's claims; without one, that of a write to the table, and not of a read."""
+    claimed = claimed_connections(session)
+    if len(claimed) == 1:
+        return claimed[0]
+    return session.connection(bind_arguments={"clause": update(table("procrastinate_jobs"))})
 
 
 def _driver_connection(connection: Any) -> Any:

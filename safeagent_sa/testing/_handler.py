@@ -21,7 +21,12 @@ class Handler:
     """The handler and, for an async driver, the event loop that the engine's connections belong to."""
 
     def __init__(self, deliver: Callable[[], Any], session_factory: Any) -> None:
-        bind = session_factory.kw["bind"]
+        bind = session_factory.kw.get("bind")
+        if bind is None:
+            raise ValueError(
+                "explore_faults() cuts and kills the connections of one engine, and this session_factory names none. Give "
+                "sessionmaker(engine), with the engine of the primary."
+            )
         self.engine: Engine = getattr(bind, "sync_engine", bind)
         self._deliver = deliver
         self._session_factory = session_factory

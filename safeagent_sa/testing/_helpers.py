@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from .._claim import binding
 from .._request.ids import validate_key
+from .._transaction.given_session import plain_session
 from ..execution import ExecutionStatus
 from ..guard import ExecutionGuard
 from ..models import ExecutionRequest, ExecutionRequestMixin
@@ -46,6 +47,7 @@ def assert_executed_once(
     """
     scope, request_id = key = validate_key(scope, request_id)
     query = select(model.status, model.attempt).where(model.scope == scope, model.request_id == request_id)
+    session = plain_session(session)
     connection = session.connection(bind_arguments=binding.arguments_of(session, model, key))
     found = connection.execute(query).one_or_none()
     others = connection.scalars(select(model.request_id).where(model.scope == scope).limit(5)).all()

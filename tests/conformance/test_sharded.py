@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import insert, make_url, select
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.ext.horizontal_shard import ShardedSession
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from support.app import Base, Payment, Port, make_engine, pay
 
 from safeagent_sa import ExecutionGuard, ExecutionRequest, SecondDatabaseError, UnsupportedSessionError
@@ -221,6 +221,9 @@ def test_an_assertion_looks_on_the_shard_of_the_request(shards):
         assert_executed_once(session, "order-1", scope="west:acme")
         with pytest.raises(AssertionError, match="never executed"):
             assert_executed_once(session, "order-1", scope="east:acme")
+    registry = scoped_session(lambda: sharded(shards))
+    assert_executed_once(registry, "order-1", scope="west:acme")
+    registry.remove()
 
 
 def test_a_contained_service_needs_a_factory_of_one_shard(shards):

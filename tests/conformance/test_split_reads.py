@@ -11,7 +11,7 @@ from support.app import Payment, pay, splitting
 from safeagent_sa import ExecutionGuard, ExecutionRequest
 from safeagent_sa.compat import ExecutionStore
 from safeagent_sa.retention import erase, purge
-from safeagent_sa.testing import assert_executed_once
+from safeagent_sa.testing import assert_executed_once, explore_faults
 
 
 guard = ExecutionGuard()
@@ -95,6 +95,11 @@ def test_every_verb_asks_the_primary(postgresql, elsewhere, kind, verb):
     prepare()
 
     assert VERBS[verb](kind(postgresql.engine, elsewhere)) == expected
+
+
+def test_faults_are_explored_on_one_engine(postgresql, elsewhere):
+    with pytest.raises(ValueError, match=r"sessionmaker\(engine\)"):
+        explore_faults(lambda: None, splitting(postgresql.engine, elsewhere))
 
 
 def swallow(session):

@@ -830,9 +830,15 @@ SPLIT_READS = {
     ),
     "what has no guard asks for the engine of a read": Mutant(
         "_claim/binding.py",
-        "_OfModel(model, model, update(model))",
-        "_OfModel(model, model, None)",
+        "_OfModel(model, class_mapper(model, configure=False), update(model))",
+        "_OfModel(model, class_mapper(model, configure=False), None)",
         "test_every_verb_asks_the_primary",
+    ),
+    "a claim asks for the engine of an INSERT": Mutant(
+        "_settings.py",
+        "return update(self.model)",
+        "from sqlalchemy import insert; return insert(self.model)",
+        "test_a_session_that_splits_reads_from_writes_claims_on_the_primary",
     ),
     "a relay listens where the session reads": Mutant(
         "_effects/notifications.py",

@@ -32,7 +32,7 @@ from support.app import Payment, splitting
 from support.patience import PATIENCE
 from taskiq import InMemoryBroker, TaskiqDepends
 
-from safeagent_sa import ExecutionGuard, errors
+from safeagent_sa import ExecutionGuard, ExecutionRequest, errors
 from safeagent_sa.aio import AsyncExecutionGuard
 from safeagent_sa.effects import EffectContext
 from safeagent_sa.integrations import celery, faststream, procrastinate, taskiq
@@ -510,15 +510,29 @@ class TestProcrastinate:
         place()
         assert self.stored(jobs) == [1, 1, 1]
 
-    def test_a_session_that_splits_reads_from_writes_stores_jobs_on_the_primary(self, jobs, new_database):
+    @pytest.mark.parametrize("kind", ["splits reads", "binds", "another default"])
+    def test_a_session_with_several_engines_stores_jobs_beside_its_claim(self, jobs, new_database, kind):
         reader = create_engine(new_database())
-        with splitting(jobs.engine, reader)() as session, session.begin():
+        binds = {ExecutionRequest: jobs.engine, Payment: jobs.engine}
+        sessions = {
+            "splits reads": splitting(jobs.engine, reader),
+            "binds": sessionmaker(binds=binds),
+            "another default": sessionmaker(reader, binds=binds),
+        }[kind]
+        with sessions() as session, session.begin():
             with guard.claim(session, "order:1", action="place") as execution:
                 pay(session, 1)
                 procrastinate.defer(session, jobs.task, order_id=1)
                 execution.complete()
         reader.dispose()
         assert self.stored(jobs) == [1, 1, 1]
+
+    def test_without_a_claim_a_session_that_splits_reads_stores_jobs_on_the_primary(self, jobs, new_database):
+        reader = create_engine(new_database())
+        with splitting(jobs.engine, reader)() as session, session.begin():
+            procrastinate.defer(session, jobs.task, order_id=1)
+        reader.dispose()
+        assert self.stored(jobs) == [1, 0, 0]
 
     def test_an_async_session_that_splits_reads_does_so_too(self, jobs, new_database):
         async def place():

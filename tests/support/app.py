@@ -10,7 +10,7 @@ from typing import Any
 
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
-from sqlalchemy import Delete, Engine, Insert, String, Update, create_engine, func, select
+from sqlalchemy import Delete, Engine, String, Update, create_engine, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from safeagent_sa import ExecutionGuard, ExecutionRequest, capabilities, metadata, schema, sqlite
@@ -121,11 +121,19 @@ def deliver(port: Port, request_id: str, guard: ExecutionGuard | None = None, am
     return execution
 
 
+class Foreign:
+    """The base of models on a further engine; there are none."""
+
+
 def splitting(primary: Engine, reader: Engine) -> sessionmaker[Session]:
-    """Return a factory of sessions that split reads from writes: SQLAlchemy's "Custom Vertical Partitioning"."""
+    """Return a factory of sessions that split reads from writes: SQLAlchemy's "Custom Vertical Partitioning", to the letter."""
 
     class Splitting(Session):
         def get_bind(self, mapper: Any = None, clause: Any = None, **_: Any) -> Engine:  # type: ignore[override]
-            return primary if self._flushing or isinstance(clause, (Update, Delete, Insert)) else reader
+            if mapper and issubclass(mapper.class_, Foreign):
+                raise AssertionError("the recipe's other engine")
+            if self._flushing or isinstance(clause, (Update, Delete)):
+                return primary
+            return reader
 
     return sessionmaker(class_=Splitting)
