@@ -29,7 +29,7 @@ def test_green_threads_wait_for_each_other_and_not_for_the_process(kind, driver,
         capture_output=True,
         text=True,
         check=False,
-        timeout=PATIENCE,
+        timeout=PATIENCE + 30,  # more than each of its waits, and less than the limit of a test
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -24,7 +24,8 @@ def test_every_target_is_in_the_table_and_a_failure_stops_no_other(tmp_path, cap
 
 def test_a_target_without_an_end_stops_no_other(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bounded, "GRACE", 3)  # a job in the background ignores that it is interrupted
-    (tmp_path / "Makefile").write_text("endless:\n\ttail -f /dev/null & echo $$! > child; wait\ngood:\n\ttouch done\n")
+    endless = "setsid tail -f /dev/null & echo $$! > child; wait"  # in another session
+    (tmp_path / "Makefile").write_text(f"endless:\n\t{endless}\ngood:\n\ttouch done\n")
     assert run.main(["endless", "good"], tmp_path, limit=3) == 1
     table = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
 

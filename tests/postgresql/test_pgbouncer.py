@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -83,11 +83,10 @@ def pooled(postgresql, request):
 
     def listens():
         assert process.poll() is None, (folder / "log").read_text()
-        with suppress(OSError), socket.create_connection(("127.0.0.1", listen), timeout=1):
-            return True
-        return False
+        socket.create_connection(("127.0.0.1", listen), timeout=1).close()
+        return True
 
-    until("PgBouncer to listen", listens)
+    until("PgBouncer to listen", listens, but=OSError)
     port = Port("pooled", through.render_as_string(hide_password=False), engine, {"pipeline": pipeline})
     port.server_connections = size
     yield port

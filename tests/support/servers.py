@@ -132,17 +132,10 @@ def _from_docker(options: str, *, in_memory: bool) -> Server:
     def restart() -> None:
         container.get_wrapped_container().kill()  # SIGKILL for every process of the server
         container.get_wrapped_container().start()
-        until(f"the restarted server of {image} to answer", partial(_answers, url))  # as pg_ctl does for local programs
+        engine = create_engine(url, poolclass=NullPool)  # as pg_ctl does for local programs
+        until(f"the restarted server of {image}", lambda: engine.connect().close() is None, but=OperationalError)
 
     return Server(url, f"testcontainers, image {image}", container.stop, restart)
-
-
-def _answers(url: URL) -> bool:
-    try:
-        create_engine(url, poolclass=NullPool).connect().close()
-    except OperationalError:
-        return False
-    return True
 
 
 def _shares_loopback(client: Any) -> bool:

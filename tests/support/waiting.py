@@ -19,9 +19,9 @@ FIRST, LONGEST = 0.001, 0.05
 WAITING = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
 
 
-def until(what: str, look: Callable[[], Any]) -> None:
-    """Look until there is something; `look` may raise where it cannot come any more."""
-    for pause in _pauses(what, look):
+def until(what: str, look: Callable[[], Any], *, but: type[Exception] | tuple[()] = ()) -> None:
+    """Look until there is something; `look` raises `but` while there is nothing, and anything else where it cannot come."""
+    for pause in _pauses(what, look, but):
         time.sleep(pause)
 
 
@@ -31,10 +31,18 @@ async def async_until(what: str, look: Callable[[], Any]) -> None:
         await asyncio.sleep(pause)
 
 
-def _pauses(what: str, look: Callable[[], Any]) -> Iterator[float]:
+def _pauses(what: str, look: Callable[[], Any], but: type[Exception] | tuple[()] = ()) -> Iterator[float]:
     deadline, pause = time.monotonic() + PATIENCE, FIRST
-    while not look():
-        assert time.monotonic() < deadline, f"waited {PATIENCE} s for {what}"
+    while True:
+        last = None
+        try:
+            if look():
+                return
+        except but as error:
+            last = error
+        if time.monotonic() > deadline:
+            message = f"waited {PATIENCE} s for {what}"
+            raise AssertionError(message) from last
         yield pause
         pause = min(2 * pause, LONGEST)
 
@@ -44,9 +52,15 @@ def line_of(process: Popen[str], what: str) -> str:
     assert process.stdout is not None
     timer = threading.Timer(PATIENCE, process.kill)
     timer.start()
-    line = process.stdout.readline()
-    timer.cancel()
-    assert line, f"no line within {PATIENCE} s, or ever, where {what} was expected; the process: {process.args!r}"
+    try:
+        line = process.stdout.readline()
+    finally:
+        timer.cancel()
+    if not line:
+        process.kill()
+        _, errors = process.communicate()
+        message = f"no line within {PATIENCE} s, or ever, where {what} was expected, of {process.args!r}: {errors}"
+        raise AssertionError(message)
     return line.rstrip("\n")
 
 

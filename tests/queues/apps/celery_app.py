@@ -29,6 +29,8 @@ if BROKER_URL.startswith("redis"):
         },
     )
 else:
+    # What RabbitMQ has not confirmed is not on its disk yet, and lost with its power.
+    app.conf.update(broker_transport_options={"confirm_publish": True})
     dead = Queue("dead", Exchange("dead", type="fanout"))
     arguments = {"x-dead-letter-exchange": "dead"}
     app.conf.task_queues = [Queue("payments", routing_key="payments", queue_arguments=arguments)]

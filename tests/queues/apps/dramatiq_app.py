@@ -11,7 +11,8 @@ from safeagent_sa.integrations.dramatiq import guarded
 
 
 if BROKER_URL.startswith("amqp"):
-    broker = RabbitmqBroker(url=BROKER_URL)
+    # What RabbitMQ has not confirmed is not on its disk yet, and lost with its power.
+    broker = RabbitmqBroker(url=BROKER_URL, confirm_delivery=True)
 else:  # a worker is taken for dead after a second, and looked for with every command
     broker = RedisBroker(url=BROKER_URL, heartbeat_timeout=1000, maintenance_chance=1_000_000)
 broker.add_middleware(CurrentMessage())
