@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from support.aio import another_way
 from support.app import asked, deliver, pay
 from support.patience import PATIENCE
+from support.processes import end_backend
 from support.waiting import until, waiters
 from support.wire import MessageProxy
 
@@ -378,7 +379,7 @@ def test_a_connection_that_is_lost_while_a_claim_is_undone_is_an_error_of_sqlalc
     def cut(self, statements, *, begins):
         if statements[0][0].startswith("ROLLBACK TO"):
             with postgresql.engine.begin() as admin:
-                admin.execute(text("SELECT pg_terminate_backend(:pid, 60000)"), {"pid": self._driver.info.backend_pid})
+                end_backend(admin, self._driver.info.backend_pid)
         return send(self, statements, begins=begins)
 
     monkeypatch.setattr(Pipeline, "send", cut)

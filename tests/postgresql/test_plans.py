@@ -62,6 +62,13 @@ def explained(large):
     event.remove(Engine, "before_cursor_execute", explain)
 
 
+@pytest.fixture
+def visits(large):
+    """How often a page is visited that is read once: PostgreSQL 13 fetches each line that it may have."""
+    with large.engine.connect() as connection:
+        return 1 if connection.dialect.server_version_info >= (14,) else 8192 // 28
+
+
 def nodes(plan):
     yield plan
     for child in plan.get("Plans", ()):
@@ -77,7 +84,7 @@ def reads_all(plan):
     )
 
 
-def test_no_statement_reads_the_whole_table(large, explained):
+def test_no_statement_reads_the_whole_table(large, explained, visits):
     done, pages = set(), {}
     for name, run in steps(large, batch=1_000):
         explained.clear()
@@ -94,18 +101,18 @@ def test_no_statement_reads_the_whole_table(large, explained):
         size = connection.scalar(text("SELECT pg_relation_size('execution_requests') / 8192"))
     # `list` looks for a rare action in the last 32 MB; a purge walks along the key; batches read what they are asked for.
     looks = {name for name in pages if "purge" not in name and "many" not in name}
-    assert {name: pages[name] for name in looks if pages[name] > 4500} == {}
+    assert {name: pages[name] for name in looks if pages[name] > 4500 * visits} == {}
     assert size > 5 * 4500
     for name in ("safeagent-sa list ()", "safeagent-sa list ('--status', 'in_doubt')", "safeagent-sa show nothing"):
-        assert pages[name] < 1000
+        assert pages[name] < 1000 * visits
 
 
 @pytest.mark.parametrize("scopes", [None, ["", "tenant-8"]], ids=["all-scopes", "two-scopes"])
-def test_no_page_of_the_dashboard_reads_the_whole_table(large, explained, scopes):
+def test_no_page_of_the_dashboard_reads_the_whole_table(large, explained, visits, scopes):
     pages = {}
     with Visits(
         Dashboard(ExecutionGuard(), large.engine, may_look=lambda _: True, scopes=lambda _: scopes), ""
-    ) as visits:
+    ) as dashboard:
         for path in (
             *("/", "/in-doubt", "/outbox", "/now", "/requests", "/health"),
             *(
@@ -117,7 +124,7 @@ def test_no_page_of_the_dashboard_reads_the_whole_table(large, explained, scopes
             *("/request?id=order-1", "/request?scope=tenant-8&id=nothing"),
         ):
             explained.clear()
-            assert visits.json(path)["failed"] == {}, path
+            assert dashboard.json(path)["failed"] == {}, path
             for statement, plan in explained:
                 assert not reads_all(plan), (path, statement, plan)
             pages[path] = sum(
@@ -125,7 +132,7 @@ def test_no_page_of_the_dashboard_reads_the_whole_table(large, explained, scopes
             )
     print(pages)
     # A sample of 300 pages, the end of the table, and the open rows with their pages.
-    assert max(pages.values()) < 4000
+    assert max(pages.values()) < 4000 * visits
 
 
 def test_the_figures_for_metrics_are_read_by_the_index_of_what_is_open(large, explained):
@@ -163,12 +170,14 @@ def test_dead_letters_and_due_effects_are_looked_up_in_the_index_of_what_is_open
         assert f"ix_{TABLE}_open" in {node.get("Index Name") for node in nodes(explained[0][1])}, where
 
 
-@pytest.mark.parametrize(("version", "stretches"), [((17, 0), None), ((13, 23), 3)])
-def test_a_walk_sees_each_row_once(large, explained, monkeypatch, version, stretches):
+@pytest.mark.parametrize("is_13", [False, True], ids=["own version", "PostgreSQL 13"])
+def test_a_walk_sees_each_row_once(large, explained, visits, monkeypatch, is_13):
     """The form for PostgreSQL 13 is right on every version, and slow, so that a part of the walk must do."""
     shares, seen = [], 0
+    stretches = 3 if is_13 or visits > 1 else None
     with large.engine.connect() as connection:
-        monkeypatch.setattr(connection.dialect, "server_version_info", version)
+        if is_13:
+            monkeypatch.setattr(connection.dialect, "server_version_info", (13, 23))
         for stretch in islice(walks.from_the_end(connection, ExecutionRequest.__table__), stretches):
             explained.clear()
             seen += connection.scalar(select(func.count()).select_from(ExecutionRequest).where(stretch.rows))
