@@ -132,7 +132,11 @@ def test_there_and_back_the_table_is_what_it_was(engine, roles):
     (_, rest) = plain_settings[0].split(" ", 1)
     assert "fillfactor=80,autovacuum_vacuum_scale_factor=0.02" in rest
     assert ask(engine, settings) == [f"execution_requests_{number} {rest}" for number in range(4)]
-    assert [len(each) for each in plain.values()] == [15, 6, 3, 1, 1, len(plain["grants"]), 1]
+    counts = {name: len(found) for name, found in plain.items()}
+    counts["constraints"] -= sum(
+        " NOT NULL " in each for each in plain["constraints"]
+    )  # PostgreSQL 18 has them here, too
+    assert list(counts.values()) == [15, 6, 3, 1, 1, len(plain["grants"]), 1]
     assert f"{app} completed_at UPDATE" in plain["grants"]
 
     unpartition(engine)
