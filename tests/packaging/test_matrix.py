@@ -21,6 +21,7 @@ def changed(monkeypatch):
     results = {}
 
     def instead(cell, *, short):
+        results.setdefault("short", set()).update({cell.name} if short else ())
         if isinstance(results.get(cell.name), Exception):
             raise results[cell.name]
         return results.get(cell.name, True)
@@ -38,6 +39,14 @@ def test_a_cell_that_is_left_out_on_request_is_named_and_no_error(changed, capsy
     assert run.main(["--leave-out", NAMES[0]]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"matrix: left out as asked: {NAMES[0]}; passed: {', '.join(NAMES[1:])}"
+
+
+def test_a_short_run_is_whole_on_the_oldest_and_the_newest_server(changed):
+    assert run.main(["--short"]) == 0
+    servers = sorted({int(cell.postgresql) for cell in run.CELLS})
+    whole = {int(cell.postgresql) for cell in run.CELLS if cell.name not in changed["short"]}
+    assert whole == {servers[0], servers[-1]}
+    assert len(changed["short"]) == len(NAMES) - 2
 
 
 def test_one_cell_can_be_run_alone(changed, capsys):
