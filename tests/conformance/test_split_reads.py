@@ -10,8 +10,9 @@ from support.app import Payment, pay, splitting
 
 from safeagent_sa import ExecutionGuard, ExecutionRequest
 from safeagent_sa.compat import ExecutionStore
+from safeagent_sa.effects import not_executed
 from safeagent_sa.retention import erase, purge
-from safeagent_sa.testing import assert_executed_once, explore_faults
+from safeagent_sa.testing import assert_executed_once, explore_faults, put_in_doubt
 
 
 guard = ExecutionGuard()
@@ -68,6 +69,9 @@ VERBS = {
     "effect": lambda sessions: guard.effect("charge").execute(sessions, "charge-1", lambda context: "charged").result,
     "get": in_one_session(lambda session: guard.get(session, "order-1").result),
     "in_doubt": in_one_session(lambda session: [each.request_id for each in guard.in_doubt(session)]),
+    "resolve": in_one_session(
+        lambda session: guard.resolve(session, "lost", not_executed(), by="a person", evidence="their list")
+    ),
     "erase": in_one_session(lambda session: erase(session, "order-1")),
     "count": lambda sessions: purge(sessions, older_than=dt.timedelta(days=90), dry_run=True),
     "purge": lambda sessions: purge(sessions, older_than=dt.timedelta(days=90)),
@@ -87,6 +91,7 @@ def test_every_verb_asks_the_primary(postgresql, elsewhere, kind, verb):
         with postgresql.sessions() as session, session.begin():
             guard.execute(session, "order-1", lambda _: "paid", action="pay")
         with postgresql.engine.begin() as connection:
+            put_in_doubt(connection, "lost", action="charge")
             old = dt.datetime.now(dt.UTC) - dt.timedelta(days=100)
             connection.execute(update(ExecutionRequest).values(created_at=old, completed_at=old))
 

@@ -11,7 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 from support.app import Payment, asked
-from support.waiting import async_until, until
+from support.processes import end_backend
+from support.waiting import async_until
 
 from safeagent_sa import ExecutionGuard, ReadOnlyTransactionError
 from safeagent_sa._dialects.postgresql import ready
@@ -246,15 +247,12 @@ def test_an_error_is_the_same_on_both_ways(engine, is_heard):
 @pytest.mark.parametrize("step", ["claim", "completion"])
 def test_a_lost_connection_is_replaced(engine, long_way, step):
     with Session(engine) as session:
-        lose = text("SELECT pg_terminate_backend(:pid)")
         pid = session.scalar(text("SELECT pg_backend_pid()"))
         with create_engine(engine.url, poolclass=NullPool, isolation_level="AUTOCOMMIT").connect() as other:
             if step == "completion":
                 with guard.claim(session, "order-1", action="pay") as execution:
                     execution.complete(1)
-            other.execute(lose, {"pid": pid})
-            left = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
-            until(f"the end of backend {pid}", lambda: not other.scalar(left, {"pid": pid}))
+            end_backend(other, pid)
         with pytest.raises(OperationalError) as caught:
             if step == "claim":
                 with guard.claim(session, "order-1", action="pay"):
